@@ -1,0 +1,21 @@
+"""minimas: recursive multi-agent systems (RecursiveMAS, arXiv 2604.25917) in plain PyTorch.
+
+    import minimas
+    system = minimas.load_mas_system("tiny")
+    print(system.run(["7 +5 *3 -4 +8"])[0].answer)
+"""
+
+__version__ = "0.1.0"
+__all__ = ["InputError", "STYLES", "System", "load_mas_system"]
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what was found, what was expected and what to do."""
+
+
+def __getattr__(name):
+    # Imported on first use: `import minimas` stays light, and `python -m minimas.recurse` runs its module only once.
+    if name in __all__:
+        from . import recurse
+        return getattr(recurse, name)
+    raise AttributeError(f"module 'minimas' has no attribute {name!r}")

@@ -1,0 +1,162 @@
+"""Llama 3: the reference decoder. The other family files say only what they change of this one.
+
+Equals transformers' LlamaForCausalLM on the released checkpoints (model_type `llama`): RMSNorm before each half of a
+block, rotary positions (with Llama 3.1's frequency scaling), grouped-query attention, SwiGLU.
+
+The model takes embeddings and returns hidden states after the final norm; the vocabulary is a separate call. A latent
+agent needs exactly this split: it is fed with vectors no token stands for, and never asks for a token.
+
+Letters: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .cache import GrowingCache, KVCache
+
+
+@dataclass
+class Config:
+    """The fields of config.json that the decoder reads, under their names there."""
+    vocab_size: int
+    hidden_size: int  # D
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K
+    rms_norm_eps: float
+    rope_parameters: dict
+    head_dim: int | None = None  # d: D / H where config.json does not say
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self):
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, D, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
+
+    def forward(self, x):
+        y = x.float()  # the mean of squares needs float32; the weight is applied after the cast, as in training
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+def rope_frequencies(rope_parameters, d):
+    """Angles per position, (d/2,) float32, for rope_type `default` or `llama3` (Llama 3.1, section "long context")."""
+    p = rope_parameters
+    frequency = 1.0 / p["rope_theta"] ** (torch.arange(0, d, 2, device="cpu").float() / d)
+    if p.get("rope_type", "default") == "llama3":
+        # Waves that turned fewer than low_freq_factor times in the first training's context are stretched by `factor`,
+        # those that turned more than high_freq_factor times stay, and those between are mixed.
+        turns = p["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        low, high = p["low_freq_factor"], p["high_freq_factor"]
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        frequency = keep * frequency + (1 - keep) * frequency / p["factor"]
+    return frequency
+
+
+def rotation(positions, frequency):
+    """cos and sin (B, 1, T, d) float32 of the angles at positions (B, T)."""
+    angle = positions[:, None, :, None] * frequency  # (B, 1, T, d/2)
+    angle = torch.cat([angle, angle], -1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, rope):
+    """Turn each pair (x_i, x_{i+d/2}) of x (B, heads, T, d) by its angle; in float32, back in x's dtype."""
+    cos, sin = rope
+    a, b = x.float().chunk(2, -1)
+    return (x * cos + torch.cat([-b, a], -1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.d = c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * self.d, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
+        self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
+
+    def forward(self, x, positions, rope, mask, cache):
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, H, T, d)
+        k = self.k_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
+        v = self.v_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
+        q, k = rotate(q, rope), rotate(k, rope)
+        k, v = cache.update(k, v, positions)  # (B, K, S, d)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, c, attention):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = attention(c)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x, positions, rope, mask, cache):
+        x = x + self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """The decoder. `attention` is the class its blocks use, the one part that Qwen2 and Qwen3 change."""
+
+    rope_types = ("default", "llama3")
+
+    def __init__(self, config, attention=Attention):
+        super().__init__()
+        self.config = c = config
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c, attention) for _ in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.tie_weights()
+        self.register_buffer("frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False)
+
+    def tie_weights(self):
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def make_cache(self, B, S=None):
+        """One cache per layer for B rows: of S preallocated positions, or growing and differentiable when S is None."""
+        c, w = self.config, self.embed_tokens.weight
+        if S is None:
+            return [GrowingCache() for _ in self.layers]
+        return [KVCache(B, c.num_key_value_heads, S, c.head_dim, w.device, w.dtype) for _ in self.layers]
+
+    def embed(self, ids):
+        """Token ids (...) -> embeddings (..., D)."""
+        return self.embed_tokens(ids)
+
+    def forward(self, x, positions, cache):
+        """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final norm."""
+        rope, mask = rotation(positions, self.frequency), cache[0].mask(positions)
+        for layer, layer_cache in zip(self.layers, cache):
+            x = layer(x, positions, rope, mask, layer_cache)
+        return self.norm(x)
+
+    def logits(self, h):
+        """Hidden states (..., D) -> scores (..., vocabulary)."""
+        return self.lm_head(h)

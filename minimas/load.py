@@ -1,0 +1,190 @@
+"""From a folder in the released layout to a working decoder, tokenizer and links. Every exception of a checkpoint is here.
+
+An agent's folder: config.json, generation_config.json, model.safetensors (or shards and model.safetensors.index.json),
+tokenizer.json, tokenizer_config.json, chat_template.jinja, and its inner link, adapter.pt or adapter(TASK).pt.
+The links' folder: outerlink_config.json and the .pt files that it names.
+
+What is wrong with a file is found here, once, and told in a sentence; the rest of the package trusts what it is given.
+"""
+
+import json
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer as FastTokenizer
+
+from . import InputError
+from .link import InnerLink, OuterLink, load_link
+from .llama import Config, Llama
+from .qwen import Qwen2, Qwen3
+from .tokenizer import Tokenizer
+
+FAMILIES = {"llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3}  # model_type in config.json -> decoder
+
+
+@dataclass
+class Generation:
+    """What generation_config.json says of decoding: the token ids that end a text, and top_k (50 where it names none)."""
+    eos_ids: tuple[int, ...] = ()
+    top_k: int = 50
+
+
+def needed(folder, name):
+    """The file `name` of a folder, which must be there."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give the folder of a checkpoint in the released layout")
+    if not (folder / name).is_file():
+        raise InputError(f"{folder} has no {name}: a checkpoint in the released layout needs it; fetch the folder again")
+    return folder / name
+
+
+def read_text(file):
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{file} is damaged, it is not UTF-8 text ({e.reason} at byte {e.start}): fetch it again") from e
+
+
+def read_json(file):
+    """A JSON file that holds an object."""
+    try:
+        value = json.loads(read_text(file))
+    except json.JSONDecodeError as e:
+        raise InputError(f"{file} is damaged, it is not JSON ({e}): fetch it again") from e
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_config(folder):
+    """config.json -> (decoder class, its Config, dtype of the weights), in transformers 5.3's spelling or the older one."""
+    file = needed(folder, "config.json")
+    raw = read_json(file)
+    family = FAMILIES.get(raw.get("model_type"))
+    if family is None:
+        raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; minimas has {', '.join(FAMILIES)}")
+    if "rope_parameters" not in raw:  # the older spelling
+        rope = dict(raw.get("rope_scaling") or {})
+        rope.setdefault("rope_type", rope.pop("type", "default"))
+        raw["rope_parameters"] = {"rope_theta": raw.get("rope_theta", 10000.0), **rope}
+    rope_type = raw["rope_parameters"].get("rope_type", "default")
+    if rope_type not in family.rope_types:
+        raise InputError(f"{file}: rope type {rope_type!r} is not supported for {raw['model_type']}, only {', '.join(family.rope_types)}")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(f"{file}: hidden_act {raw['hidden_act']!r} is not supported, expected silu")
+    missing = [f.name for f in fields(Config) if f.name not in raw and f.default is MISSING]
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(missing)}: expected the config of a {raw['model_type']} decoder")
+    config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
+    return family, config, getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
+
+
+def weight_files(folder):
+    """model.safetensors, or the shards that the index names."""
+    if (Path(folder) / "model.safetensors.index.json").is_file():
+        index = read_json(Path(folder) / "model.safetensors.index.json")
+        return [needed(folder, name) for name in sorted(set(index["weight_map"].values()))]
+    return [needed(folder, "model.safetensors")]
+
+
+def parameter_name(key):
+    """A tensor's name in a checkpoint -> its name in our decoder, or None for what a text decoder has no use for."""
+    if key.startswith(("vision_tower.", "multi_modal_projector.", "model.visual.", "mtp.")) or key.endswith("rotary_emb.inv_freq"):
+        return None
+    for prefix in ("language_model.model.", "model.language_model.", "language_model.", "model."):
+        if key.startswith(prefix):
+            return key[len(prefix):]
+    return key
+
+
+def load_weights(model, folder, device, dtype):
+    """Stream the weights of a folder into `model` (built on the meta device), one tensor at a time.
+
+    Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of the shape config.json asks for.
+    """
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # may be stored all the same: then skipped
+    missing = set(expected) - tied
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as tensors:
+                for key in tensors.keys():
+                    name = parameter_name(key)
+                    if name is None or name in tied:
+                        continue
+                    tensor = tensors.get_tensor(key)
+                    if name not in expected or tensor.shape != expected[name].shape:
+                        wanted = f"shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
+                        raise InputError(f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {wanted}: "
+                                         "weights and config.json are not of one model")
+                    module, _, leaf = name.rpartition(".")
+                    setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+                    missing.discard(name)
+        except SafetensorError as e:
+            raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
+    if missing:
+        raise InputError(f"{folder}: the weights lack {sorted(missing)[0]} and {len(missing) - 1} more tensors of {len(expected)}")
+    model.tie_weights()
+
+
+def load_model(folder, device="cpu", dtype=None):
+    """Decoder of a folder, frozen, on `device`, in `dtype` (None: the one config.json names)."""
+    family, config, stored = read_config(folder)
+    with torch.device("meta"):
+        model = family(config)
+    load_weights(model, folder, device, dtype or stored)
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder):
+    """Tokenizer and chat template of a folder."""
+    try:
+        fast = FastTokenizer.from_file(str(needed(folder, "tokenizer.json")))
+    except Exception as e:  # tokenizers raises bare Exception
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"{folder}/tokenizer.json is damaged ({e}): fetch it again") from e
+    config = read_json(needed(folder, "tokenizer_config.json"))
+    special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token") and v}
+    return Tokenizer(fast, special, read_text(needed(folder, "chat_template.jinja")))
+
+
+def load_generation(folder, tokenizer):
+    """Stop ids and top_k of a folder; the tokenizer's own end token always stops."""
+    raw = read_json(needed(folder, "generation_config.json"))
+    eos = raw.get("eos_token_id") or []
+    eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id} - {None}
+    return Generation(tuple(sorted(eos)), raw.get("top_k", 50))
+
+
+def load_inner_link(folder, task, D, device="cpu"):
+    """The inner link of a folder for the agent's width D: the one for the task if there are several."""
+    name = f"adapter({'code' if task == 'code' else 'math'}).pt"
+    manifest = Path(folder) / "innerlink_config.json"
+    if manifest.is_file():
+        name = read_json(manifest)["tasks"]["code" if task == "code" else "math"]["adapter.pt"]
+    elif not (Path(folder) / name).is_file():
+        name = "adapter.pt"
+    return load_link(InnerLink(D), needed(folder, name), device)
+
+
+def load_outer_links(folder, task, edges, widths, device):
+    """{(source, target): OuterLink} for `edges`, {(source, target): released key}; `widths` is {role: D}."""
+    file = needed(folder, "outerlink_config.json")
+    config = read_json(file)
+    entries = config["tasks"]["code" if task == "code" else "math"] if "tasks" in config else config
+    named = {entry["legacy_key"]: entry for entry in entries["adapters"]}
+    links = {}
+    for (source, target), key in edges.items():
+        if key not in named:
+            raise InputError(f"{file} lists no link {key} ({source} to {target}); it has {', '.join(named) or 'none'}")
+        entry = named[key]
+        if (entry["in_dim"], entry["out_dim"]) != (widths[source], widths[target]):
+            raise InputError(f"{file}: link {key} maps width {entry['in_dim']} to {entry['out_dim']}, but {source} has width "
+                             f"{widths[source]} and {target} {widths[target]}: these links were trained for other agents")
+        link = OuterLink(widths[source], widths[target])
+        links[source, target] = load_link(link, needed(folder, entry["filename"]), device)
+    return links

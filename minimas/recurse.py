@@ -1,0 +1,319 @@
+"""The recursion: agents think in latents, pass them on, and loop; only the last one, in the last round, writes text.
+
+    python -m minimas.recurse --prompt "7 +5 *3 -4 +8 *7 -1 +6"
+
+Read `recurse` first: it is all of RecursiveMAS (arXiv 2604.25917), one loop over a table of styles. What it calls is in
+agent.py; `System.run` puts batches, settings and the second try for an answer around it.
+
+Letters: B questions in a batch, T prompt tokens, D an agent's width, m latent steps.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import InputError, __version__
+from .agent import load_agent, silent
+from .answers import extract
+from .load import load_outer_links
+from .prompts import TASKS, Question, Slot, answer_retry, prompt, render
+from .sample import seeds
+from .tiny.task import label
+from .tokenizer import DATE
+
+
+@dataclass(frozen=True)
+class Style:
+    """Who speaks in which order, who hears whom through which link, and the values of settings that a run leaves open."""
+    order: tuple[str, ...]
+    edges: dict[tuple[str, str], str]  # (source, target) -> the link's key in outerlink_config.json
+    checkpoints: dict[str, str]  # role, or "links" -> folder
+    prompts: str  # which part of prompts.json
+    read: Callable[[str], str] = str  # the question as typed -> as the agents see it
+    latent_steps: int = 32
+    max_new_tokens: int = 2000
+    temperature: float = 0.6
+
+
+SHIPPED = Path(__file__).parent / "tiny"
+SEQUENCE = {("planner", "critic"): "outer_12", ("critic", "solver"): "outer_23", ("solver", "planner"): "outer_31"}
+STYLES = {
+    "tiny": Style(
+        order=("planner", "critic", "solver"), edges=SEQUENCE, prompts="tiny", read=label,
+        checkpoints={name: str(SHIPPED / name) for name in ("planner", "critic", "solver", "links")},
+        latent_steps=5, max_new_tokens=8, temperature=0.0),
+    "sequential_light": Style(
+        order=("planner", "critic", "solver"), edges=SEQUENCE, prompts="sequential",
+        checkpoints={"planner": "RecursiveMAS/Sequential-Light-Planner-Qwen3-1.7B",
+                     "critic": "RecursiveMAS/Sequential-Light-Critic-Llama3.2-1B",
+                     "solver": "RecursiveMAS/Sequential-Light-Solver-Qwen2.5-Math-1.5B",
+                     "links": "RecursiveMAS/Sequential-Light-Outerlinks"}),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes. None stands for the style's own value (for top_k: that of the agent's generation_config.json)."""
+    rounds: int = 3
+    latent_steps: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float = 0.95
+    top_k: int | None = None
+    seed: int = 42
+    batch_size: int = 8
+    retry: bool = True
+    channel: str = "latent"
+    date: str = DATE
+
+    def completed(self, style):
+        """The same with the style's values filled in; InputError names a setting that is out of range."""
+        own = ("latent_steps", "max_new_tokens", "temperature")
+        settings = replace(self, **{name: getattr(style, name) for name in own if getattr(self, name) is None})
+        for name, least in {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "batch_size": 1}.items():
+            value = getattr(settings, name)
+            if value is not None and not least <= value < float("inf"):  # a NaN is out of range too
+                raise InputError(f"{name} is {value}, expected a number from {least} up")
+        if not 0 < settings.top_p <= 1:
+            raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
+        if settings.channel not in ("latent", "text"):
+            raise InputError(f"channel is {settings.channel!r}, expected latent or text")
+        return settings
+
+
+def recurse(system, questions, settings, hear=silent, tick=silent):
+    """Let the agents of a system think over B questions until it is the last one's turn to answer; returns its prompts.
+
+    A prompt is a list of pieces, text or latents (m, D), no slot left open. hear(round, edge, messages) is told what passes
+    an edge: latents (B, m, D of the target), or B texts on the text channel. tick() is called for every position generated.
+    """
+    style, inbox = system.style, {}
+    for r in range(1, settings.rounds + 1):
+        for role in style.order:
+            agent, prompts = system.agents[role], system.prompts(role, questions, inbox, settings.date)
+            if (r, role) == (settings.rounds, style.order[-1]):
+                return prompts
+            if settings.channel == "latent":
+                H = agent.think(*agent.embed(prompts), settings.latent_steps, tick)  # (B, m, D)
+                sent = {edge: link(agent.inner_link(H)) for edge, link in system.outer_links.items() if edge[0] == role}
+            else:
+                ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed, r, role), settings, tick)
+                texts = [agent.tokenizer.decode(row) for row in ids]
+                sent = {edge: texts for edge in style.edges if edge[0] == role}
+            for edge, messages in sent.items():
+                hear(r, edge, messages)
+            inbox |= sent
+
+
+@dataclass
+class Result:
+    """What a system made of one question. `answer` is None where the text holds none in the form the task asks for."""
+    question: str
+    text: str
+    answer: str | None
+    token_ids: list[int]  # what the last agent generated, a second try's tokens included
+    seconds: float  # the question's share of its batch's wall time
+    latents: dict = field(default_factory=dict)  # (round, source, target) -> (m, D of target), or its text
+
+    @property
+    def new_tokens(self):
+        return len(self.token_ids)
+
+
+class System:
+    """Agents by role and the outer links between them, {(source, target): OuterLink}; `task` is math, choice or code."""
+
+    def __init__(self, style, agents, outer_links, task="math"):
+        self.style, self.agents, self.outer_links, self.task = style, agents, outer_links, task
+
+    def read(self, questions, fn_names=None):
+        """Texts as typed -> Questions; InputError names one that cannot be read."""
+        if any(not question.strip() for question in questions):
+            raise InputError("a question is empty: type something to be answered")
+        if fn_names is not None and len(fn_names) != len(questions):
+            raise InputError(f"{len(fn_names)} fn_names for {len(questions)} questions: give one each, None for a function without a name")
+        for text in questions:
+            self.style.read(text)
+        return [Question(*pair) for pair in zip(questions, fn_names or [""] * len(questions))]
+
+    def prompts(self, role, questions, inbox, date=DATE):
+        """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
+        heard, tokenizer, prompts = any(target == role for _, target in inbox), self.agents[role].tokenizer, []
+        for b, question in enumerate(questions):
+            question = replace(question, text=self.style.read(question.text))
+            pieces = render(tokenizer, *prompt(self.style.prompts, role, question, self.task, heard), date)
+            prompts.append([inbox[p.role, role][b] if isinstance(p, Slot) else p for p in pieces])
+        return prompts
+
+    def run(self, questions, **options):
+        """One Result per question, in their order. Options: the fields of Settings, and
+
+        keep_latents=False  put what passed each edge into Result.latents
+        fn_names=None       task code: a name per question, None for a function without a name, "" for a whole program
+        progress=False      show a bar on stderr
+        Raises InputError on a question or an option that cannot be used, before anything is computed.
+        """
+        return list(self.stream(questions, **options))
+
+    @torch.no_grad()
+    def stream(self, questions, *, keep_latents=False, fn_names=None, progress=False, **options):
+        """As run, but yields the results of a batch as soon as it is done."""
+        settings = Settings(**options).completed(self.style)
+        questions = self.read(questions, fn_names)
+        batches = [questions[i:i + settings.batch_size] for i in range(0, len(questions), settings.batch_size)]
+        per_batch = (settings.rounds * len(self.style.order) - 1) * settings.latent_steps + settings.max_new_tokens
+        with tqdm(total=len(batches) * per_batch, unit="token", leave=False, disable=not progress) as bar:
+            for i, batch in enumerate(batches):
+                yield from self.answer(batch, settings, keep_latents, bar.update)
+                bar.update((i + 1) * per_batch - bar.n)  # texts that ended early
+
+    def answer(self, questions, settings, keep_latents=False, tick=silent):
+        """One batch, from questions to Results."""
+        started, latents = time.perf_counter(), [{} for _ in questions]
+
+        def keep(r, edge, messages):
+            for kept, message in zip(latents, messages):
+                kept[r, *edge] = message.clone() if torch.is_tensor(message) else message
+
+        prompts = recurse(self, questions, settings, hear=keep if keep_latents else silent, tick=tick)
+        agent = self.agents[self.style.order[-1]]
+        ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed), settings, tick)
+        texts = [agent.tokenizer.decode(row) for row in ids]
+        if settings.retry:
+            self.retry(agent, questions, texts, ids, settings)
+        seconds = (time.perf_counter() - started) / len(questions)
+        return [Result(question.text, text, extract(text, self.task), row, seconds, kept)
+                for question, text, row, kept in zip(questions, texts, ids, latents)]
+
+    def retry(self, agent, questions, texts, ids, settings):
+        """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place."""
+        request = answer_retry(self.style.prompts, self.task)
+        lost = [b for b, text in enumerate(texts) if extract(text, self.task) is None]
+        if not request or not lost:
+            return
+        settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)
+        asked = [f"{texts[b]}\n{request}" for b in lost]
+        more = agent.decode(*agent.embed([[text] for text in asked], special=True),
+                            seeds([questions[b] for b in lost], settings.seed, "retry"), settings)
+        for b, text, new in zip(lost, asked, more):
+            texts[b], ids[b] = (text + agent.tokenizer.decode(new)).strip(), ids[b] + new
+
+
+def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", trust_remote_code=None):
+    """Load the agents and links of a style.
+
+    checkpoints  {role, or "links": folder}, over those of the style
+    device       where everything runs: a torch device or its name; None takes cuda where there is one
+    dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json names.
+                 Links compute in the dtype of their files, always.
+    task         math, choice or code: which links are loaded and how agents are asked
+    trust_remote_code  accepted for those who come from the released code, and ignored: nothing from a checkpoint is executed
+
+    Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
+    """
+    if style not in STYLES:
+        raise InputError(f"style {style!r} is not known, expected one of {', '.join(STYLES)}")
+    if task not in TASKS:
+        raise InputError(f"task {task!r} is not known, expected one of {', '.join(TASKS)}")
+    style = STYLES[style]
+    if unknown := set(checkpoints or {}) - {*style.order, "links"}:
+        raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has {', '.join(style.order)} and links")
+    where = style.checkpoints | (checkpoints or {})
+    device, dtype = usable_device(device), named_dtype(dtype)
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    agents = {role: load_agent(where[role], task, device, dtype) for role in style.order}
+    widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
+    return System(style, agents, load_outer_links(where["links"], task, style.edges, widths, device), task)
+
+
+def usable_device(device):
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as e:
+        raise InputError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
+    return device
+
+
+def named_dtype(dtype):
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if named is not None and named not in (torch.float32, torch.bfloat16, torch.float16, torch.float64) or dtype and named is None:
+        raise InputError(f"dtype {dtype!r} cannot be used, expected float32, bfloat16, float16 or float64")
+    return named
+
+
+def arguments():
+    def refuse(message):
+        raise InputError(message)
+
+    parser = argparse.ArgumentParser(prog="python -m minimas.recurse", description="Ask a recursive multi-agent system.")
+    parser.error = refuse
+    add = parser.add_argument
+    add("--prompt", action="append", required=True, metavar="TEXT", help="a question; repeat for more, - reads one a line from stdin")
+    add("--style", default="tiny", help=f"the system: {', '.join(STYLES)} (default tiny)")
+    add("--checkpoint", action="append", default=[], metavar="ROLE=PATH", help="take this role, or links, from this folder; repeat for more")
+    add("--task", default="math", help="what is asked for: math (default), choice or code")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--dtype", help="of the agents: float32, bfloat16, float16 (default: float32 on cpu, else the checkpoint's)")
+    add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
+    add("--latent-steps", type=int, help="latents an agent thinks per turn (default: the style's)")
+    add("--max-new-tokens", type=int, help="limit on the answer's tokens (default: the style's)")
+    add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
+    add("--top-p", type=float, default=0.95, help="sample out of the likeliest tokens that reach this probability (default 0.95)")
+    add("--top-k", type=int, help="and out of this many, 0 for all (default: generation_config.json's)")
+    add("--seed", type=int, default=42, help="of sampling (default 42)")
+    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
+    add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
+    add("--no-retry", dest="retry", action="store_false", help="do not ask again where a text holds no answer")
+    add("--json", action="store_true", help="print one JSON object a question")
+    add("--version", action="version", version=f"minimas {__version__}")
+    return parser.parse_args()
+
+
+def read_questions(prompts):
+    questions = []
+    for text in prompts:
+        try:
+            questions += [line for line in sys.stdin.read().splitlines() if line.strip()] if text == "-" else [text]
+        except UnicodeDecodeError as e:
+            raise InputError(f"stdin is not text in UTF-8 ({e.reason} at byte {e.start}): give one question a line") from e
+    return questions
+
+
+def show(result, settings, as_json):
+    if as_json:
+        own = {name: getattr(result, name) for name in ("question", "text", "answer", "new_tokens", "seconds")}
+        return json.dumps(own | {"rounds": settings.rounds, "latent_steps": settings.latent_steps}, ensure_ascii=False)
+    return result.text if result.answer is None or "\n" in result.answer else f"{result.text}\nanswer: {result.answer}"
+
+
+def main():
+    try:
+        args = arguments()
+        if wrong := [pair for pair in args.checkpoint if "=" not in pair]:
+            raise InputError(f"--checkpoint {wrong[0]} has no =, expected ROLE=PATH")
+        checkpoints, questions = dict(pair.split("=", 1) for pair in args.checkpoint), read_questions(args.prompt)
+        system = load_mas_system(args.style, checkpoints=checkpoints, device=args.device, dtype=args.dtype, task=args.task)
+        options = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+        settings = Settings(**options).completed(system.style)
+        for result in system.stream(questions, progress=True, **options):
+            tqdm.write(show(result, settings, args.json))
+            if result.answer is None:
+                tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
+    except InputError as e:
+        print(f"minimas: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

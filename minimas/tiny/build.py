@@ -1,0 +1,211 @@
+"""Train the tiny system from nothing into a folder in the released layout: three agents, their inner links, the outer links.
+
+    python -m minimas.tiny.build --out FOLDER [--seed 0]
+
+Minutes on two cores. The weights that ship with minimas are this script's output for seed 0, unedited; `report.json`
+beside them says what they reach on the test split, which nothing here looks at before the end.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from .. import InputError
+from ..agent import Agent
+from ..link import InnerLink, OuterLink
+from ..load import FAMILIES, load_generation, load_model, load_tokenizer, read_config
+from ..recurse import STYLES, Settings, System, load_mas_system
+from ..train import (Turn, fit, forced_turns, next_token_loss, save_inner_link, save_outer_links, train_inner, train_outer,
+                     warm_up_outer)
+from .task import OPERATIONS, ROLES, WORDS, draw, exercise, note, questions
+
+QWEN_TEMPLATE = """{%- for message in messages -%}
+<|im_start|>{{ message.role }} {{ message.content }}<|im_end|>
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant{% endif -%}
+"""
+LLAMA_TEMPLATE = """<|begin_of_text|>
+{%- for message in messages -%}
+<|start_header_id|>{{ message.role }}<|end_header_id|>{{ message.content }}<|eot_id|>
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start_header_id|>assistant<|end_header_id|>{% endif -%}
+"""
+QWEN_TOKENS = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "start": "<|im_start|>"}
+LLAMA_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|pad|>",
+                "start": "<|start_header_id|>", "end": "<|end_header_id|>"}
+AGENTS = {  # role: model_type, width, special tokens, chat template
+    "planner": ("qwen3", 96, QWEN_TOKENS, QWEN_TEMPLATE),
+    "critic": ("llama", 128, LLAMA_TOKENS, LLAMA_TEMPLATE),
+    "solver": ("qwen2", 112, QWEN_TOKENS, QWEN_TEMPLATE),
+}
+
+
+def make_tokenizer(specials, seed):
+    """A token a word, a digit, an operation or a piece of a note; every agent gives them ids of its own."""
+    words = WORDS[:]
+    random.Random(seed).shuffle(words)
+    vocabulary = {word: i for i, word in enumerate([*specials, "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words = Regex(r"\\boxed\{|[-+*]\d|[a-z]{2,}|\S")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(words, "isolated")])
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(list(specials))
+    return tokenizer
+
+
+def make_agent(folder, role, seed):
+    """An agent's folder without weights, and the untrained Agent in float32."""
+    model_type, width, specials, template = AGENTS[role]
+    tokenizer = make_tokenizer(specials.values(), f"{seed} {role}")
+    end = tokenizer.token_to_id(specials["eos_token"])
+    files = {
+        "config.json": {
+            "model_type": model_type, "dtype": "bfloat16", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": width,
+            "intermediate_size": 3 * width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": width // 4, "hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 256,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": False},
+        "generation_config.json": {"eos_token_id": end},
+        "tokenizer_config.json": {name: token for name, token in specials.items() if name.endswith("_token")},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    family, config, _ = read_config(folder)
+    model = family(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.05)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    return wrap(folder, model)
+
+
+def wrap(folder, model):
+    tokenizer = load_tokenizer(folder)
+    return Agent(model, tokenizer, InnerLink(model.config.hidden_size), load_generation(folder, tokenizer))
+
+
+def turns(rng, role, count, **options):
+    """`count` random exercises of `role`, as turns of the recursion."""
+    source = ROLES[ROLES.index(role) - 1]
+    exercises = [exercise(rng, role, **options) for _ in range(count)]
+    opens = role == ROLES[0]  # only the planner has a prompt without a slot; elsewhere nothing heard is an empty slot
+    return [Turn(question, {} if opens and heard is None else {source: heard or ""}, reply) for question, heard, reply in exercises]
+
+
+def train_agent(system, role, seed, steps, batch=64):
+    """Teach an agent its trade as an ordinary language model, by next-token cross-entropy on its replies.
+
+    The operations it meets grow from 2 to all 21 over the first 40 % of the steps, or the value table is learnt too slowly;
+    for the first three quarters it writes the whole rest of the chain, then only the next step.
+    """
+    agent, rng = system.agents[role], random.Random(f"{seed} agent {role}")
+    pool = random.Random(0).sample(OPERATIONS, len(OPERATIONS))
+
+    def loss_at(step):
+        known = pool[:2 + int(19 * step / (0.4 * steps))]
+        batch_of_turns = turns(rng, role, batch, operations=known, whole=step < 0.75 * steps)
+        return next_token_loss(agent, *forced_turns(system, role, batch_of_turns, noise=0.1))
+
+    matrices = [p for p in agent.model.layers.parameters() if p.ndim == 2]
+    others = [p for p in agent.model.parameters() if not any(p is matrix for matrix in matrices)]
+    optimizers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, adjust_lr_fn="original"),
+                  torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+    fit(loss_at, optimizers, steps, f"agent {role}", warm_up=max(1, steps // 20))
+
+
+def save_agent(folder, agent):
+    """Weights in bfloat16 under their released names; the agent goes on with what the file holds, in float32."""
+    prefix = {"lm_head.weight": ""}
+    save_file({prefix.get(name, "model.") + name: p.detach().to(torch.bfloat16) for name, p in agent.model.named_parameters()},
+              folder / "model.safetensors", metadata={"format": "pt"})
+    agent.model = load_model(folder, dtype=torch.float32)
+
+
+def answers_to_learn(rng, batch, latent_steps):
+    """Questions, the solver's last notes, and how many rounds to take for them: any length that so many rounds can walk."""
+    rounds = rng.randint(1, 5)
+    chains = [draw(rng, rng.randint(1, min(9, 3 * rounds))) for _ in range(batch)]
+    notes = [note("solver", chain, len(chain.steps), chain.answer) for chain in chains]
+    return [chain.question for chain in chains], notes, Settings(rounds=rounds, latent_steps=latent_steps)
+
+
+def accuracy(system, chains, **options):
+    """Percent right, in all and by length of chain, and the tokens that all agents together decoded for a question."""
+    results = system.run([chain.question for chain in chains], batch_size=len(chains), keep_latents=True, **options)
+    right, tokens = {}, 0
+    for chain, result in zip(chains, results):
+        right.setdefault(len(chain.steps), []).append(result.answer == str(chain.answer))
+        said = [(source, text) for (_, source, _), text in result.latents.items() if isinstance(text, str)]
+        tokens += result.new_tokens + sum(len(system.agents[source].tokenizer.encode(text)) + 1 for source, text in said)
+    percent = lambda hits: round(100 * sum(hits) / len(hits), 1)
+    return {"percent": percent(sum(right.values(), [])), "by_length": {n: percent(hits) for n, hits in sorted(right.items())},
+            "tokens": round(tokens / len(chains), 1)}
+
+
+def evaluate(folder, split, per_length):
+    """What the system saved in a folder reaches, loaded as any user would load it."""
+    load = lambda: load_mas_system("tiny", checkpoints={name: folder / name for name in (*ROLES, "links")}, device="cpu")
+    system, chains = load(), questions(split, per_length)
+    report = {"split": split, "questions": len(chains)}
+    report["latent"] = {rounds: accuracy(system, chains, rounds=rounds) for rounds in range(1, 6)}
+    report["text"] = {rounds: accuracy(system, chains, rounds=rounds, channel="text") for rounds in range(1, 6)}
+    report["empty slots"] = {rounds: accuracy(system, chains, rounds=rounds, latent_steps=0) for rounds in (1, 3)}
+    for link in system.outer_links.values():
+        scale = link.ln_target.weight.clone()
+        for module in link.children():
+            module.reset_parameters()
+        link.ln_target.weight.copy_(scale)
+    report["random outer links"] = {rounds: accuracy(system, chains, rounds=rounds) for rounds in (1, 3)}
+    return report
+
+
+def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
+    """Everything, from random weights to the report. `scale` shortens every phase, for a test of the machinery."""
+    torch.manual_seed(seed)
+    started, style, steps = time.perf_counter(), STYLES["tiny"], lambda n: max(1, round(n * scale))
+    agents = {role: make_agent(out / role, role, seed) for role in ROLES}
+    width = {role: agent.model.config.hidden_size for role, agent in agents.items()}
+    system = System(style, agents, {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges})
+    for role, agent in agents.items():
+        train_agent(system, role, seed, steps(600), batch)
+        save_agent(out / role, agent)
+    for role, agent in agents.items():
+        rng = random.Random(f"{seed} inner {role}")
+        train_inner(system, role, lambda step: turns(rng, role, batch), steps(400), lr=3e-3, mse=0.1)
+        save_inner_link(out / role, agent.inner_link)
+    for edge in style.edges:
+        rng = random.Random(f"{seed} warm-up {edge}")
+        warm_up_outer(system, edge, lambda step: turns(rng, edge[0], batch), steps(150), lr=3e-3, mse=0.1)
+    rng = random.Random(f"{seed} outer")
+    train_outer(system, lambda step: answers_to_learn(rng, batch, style.latent_steps), steps(200), lr=2e-4)
+    save_outer_links(out / "links", style, system.outer_links)
+    trained = time.perf_counter() - started
+    report = {"seed": seed, "training_minutes": round(trained / 60, 1), **evaluate(out, split, per_length)}
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m minimas.tiny.build", description="Train the tiny system from nothing.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what the report is measured on (default test)")
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the training steps to take (default 1)")
+    args = parser.parse_args()
+    report = build(args.out, args.seed, args.scale, split=args.split)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Text to ids and back, and the chat template that wraps an agent's prompt.
+
+Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (names of the special tokens), chat_template.jinja
+(run by Jinja's immutable sandbox, set up as transformers does: a template can compute text and reach nothing else).
+"""
+
+import json
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as FastTokenizer
+
+from . import InputError
+
+DATE = "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that a run can be repeated
+
+
+def raise_exception(message):
+    raise jinja2.TemplateError(message)
+
+
+def template_environment():
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    env.globals["raise_exception"] = raise_exception
+    # Jinja's own tojson escapes < > & ' for HTML; prompts need them as they are.
+    env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+    return env
+
+
+class Tokenizer:
+    """`fast`: a tokenizers.Tokenizer; `special`: the named special tokens ({"eos_token": "</s>", ...}); `template`: Jinja text."""
+
+    def __init__(self, fast, special, template):
+        self.fast, self.special = fast, special
+        self.template = template_environment().from_string(template)
+        self.eos_id = fast.token_to_id(special.get("eos_token", ""))
+
+    def encode(self, text, special=False):
+        """Text -> list of ids; `special` adds what the tokenizer itself puts around a text, such as BOS."""
+        return self.fast.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids):
+        """Ids -> text without special tokens, stripped."""
+        return self.fast.decode(list(ids), skip_special_tokens=True).strip()
+
+    def chat(self, system, user, date=DATE):
+        """The rendered prompt up to the point where the assistant speaks, thinking mode off.
+
+        A template that refuses a system role (Mistral's) gets both texts as one user message.
+        """
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        try:
+            return self.render(messages, date)
+        except jinja2.TemplateError as e:
+            if "roles must alternate" not in str(e):
+                raise InputError(f"the chat template refuses a system and a user message: {e}") from e
+            return self.render([{"role": "user", "content": system + "\n\n" + user}], date)
+
+    def render(self, messages, date):
+        return self.template.render(messages=messages, add_generation_prompt=True, enable_thinking=False,
+                                    date_string=date, **self.special)
