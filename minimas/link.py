@@ -55,9 +55,9 @@ def load_link(link, file, device="cpu"):
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:
-        raise InputError(f"{file} is not a readable state dict ({str(e).splitlines()[0]}): fetch the file again; "
-                         "minimas loads links with weights_only=True and runs no code from them") from e
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
+        raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again; minimas "
+                         "reads links with weights_only=True and runs no code from them") from e
     if not isinstance(state, dict) or not all(torch.is_tensor(t) and t.is_floating_point() for t in state.values()):
         raise InputError(f"{file} is not a plain state dict: expected floating tensors under {', '.join(link.state_dict())}")
     found, expected = ({k: tuple(t.shape) for k, t in s.items()} for s in (state, link.state_dict()))

@@ -11,6 +11,7 @@ import json
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
+import jinja2
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as FastTokenizer
@@ -22,6 +23,7 @@ from .qwen import Qwen2, Qwen3
 from .tokenizer import Tokenizer
 
 FAMILIES = {"llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3}  # model_type in config.json -> decoder
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 @dataclass
@@ -73,13 +75,17 @@ def read_config(folder):
     rope_type = raw["rope_parameters"].get("rope_type", "default")
     if rope_type not in family.rope_types:
         raise InputError(f"{file}: rope type {rope_type!r} is not supported for {raw['model_type']}, only {', '.join(family.rope_types)}")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{file}: hidden_act {raw['hidden_act']!r} is not supported, expected silu")
+    for name, value in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}.items():
+        if raw.get(name, value) != value:
+            raise InputError(f"{file}: {name} {raw[name]!r} is not supported, expected {value!r}")
     missing = [f.name for f in fields(Config) if f.name not in raw and f.default is MISSING]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}: expected the config of a {raw['model_type']} decoder")
     config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
-    return family, config, getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if dtype not in DTYPES:
+        raise InputError(f"{file}: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
+    return family, config, DTYPES[dtype]
 
 
 def weight_files(folder):
@@ -149,7 +155,11 @@ def load_tokenizer(folder):
         raise InputError(f"{folder}/tokenizer.json is damaged ({e}): fetch it again") from e
     config = read_json(needed(folder, "tokenizer_config.json"))
     special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token") and v}
-    return Tokenizer(fast, special, read_text(needed(folder, "chat_template.jinja")))
+    template = needed(folder, "chat_template.jinja")
+    try:
+        return Tokenizer(fast, special, read_text(template))
+    except jinja2.TemplateSyntaxError as e:
+        raise InputError(f"{template} is damaged, it is not a Jinja template ({e}): fetch it again") from e
 
 
 def load_generation(folder, tokenizer):

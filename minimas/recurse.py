@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import InputError, __version__
 from .agent import load_agent, silent
 from .answers import extract
-from .load import load_outer_links
+from .load import DTYPES, load_outer_links
 from .prompts import TASKS, Question, Slot, answer_retry, prompt, render
 from .sample import seeds
 from .tiny.task import label
@@ -226,28 +226,28 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     if unknown := set(checkpoints or {}) - {*style.order, "links"}:
         raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has {', '.join(style.order)} and links")
     where = style.checkpoints | (checkpoints or {})
-    device, dtype = usable_device(device), named_dtype(dtype)
-    if dtype is None and device.type == "cpu":
-        dtype = torch.float32
+    device = usable_device(device)
+    dtype = usable_dtype(dtype, device)
     agents = {role: load_agent(where[role], task, device, dtype) for role in style.order}
     widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
     return System(style, agents, load_outer_links(where["links"], task, style.edges, widths, device), task)
 
 
-def usable_device(device):
+def usable_device(name):
     try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as e:
-        raise InputError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
+        raise InputError(f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
     return device
 
 
-def named_dtype(dtype):
-    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if named is not None and named not in (torch.float32, torch.bfloat16, torch.float16, torch.float64) or dtype and named is None:
-        raise InputError(f"dtype {dtype!r} cannot be used, expected float32, bfloat16, float16 or float64")
-    return named
+def usable_dtype(name, device):
+    if name is None:
+        return torch.float32 if device.type == "cpu" else None
+    if str(name).removeprefix("torch.") not in DTYPES:
+        raise InputError(f"dtype {str(name)!r} cannot be used, expected one of {', '.join(DTYPES)}")
+    return DTYPES[str(name).removeprefix("torch.")]
 
 
 def arguments():
@@ -301,6 +301,8 @@ def main():
         if wrong := [pair for pair in args.checkpoint if "=" not in pair]:
             raise InputError(f"--checkpoint {wrong[0]} has no =, expected ROLE=PATH")
         checkpoints, questions = dict(pair.split("=", 1) for pair in args.checkpoint), read_questions(args.prompt)
+        if not questions:
+            raise InputError("there is no question on stdin: give one a line")
         system = load_mas_system(args.style, checkpoints=checkpoints, device=args.device, dtype=args.dtype, task=args.task)
         options = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
         settings = Settings(**options).completed(system.style)

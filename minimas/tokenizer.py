@@ -9,7 +9,6 @@ import json
 import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer as FastTokenizer
 
 from . import InputError
 

@@ -119,6 +119,17 @@ def make_links(folder, edges, widths, seed=0, dtype=torch.float32):
     return folder
 
 
+# What the families are tested on: name -> (model_type, what its config says beside the family's own).
+VARIANTS = {
+    "llama": ("llama", {}),
+    "llama untied": ("llama", {"tie_word_embeddings": False}),
+    "llama without scaling": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+    "qwen3 untied": ("qwen3", {"tie_word_embeddings": False}),
+}
+
 # A sequential system of three widths.
 SEQUENTIAL = {"planner": ("qwen3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40}), "solver": ("qwen2", {"hidden_size": 56})}
 
@@ -128,3 +139,10 @@ def make_system(folder, edges, agents=SEQUENTIAL):
     folders = {role: make_agent(Path(folder) / role, kind, seed=10 * i, **sizes) for i, (role, (kind, sizes)) in enumerate(agents.items())}
     widths = {role: sizes["hidden_size"] for role, (_, sizes) in agents.items()}
     return folders | {"links": make_links(Path(folder) / "links", edges, widths, seed=100)}
+
+
+# What the goldens were made of.
+GOLDENS = Path(__file__).parent / "goldens"
+IDS = torch.from_numpy(np.random.RandomState(0).randint(8, 250, (1, 70)))  # longer than llama3's original context here
+QUESTIONS = ["What is 3 + 4?", "Take the first 12 odd numbers. {critic} Which is larger, their sum or [slot 0] 11 * 13?\nAn answer"]
+RECURSION = {"rounds": (1, 3), "latent_steps": 6, "max_new_tokens": 12}

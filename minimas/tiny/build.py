@@ -188,7 +188,7 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
         rng = random.Random(f"{seed} warm-up {edge}")
         warm_up_outer(system, edge, lambda step: turns(rng, edge[0], batch), steps(150), lr=3e-3, mse=0.1)
     rng = random.Random(f"{seed} outer")
-    train_outer(system, lambda step: answers_to_learn(rng, batch, style.latent_steps), steps(200), lr=2e-4)
+    train_outer(system, lambda step: answers_to_learn(rng, batch, style.latent_steps), steps(250), lr=2e-4)
     save_outer_links(out / "links", style, system.outer_links)
     trained = time.perf_counter() - started
     report = {"seed": seed, "training_minutes": round(trained / 60, 1), **evaluate(out, split, per_length)}

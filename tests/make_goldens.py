@@ -1,0 +1,42 @@
+"""Write tests/goldens/: what transformers makes of the miniature checkpoints. Needs the oracle extra.
+
+    python tests/make_goldens.py
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import checkpoints
+import reference
+from checkpoints import GOLDENS, IDS, QUESTIONS, RECURSION
+from minimas.recurse import SEQUENCE
+
+
+def family_outputs(name, folder):
+    """Last hidden states of all positions and logits of the last 16 for IDS, by transformers."""
+    model_type, config = checkpoints.VARIANTS[name]
+    h, logits = reference.hidden_and_logits(checkpoints.make_agent(folder, model_type, **config), IDS)
+    return {"h": h.contiguous(), "logits": logits[:, -16:].contiguous()}
+
+
+def recursion_outputs(folders, rounds, question):
+    latents, ids = reference.sequential(folders, question, rounds, RECURSION["latent_steps"], RECURSION["max_new_tokens"])
+    return {" ".join(map(str, key)): value for key, value in latents.items()} | {"ids": torch.tensor(ids)}
+
+
+def main():
+    GOLDENS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = {f"{name}/{key}": value for name in checkpoints.VARIANTS for key, value in family_outputs(name, Path(folder) / name).items()}
+        save_file(outputs | {"ids": IDS}, GOLDENS / "families.safetensors")
+        folders = checkpoints.make_system(Path(folder) / "system", SEQUENCE)
+        outputs = {f"{rounds}/{i}/{key}": value for rounds in RECURSION["rounds"] for i, question in enumerate(QUESTIONS)
+                   for key, value in recursion_outputs(folders, rounds, question).items()}
+        save_file(outputs, GOLDENS / "recursion.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The command line, as a person meets it: what is printed where, and how it ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
+
+
+def recurse(*args, stdin=""):
+    return subprocess.run([sys.executable, "-m", "minimas.recurse", *args], input=stdin, capture_output=True, text=True)
+
+
+def test_the_answer_goes_to_stdout():
+    done = recurse("--prompt", CHAIN)
+    assert done.returncode == 0 and done.stdout == "g+6\\boxed{1}\nanswer: 1\n"
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_json_and_stdin():
+    done = recurse("--prompt", "-", "--prompt", "1 +1", "--json", "--rounds", "2", "--batch-size", "2", stdin="7 +5\n\n7 *3\n")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["question"] for row in rows] == ["7 +5", "7 *3", "1 +1"] and [row["answer"] for row in rows] == ["2", "1", "2"]
+    assert all(set(row) == {"question", "text", "answer", "rounds", "latent_steps", "new_tokens", "seconds"} for row in rows)
+    assert {(row["rounds"], row["latent_steps"], row["new_tokens"]) for row in rows} == {(2, 5, 6)}
+
+
+@pytest.mark.parametrize("args, complaint", [
+    (["--prompt", "what is love"], "cannot read 'what is love'"), (["--prompt", ""], "empty"), ([], "--prompt"),
+    (["--prompt", CHAIN, "--rounds", "0"], "rounds is 0"), (["--prompt", CHAIN, "--rounds", "two"], "--rounds"),
+    (["--prompt", CHAIN, "--style", "x"], "style 'x'"), (["--prompt", CHAIN, "--checkpoint", "planner"], "ROLE=PATH"),
+    (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"), (["--prompt", CHAIN, "--device", "abacus"], "abacus"),
+    (["--prompt", "-"], "no question"), (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
+def test_bad_input_is_one_sentence(args, complaint):
+    done = recurse(*args)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("minimas: ") and complaint in done.stderr
+
+
+def test_version():
+    assert recurse("--version").stdout.startswith("minimas ")

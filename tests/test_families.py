@@ -1,0 +1,101 @@
+"""Every decoder equals transformers' (stored, and live when it is installed), and equals itself whatever way it is fed."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoints
+from checkpoints import GOLDENS, IDS
+from minimas.load import load_model
+
+VARIANTS = pytest.mark.parametrize("name", checkpoints.VARIANTS)
+
+
+@pytest.fixture
+def folder(name, tmp_path):
+    model_type, config = checkpoints.VARIANTS[name]
+    return checkpoints.make_agent(tmp_path, model_type, **config)
+
+
+@torch.no_grad()
+def outputs(model, ids=IDS):
+    h = model(model.embed(ids), torch.arange(ids.shape[1]).expand_as(ids), model.make_cache(len(ids)))
+    return {"h": h, "logits": model.logits(h[:, -16:])}
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+    for key in ours:
+        assert ours[key].shape == theirs[key].shape
+        assert (ours[key].float() - theirs[key]).abs().max() < tolerance, key
+
+
+@VARIANTS
+def test_golden(name, folder):
+    golden = load_file(GOLDENS / "families.safetensors")
+    assert torch.equal(golden["ids"], IDS)
+    assert_close(outputs(load_model(folder)), {key: golden[f"{name}/{key}"] for key in ("h", "logits")})
+
+
+@VARIANTS
+def test_live(name, folder):
+    pytest.importorskip("transformers")
+    from make_goldens import family_outputs
+    assert_close(outputs(load_model(folder)), family_outputs(name, folder))
+
+
+@VARIANTS
+def test_bfloat16_is_as_close_to_float32_as_the_oracle_is(name, folder):
+    pytest.importorskip("transformers")
+    import reference
+    truth = reference.hidden_and_logits(folder, IDS)[0]
+    theirs = (reference.hidden_and_logits(folder, IDS, dtype=torch.bfloat16)[0].float() - truth).abs().mean()
+    ours = (outputs(load_model(folder, dtype=torch.bfloat16))["h"].float() - truth).abs().mean()
+    assert 0 < ours < 1.2 * theirs, f"mean deviation {ours:.5f}, transformers' own {theirs:.5f}"
+
+
+@VARIANTS
+@torch.no_grad()
+def test_fed_in_pieces(name, folder):
+    """A preallocated cache, fed at once, in chunks, or token by token, gives what one uncached pass gives."""
+    model = load_model(folder)
+    whole = outputs(model)["h"]
+    for sizes in [70], [33, 1, 36], [60] + [1] * 10:
+        cache, parts, start = model.make_cache(1, 75), [], 0
+        for n in sizes:
+            positions = torch.arange(start, start + n)[None]
+            parts.append(model(model.embed(IDS[:, start:start + n]), positions, cache))
+            start += n
+        assert (torch.cat(parts, 1) - whole).abs().max() < 1e-5
+
+
+@VARIANTS
+@torch.no_grad()
+def test_rows_of_a_batch_do_not_meet(name, folder):
+    """Rows of unequal length, padded on the left in every chunk, give what each gives alone, in both kinds of cache."""
+    model, lengths = load_model(folder), (70, 41, 9)
+    for S in None, 80:
+        cache, states, done = model.make_cache(3, S), [[], [], []], [0, 0, 0]
+        for widths in (50, 30, 5), (1, 1, 1), (19, 10, 3):  # ragged: the rows advance by different amounts
+            T = max(widths)
+            positions = torch.stack([torch.arange(T) - (T - w) for w in widths])
+            positions = torch.where(positions < 0, positions, positions + torch.tensor(done)[:, None])
+            ids = IDS[0][positions.clamp(min=0)]
+            h = model(model.embed(ids), positions, cache)
+            assert h.isfinite().all()
+            for b, w in enumerate(widths):
+                states[b].append(h[b, T - w:])
+                done[b] += w
+        assert tuple(done) == lengths
+        for b, n in enumerate(lengths):
+            assert (torch.cat(states[b]) - outputs(model, IDS[:, :n])["h"][0]).abs().max() < 1e-5
+
+
+@VARIANTS
+def test_gradients_reach_the_embeddings(name, folder):
+    """The growing cache keeps the graph: a state read after other tokens depends on all of them."""
+    model = load_model(folder)
+    x, cache = model.embed(IDS[:, :12]).requires_grad_(), model.make_cache(1)
+    for start in 0, 6:
+        h = model(x[:, start:start + 6], torch.arange(start, start + 6)[None], cache)
+    h[:, -1].sum().backward()
+    assert (x.grad[0].abs().amax(-1) > 0).all()

@@ -1,0 +1,139 @@
+"""Folders in the released layout, whole and broken."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from checkpoints import IDS
+from minimas import InputError, load_mas_system
+from minimas.agent import load_agent
+from minimas.load import load_generation, load_inner_link, load_model, load_tokenizer
+from minimas.recurse import SEQUENCE
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return checkpoints.make_agent(tmp_path / "agent", "llama")
+
+
+def edit(file, **changes):
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+@torch.no_grad()
+def states(folder):
+    model = load_model(folder)
+    return model(model.embed(IDS), torch.arange(IDS.shape[1])[None], model.make_cache(1))
+
+
+def test_older_spelling_of_config(folder):
+    expected = states(folder)
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    theta = rope.pop("rope_theta")
+    edit(folder / "config.json", rope_parameters=..., dtype=..., rope_scaling=rope, rope_theta=theta, torch_dtype="float32")
+    assert torch.equal(states(folder), expected)
+    rope["type"] = rope.pop("rope_type")  # older still
+    edit(folder / "config.json", rope_scaling=rope)
+    assert torch.equal(states(folder), expected)
+
+
+@pytest.mark.parametrize("prefix", ("language_model.model.", "model.language_model."))
+def test_names_of_weights(folder, prefix):
+    expected, file = states(folder), folder / "model.safetensors"
+    weights = {prefix + name.removeprefix("model."): t for name, t in load_file(file).items()}
+    save_file(weights | {"vision_tower.x": torch.ones(2), "lm_head.weight": torch.ones(1)}, file)  # tied: the stored head is not read
+    assert torch.equal(states(folder), expected)
+
+
+def test_shards(folder):
+    expected, file = states(folder), folder / "model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": dict(list(weights.items())[i::2]) for i in range(2)}
+    for name, part in parts.items():
+        save_file(part, folder / name)
+    index = {"weight_map": {key: name for name, part in parts.items() for key in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(states(folder), expected)
+
+
+def test_dtype(folder):
+    assert load_model(folder).norm.weight.dtype == torch.float32
+    edit(folder / "config.json", dtype="bfloat16")
+    assert load_model(folder).norm.weight.dtype == torch.bfloat16
+    assert load_model(folder, dtype=torch.float16).frequency.dtype == torch.float32
+
+
+def test_generation(folder):
+    tokenizer = load_tokenizer(folder)
+    edit(folder / "generation_config.json", eos_token_id=7, top_k=...)
+    generation = load_generation(folder, tokenizer)
+    assert set(generation.eos_ids) == {7, tokenizer.eos_id} and generation.top_k == 50
+
+
+def test_inner_link_of_the_task(folder):
+    D = checkpoints.SIZES["hidden_size"]
+    plain = load_inner_link(folder, "math", D).proj1.weight
+    for task, seed in ("math", 5), ("code", 6):
+        checkpoints.save_link(checkpoints.randomize(checkpoints.InnerLink(D), seed, 1.0), folder / f"adapter({task}).pt", torch.float32)
+    math, choice, code = (load_inner_link(folder, task, D).proj1.weight for task in ("math", "choice", "code"))
+    assert torch.equal(math, choice) and not torch.equal(math, code) and not torch.equal(math, plain)
+    manifest = {"tasks": {"math": {"adapter.pt": "adapter(code).pt"}, "code": {"adapter.pt": "adapter(math).pt"}}}
+    (folder / "innerlink_config.json").write_text(json.dumps(manifest))
+    assert torch.equal(load_inner_link(folder, "math", D).proj1.weight, code)
+
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter.pt")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"agent has no {name}"):
+        load_agent(folder, "math", "cpu", None)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(b"{%" + content[:len(content) // 2] if name.endswith("jinja") else content[:len(content) // 2])
+    with pytest.raises(InputError, match=f"{name}.*fetch"):
+        load_agent(folder, "math", "cpu", None)
+
+
+@pytest.mark.parametrize("changes, complaint", [
+    ({"model_type": "gpt2"}, "'gpt2' is not supported; minimas has llama, qwen2, qwen3"), ({"model_type": ...}, "None is not supported"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported for llama, only default, llama3"),
+    ({"hidden_act": "gelu"}, "'gelu'"), ({"attention_bias": True}, "attention_bias"), ({"hidden_size": ...}, "lacks hidden_size"),
+    ({"hidden_size": 64}, "config.json makes it shape"), ({"num_hidden_layers": 4}, "the weights lack layers.3"),
+    ({"num_hidden_layers": 2}, "no such tensor"), ({"tie_word_embeddings": False}, "the weights lack lm_head.weight"),
+    ({"dtype": "int7"}, "int7"),
+])
+def test_a_config_that_does_not_fit(folder, changes, complaint):
+    edit(folder / "config.json", **changes)
+    with pytest.raises(InputError, match=complaint):
+        load_model(folder)
+
+
+def test_links_of_other_agents(tmp_path):
+    folders = checkpoints.make_system(tmp_path, SEQUENCE)
+    widths = {"planner": 48, "critic": 40, "solver": 40}
+    with pytest.raises(InputError, match="outer_23 maps width 40 to 40, but critic has width 40 and solver 56"):
+        load_mas_system("sequential_light", checkpoints=folders | {"links": checkpoints.make_links(tmp_path / "other", SEQUENCE, widths)})
+    edges = {edge: key for edge, key in SEQUENCE.items() if key != "outer_31"}
+    with pytest.raises(InputError, match="lists no link outer_31"):
+        load_mas_system("sequential_light", checkpoints=folders | {"links": checkpoints.make_links(tmp_path / "few", edges, widths | {"solver": 56})})
+
+
+@pytest.mark.parametrize("options, complaint", [
+    ({"style": "paralell"}, "style 'paralell'.*tiny"), ({"task": "poetry"}, "task 'poetry'"), ({"dtype": "int8"}, "dtype 'int8'"),
+    ({"dtype": "float33"}, "float33"), ({"device": "tpu"}, "tpu"), ({"device": "cuda:99"}, "cuda:99"),
+    ({"checkpoints": {"judge": "x"}}, "'judge'.*planner, critic, solver"),
+    ({"checkpoints": {"planner": "/nowhere"}}, "/nowhere is not a folder")])
+def test_what_cannot_be_loaded(options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        load_mas_system(**options)

@@ -1,0 +1,106 @@
+"""The recursion equals the released procedure, written again on transformers without a cache (stored, and live)."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoints
+import minimas
+from checkpoints import GOLDENS, QUESTIONS, RECURSION
+from minimas.recurse import SEQUENCE
+
+OPTIONS = {name: RECURSION[name] for name in ("latent_steps", "max_new_tokens")} | {"temperature": 0.0, "retry": False, "keep_latents": True}
+ROUNDS = pytest.mark.parametrize("rounds", RECURSION["rounds"])
+EDGES = list(SEQUENCE)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return checkpoints.make_system(tmp_path_factory.mktemp("system"), SEQUENCE)
+
+
+@pytest.fixture(scope="module")
+def system(folders):
+    return minimas.load_mas_system("sequential_light", checkpoints=folders, device="cpu")
+
+
+def assert_same(result, golden):
+    """Every latent that passed an edge within 1e-3, the same greedy tokens."""
+    ids = golden.pop("ids").tolist()
+    latents = {" ".join(map(str, key)): value for key, value in result.latents.items()}
+    assert latents.keys() == golden.keys()
+    for key in golden:
+        assert latents[key].shape == golden[key].shape
+        assert (latents[key] - golden[key]).abs().max() < 1e-3, key
+    assert result.token_ids == ids[:result.new_tokens] and (result.new_tokens == len(ids) or ids[result.new_tokens] == 0)
+
+
+@ROUNDS
+@pytest.mark.parametrize("batch_size", (1, 2))
+def test_golden(system, rounds, batch_size):
+    stored = load_file(GOLDENS / "recursion.safetensors")
+    for i, result in enumerate(system.run(QUESTIONS, rounds=rounds, batch_size=batch_size, **OPTIONS)):
+        prefix = f"{rounds}/{i}/"
+        assert_same(result, {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)})
+
+
+@ROUNDS
+def test_live(system, folders, rounds):
+    pytest.importorskip("transformers")
+    from make_goldens import recursion_outputs
+    for question, result in zip(QUESTIONS, system.run(QUESTIONS, rounds=rounds, **OPTIONS)):
+        assert_same(result, recursion_outputs(folders, rounds, question))
+
+
+def test_latents_of_every_edge(system):
+    result = system.run(["1 + 1"], rounds=2, latent_steps=3, max_new_tokens=2, keep_latents=True)[0]
+    assert list(result.latents) == [(1, *EDGES[0]), (1, *EDGES[1]), (1, *EDGES[2]), (2, *EDGES[0]), (2, *EDGES[1])]
+    assert [latents.shape for latents in result.latents.values()] == [(3, 40), (3, 56), (3, 48), (3, 40), (3, 56)]
+
+
+def test_no_latent_steps_leave_slots_empty(system):
+    result = system.run(["1 + 1"], rounds=2, latent_steps=0, max_new_tokens=2, keep_latents=True)[0]
+    assert {latents.shape[0] for latents in result.latents.values()} == {0} and result.new_tokens
+
+
+def test_a_row_does_not_depend_on_its_neighbours(system):
+    """Greedy and sampled: alone, in a batch, in another order, the same tokens."""
+    questions = ["What is 2 + 2?", "A much longer question about the number of ways to tile a floor of 3 by 8 with dominoes", "Why?"]
+    for temperature in 0.0, 1.5:
+        run = lambda asked, **options: {r.question: r.token_ids for r in system.run(
+            asked, rounds=2, latent_steps=3, max_new_tokens=10, temperature=temperature, top_p=1.0, top_k=0, retry=False, **options)}
+        alone = run(questions, batch_size=1)
+        assert run(questions, batch_size=3) == run(questions[::-1], batch_size=2) == alone
+        other_seed = run(questions, batch_size=3, seed=7)
+        assert (other_seed == alone) == (temperature == 0.0)
+
+
+def test_text_channel(system):
+    """The same loop, with words: what an edge carries is the text that the source wrote, and the target reads it."""
+    result = system.run(["1 + 1"], rounds=2, max_new_tokens=5, temperature=0.0, channel="text", keep_latents=True)[0]
+    assert list(result.latents)[:3] == [(1, *edge) for edge in EDGES] and all(isinstance(text, str) for text in result.latents.values())
+    inbox = {("planner", "critic"): ["Step 1: {question} add"]}
+    pieces = system.prompts("critic", system.read(["1 + 1"]), inbox)[0]
+    assert "Initial Plan:\nStep 1: {question} add\nYou should refine" in "".join(pieces)
+
+
+def test_retry_asks_once_more_for_an_answer(system):
+    """A text without a box gets the request at its end, and the agent's next 16 tokens behind that."""
+    plain, retried = (system.run(["1 + 1"], rounds=1, latent_steps=2, max_new_tokens=4, temperature=0.0, retry=retry)[0] for retry in (False, True))
+    assert plain.answer is None and plain.new_tokens <= 4
+    assert retried.token_ids[:plain.new_tokens] == plain.token_ids and 4 < retried.new_tokens <= 20
+    assert retried.text.startswith(plain.text + "\nFinal Answer: \\boxed{")
+    solver = system.agents["solver"]
+    with torch.no_grad():  # the same by hand: a plain prompt, no template, no question
+        ids = torch.tensor([solver.tokenizer.encode(plain.text + "\nFinal Answer: \\boxed{", special=True)])
+        h = solver.model(solver.model.embed(ids), torch.arange(ids.shape[1])[None], solver.model.make_cache(1))
+    assert solver.model.logits(h[0, -1]).argmax().item() == retried.token_ids[plain.new_tokens]
+
+
+def test_settings_out_of_range(system):
+    for name, value in ("rounds", 0), ("latent_steps", -1), ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), \
+            ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("batch_size", 0), ("channel", "smoke"):
+        with pytest.raises(minimas.InputError, match=name):
+            system.run(["1 + 1"], **{name: value})
+    with pytest.raises(minimas.InputError, match="empty"):
+        system.run(["1 + 1", " "])

@@ -1,0 +1,46 @@
+import torch
+
+from minimas.prompts import Question
+from minimas.sample import sample, seeds, uniform
+
+
+def test_uniform_is_splitmix64():
+    """The same numbers as the algorithm in Python's unbounded integers."""
+    mask = (1 << 64) - 1
+    for seed in 0, 42, (1 << 63) - 1:
+        for n in 0, 1, 999:
+            z = (seed + (n + 1) * 0x9E3779B97F4A7C15) & mask
+            z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+            z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+            assert uniform(torch.tensor([seed]), n).item() == ((z ^ z >> 31) >> 11) / 2 ** 53
+
+
+def test_seeds_depend_on_text_and_key_alone():
+    a, b = Question("a"), Question("b")
+    assert seeds([a, b, a], 1) == [*seeds([a], 1), *seeds([b], 1), *seeds([a], 1)]
+    assert len({*seeds([a, b], 1), *seeds([a, b], 2), *seeds([a], 1, 2)}) == 5
+
+
+def frequencies(logits, temperature, top_k, top_p, draws=40_000):
+    u = (torch.arange(draws) + 0.5) / draws  # an even grid instead of chance: frequencies are exact to 1 / draws
+    ids = sample(logits.expand(draws, -1), u.double(), temperature, top_k, top_p)
+    return torch.bincount(ids, minlength=logits.shape[-1]) / draws
+
+
+def test_frequencies_are_the_probabilities():
+    logits = torch.tensor([[1.0, 3.0, -2.0, 2.0, 0.5]])
+    p = (logits[0] / 0.7).softmax(-1)
+    assert (frequencies(logits, 0.7, 0, 1.0) - p).abs().max() < 1e-3
+    best = p.topk(3).indices
+    kept = torch.zeros(5).scatter(0, best, p[best])
+    assert (frequencies(logits, 0.7, 3, 1.0) - kept / kept.sum()).abs().max() < 1e-3
+
+
+def test_top_p_keeps_the_fewest_that_reach_it():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for top_p, count in (0.4, 1), (0.5001, 2), (0.79, 2), (0.81, 3), (1.0, 4):
+        assert (frequencies(logits, 1.0, 0, top_p) > 0).sum() == count, top_p
+
+
+def test_greedy():
+    assert sample(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]), 0, 0, 1.0).tolist() == [1]
