@@ -1,11 +1,11 @@
 """What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
 
-Every cache answers the same two calls:
-    mask(positions)          -> (B, 1, T, S) bool: which of S remembered or new keys each of T new queries sees
-    update(k, v, positions)  -> keys and values (B, K, S, d), the new ones included
+Attention layers ask their cache for two things:
+    mask(positions)          -> (B, 1, T, S) bool: which of S remembered and new keys each of T new queries sees
+    update(k, v, positions)  -> these S keys and values, (B, K, S, d) each
 
-`positions` (B, T) counts a row's tokens from 0 and is negative where the row holds padding. It is all the state a batch
-needs: rows of unequal length stand side by side because a key is addressed by its position, not by its column.
+`positions` (B, T) counts a row's tokens from 0; padding, which stands on the left of a chunk, is negative. That is all the
+state a batch needs: rows of unequal length stand side by side because a key is addressed by its position, not its column.
 
 Letters: B batch, T new tokens, S keys, K key/value heads, d head width.
 """
@@ -13,54 +13,112 @@ Letters: B batch, T new tokens, S keys, K key/value heads, d head width.
 import torch
 
 
-def causal_mask(positions, key_positions):
-    """(B, T) and (B, S) positions -> (B, 1, T, S) bool: keys at or before the query, never padding.
+def causal_mask(positions, key_positions, window=None):
+    """(B, T), (B, S) positions -> (B, 1, T, S) bool: keys at or before the query, at most window - 1 back, never padding.
 
-    A padding query sees position 0: its result is thrown away, but a row of softmax over nothing would be NaN.
+    A padding query stands in for position 0: its result is thrown away, but a softmax over nothing would be NaN.
     """
     q, k = positions.clamp(min=0)[:, None, :, None], key_positions[:, None, None, :]
-    return (k >= 0) & (k <= q)
+    seen = (k >= 0) & (k <= q)
+    return seen if window is None else seen & (k > q - window)
 
 
 class KVCache:
-    """Preallocated keys and values of one attention layer, written in place: position p of a row lies in its slot p."""
+    """Preallocated keys and values of one layer, written in place: position p of a row lies in its slot p."""
 
-    def __init__(self, B, K, S, d, device, dtype):
+    def __init__(self, B, K, S, d, like):
         # Slot S takes what padding writes and is never read. Zeros, since a masked weight of 0 times NaN is NaN.
-        self.k = torch.zeros(B, K, S + 1, d, device=device, dtype=dtype)
-        self.v = torch.zeros_like(self.k)
+        self.k, self.v = like.new_zeros(B, K, S + 1, d), like.new_zeros(B, K, S + 1, d)
         self.used = 0  # slots that may hold a token, an upper bound over the rows, known without asking the device
 
-    def extent(self, positions):
-        return min(self.used + positions.shape[1], self.k.shape[2] - 1)
-
     def mask(self, positions):
-        slots = torch.arange(self.extent(positions), device=positions.device)
+        slots = torch.arange(self.reach(positions), device=positions.device)
         return causal_mask(positions, slots.expand(len(positions), -1))
 
+    def reach(self, positions):
+        return min(self.used + positions.shape[1], self.k.shape[2] - 1)
+
     def update(self, k, v, positions):
-        self.used = self.extent(positions)
+        self.used = self.reach(positions)
         slots = torch.where(positions < 0, self.k.shape[2] - 1, positions)
-        rows = torch.arange(len(slots), device=slots.device)[:, None]
-        self.k.transpose(1, 2)[rows, slots] = k.transpose(1, 2)
-        self.v.transpose(1, 2)[rows, slots] = v.transpose(1, 2)
+        write(self.k, slots, k)
+        write(self.v, slots, v)
         return self.k[:, :, :self.used], self.v[:, :, :self.used]
 
 
-class GrowingCache:
-    """The same by concatenation, which keeps the graph: for training, and as the plain truth the other is tested against."""
+class WindowCache:
+    """The same for a sliding window: only the last `window` keys are kept, position p in slot p modulo window."""
 
-    def __init__(self):
-        self.k = self.v = self.positions = None
+    def __init__(self, B, K, window, d, like):
+        self.window = window
+        self.k, self.v = like.new_zeros(B, K, window + 1, d), like.new_zeros(B, K, window + 1, d)  # one slot for padding
+        self.positions = torch.full((B, window + 1), -1, device=like.device)
+
+    def slots(self, positions):
+        last = positions.amax(1, keepdim=True)  # of a long chunk only the end stays: two keys must not meet in a slot
+        stays = (positions >= 0) & (positions > last - self.window)
+        return torch.where(stays, positions % self.window, self.window)
 
     def mask(self, positions):
-        seen = positions if self.positions is None else torch.cat([self.positions, positions], 1)
-        return causal_mask(positions, seen)
+        if positions.shape[1] == 1:
+            keys = self.positions.scatter(1, self.slots(positions), positions)
+        else:
+            keys = torch.cat([self.positions, positions], 1)
+        return causal_mask(positions, keys, self.window)
 
     def update(self, k, v, positions):
-        if self.positions is None:
-            self.k, self.v, self.positions = k, v, positions
-        else:
-            self.k, self.v = torch.cat([self.k, k], 2), torch.cat([self.v, v], 2)
-            self.positions = torch.cat([self.positions, positions], 1)
+        # A single token drops the one key it can no longer see. A chunk still needs what it will overwrite.
+        one, slots = positions.shape[1] == 1, self.slots(positions)
+        before = None if one else (torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
+        write(self.k, slots, k)
+        write(self.v, slots, v)
+        self.positions.scatter_(1, slots, positions.where(slots < self.window, -1))
+        return (self.k, self.v) if one else before
+
+
+def write(memory, slots, new):
+    """memory (B, K, slots, d) takes new (B, K, T, d) at slots (B, T)."""
+    rows = torch.arange(len(slots), device=slots.device)[:, None]
+    memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
+
+
+class GrowingCache:
+    """Either of them by concatenation, which keeps the graph: for training, and as the plain truth of the tests."""
+
+    def __init__(self, window=None):
+        self.window, self.k, self.v, self.positions = window, None, None, None
+
+    def mask(self, positions):
+        return causal_mask(positions, join(self.positions, positions, 1), self.window)
+
+    def update(self, k, v, positions):
+        self.k, self.v, self.positions = join(self.k, k, 2), join(self.v, v, 2), join(self.positions, positions, 1)
         return self.k, self.v
+
+
+def join(before, new, dim):
+    return new if before is None else torch.cat([before, new], dim)
+
+
+def attention_cache(B, K, S, d, like, window=None):
+    """The cache of one attention layer: growing when S is None, else for S positions, or for the window where that is shorter."""
+    if S is None:
+        return GrowingCache(window)
+    return KVCache(B, K, S, d, like) if window is None or window >= S else WindowCache(B, K, window, d, like)
+
+
+class DeltaCache:
+    """What a Gated DeltaNet layer remembers: the last few inputs of its convolution, and its state."""
+
+    def __init__(self, conv, state):
+        self.conv = conv  # (B, channels, kernel - 1)
+        self.state = state  # (B, heads, d_k, d_v) float32
+
+    def window(self, x, positions):
+        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T) with what came before in front of each row's first token."""
+        n = self.conv.shape[2]
+        columns, padding = torch.arange(n + x.shape[2], device=x.device), (positions < 0).sum(1, keepdim=True)
+        source = torch.where(columns < padding + n, (columns - padding).clamp(min=0), columns)  # (B, kernel - 1 + T)
+        x = torch.cat([self.conv, x], 2).gather(2, source[:, None].expand(-1, x.shape[1], -1))
+        self.conv = x[:, :, -n:]
+        return x

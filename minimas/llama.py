@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .cache import GrowingCache, KVCache
+from .cache import attention_cache
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config:
     """The fields of config.json that the decoder reads, under their names there."""
     vocab_size: int
@@ -32,9 +32,15 @@ class Config:
     rope_parameters: dict
     head_dim: int | None = None  # d: D / H where config.json does not say
     tie_word_embeddings: bool = False
+    model_type: str = "llama"
 
     def __post_init__(self):
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+def widen(x):
+    """x in float32 where it is narrower; float64 stays, so that a whole run can be checked in it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
@@ -43,16 +49,18 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
     def forward(self, x):
-        y = x.float()  # the mean of squares needs float32; the weight is applied after the cast, as in training
+        y = widen(x)  # the mean of squares needs float32; the weight is applied after the cast, as in training
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
 
 
 def rope_frequencies(rope_parameters, d):
-    """Angles per position, (d/2,) float32, for rope_type `default` or `llama3` (Llama 3.1, section "long context")."""
+    """Angles per position, (d/2,) float32, for rope_type `default`, `linear` or `llama3` (as Llama 3.1 was trained)."""
     p = rope_parameters
     frequency = 1.0 / p["rope_theta"] ** (torch.arange(0, d, 2, device="cpu").float() / d)
-    if p.get("rope_type", "default") == "llama3":
+    if p["rope_type"] == "linear":
+        frequency = frequency / p["factor"]
+    if p["rope_type"] == "llama3":
         # Waves that turned fewer than low_freq_factor times in the first training's context are stretched by `factor`,
         # those that turned more than high_freq_factor times stay, and those between are mixed.
         turns = p["original_max_position_embeddings"] * frequency / (2 * math.pi)
@@ -72,7 +80,7 @@ def rotation(positions, frequency):
 def rotate(x, rope):
     """Turn each pair (x_i, x_{i+d/2}) of x (B, heads, T, d) by its angle; in float32, back in x's dtype."""
     cos, sin = rope
-    a, b = x.float().chunk(2, -1)
+    a, b = widen(x).chunk(2, -1)
     return (x * cos + torch.cat([-b, a], -1) * sin).to(x.dtype)
 
 
@@ -108,10 +116,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Norm, attention, norm, MLP, each half added to the stream; other families bring their own attention."""
+
     def __init__(self, c, attention):
         super().__init__()
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = attention(c)
+        self.self_attn = attention
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
@@ -121,30 +131,19 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder. `attention` is the class its blocks use, the one part that Qwen2 and Qwen3 change."""
-
-    rope_types = ("default", "llama3")
-
-    def __init__(self, config, attention=Attention):
+    def __init__(self, config):
         super().__init__()
         self.config = c = config
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Block(c, attention) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(c, Attention(c)) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        self.tie_weights()
         self.register_buffer("frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False)
 
-    def tie_weights(self):
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
-
     def make_cache(self, B, S=None):
-        """One cache per layer for B rows: of S preallocated positions, or growing and differentiable when S is None."""
-        c, w = self.config, self.embed_tokens.weight
-        if S is None:
-            return [GrowingCache() for _ in self.layers]
-        return [KVCache(B, c.num_key_value_heads, S, c.head_dim, w.device, w.dtype) for _ in self.layers]
+        """One cache per layer for B rows: S positions allocated at once, or growing and differentiable when S is None."""
+        c = self.config
+        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight) for _ in self.layers]
 
     def embed(self, ids):
         """Token ids (...) -> embeddings (..., D)."""

@@ -17,12 +17,22 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as FastTokenizer
 
 from . import InputError
+from . import gemma, llama, mistral, qwen
 from .link import InnerLink, OuterLink, load_link
-from .llama import Config, Llama
-from .qwen import Qwen2, Qwen3
 from .tokenizer import Tokenizer
 
-FAMILIES = {"llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3}  # model_type in config.json -> decoder
+LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None, "final_logit_softcapping": None}
+FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must not say otherwise
+    "llama": (llama.Llama, llama.Config, LLAMA_LIKE),
+    "mistral": (mistral.Mistral, mistral.Config, LLAMA_LIKE),
+    "qwen2": (qwen.Qwen, qwen.Config, LLAMA_LIKE),
+    "qwen3": (qwen.Qwen, qwen.Config, LLAMA_LIKE),
+    "qwen3_5_text": (qwen.Qwen35, qwen.Config35, LLAMA_LIKE),
+    "gemma3_text": (gemma.Gemma3, gemma.Config, GEMMA_LIKE),
+}
+TEXT_PART = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}  # models of text and images: the decoder is in text_config
+ROPE_TYPES = ("default", "linear", "llama3")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -65,27 +75,43 @@ def read_config(folder):
     """config.json -> (decoder class, its Config, dtype of the weights), in transformers 5.3's spelling or the older one."""
     file = needed(folder, "config.json")
     raw = read_json(file)
-    family = FAMILIES.get(raw.get("model_type"))
-    if family is None:
-        raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; minimas has {', '.join(FAMILIES)}")
-    if "rope_parameters" not in raw:  # the older spelling
-        rope = dict(raw.get("rope_scaling") or {})
-        rope.setdefault("rope_type", rope.pop("type", "default"))
-        raw["rope_parameters"] = {"rope_theta": raw.get("rope_theta", 10000.0), **rope}
-    rope_type = raw["rope_parameters"].get("rope_type", "default")
-    if rope_type not in family.rope_types:
-        raise InputError(f"{file}: rope type {rope_type!r} is not supported for {raw['model_type']}, only {', '.join(family.rope_types)}")
-    for name, value in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}.items():
+    if raw.get("model_type") in TEXT_PART:
+        dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
+        raw = dtypes | raw.get("text_config", {}) | {"model_type": TEXT_PART[raw["model_type"]]}
+    if raw.get("model_type") not in FAMILIES:
+        raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; minimas has {', '.join([*FAMILIES, *TEXT_PART])}")
+    family, Config, fixed = FAMILIES[raw["model_type"]]
+    raw["rope_parameters"] = rope_parameters(raw)
+    for part in raw["rope_parameters"].values() if "full_attention" in raw["rope_parameters"] else [raw["rope_parameters"]]:
+        if part["rope_type"] not in ROPE_TYPES:
+            raise InputError(f"{file}: rope type {part['rope_type']!r} is not supported, only {', '.join(ROPE_TYPES)}")
+    for name, value in fixed.items():
         if raw.get(name, value) != value:
             raise InputError(f"{file}: {name} {raw[name]!r} is not supported, expected {value!r}")
     missing = [f.name for f in fields(Config) if f.name not in raw and f.default is MISSING]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}: expected the config of a {raw['model_type']} decoder")
-    config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     if dtype not in DTYPES:
         raise InputError(f"{file}: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
-    return family, config, DTYPES[dtype]
+    return family, Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw}), DTYPES[dtype]
+
+
+def rope_parameters(raw):
+    """The rope values of a config in the spelling of transformers 5: one dict with rope_type and rope_theta, Gemma's per layer type."""
+    if "rope_parameters" in raw:
+        rope = raw["rope_parameters"]
+        if "full_attention" in rope:
+            return {kind: {"rope_type": "default", **part} for kind, part in rope.items()}
+        return {"rope_type": "default", **rope}
+    scaling = dict(raw.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
+    full = {"rope_theta": raw.get("rope_theta", 1e6 if raw["model_type"] == "gemma3_text" else 1e4), "rope_type": kind, **scaling}
+    if "partial_rotary_factor" in raw:
+        full["partial_rotary_factor"] = raw["partial_rotary_factor"]
+    if raw["model_type"] != "gemma3_text":
+        return full
+    return {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": raw.get("rope_local_base_freq", 1e4)}}
 
 
 def weight_files(folder):
@@ -133,7 +159,8 @@ def load_weights(model, folder, device, dtype):
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
     if missing:
         raise InputError(f"{folder}: the weights lack {sorted(missing)[0]} and {len(missing) - 1} more tensors of {len(expected)}")
-    model.tie_weights()
+    if tied:
+        model.lm_head.weight = model.embed_tokens.weight
 
 
 def load_model(folder, device="cpu", dtype=None):

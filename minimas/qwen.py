@@ -1,22 +1,43 @@
-"""Qwen2, Qwen2.5 and Qwen3, equal to transformers' Qwen2ForCausalLM and Qwen3ForCausalLM.
+"""Qwen2 and Qwen2.5, Qwen3, and Qwen3.5 (text), equal to transformers' Qwen2, Qwen3 and Qwen3_5 ForCausalLM.
 
 What differs from Llama:
-    Qwen2, 2.5   the q, k and v projections carry a bias (o does not)
+    Qwen2, 2.5   the q, k and v projections carry a bias; layers that config.json marks so attend to a sliding window
     Qwen3        q and k go through an RMSNorm of their own, per head, before the rotation
-    both         no rope scaling
+    Qwen3.5      norms scale by 1 + w;
+                 three layers of four replace attention by a Gated DeltaNet, whose state does not grow with the text;
+                 in the others the attention's output is gated, and only a quarter of each head is rotated
 
 Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
 """
 
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .llama import Attention, Config, Llama, RMSNorm, rotate
+from . import llama
+from .cache import DeltaCache, attention_cache
+from .delta import chunked, recurrent
+from .llama import MLP, Attention, Block, RMSNorm, rope_frequencies, rotate, rotation, widen
 
-__all__ = ["Config", "Qwen2", "Qwen3"]
+
+@dataclass(kw_only=True)
+class Config(llama.Config):
+    layer_types: list[str] | None = None  # per layer full_attention or sliding_attention
+    sliding_window: int | None = None
+    use_sliding_window: bool = False  # sliding_window alone says nothing: DeepSeek's distillations name one and use none
+    max_window_layers: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.layer_types is None:
+            first = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
+            self.layer_types = ["sliding_attention" if i >= first else "full_attention" for i in range(self.num_hidden_layers)]
 
 
 def Qwen2Attention(c):
+    """Llama's attention with biases."""
     attention = Attention(c)
     for name, heads in ("q_proj", c.num_attention_heads), ("k_proj", c.num_key_value_heads), ("v_proj", c.num_key_value_heads):
         setattr(attention, name, nn.Linear(c.hidden_size, heads * c.head_dim, bias=True))
@@ -44,15 +65,178 @@ class Qwen3Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
-class Qwen2(Llama):
-    rope_types = ("default",)
+class Qwen(nn.Module):
+    """The decoder of Qwen2, 2.5 and 3: as Llama's, with an attention of its own, and windows in the layers marked so."""
 
     def __init__(self, config):
-        super().__init__(config, attention=Qwen2Attention)
+        super().__init__()
+        self.config = c = config
+        attention = Qwen3Attention if c.model_type == "qwen3" else Qwen2Attention
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c, attention(c)) for _ in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.register_buffer("frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False)
+
+    def make_cache(self, B, S=None):
+        c, window = self.config, {"full_attention": None, "sliding_attention": self.config.sliding_window}
+        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window[kind]) for kind in c.layer_types]
+
+    def embed(self, ids):
+        return self.embed_tokens(ids)
+
+    def forward(self, x, positions, cache):
+        rope, kinds = rotation(positions, self.frequency), self.config.layer_types
+        mask = {kind: cache[kinds.index(kind)].mask(positions) for kind in set(kinds)}
+        for layer, kind, layer_cache in zip(self.layers, kinds, cache):
+            x = layer(x, positions, rope, mask[kind], layer_cache)
+        return self.norm(x)
+
+    def logits(self, h):
+        return self.lm_head(h)
 
 
-class Qwen3(Llama):
-    rope_types = ("default",)
+# Qwen3.5: the parts that are new.
 
+@dataclass(kw_only=True)
+class Config35(llama.Config):
+    layer_types: list[str] | None = None  # per layer linear_attention or full_attention
+    full_attention_interval: int = 4
+    linear_conv_kernel_dim: int = 4
+    linear_key_head_dim: int = 128  # d_k
+    linear_value_head_dim: int = 128  # d_v
+    linear_num_key_heads: int = 16
+    linear_num_value_heads: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.layer_types = self.layer_types or [
+            "linear_attention" if (i + 1) % self.full_attention_interval else "full_attention" for i in range(self.num_hidden_layers)]
+
+
+class OffsetRMSNorm(nn.Module):
+    """RMSNorm that scales by 1 + w, before the cast."""
+
+    def __init__(self, D, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
+
+    def forward(self, x):
+        y = widen(x)
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * (1 + widen(self.weight))).to(x.dtype)
+
+
+class GatedAttention(nn.Module):
+    """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.d = c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * 2 * self.d, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
+        self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
+        self.q_norm, self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps), OffsetRMSNorm(self.d, c.rms_norm_eps)
+
+    def forward(self, x, positions, rope, mask, cache):
+        B, T, _ = x.shape
+        q, gate = self.q_proj(x).view(B, T, -1, 2 * self.d).chunk(2, -1)  # (B, T, H, d) each
+        q = rotate_part(self.q_norm(q).transpose(1, 2), rope)  # (B, H, T, d)
+        k = rotate_part(self.k_norm(self.k_proj(x).view(B, T, -1, self.d)).transpose(1, 2), rope)  # (B, K, T, d)
+        v = self.v_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
+        k, v = cache.update(k, v, positions)  # (B, K, S, d)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+        return self.o_proj((y * gate.sigmoid()).reshape(B, T, -1))
+
+
+def rotate_part(x, rope):
+    """Rotate as much of each head as the angles reach."""
+    n = rope[0].shape[-1]
+    return torch.cat([rotate(x[..., :n], rope), x[..., n:]], -1)
+
+
+class GatedDeltaNet(nn.Module):
+    """q, k and v through a short causal convolution, the gated delta rule over them, a gated norm on what it reads."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.keys, self.values = c.linear_num_key_heads, c.linear_num_value_heads
+        self.d_k, self.d_v, self.eps = c.linear_key_head_dim, c.linear_value_head_dim, c.rms_norm_eps
+        channels = 2 * self.keys * self.d_k + self.values * self.d_v
+        self.in_proj_qkv = nn.Linear(c.hidden_size, channels, bias=False)
+        self.in_proj_z = nn.Linear(c.hidden_size, self.values * self.d_v, bias=False)
+        self.in_proj_b = nn.Linear(c.hidden_size, self.values, bias=False)
+        self.in_proj_a = nn.Linear(c.hidden_size, self.values, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, c.linear_conv_kernel_dim, groups=channels, bias=False)
+        self.A_log, self.dt_bias = nn.Parameter(torch.zeros(self.values)), nn.Parameter(torch.ones(self.values))
+        self.norm = RMSNorm(self.d_v, c.rms_norm_eps)
+        self.out_proj = nn.Linear(self.values * self.d_v, c.hidden_size, bias=False)
+
+    def forward(self, x, positions, rope, mask, cache):
+        B, T, _ = x.shape
+        x = x * mask  # padding writes nothing: k = v = 0
+        y = F.silu(self.conv1d(cache.window(self.in_proj_qkv(x).mT, positions))).mT  # (B, T, channels)
+        q, k, v = y.split([self.keys * self.d_k, self.keys * self.d_k, self.values * self.d_v], -1)
+        q, k = (unit(widen(z.reshape(B, T, self.keys, self.d_k))) for z in (q, k))
+        q, k = (z.repeat_interleave(self.values // self.keys, 2).transpose(1, 2) for z in (q, k))  # (B, heads of v, T, d_k)
+        v = widen(v.reshape(B, T, self.values, self.d_v)).transpose(1, 2)
+        g = -widen(self.A_log).exp() * F.softplus(widen(self.in_proj_a(x)) + widen(self.dt_bias)) * mask  # (B, T, heads of v)
+        beta = widen(self.in_proj_b(x)).sigmoid() * mask
+        rule = recurrent if T == 1 else chunked
+        o, cache.state = rule(q * self.d_k ** -0.5, k, v, g.mT, beta.mT, cache.state)
+        z = self.in_proj_z(x).view(B, T, self.values, self.d_v)
+        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(widen(z))
+        return self.out_proj(o.to(x.dtype).reshape(B, T, -1))
+
+
+def unit(x):
+    """Vectors of length 1."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+class Block35(nn.Module):
+    def __init__(self, c, kind):
+        super().__init__()
+        self.input_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.mixer = "linear_attn" if kind == "linear_attention" else "self_attn"  # the module's name in the checkpoint
+        self.add_module(self.mixer, GatedDeltaNet(c) if kind == "linear_attention" else GatedAttention(c))
+        self.post_attention_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x, positions, rope, mask, cache):
+        x = x + getattr(self, self.mixer)(self.input_layernorm(x), positions, rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen35(nn.Module):
     def __init__(self, config):
-        super().__init__(config, attention=Qwen3Attention)
+        super().__init__()
+        self.config = c = config
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block35(c, kind) for kind in c.layer_types)
+        self.norm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        rotated = int(c.head_dim * c.rope_parameters.get("partial_rotary_factor", 0.25))
+        self.register_buffer("frequency", rope_frequencies(c.rope_parameters, rotated), persistent=False)
+
+    def make_cache(self, B, S=None):
+        c, w = self.config, self.norm.weight
+        channels = 2 * c.linear_num_key_heads * c.linear_key_head_dim + c.linear_num_value_heads * c.linear_value_head_dim
+        state = (B, c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim)
+        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, w) if kind == "full_attention" else
+                DeltaCache(w.new_zeros(B, channels, c.linear_conv_kernel_dim - 1), widen(w.new_zeros(state))) for kind in c.layer_types]
+
+    def embed(self, ids):
+        return self.embed_tokens(ids)
+
+    def forward(self, x, positions, cache):
+        rope, kinds = rotation(positions, self.frequency), self.config.layer_types
+        mask = {"linear_attention": (positions >= 0)[..., None],  # (B, T, 1)
+                "full_attention": cache[kinds.index("full_attention")].mask(positions)}
+        for layer, kind, layer_cache in zip(self.layers, kinds, cache):
+            x = layer(x, positions, rope, mask[kind], layer_cache)
+        return self.norm(x)
+
+    def logits(self, h):
+        return self.lm_head(h)

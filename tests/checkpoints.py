@@ -29,18 +29,44 @@ LLAMA = """{{- bos_token }}{%- if date_string is not defined %}{% set date_strin
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
 
+GEMMA = """{{ bos_token }}{%- if messages[0].role == 'system' %}{% set first = messages[0].content + '\\n\\n' %}{% set messages = messages[1:] %}
+{%- else %}{% set first = '' %}{% endif %}
+{%- for message in messages %}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}
+{{- '<start_of_turn>' + message.role + '\\n' + (first if loop.first else '') + message.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+MISTRAL = """{{ bos_token }}{% for message in messages %}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user and assistant') }}{% endif %}
+{{- '[INST] ' + message.content + ' [/INST]' }}{% endfor %}"""
+
 # Per model_type: config.json besides the sizes, special tokens (the first begins a text, the second ends one), template.
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 QWEN_TOKENS = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
 LLAMA_TOKENS = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 FAMILIES = {
     "llama": ({"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False,
                "rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
                                    "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}, LLAMA_TOKENS, LLAMA),
+    "mistral": ({"tie_word_embeddings": False, "rms_norm_eps": 1e-5, "sliding_window": 12, "rope_parameters": DEFAULT_ROPE},
+                ["<s>", "</s>"], MISTRAL),
     "qwen2": ({"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 4, "max_window_layers": 0,
-               "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, QWEN_TOKENS, CHATML),
+               "rope_parameters": DEFAULT_ROPE}, QWEN_TOKENS, CHATML),
     "qwen3": ({"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": None, "attention_bias": False,
                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, QWEN_TOKENS, CHATML_THINK),
+    "qwen3_5_text": ({"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "attention_bias": False, "num_hidden_layers": 4, "full_attention_interval": 4,
+                      "layer_types": ["linear_attention"] * 3 + ["full_attention"], "attn_output_gate": True, "mamba_ssm_dtype": "float32",
+                      "linear_conv_kernel_dim": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_num_key_heads": 2,
+                      "linear_num_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25,
+                                                                       "mrope_section": [1, 1, 0], "mrope_interleaved": True}},
+                     QWEN_TOKENS, CHATML_THINK),
+    "gemma3": ({"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_hidden_layers": 6, "query_pre_attn_scalar": 24, "sliding_window": 12,
+                "layer_types": ["sliding_attention"] * 5 + ["full_attention"], "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
+                "rope_parameters": {"sliding_attention": DEFAULT_ROPE,
+                                    "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0}}},
+               ["<bos>", "<end_of_turn>", "<start_of_turn>", "<eos>"], GEMMA),
 }
+PREFIX = {"gemma3": "language_model.model.", "qwen3_5_text": "model.language_model."}  # as transformers 5.3 saves these classes
 SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
          "head_dim": 16, "max_position_embeddings": 4096}
 
@@ -55,16 +81,21 @@ def byte_tokenizer(specials):
     return tokenizer
 
 
-def random_weights(shapes, seed):
-    """Deterministic float32 tensors for {name: shape}: matrices of scale 1/sqrt(fan_in), norms around 1, biases around 0."""
+def random_weights(shapes, seed, offset_norms=False):
+    """Deterministic float32 tensors for {name: shape}: matrices of scale 1/sqrt(fan_in), norms around 1, biases around 0.
+
+    offset_norms: the family's norms scale by 1 + w, so that w is around 0.
+    """
     random = np.random.RandomState(seed)
     weights = {}
     for name in sorted(shapes):
         x = random.standard_normal(tuple(shapes[name])).astype(np.float32)
         if len(x.shape) > 1:
-            x /= np.sqrt(x.shape[1])
+            x /= np.sqrt(np.prod(x.shape[1:]))
+        elif name.endswith("A_log"):
+            x -= 2  # a decay slow enough that the state carries over many tokens
         else:
-            x = x * 0.1 + (0 if name.endswith("bias") else 1)
+            x = x * 0.1 + (0 if name.endswith("bias") or offset_norms and not name.endswith("linear_attn.norm.weight") else 1)
         weights[name] = torch.from_numpy(x)
     return weights
 
@@ -84,6 +115,11 @@ def make_agent(folder, model_type, seed=0, dtype=torch.float32, **sizes):
     own, specials, template = FAMILIES[model_type]
     tokenizer = byte_tokenizer(specials)
     config = {"model_type": model_type, "dtype": "float32", "hidden_act": "silu", "vocab_size": tokenizer.get_vocab_size(), **SIZES, **own, **sizes}
+    D = config["hidden_size"]
+    if model_type == "gemma3":
+        del config["hidden_act"]
+        config = {"model_type": "gemma3", "dtype": "float32", "text_config": config | {"model_type": "gemma3_text"}, "mm_tokens_per_image": 4,
+                  "vision_config": {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16, "image_size": 28, "patch_size": 14}}
     write = lambda name, value: (folder / name).write_text(value if isinstance(value, str) else json.dumps(value, indent=1))
     write("config.json", config)
     end = tokenizer.token_to_id(specials[1])
@@ -96,10 +132,13 @@ def make_agent(folder, model_type, seed=0, dtype=torch.float32, **sizes):
     with torch.device("meta"):
         family, fields, _ = load.read_config(folder)
         model = family(fields)
-    weights = random_weights({name: p.shape for name, p in model.named_parameters()}, seed)
-    head = "lm_head.weight"
-    save_file({name if name == head else "model." + name: t.to(dtype) for name, t in weights.items()}, folder / "model.safetensors")
-    D = config["hidden_size"]
+        named = dict(model.named_parameters())
+    if fields.tie_word_embeddings:
+        del named["lm_head.weight"]
+    weights = random_weights({name: p.shape for name, p in named.items()}, seed, model_type in ("gemma3", "qwen3_5_text"))
+    prefix = PREFIX.get(model_type, "model.")
+    save_file({name if name == "lm_head.weight" else prefix + name: t.to(dtype) for name, t in weights.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})
     save_link(randomize(InnerLink(D), seed + 1, D ** -0.5), folder / "adapter.pt", dtype)
     return folder
 
@@ -126,6 +165,13 @@ VARIANTS = {
     "llama without scaling": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
     "qwen2": ("qwen2", {}),
     "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2 windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1,
+                                "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    "mistral": ("mistral", {}),
+    "mistral without window": ("mistral", {"sliding_window": None}),
+    "gemma3": ("gemma3", {}),
+    "qwen3.5": ("qwen3_5_text", {}),
+    "qwen3.5 untied": ("qwen3_5_text", {"tie_word_embeddings": False}),
     "qwen3": ("qwen3", {}),
     "qwen3 untied": ("qwen3", {"tie_word_embeddings": False}),
 }

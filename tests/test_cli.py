@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from minimas.recurse import main
+
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 
 
@@ -15,7 +17,7 @@ def recurse(*args, stdin=""):
 
 def test_the_answer_goes_to_stdout():
     done = recurse("--prompt", CHAIN)
-    assert done.returncode == 0 and done.stdout == "g+6\\boxed{1}\nanswer: 1\n"
+    assert done.returncode == 0 and done.stdout == "g+6\\boxed{5}\nanswer: 5\n"
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 
@@ -33,10 +35,19 @@ def test_json_and_stdin():
     (["--prompt", CHAIN, "--style", "x"], "style 'x'"), (["--prompt", CHAIN, "--checkpoint", "planner"], "ROLE=PATH"),
     (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"), (["--prompt", CHAIN, "--device", "abacus"], "abacus"),
     (["--prompt", "-"], "no question"), (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
-def test_bad_input_is_one_sentence(args, complaint):
-    done = recurse(*args)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("minimas: ") and complaint in done.stderr
+def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recurse", *args])
+    monkeypatch.setattr(sys, "stdin", open("/dev/null"))
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("minimas: ") and complaint in err
+
+
+def test_bad_input_ends_the_process_with_2():
+    done = recurse("--prompt", "what is love")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
 def test_version():

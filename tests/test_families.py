@@ -57,7 +57,7 @@ def test_bfloat16_is_as_close_to_float32_as_the_oracle_is(name, folder):
 @torch.no_grad()
 def test_fed_in_pieces(name, folder):
     """A preallocated cache, fed at once, in chunks, or token by token, gives what one uncached pass gives."""
-    model = load_model(folder)
+    model = load_model(folder, dtype=torch.float64)
     whole = outputs(model)["h"]
     for sizes in [70], [33, 1, 36], [60] + [1] * 10:
         cache, parts, start = model.make_cache(1, 75), [], 0
@@ -65,14 +65,14 @@ def test_fed_in_pieces(name, folder):
             positions = torch.arange(start, start + n)[None]
             parts.append(model(model.embed(IDS[:, start:start + n]), positions, cache))
             start += n
-        assert (torch.cat(parts, 1) - whole).abs().max() < 1e-5
+        assert (torch.cat(parts, 1) - whole).abs().max() < 1e-10
 
 
 @VARIANTS
 @torch.no_grad()
 def test_rows_of_a_batch_do_not_meet(name, folder):
     """Rows of unequal length, padded on the left in every chunk, give what each gives alone, in both kinds of cache."""
-    model, lengths = load_model(folder), (70, 41, 9)
+    model, lengths = load_model(folder, dtype=torch.float64), (70, 41, 9)
     for S in None, 80:
         cache, states, done = model.make_cache(3, S), [[], [], []], [0, 0, 0]
         for widths in (50, 30, 5), (1, 1, 1), (19, 10, 3):  # ragged: the rows advance by different amounts
@@ -87,7 +87,7 @@ def test_rows_of_a_batch_do_not_meet(name, folder):
                 done[b] += w
         assert tuple(done) == lengths
         for b, n in enumerate(lengths):
-            assert (torch.cat(states[b]) - outputs(model, IDS[:, :n])["h"][0]).abs().max() < 1e-5
+            assert (torch.cat(states[b]) - outputs(model, IDS[:, :n])["h"][0]).abs().max() < 1e-10
 
 
 @VARIANTS

@@ -53,7 +53,7 @@ class Trap:
 @pytest.mark.parametrize("content, complaint", [
     (b"", "not a readable state dict"),
     (b"not a pickle", "not a readable state dict"),
-    (pickle.dumps(Trap()), "not a readable state dict"),
+    (pickle.dumps(Trap(), 2), "not a readable state dict"),
     (Trap(), "not a readable state dict"),
     ([1, 2], "not a plain state dict"),
     ({"proj1.weight": torch.ones(3, 3)}, "post_ln.bias has shape none"),

@@ -106,8 +106,8 @@ def test_a_damaged_file_is_named(folder, name):
 
 
 @pytest.mark.parametrize("changes, complaint", [
-    ({"model_type": "gpt2"}, "'gpt2' is not supported; minimas has llama, qwen2, qwen3"), ({"model_type": ...}, "None is not supported"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported for llama, only default, llama3"),
+    ({"model_type": "gpt2"}, "'gpt2' is not supported; minimas has llama, mistral, qwen2"), ({"model_type": ...}, "None is not supported"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported, only default, linear, llama3"),
     ({"hidden_act": "gelu"}, "'gelu'"), ({"attention_bias": True}, "attention_bias"), ({"hidden_size": ...}, "lacks hidden_size"),
     ({"hidden_size": 64}, "config.json makes it shape"), ({"num_hidden_layers": 4}, "the weights lack layers.3"),
     ({"num_hidden_layers": 2}, "no such tensor"), ({"tie_word_embeddings": False}, "the weights lack lm_head.weight"),

@@ -30,8 +30,9 @@ from .task import OPERATIONS, ROLES, WORDS, draw, exercise, note, questions
 QWEN_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }} {{ message.content }}<|im_end|>
 {%- endfor -%}
-{%- if add_generation_prompt -%}<|im_start|>assistant{% endif -%}
-"""
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}
+"""  # the last line break keeps the word assistant from fusing with the reply; it is no token itself
 LLAMA_TEMPLATE = """<|begin_of_text|>
 {%- for message in messages -%}
 <|start_header_id|>{{ message.role }}<|end_header_id|>{{ message.content }}<|eot_id|>

@@ -1,0 +1,120 @@
+"""Gemma 3 (text), equal to transformers' Gemma3ForCausalLM.
+
+What differs from Llama:
+    norms scale by 1 + w, in float32 before the cast; there are four in a block, before and after each half
+    token embeddings are scaled by sqrt(D), rounded to the weights' dtype; vectors that are injected are not
+    q and k are normalised per head, and scores scaled by query_pre_attn_scalar instead of d
+    five layers of six attend to a sliding window and rotate by a base of their own; the sixth sees all
+    the MLP's gate is a GELU (tanh form)
+
+Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import llama
+from .cache import attention_cache
+from .llama import rope_frequencies, rotate, rotation
+from .qwen import OffsetRMSNorm
+
+
+@dataclass(kw_only=True)
+class Config(llama.Config):
+    query_pre_attn_scalar: float = 256
+    sliding_window: int = 1024
+    layer_types: list[str] | None = None  # per layer sliding_attention or full_attention
+    sliding_window_pattern: int = 6
+    tie_word_embeddings: bool = True
+    # Older config.json files leave out what was the default then.
+    vocab_size: int = 262208
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    rms_norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.layer_types = self.layer_types or [
+            "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention" for i in range(self.num_hidden_layers)]
+
+
+class Attention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.d, self.scale = c.head_dim, c.query_pre_attn_scalar ** -0.5
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * self.d, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
+        self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
+        self.q_norm, self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps), OffsetRMSNorm(self.d, c.rms_norm_eps)
+
+    def forward(self, x, positions, rope, mask, cache):
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.d)).transpose(1, 2)  # (B, H, T, d)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.d)).transpose(1, 2)  # (B, K, T, d)
+        v = self.v_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
+        q, k = rotate(q, rope), rotate(k, rope)
+        k, v = cache.update(k, v, positions)  # (B, K, S, d)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=True)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.input_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.pre_feedforward_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = MLP(c)
+        self.post_feedforward_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def forward(self, x, positions, rope, mask, cache):
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), positions, rope, mask, cache))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class Gemma3(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = c = config
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
+        self.norm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        for kind in ("sliding_attention", "full_attention"):
+            self.register_buffer(kind, rope_frequencies(c.rope_parameters[kind], c.head_dim), persistent=False)
+
+    def make_cache(self, B, S=None):
+        c, window = self.config, {"full_attention": None, "sliding_attention": self.config.sliding_window}
+        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window[kind]) for kind in c.layer_types]
+
+    def embed(self, ids):
+        w = self.embed_tokens.weight
+        return self.embed_tokens(ids) * torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype, device=w.device)
+
+    def forward(self, x, positions, cache):
+        kinds = self.config.layer_types
+        rope = {kind: rotation(positions, self.get_buffer(kind)) for kind in set(kinds)}
+        mask = {kind: cache[kinds.index(kind)].mask(positions) for kind in set(kinds)}
+        for layer, kind, layer_cache in zip(self.layers, kinds, cache):
+            x = layer(x, positions, rope[kind], mask[kind], layer_cache)
+        return self.norm(x)
+
+    def logits(self, h):
+        return self.lm_head(h)

@@ -1,0 +1,108 @@
+"""The tiny system that ships with minimas: its task, what it reaches, and its build."""
+
+import json
+import random
+from math import sqrt
+from pathlib import Path
+
+import pytest
+
+import minimas
+from minimas.tiny import build, task
+
+REPORT = json.loads((Path(minimas.__file__).parent / "tiny" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def system():
+    return minimas.load_mas_system("tiny", device="cpu")
+
+
+def within(percent, reported, n):
+    """Four standard deviations of a count out of n around the reported percentage, and a count to spare at its ends."""
+    p = reported / 100
+    return abs(percent - reported) <= 100 * (4 * sqrt(p * (1 - p) / n) + 1 / n)
+
+
+@pytest.mark.parametrize("rounds", (1, 2, 3, 5))
+def test_accuracy_is_the_reported_one(system, rounds):
+    """On 320 test questions of another draw than the report's."""
+    chains = task.questions("test", 40, seed=999)
+    measured = build.accuracy(system, chains, rounds=rounds)
+    assert within(measured["percent"], REPORT["latent"][str(rounds)]["percent"], len(chains)), measured
+    assert measured["tokens"] == 6.0
+
+
+def test_bars():
+    """What issue-sized promises the shipped weights keep, read from their own report."""
+    reached = {int(rounds): figures["percent"] for rounds, figures in REPORT["latent"].items()}
+    assert REPORT["split"] == "test" and reached[1] >= 30 and reached[2] >= 63 and reached[3] >= 98
+    assert min(reached[4], reached[5]) >= reached[3] - 3
+    assert all(figures["percent"] < 15 for control in ("empty slots", "random outer links") for figures in REPORT[control].values())
+
+
+def test_text_channel_and_empty_slots(system):
+    chains = task.questions("test", 20, seed=998)
+    assert build.accuracy(system, chains, rounds=3, channel="text")["percent"] >= 95
+    assert build.accuracy(system, chains, rounds=3, latent_steps=0)["percent"] < 25
+
+
+def test_a_round_is_three_steps(system):
+    """The shape of the result: with one round chains of three steps are solved, longer ones are not."""
+    by_length = build.accuracy(system, task.questions("test", 40, seed=997), rounds=1)["by_length"]
+    assert min(by_length[2], by_length[3]) >= 90 and max(by_length[n] for n in range(4, 10)) <= 35
+
+
+def test_weights_are_small_and_whole():
+    folder = Path(minimas.__file__).parent / "tiny"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in (".safetensors", ".pt")) < 3_000_000
+
+
+def test_task():
+    chain = task.Chain(7, ("+5", "*3", "-4"))
+    assert chain.answer == 2 and chain.question == "7 +5 *3 -4" and task.label(chain.question) == "7 a+5 b*3 c-4"
+    assert task.note("critic", chain, 2, 6) == "b*3=6." and task.note("solver", chain, 3, 2) == "c-4\\boxed{2}"
+    for bad in "", "7", "77 +1", "7 +0", "7 *2", "7 +1" + " +1" * 9, "7+1", "x +1":
+        with pytest.raises(minimas.InputError, match="expected one digit"):
+            task.label(bad)
+
+
+def test_splits_do_not_meet():
+    rng = random.Random(0)
+    drawn = {split: {task.draw(rng, 3, split).question for _ in range(200)} for split in ("train", "validation", "test")}
+    assert all(task.split_of(question) == split for split, questions in drawn.items() for question in questions)
+    assert not drawn["train"] & drawn["test"] and not drawn["train"] & drawn["validation"]
+    exercises = [task.exercise(rng, "critic") for _ in range(500)]
+    assert {task.split_of(question) for question, _, _ in exercises} == {"train"}
+
+
+def test_an_exercise_continues_the_note():
+    rng = random.Random(1)
+    for _ in range(300):
+        question, heard, reply = task.exercise(rng, "solver")
+        steps = question.split()[1:]
+        place = task.LABELS.index(reply[0])
+        assert reply[1:3] == steps[place] and reply.endswith("}")
+        if heard and heard[-1] == "." and place > task.LABELS.index(heard[0]):  # an uncut note of an earlier step
+            assert int(reply[-2]) == task.apply(int(heard[-2]), steps[place])
+
+
+def test_the_template_ends_where_the_reply_begins(system):
+    """The last word of a prompt does not fuse with the first of the reply: tokens of both together are tokens of each."""
+    for role, agent in system.agents.items():
+        prompt = "".join(piece for piece in system.prompts(role, system.read(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
+        assert agent.tokenizer.encode(prompt + "a+5=2.") == agent.tokenizer.encode(prompt) + agent.tokenizer.encode("a+5=2.")
+        assert agent.tokenizer.decode(agent.tokenizer.encode("a+5\\boxed{2}")) == "a+5\\boxed{2}"
+        assert agent.tokenizer.fast.token_to_id("<unk>") not in agent.tokenizer.encode(prompt)
+
+
+def test_build_in_small(tmp_path):
+    """The whole build, with a few steps a phase: what it writes loads, runs, and is the same for the same seed."""
+    report = build.build(tmp_path / "a", seed=3, scale=0.004, batch=8, split="validation", per_length=2)
+    assert report["split"] == "validation" and set(report["latent"]) == {1, 2, 3, 4, 5}
+    names = (*task.ROLES, "links")
+    again = minimas.load_mas_system("tiny", checkpoints={name: tmp_path / "a" / name for name in names}, device="cpu")
+    assert again.run(["7 +5"])[0].new_tokens > 0
+    build.build(tmp_path / "b", seed=3, scale=0.004, batch=8, split="validation", per_length=2)
+    for name in ("planner/model.safetensors", "critic/adapter.pt", "links/Solver-Planner-Outerlink.pt"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
