@@ -3,17 +3,23 @@
 Letters: B prompts, T their tokens, D the agent's width, m latent steps.
 """
 
+from contextlib import contextmanager
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
+from .cache import grow
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
 from .sample import sample, uniform
 
 
 def silent(*_):
-    """Hears everything and says nothing: the default of the callbacks below."""
+    """Hears everything and says nothing: the default of callbacks."""
+
+
+def no_reply(b, ids):
+    return []
 
 
 def left_pad(rows):
@@ -27,8 +33,13 @@ def left_pad(rows):
 class Agent:
     """A frozen decoder with its tokenizer, its inner link, and how it generates (load.Generation)."""
 
-    def __init__(self, model, tokenizer, inner_link, generation):
+    def __init__(self, model, tokenizer, inner_link, generation, offload=False):
         self.model, self.tokenizer, self.inner_link, self.generation = model, tokenizer, inner_link, generation
+        self.offload = offload
+
+    @property
+    def device(self):
+        return self.inner_link.proj1.weight.device
 
     def embed(self, prompts, special=False):
         """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
@@ -58,32 +69,58 @@ class Agent:
             tick()
         return torch.cat(H, 1) if H else x[:, :0]
 
-    def decode(self, x, positions, seeds, settings, tick=silent):
-        """B lists of new token ids after the prompts, the one that ended a text included.
+    def decode(self, x, positions, seeds, settings, tick=silent, reply=no_reply):
+        """B lists of the token ids that follow the prompts, the one that ended a text included.
 
         seeds: one integer a prompt; settings: a recurse.Settings (max_new_tokens, temperature, top_p, top_k).
+        reply(b, ids) gives the ids that are put behind row b's last token, such as a tool's result; mostly none. A row waits
+        for nobody: the others go on by one token while it reads its reply.
         """
-        B, T, _ = x.shape
-        cache = self.model.make_cache(B, T + settings.max_new_tokens)
+        cache = self.model.make_cache(len(x), x.shape[1] + settings.max_new_tokens)
         top_k = self.generation.top_k if settings.top_k is None else settings.top_k
-        seeds, eos = (torch.tensor(v, dtype=torch.long, device=x.device) for v in (seeds, self.generation.eos_ids))
-        ids, done = [], torch.zeros(B, dtype=torch.bool, device=x.device)
+        seeds, ended = torch.tensor(seeds, device=x.device), [False] * len(x)
+        ids, next_position = [[] for _ in seeds], positions[:, -1:] + 1
         for n in range(settings.max_new_tokens):
             scores = self.model.logits(self.model(x, positions, cache)[:, -1])  # (B, vocabulary)
-            ids.append(sample(scores, uniform(seeds, n), settings.temperature, top_k, settings.top_p))
-            done |= torch.isin(ids[-1], eos)
+            tokens = sample(scores, uniform(seeds, n), settings.temperature, top_k, settings.top_p).tolist()
             tick()
-            if done.all():
+            new = []
+            for b, token in enumerate(tokens):
+                new.append([] if ended[b] else [token, *reply(b, ids[b] + [token])])
+                ids[b] += new[b]
+                ended[b] |= token in self.generation.eos_ids
+            if all(ended):
                 break
-            x, positions = self.model.embed(ids[-1][:, None]), positions[:, -1:] + 1
-        return [self.up_to_end(row) for row in torch.stack(ids, 1).tolist()]
+            x, positions = left_pad([self.model.embed(torch.tensor(row, dtype=torch.long, device=x.device)) for row in new])
+            if x.shape[1] > 1:
+                grow(cache, x.shape[1] - 1)
+            lengths = torch.tensor([[len(row)] for row in new], device=x.device)
+            positions, next_position = torch.where(positions < 0, -1, positions + next_position), next_position + lengths
+        return ids
 
-    def up_to_end(self, ids):
-        return next((ids[:i + 1] for i, token in enumerate(ids) if token in self.generation.eos_ids), ids)
+    def write(self, prompts, seeds, settings, tick=silent):
+        """Texts that follow B prompts."""
+        return [self.tokenizer.decode(row) for row in self.decode(*self.embed(prompts), seeds, settings, tick)]
+
+    @contextmanager
+    def at_work(self):
+        """Within, the weights are on the agent's device; an agent that is offloaded keeps them in main memory otherwise."""
+        if not self.offload:
+            yield
+            return
+        parameters = list(self.model.parameters())
+        resting = [p.data for p in parameters]
+        try:
+            for p in parameters:
+                p.data = p.data.to(self.device, copy=True)
+            yield
+        finally:
+            for p, data in zip(parameters, resting):
+                p.data = data
 
 
-def load_agent(folder, task, device, dtype):
-    """Agent of a folder in the released layout."""
-    model, tokenizer = load_model(folder, device, dtype), load_tokenizer(folder)
-    inner_link = load_inner_link(folder, task, model.config.hidden_size, device)
-    return Agent(model, tokenizer, inner_link, load_generation(folder, tokenizer))
+def load_agent(source, task, device, dtype, offload=False):
+    """Agent of a folder or repository in the released layout; `offload` keeps its weights in main memory while it rests."""
+    model, tokenizer = load_model(source, device, dtype, "cpu" if offload else None), load_tokenizer(source)
+    inner_link = load_inner_link(source, task, model.config.hidden_size, device)
+    return Agent(model, tokenizer, inner_link, load_generation(source, tokenizer), offload)

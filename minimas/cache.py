@@ -11,6 +11,7 @@ Letters: B batch, T new tokens, S keys, K key/value heads, d head width.
 """
 
 import torch
+import torch.nn.functional as F
 
 
 def causal_mask(positions, key_positions, window=None):
@@ -26,14 +27,20 @@ def causal_mask(positions, key_positions, window=None):
 class KVCache:
     """Preallocated keys and values of one layer, written in place: position p of a row lies in its slot p."""
 
-    def __init__(self, B, K, S, d, like):
+    def __init__(self, B, K, S, d, like, window=None):
+        self.window = window
         # Slot S takes what padding writes and is never read. Zeros, since a masked weight of 0 times NaN is NaN.
         self.k, self.v = like.new_zeros(B, K, S + 1, d), like.new_zeros(B, K, S + 1, d)
         self.used = 0  # slots that may hold a token, an upper bound over the rows, known without asking the device
 
     def mask(self, positions):
         slots = torch.arange(self.reach(positions), device=positions.device)
-        return causal_mask(positions, slots.expand(len(positions), -1))
+        return causal_mask(positions, slots.expand(len(positions), -1), self.window)
+
+    def grow(self, n):
+        """Make room for n positions more."""
+        self.k, self.v = (F.pad(x, (0, 0, 0, n)) for x in (self.k, self.v))
+        self.k[:, :, -n - 1] = self.v[:, :, -n - 1] = 0  # what took the padding is a slot like any other now
 
     def reach(self, positions):
         return min(self.used + positions.shape[1], self.k.shape[2] - 1)
@@ -82,6 +89,13 @@ def write(memory, slots, new):
     memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
 
 
+def grow(cache, n):
+    """Make room for n positions more in a model's caches; those of windows and states need none."""
+    for c in cache:
+        if isinstance(c, KVCache):
+            c.grow(n)
+
+
 class GrowingCache:
     """Either of them by concatenation, which keeps the graph: for training, and as the plain truth of the tests."""
 
@@ -104,7 +118,12 @@ def attention_cache(B, K, S, d, like, window=None):
     """The cache of one attention layer: growing when S is None, else for S positions, or for the window where that is shorter."""
     if S is None:
         return GrowingCache(window)
-    return KVCache(B, K, S, d, like) if window is None or window >= S else WindowCache(B, K, window, d, like)
+    return KVCache(B, K, S, d, like, window) if window is None or window >= S else WindowCache(B, K, window, d, like)
+
+
+def masks(cache, positions):
+    """{window: mask} of a model's attention layers; those of one window share it."""
+    return {window: c.mask(positions) for window, c in {c.window: c for c in cache if hasattr(c, "mask")}.items()}
 
 
 class DeltaCache:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import llama
-from .cache import attention_cache
+from .cache import attention_cache, masks
 from .llama import rope_frequencies, rotate, rotation
 from .qwen import OffsetRMSNorm
 
@@ -40,6 +40,10 @@ class Config(llama.Config):
         super().__post_init__()
         self.layer_types = self.layer_types or [
             "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention" for i in range(self.num_hidden_layers)]
+
+    @property
+    def windows(self):
+        return [self.sliding_window if kind == "sliding_attention" else None for kind in self.layer_types]
 
 
 class Attention(nn.Module):
@@ -101,19 +105,18 @@ class Gemma3(nn.Module):
             self.register_buffer(kind, rope_frequencies(c.rope_parameters[kind], c.head_dim), persistent=False)
 
     def make_cache(self, B, S=None):
-        c, window = self.config, {"full_attention": None, "sliding_attention": self.config.sliding_window}
-        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window[kind]) for kind in c.layer_types]
+        c = self.config
+        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window) for window in c.windows]
 
     def embed(self, ids):
         w = self.embed_tokens.weight
         return self.embed_tokens(ids) * torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype, device=w.device)
 
     def forward(self, x, positions, cache):
-        kinds = self.config.layer_types
-        rope = {kind: rotation(positions, self.get_buffer(kind)) for kind in set(kinds)}
-        mask = {kind: cache[kinds.index(kind)].mask(positions) for kind in set(kinds)}
-        for layer, kind, layer_cache in zip(self.layers, kinds, cache):
-            x = layer(x, positions, rope[kind], mask[kind], layer_cache)
+        rope = {kind: rotation(positions, self.get_buffer(kind)) for kind in set(self.config.layer_types)}
+        mask = masks(cache, positions)
+        for layer, kind, layer_cache in zip(self.layers, self.config.layer_types, cache):
+            x = layer(x, positions, rope[kind], mask[layer_cache.window], layer_cache)
         return self.norm(x)
 
     def logits(self, h):

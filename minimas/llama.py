@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .cache import attention_cache
+from .cache import attention_cache, masks
 
 
 @dataclass(kw_only=True)
@@ -32,10 +32,14 @@ class Config:
     rope_parameters: dict
     head_dim: int | None = None  # d: D / H where config.json does not say
     tie_word_embeddings: bool = False
-    model_type: str = "llama"
 
     def __post_init__(self):
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def windows(self):
+        """Per layer how many positions back it sees, itself included; None is all."""
+        return [None] * self.num_hidden_layers
 
 
 def widen(x):
@@ -131,11 +135,13 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self, config):
+    """The decoder. `attention` is what its blocks hold; a layer of another family may see a window only (config.windows)."""
+
+    def __init__(self, config, attention=Attention):
         super().__init__()
         self.config = c = config
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Block(c, Attention(c)) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(c, attention(c)) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         self.register_buffer("frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False)
@@ -143,7 +149,7 @@ class Llama(nn.Module):
     def make_cache(self, B, S=None):
         """One cache per layer for B rows: S positions allocated at once, or growing and differentiable when S is None."""
         c = self.config
-        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight) for _ in self.layers]
+        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window) for window in c.windows]
 
     def embed(self, ids):
         """Token ids (...) -> embeddings (..., D)."""
@@ -151,9 +157,9 @@ class Llama(nn.Module):
 
     def forward(self, x, positions, cache):
         """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final norm."""
-        rope, mask = rotation(positions, self.frequency), cache[0].mask(positions)
+        rope, mask = rotation(positions, self.frequency), masks(cache, positions)
         for layer, layer_cache in zip(self.layers, cache):
-            x = layer(x, positions, rope, mask, layer_cache)
+            x = layer(x, positions, rope, mask[layer_cache.window], layer_cache)
         return self.norm(x)
 
     def logits(self, h):

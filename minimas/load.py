@@ -9,15 +9,16 @@ What is wrong with a file is found here, once, and told in a sentence; the rest 
 
 import json
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 
 import jinja2
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.processors import TemplateProcessing
 
 from . import InputError
 from . import gemma, llama, mistral, qwen
+from .hub import find
 from .link import InnerLink, OuterLink, load_link
 from .tokenizer import Tokenizer
 
@@ -25,9 +26,9 @@ LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None, "final_logit_softcapping": None}
 FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must not say otherwise
     "llama": (llama.Llama, llama.Config, LLAMA_LIKE),
-    "mistral": (mistral.Mistral, mistral.Config, LLAMA_LIKE),
-    "qwen2": (qwen.Qwen, qwen.Config, LLAMA_LIKE),
-    "qwen3": (qwen.Qwen, qwen.Config, LLAMA_LIKE),
+    "mistral": (llama.Llama, mistral.Config, LLAMA_LIKE),
+    "qwen2": (qwen.Qwen2, qwen.Config, LLAMA_LIKE),
+    "qwen3": (qwen.Qwen3, qwen.Config, LLAMA_LIKE),
     "qwen3_5_text": (qwen.Qwen35, qwen.Config35, LLAMA_LIKE),
     "gemma3_text": (gemma.Gemma3, gemma.Config, GEMMA_LIKE),
 }
@@ -41,16 +42,6 @@ class Generation:
     """What generation_config.json says of decoding: the token ids that end a text, and top_k (50 where it names none)."""
     eos_ids: tuple[int, ...] = ()
     top_k: int = 50
-
-
-def needed(folder, name):
-    """The file `name` of a folder, which must be there."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the folder of a checkpoint in the released layout")
-    if not (folder / name).is_file():
-        raise InputError(f"{folder} has no {name}: a checkpoint in the released layout needs it; fetch the folder again")
-    return folder / name
 
 
 def read_text(file):
@@ -71,9 +62,23 @@ def read_json(file):
     return value
 
 
-def read_config(folder):
+def links_task(task):
+    """Links were trained for math and for code; questions of choice use those for math."""
+    return "code" if task == "code" else "math"
+
+
+def entry(file, value, *path):
+    """value[path[0]][path[1]]... of a manifest; InputError names what it lacks."""
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            raise InputError(f"{file} has no {'.'.join(path)}: expected the manifest of the released layout; fetch it again")
+        value = value[key]
+    return value
+
+
+def read_config(source):
     """config.json -> (decoder class, its Config, dtype of the weights), in transformers 5.3's spelling or the older one."""
-    file = needed(folder, "config.json")
+    file = find(source, "config.json")
     raw = read_json(file)
     if raw.get("model_type") in TEXT_PART:
         dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
@@ -114,12 +119,13 @@ def rope_parameters(raw):
     return {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": raw.get("rope_local_base_freq", 1e4)}}
 
 
-def weight_files(folder):
+def weight_files(source):
     """model.safetensors, or the shards that the index names."""
-    if (Path(folder) / "model.safetensors.index.json").is_file():
-        index = read_json(Path(folder) / "model.safetensors.index.json")
-        return [needed(folder, name) for name in sorted(set(index["weight_map"].values()))]
-    return [needed(folder, "model.safetensors")]
+    if whole := find(source, "model.safetensors", required=False):
+        return [whole]
+    if index := find(source, "model.safetensors.index.json", required=False):
+        return [find(source, name) for name in sorted(set(entry(index, read_json(index), "weight_map").values()))]
+    return [find(source, "model.safetensors")]
 
 
 def parameter_name(key):
@@ -132,7 +138,7 @@ def parameter_name(key):
     return key
 
 
-def load_weights(model, folder, device, dtype):
+def load_weights(model, source, device, dtype):
     """Stream the weights of a folder into `model` (built on the meta device), one tensor at a time.
 
     Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of the shape config.json asks for.
@@ -140,9 +146,9 @@ def load_weights(model, folder, device, dtype):
     expected = dict(model.named_parameters(remove_duplicate=False))
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # may be stored all the same: then skipped
     missing = set(expected) - tied
-    for file in weight_files(folder):
+    for file in weight_files(source):
         try:
-            with safe_open(file, framework="pt", device="cpu") as tensors:
+            with safe_open(file, framework="pt", backend="pread") as tensors:
                 for key in tensors.keys():
                     name = parameter_name(key)
                     if name is None or name in tied:
@@ -158,70 +164,75 @@ def load_weights(model, folder, device, dtype):
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
     if missing:
-        raise InputError(f"{folder}: the weights lack {sorted(missing)[0]} and {len(missing) - 1} more tensors of {len(expected)}")
+        raise InputError(f"{source}: the weights lack {sorted(missing)[0]} and {len(missing) - 1} more tensors of {len(expected)}")
     if tied:
         model.lm_head.weight = model.embed_tokens.weight
 
 
-def load_model(folder, device="cpu", dtype=None):
-    """Decoder of a folder, frozen, on `device`, in `dtype` (None: the one config.json names)."""
-    family, config, stored = read_config(folder)
+def load_model(source, device="cpu", dtype=None, rest=None):
+    """Decoder of a folder, frozen, in `dtype` (None: the one config.json names), on `device`; its weights on `rest` if given."""
+    family, config, stored = read_config(source)
     with torch.device("meta"):
         model = family(config)
-    load_weights(model, folder, device, dtype or stored)
-    return model.to(device).eval()
+    load_weights(model, source, rest or device, dtype or stored)
+    for name, buffer in model.named_buffers():
+        setattr(model, name, buffer.to(device))
+    return model.eval()
 
 
-def load_tokenizer(folder):
+def load_tokenizer(source):
     """Tokenizer and chat template of a folder."""
     try:
-        fast = FastTokenizer.from_file(str(needed(folder, "tokenizer.json")))
+        fast = FastTokenizer.from_file(str(find(source, "tokenizer.json")))
     except Exception as e:  # tokenizers raises bare Exception
         if isinstance(e, InputError):
             raise
-        raise InputError(f"{folder}/tokenizer.json is damaged ({e}): fetch it again") from e
-    config = read_json(needed(folder, "tokenizer_config.json"))
-    special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token") and v}
-    template = needed(folder, "chat_template.jinja")
+        raise InputError(f"{source}/tokenizer.json is damaged ({e}): fetch it again") from e
+    config = read_json(find(source, "tokenizer_config.json"))
+    special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token") and isinstance(v, (str, dict))}
+    if {"add_bos_token", "add_eos_token"} & set(config):  # said so, it goes over what tokenizer.json puts around a plain text
+        around = [special[name] for name in ("bos_token", "eos_token") if config.get(f"add_{name}") and name in special]
+        single = [*(t for t in around if t == special.get("bos_token")), "$A", *(t for t in around if t != special.get("bos_token"))]
+        fast.post_processor = TemplateProcessing(single=single, special_tokens=[(t, fast.token_to_id(t)) for t in around])
+    template = find(source, "chat_template.jinja")
     try:
         return Tokenizer(fast, special, read_text(template))
     except jinja2.TemplateSyntaxError as e:
         raise InputError(f"{template} is damaged, it is not a Jinja template ({e}): fetch it again") from e
 
 
-def load_generation(folder, tokenizer):
+def load_generation(source, tokenizer):
     """Stop ids and top_k of a folder; the tokenizer's own end token always stops."""
-    raw = read_json(needed(folder, "generation_config.json"))
+    raw = read_json(find(source, "generation_config.json"))
     eos = raw.get("eos_token_id") or []
     eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id} - {None}
     return Generation(tuple(sorted(eos)), raw.get("top_k", 50))
 
 
-def load_inner_link(folder, task, D, device="cpu"):
+def load_inner_link(source, task, D, device="cpu"):
     """The inner link of a folder for the agent's width D: the one for the task if there are several."""
-    name = f"adapter({'code' if task == 'code' else 'math'}).pt"
-    manifest = Path(folder) / "innerlink_config.json"
-    if manifest.is_file():
-        name = read_json(manifest)["tasks"]["code" if task == "code" else "math"]["adapter.pt"]
-    elif not (Path(folder) / name).is_file():
-        name = "adapter.pt"
-    return load_link(InnerLink(D), needed(folder, name), device)
+    name = f"adapter({links_task(task)}).pt"
+    if manifest := find(source, "innerlink_config.json", required=False):
+        name = entry(manifest, read_json(manifest), "tasks", links_task(task), "adapter.pt")
+    file = find(source, name, required=False) or find(source, "adapter.pt")
+    return load_link(InnerLink(D), file, device)
 
 
-def load_outer_links(folder, task, edges, widths, device):
-    """{(source, target): OuterLink} for `edges`, {(source, target): released key}; `widths` is {role: D}."""
-    file = needed(folder, "outerlink_config.json")
+def load_outer_links(source, task, edges, widths, devices):
+    """{(source, target): OuterLink} for `edges`, {(source, target): released key}; `widths` is {role: D}.
+
+    A link lies on the device of its source; `devices` is {role: device}.
+    """
+    file = find(source, "outerlink_config.json")
     config = read_json(file)
-    entries = config["tasks"]["code" if task == "code" else "math"] if "tasks" in config else config
-    named = {entry["legacy_key"]: entry for entry in entries["adapters"]}
-    links = {}
-    for (source, target), key in edges.items():
+    adapters = entry(file, config, "tasks", links_task(task), "adapters") if "tasks" in config else entry(file, config, "adapters")
+    named, links = {adapter.get("legacy_key"): adapter for adapter in adapters}, {}
+    for (src, dst), key in edges.items():
         if key not in named:
-            raise InputError(f"{file} lists no link {key} ({source} to {target}); it has {', '.join(named) or 'none'}")
-        entry = named[key]
-        if (entry["in_dim"], entry["out_dim"]) != (widths[source], widths[target]):
-            raise InputError(f"{file}: link {key} maps width {entry['in_dim']} to {entry['out_dim']}, but {source} has width "
-                             f"{widths[source]} and {target} {widths[target]}: these links were trained for other agents")
-        link = OuterLink(widths[source], widths[target])
-        links[source, target] = load_link(link, needed(folder, entry["filename"]), device)
+            raise InputError(f"{file} lists no link {key} ({src} to {dst}); it has {', '.join(map(str, named)) or 'none'}")
+        dims = entry(file, named[key], "in_dim"), entry(file, named[key], "out_dim")
+        if dims != (widths[src], widths[dst]):
+            raise InputError(f"{file}: link {key} maps width {dims[0]} to {dims[1]}, but {src} has width {widths[src]} "
+                             f"and {dst} {widths[dst]}: these links were trained for other agents")
+        links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename")), devices[src])
     return links

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import llama
-from .cache import DeltaCache, attention_cache
+from .cache import DeltaCache, attention_cache, masks
 from .delta import chunked, recurrent
-from .llama import MLP, Attention, Block, RMSNorm, rope_frequencies, rotate, rotation, widen
+from .llama import MLP, Attention, Llama, RMSNorm, rope_frequencies, rotate, rotation, widen
 
 
 @dataclass(kw_only=True)
@@ -34,6 +34,10 @@ class Config(llama.Config):
         if self.layer_types is None:
             first = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
             self.layer_types = ["sliding_attention" if i >= first else "full_attention" for i in range(self.num_hidden_layers)]
+
+    @property
+    def windows(self):
+        return [self.sliding_window if kind == "sliding_attention" else None for kind in self.layer_types]
 
 
 def Qwen2Attention(c):
@@ -65,35 +69,12 @@ class Qwen3Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
-class Qwen(nn.Module):
-    """The decoder of Qwen2, 2.5 and 3: as Llama's, with an attention of its own, and windows in the layers marked so."""
+def Qwen2(config):
+    return Llama(config, attention=Qwen2Attention)
 
-    def __init__(self, config):
-        super().__init__()
-        self.config = c = config
-        attention = Qwen3Attention if c.model_type == "qwen3" else Qwen2Attention
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Block(c, attention(c)) for _ in range(c.num_hidden_layers))
-        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        self.register_buffer("frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False)
 
-    def make_cache(self, B, S=None):
-        c, window = self.config, {"full_attention": None, "sliding_attention": self.config.sliding_window}
-        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window[kind]) for kind in c.layer_types]
-
-    def embed(self, ids):
-        return self.embed_tokens(ids)
-
-    def forward(self, x, positions, cache):
-        rope, kinds = rotation(positions, self.frequency), self.config.layer_types
-        mask = {kind: cache[kinds.index(kind)].mask(positions) for kind in set(kinds)}
-        for layer, kind, layer_cache in zip(self.layers, kinds, cache):
-            x = layer(x, positions, rope, mask[kind], layer_cache)
-        return self.norm(x)
-
-    def logits(self, h):
-        return self.lm_head(h)
+def Qwen3(config):
+    return Llama(config, attention=Qwen3Attention)
 
 
 # Qwen3.5: the parts that are new.
@@ -232,8 +213,7 @@ class Qwen35(nn.Module):
 
     def forward(self, x, positions, cache):
         rope, kinds = rotation(positions, self.frequency), self.config.layer_types
-        mask = {"linear_attention": (positions >= 0)[..., None],  # (B, T, 1)
-                "full_attention": cache[kinds.index("full_attention")].mask(positions)}
+        mask = {"full_attention": masks(cache, positions).get(None), "linear_attention": (positions >= 0)[..., None]}
         for layer, kind, layer_cache in zip(self.layers, kinds, cache):
             x = layer(x, positions, rope, mask[kind], layer_cache)
         return self.norm(x)

@@ -8,25 +8,23 @@ agent.py; `System.run` puts batches, settings and the second try for an answer a
 Letters: B questions in a batch, T prompt tokens, D an agent's width, m latent steps.
 """
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import InputError, __version__
-from .agent import load_agent, silent
+from . import InputError
+from .agent import load_agent, no_reply, silent
 from .answers import extract
 from .load import DTYPES, load_outer_links
 from .prompts import TASKS, Question, Slot, answer_retry, prompt, render
 from .sample import seeds
 from .tiny.task import label
 from .tokenizer import DATE
+from .tools import TOOLS, ToolCalls
 
 
 @dataclass(frozen=True)
@@ -34,27 +32,48 @@ class Style:
     """Who speaks in which order, who hears whom through which link, and the values of settings that a run leaves open."""
     order: tuple[str, ...]
     edges: dict[tuple[str, str], str]  # (source, target) -> the link's key in outerlink_config.json
-    checkpoints: dict[str, str]  # role, or "links" -> folder
+    checkpoints: dict[str, str | Path]  # role, or "links" -> folder or hub id
     prompts: str  # which part of prompts.json
     read: Callable[[str], str] = str  # the question as typed -> as the agents see it
     latent_steps: int = 32
     max_new_tokens: int = 2000
     temperature: float = 0.6
+    calls_tools: bool = False  # the last agent may write tool calls into its answer
+
+
+def released(links, **agents):
+    """Hub ids of a released style, from the names of its repositories."""
+    return {role: f"RecursiveMAS/{name}" for role, name in (agents | {"links": links}).items()}
 
 
 SHIPPED = Path(__file__).parent / "tiny"
-SEQUENCE = {("planner", "critic"): "outer_12", ("critic", "solver"): "outer_23", ("solver", "planner"): "outer_31"}
+PLANNED = {("planner", "critic"): "outer_12", ("critic", "solver"): "outer_23", ("solver", "planner"): "outer_31"}
 STYLES = {
     "tiny": Style(
-        order=("planner", "critic", "solver"), edges=SEQUENCE, prompts="tiny", read=label,
-        checkpoints={name: str(SHIPPED / name) for name in ("planner", "critic", "solver", "links")},
-        latent_steps=5, max_new_tokens=8, temperature=0.0),
+        order=("planner", "critic", "solver"), edges=PLANNED, prompts="tiny", read=label, latent_steps=5, max_new_tokens=8, temperature=0.0,
+        checkpoints={name: SHIPPED / name for name in ("planner", "critic", "solver", "links")}),
     "sequential_light": Style(
-        order=("planner", "critic", "solver"), edges=SEQUENCE, prompts="sequential",
-        checkpoints={"planner": "RecursiveMAS/Sequential-Light-Planner-Qwen3-1.7B",
-                     "critic": "RecursiveMAS/Sequential-Light-Critic-Llama3.2-1B",
-                     "solver": "RecursiveMAS/Sequential-Light-Solver-Qwen2.5-Math-1.5B",
-                     "links": "RecursiveMAS/Sequential-Light-Outerlinks"}),
+        order=("planner", "critic", "solver"), edges=PLANNED, prompts="sequential",
+        checkpoints=released("Sequential-Light-Outerlinks", planner="Sequential-Light-Planner-Qwen3-1.7B",
+                             critic="Sequential-Light-Critic-Llama3.2-1B", solver="Sequential-Light-Solver-Qwen2.5-Math-1.5B")),
+    "sequential_scaled": Style(
+        order=("planner", "critic", "solver"), edges=PLANNED, prompts="sequential",
+        checkpoints=released("Sequential-Scaled-Outerlinks", planner="Sequential-Scaled-Planner-Gemma3-4B",
+                             critic="Sequential-Scaled-Critic-Llama3.2-3B", solver="Sequential-Scaled-Solver-Qwen3.5-4B")),
+    "mixture": Style(
+        order=("math", "code", "science", "summarizer"), prompts="mixture",
+        edges={("math", "summarizer"): "outer_1s", ("code", "summarizer"): "outer_2s", ("science", "summarizer"): "outer_3s",
+               ("summarizer", "math"): "outer_s1", ("summarizer", "code"): "outer_s2", ("summarizer", "science"): "outer_s3"},
+        checkpoints=released("Mixture-Outerlinks", math="Mixture-Math-DeepSeek-R1-Distill-Qwen-1.5B", code="Mixture-Code-Qwen2.5-Coder-3B",
+                             science="Mixture-Science-BioMistral-7B", summarizer="Mixture-Summarizer-Qwen3.5-2B")),
+    "distillation": Style(
+        order=("expert", "learner"), edges={("expert", "learner"): "outer_el", ("learner", "expert"): "outer_le"}, prompts="distillation",
+        checkpoints=released("Distillation-Outerlinks", expert="Distillation-Expert-Qwen3.5-9B", learner="Distillation-Learner-Qwen3.5-4B")),
+    "deliberation": Style(
+        order=("reflector", "toolcaller"), prompts="deliberation", calls_tools=True,
+        edges={("reflector", "toolcaller"): "outer_rt", ("toolcaller", "reflector"): "outer_tr"},
+        checkpoints=released("Deliberation-Outerlinks", reflector="Deliberation-Reflector-Qwen3.5-4B",
+                             toolcaller="Deliberation-Toolcaller-Qwen3.5-4B")),
 }
 
 
@@ -71,6 +90,7 @@ class Settings:
     batch_size: int = 8
     retry: bool = True
     channel: str = "latent"
+    tools: tuple[str, ...] = ()
     date: str = DATE
 
     def completed(self, style):
@@ -85,6 +105,8 @@ class Settings:
             raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
         if settings.channel not in ("latent", "text"):
             raise InputError(f"channel is {settings.channel!r}, expected latent or text")
+        if unknown := set(settings.tools) - set(TOOLS):
+            raise InputError(f"tools has {min(unknown)!r}, expected {' or '.join(TOOLS)}")
         return settings
 
 
@@ -100,13 +122,13 @@ def recurse(system, questions, settings, hear=silent, tick=silent):
             agent, prompts = system.agents[role], system.prompts(role, questions, inbox, settings.date)
             if (r, role) == (settings.rounds, style.order[-1]):
                 return prompts
-            if settings.channel == "latent":
-                H = agent.think(*agent.embed(prompts), settings.latent_steps, tick)  # (B, m, D)
-                sent = {edge: link(agent.inner_link(H)) for edge, link in system.outer_links.items() if edge[0] == role}
-            else:
-                ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed, r, role), settings, tick)
-                texts = [agent.tokenizer.decode(row) for row in ids]
-                sent = {edge: texts for edge in style.edges if edge[0] == role}
+            with agent.at_work():
+                if settings.channel == "latent":
+                    H = agent.think(*agent.embed(prompts), settings.latent_steps, tick)  # (B, m, D)
+                    sent = {edge: link(agent.inner_link(H)) for edge, link in system.outer_links.items() if edge[0] == role}
+                else:
+                    texts = agent.write(prompts, seeds(questions, settings.seed, r, role), settings, tick)
+                    sent = {edge: texts for edge in style.edges if edge[0] == role}
             for edge, messages in sent.items():
                 hear(r, edge, messages)
             inbox |= sent
@@ -118,13 +140,10 @@ class Result:
     question: str
     text: str
     answer: str | None
-    token_ids: list[int]  # what the last agent generated, a second try's tokens included
+    token_ids: list[int]  # of the text: what the last agent generated, its second try and what tools replied to it included
+    new_tokens: int  # how many of them it generated
     seconds: float  # the question's share of its batch's wall time
     latents: dict = field(default_factory=dict)  # (round, source, target) -> (m, D of target), or its text
-
-    @property
-    def new_tokens(self):
-        return len(self.token_ids)
 
 
 class System:
@@ -184,15 +203,18 @@ class System:
 
         prompts = recurse(self, questions, settings, hear=keep if keep_latents else silent, tick=tick)
         agent = self.agents[self.style.order[-1]]
-        ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed), settings, tick)
-        texts = [agent.tokenizer.decode(row) for row in ids]
-        if settings.retry:
-            self.retry(agent, questions, texts, ids, settings)
+        calls = ToolCalls(agent.tokenizer, settings.tools, len(questions)) if self.style.calls_tools else None
+        with agent.at_work():
+            ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed), settings, tick, calls.reply if calls else no_reply)
+            new_tokens = [len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)]
+            texts = [agent.tokenizer.decode(row) for row in ids]
+            if settings.retry:
+                self.retry(agent, questions, texts, ids, new_tokens, settings)
         seconds = (time.perf_counter() - started) / len(questions)
-        return [Result(question.text, text, extract(text, self.task), row, seconds, kept)
-                for question, text, row, kept in zip(questions, texts, ids, latents)]
+        return [Result(question.text, text, extract(text, self.task), row, new, seconds, kept)
+                for question, text, row, new, kept in zip(questions, texts, ids, new_tokens, latents)]
 
-    def retry(self, agent, questions, texts, ids, settings):
+    def retry(self, agent, questions, texts, ids, new_tokens, settings):
         """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place."""
         request = answer_retry(self.style.prompts, self.task)
         lost = [b for b, text in enumerate(texts) if extract(text, self.task) is None]
@@ -203,17 +225,20 @@ class System:
         more = agent.decode(*agent.embed([[text] for text in asked], special=True),
                             seeds([questions[b] for b in lost], settings.seed, "retry"), settings)
         for b, text, new in zip(lost, asked, more):
-            texts[b], ids[b] = (text + agent.tokenizer.decode(new)).strip(), ids[b] + new
+            texts[b], ids[b], new_tokens[b] = (text + agent.tokenizer.decode(new)).strip(), ids[b] + new, new_tokens[b] + len(new)
 
 
-def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", trust_remote_code=None):
+def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", offload=False, trust_remote_code=None):
     """Load the agents and links of a style.
 
-    checkpoints  {role, or "links": folder}, over those of the style
-    device       where everything runs: a torch device or its name; None takes cuda where there is one
+    checkpoints  {role, or "links": folder or hub id}, over those of the style; or one folder that holds a folder for each,
+                 named as the role or as the released repository
+    device       where agents run: a torch device or its name, {role: device} or "planner=cuda:0,critic=cuda:1"; None takes
+                 cuda where there is one
     dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json names.
                  Links compute in the dtype of their files, always.
     task         math, choice or code: which links are loaded and how agents are asked
+    offload      keep weights in main memory, and on the device only those of the agent at work
     trust_remote_code  accepted for those who come from the released code, and ignored: nothing from a checkpoint is executed
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
@@ -223,14 +248,35 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     if task not in TASKS:
         raise InputError(f"task {task!r} is not known, expected one of {', '.join(TASKS)}")
     style = STYLES[style]
-    if unknown := set(checkpoints or {}) - {*style.order, "links"}:
-        raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has {', '.join(style.order)} and links")
-    where = style.checkpoints | (checkpoints or {})
-    device = usable_device(device)
-    dtype = usable_dtype(dtype, device)
-    agents = {role: load_agent(where[role], task, device, dtype) for role in style.order}
+    where, devices = sources(style, checkpoints), devices_of(style, device)
+    agents = {role: load_agent(where[role], task, devices[role], usable_dtype(dtype, devices[role]), offload) for role in style.order}
     widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
-    return System(style, agents, load_outer_links(where["links"], task, style.edges, widths, device), task)
+    return System(style, agents, load_outer_links(where["links"], task, style.edges, widths, devices), task)
+
+
+def sources(style, checkpoints):
+    """{role, or "links": folder or hub id} of a style, with what the user gave."""
+    if checkpoints is None or isinstance(checkpoints, dict):
+        if unknown := set(checkpoints or {}) - set(style.checkpoints):
+            raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has {', '.join(style.checkpoints)}")
+        return style.checkpoints | (checkpoints or {})
+    folder, found = Path(checkpoints).expanduser(), {}
+    for name, released in style.checkpoints.items():
+        places = [folder / name, folder / Path(released).name]
+        if not (found.setdefault(name, next((place for place in places if place.is_dir()), None))):
+            raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for {', '.join(style.checkpoints)}")
+    return found
+
+
+def devices_of(style, device):
+    """{role: torch.device}."""
+    if isinstance(device, str) and "=" in device:
+        device = dict(pair.partition("=")[::2] for pair in device.split(","))
+    if not isinstance(device, dict):
+        return dict.fromkeys(style.order, usable_device(device))
+    if set(device) != set(style.order):
+        raise InputError(f"device names {', '.join(device)}, expected each of {', '.join(style.order)}")
+    return {role: usable_device(name) for role, name in device.items()}
 
 
 def usable_device(name):
@@ -250,72 +296,6 @@ def usable_dtype(name, device):
     return DTYPES[str(name).removeprefix("torch.")]
 
 
-def arguments():
-    def refuse(message):
-        raise InputError(message)
-
-    parser = argparse.ArgumentParser(prog="python -m minimas.recurse", description="Ask a recursive multi-agent system.")
-    parser.error = refuse
-    add = parser.add_argument
-    add("--prompt", action="append", required=True, metavar="TEXT", help="a question; repeat for more, - reads one a line from stdin")
-    add("--style", default="tiny", help=f"the system: {', '.join(STYLES)} (default tiny)")
-    add("--checkpoint", action="append", default=[], metavar="ROLE=PATH", help="take this role, or links, from this folder; repeat for more")
-    add("--task", default="math", help="what is asked for: math (default), choice or code")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--dtype", help="of the agents: float32, bfloat16, float16 (default: float32 on cpu, else the checkpoint's)")
-    add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
-    add("--latent-steps", type=int, help="latents an agent thinks per turn (default: the style's)")
-    add("--max-new-tokens", type=int, help="limit on the answer's tokens (default: the style's)")
-    add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
-    add("--top-p", type=float, default=0.95, help="sample out of the likeliest tokens that reach this probability (default 0.95)")
-    add("--top-k", type=int, help="and out of this many, 0 for all (default: generation_config.json's)")
-    add("--seed", type=int, default=42, help="of sampling (default 42)")
-    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
-    add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
-    add("--no-retry", dest="retry", action="store_false", help="do not ask again where a text holds no answer")
-    add("--json", action="store_true", help="print one JSON object a question")
-    add("--version", action="version", version=f"minimas {__version__}")
-    return parser.parse_args()
-
-
-def read_questions(prompts):
-    questions = []
-    for text in prompts:
-        try:
-            questions += [line for line in sys.stdin.read().splitlines() if line.strip()] if text == "-" else [text]
-        except UnicodeDecodeError as e:
-            raise InputError(f"stdin is not text in UTF-8 ({e.reason} at byte {e.start}): give one question a line") from e
-    return questions
-
-
-def show(result, settings, as_json):
-    if as_json:
-        own = {name: getattr(result, name) for name in ("question", "text", "answer", "new_tokens", "seconds")}
-        return json.dumps(own | {"rounds": settings.rounds, "latent_steps": settings.latent_steps}, ensure_ascii=False)
-    return result.text if result.answer is None or "\n" in result.answer else f"{result.text}\nanswer: {result.answer}"
-
-
-def main():
-    try:
-        args = arguments()
-        if wrong := [pair for pair in args.checkpoint if "=" not in pair]:
-            raise InputError(f"--checkpoint {wrong[0]} has no =, expected ROLE=PATH")
-        checkpoints, questions = dict(pair.split("=", 1) for pair in args.checkpoint), read_questions(args.prompt)
-        if not questions:
-            raise InputError("there is no question on stdin: give one a line")
-        system = load_mas_system(args.style, checkpoints=checkpoints, device=args.device, dtype=args.dtype, task=args.task)
-        options = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
-        settings = Settings(**options).completed(system.style)
-        for result in system.stream(questions, progress=True, **options):
-            tqdm.write(show(result, settings, args.json))
-            if result.answer is None:
-                tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
-    except InputError as e:
-        print(f"minimas: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
 if __name__ == "__main__":
+    from .cli import main
     main()

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minimas import load
 from minimas.link import InnerLink, OuterLink, save_link
+from minimas.recurse import STYLES
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
@@ -176,19 +177,30 @@ VARIANTS = {
     "qwen3 untied": ("qwen3", {"tie_word_embeddings": False}),
 }
 
-# A sequential system of three widths.
-SEQUENTIAL = {"planner": ("qwen3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40}), "solver": ("qwen2", {"hidden_size": 56})}
+# The five styles in miniature, each agent of its released family, widths unequal: style -> {role: (model_type, config)}.
+SYSTEMS = {
+    "sequential_light": {"planner": ("qwen3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40}), "solver": ("qwen2", {"hidden_size": 56})},
+    "sequential_scaled": {"planner": ("gemma3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40}),
+                          "solver": ("qwen3_5_text", {"hidden_size": 56})},
+    "mixture": {"math": ("qwen2", {"hidden_size": 32}), "code": ("qwen2", {"hidden_size": 40, "tie_word_embeddings": True}),
+                "science": ("mistral", {"hidden_size": 48}), "summarizer": ("qwen3_5_text", {"hidden_size": 40})},
+    "distillation": {"expert": ("qwen3_5_text", {"hidden_size": 56, "tie_word_embeddings": False}), "learner": ("qwen3_5_text", {"hidden_size": 40})},
+    "deliberation": {"reflector": ("qwen3_5_text", {"hidden_size": 40}), "toolcaller": ("qwen3_5_text", {"hidden_size": 40})},
+}
 
 
-def make_system(folder, edges, agents=SEQUENTIAL):
+def make_system(folder, style="sequential_light"):
     """Folders of a whole system: {role, or "links": folder}."""
+    agents = SYSTEMS[style]
     folders = {role: make_agent(Path(folder) / role, kind, seed=10 * i, **sizes) for i, (role, (kind, sizes)) in enumerate(agents.items())}
     widths = {role: sizes["hidden_size"] for role, (_, sizes) in agents.items()}
-    return folders | {"links": make_links(Path(folder) / "links", edges, widths, seed=100)}
+    return folders | {"links": make_links(Path(folder) / "links", STYLES[style].edges, widths, seed=100)}
 
 
 # What the goldens were made of.
 GOLDENS = Path(__file__).parent / "goldens"
 IDS = torch.from_numpy(np.random.RandomState(0).randint(8, 250, (1, 70)))  # longer than llama3's original context here
-QUESTIONS = ["What is 3 + 4?", "Take the first 12 odd numbers. {critic} Which is larger, their sum or [slot 0] 11 * 13?\nAn answer"]
-RECURSION = {"rounds": (1, 3), "latent_steps": 6, "max_new_tokens": 12}
+QUESTIONS = ["What is 3 + 4?", "Take the first 12 odd numbers. {critic} Which is larger, their sum or [slot 0] 11 * 13?\nAn answer",
+             "Which one?\nA) 1\nB) 2"]
+ROUNDS = (1, 3)
+RECURSION = {"latent_steps": 4, "max_new_tokens": 8}

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 import checkpoints
 import reference
-from checkpoints import GOLDENS, IDS, QUESTIONS, RECURSION
-from minimas.recurse import SEQUENCE
+from checkpoints import GOLDENS, IDS, QUESTIONS, RECURSION, ROUNDS
 
 
 def family_outputs(name, folder):
@@ -22,8 +21,8 @@ def family_outputs(name, folder):
     return {"h": h.contiguous(), "logits": logits[:, -16:].contiguous()}
 
 
-def recursion_outputs(folders, rounds, question):
-    latents, ids = reference.sequential(folders, question, rounds, RECURSION["latent_steps"], RECURSION["max_new_tokens"])
+def recursion_outputs(style, folders, rounds, question):
+    latents, ids = reference.released(style, folders, question, rounds, RECURSION["latent_steps"], RECURSION["max_new_tokens"])
     return {" ".join(map(str, key)): value for key, value in latents.items()} | {"ids": torch.tensor(ids)}
 
 
@@ -32,10 +31,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         outputs = {f"{name}/{key}": value for name in checkpoints.VARIANTS for key, value in family_outputs(name, Path(folder) / name).items()}
         save_file(outputs | {"ids": IDS}, GOLDENS / "families.safetensors")
-        folders = checkpoints.make_system(Path(folder) / "system", SEQUENCE)
-        outputs = {f"{rounds}/{i}/{key}": value for rounds in RECURSION["rounds"] for i, question in enumerate(QUESTIONS)
-                   for key, value in recursion_outputs(folders, rounds, question).items()}
-        save_file(outputs, GOLDENS / "recursion.safetensors")
+        for style in checkpoints.SYSTEMS:
+            folders = checkpoints.make_system(Path(folder) / style, style)
+            outputs = {f"{rounds}/{i}/{key}": value for rounds in ROUNDS for i, question in enumerate(QUESTIONS)
+                       for key, value in recursion_outputs(style, folders, rounds, question).items()}
+            save_file(outputs, GOLDENS / f"{style}.safetensors")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ shares no code with minimas: prompts, chat, links and loop are written again her
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = json.loads((Path(__file__).parent.parent / "minimas" / "prompts.json").read_text())
@@ -46,15 +48,19 @@ class Peer:
         self.inner = torch.load(Path(folder) / "adapter.pt", weights_only=True)
         self.E = self.model.get_input_embeddings()
 
-    def embed(self, text, slots):
+    def embed(self, system, text, slots):
         """A user message, with `<<role>>` where slots[role] (m, D) goes, in the chat template -> (1, T, D)."""
-        messages = [{"role": "system", "content": PROMPTS["system"]}, {"role": "user", "content": text}]
-        chat = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string="26 Jul 2024")
-        parts = []
-        for role, latents in slots.items():
-            before, chat = chat.split(f"<<{role}>>")
-            parts += [self.tokens(before), latents]
-        return torch.cat([*parts, self.tokens(chat)])[None]
+        chat = self.chat([{"role": "system", "content": system}, {"role": "user", "content": text}])
+        parts = re.split("<<([a-z]+)>>", chat)
+        return torch.cat([slots[part] if i % 2 else self.tokens(part) for i, part in enumerate(parts)])[None]
+
+    def chat(self, messages):
+        options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string="26 Jul 2024")
+        try:
+            return self.tokenizer.apply_chat_template(messages, **options)
+        except TemplateError:  # Mistral
+            both = "\n\n".join(message["content"] for message in messages)
+            return self.tokenizer.apply_chat_template([{"role": "user", "content": both}], **options)
 
     def tokens(self, text):
         return self.E(torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long))
@@ -73,31 +79,40 @@ class Peer:
         return out[0].tolist()
 
 
+def user_message(style, role, question, later):
+    """The prompt of `role` for a math question, slots as <<role>>; `later`: in a round after the first."""
+    lists_options = any(line[:1] in list("ABCDabcd") and line[1:2] in list(".):-") and line[2:3] == " " for line in question.split("\n"))
+    if style.startswith("sequential"):
+        strings = PROMPTS["sequential"]["text"]
+        final = strings["final"]["letter" if lists_options else "number"]
+    else:
+        strings = PROMPTS[style]
+        final = PROMPTS["final"]["letter" if lists_options else "number"]
+    name = f"{role}_with_feedback" if later and f"{role}_with_feedback" in strings else role
+    text = strings[name].replace("{context}", PROMPTS["context"]["math"]).replace("{final}", final)
+    for other in ROLES[style]:
+        text = text.replace("{" + other + "}", f"<<{other}>>")
+    return text.replace("{question}", question)
+
+
+ROLES = {"sequential_light": ["planner", "critic", "solver"], "sequential_scaled": ["planner", "critic", "solver"],
+         "mixture": ["math", "code", "science", "summarizer"], "distillation": ["expert", "learner"], "deliberation": ["reflector", "toolcaller"]}
+
+
 @torch.no_grad()
-def sequential(folders, question, rounds, m, max_new_tokens):
-    """Latents {(round, source, target): (m, D)} and greedy token ids of planner, critic, solver for a math question."""
-    agents = {role: Peer(folders[role]) for role in ("planner", "critic", "solver")}
+def released(style, folders, question, rounds, m, max_new_tokens):
+    """Latents {(round, source, target): (m, D)} and greedy token ids of a style's agents for a math question."""
+    roles, system = ROLES[style], PROMPTS["system_deliberation" if style == "deliberation" else "system"]
+    agents = {role: Peer(folders[role]) for role in roles}
     config = json.loads((Path(folders["links"]) / "outerlink_config.json").read_text())
     links = {(a["source_role"], a["target_role"]): torch.load(Path(folders["links"]) / a["filename"], weights_only=True) for a in config["adapters"]}
-    texts, latents = PROMPTS["sequential"]["text"], {}
-    final = texts["final"]["number"]
-
-    def send(r, source, target, H):
-        latents[r, source, target] = outer(links[source, target], inner(agents[source].inner, H))
-        return latents[r, source, target]
-
-    feedback = None
+    latents, slots = {}, {role: {} for role in roles}
     for r in range(1, rounds + 1):
-        if feedback is None:
-            x = agents["planner"].embed(texts["planner"].replace("{question}", question), {})
-        else:
-            text = texts["planner_with_feedback"].replace("{solver}", "<<solver>>").replace("{question}", question)
-            x = agents["planner"].embed(text, {"solver": feedback})
-        plan = send(r, "planner", "critic", agents["planner"].think(x, m))
-        text = texts["critic"].replace("{planner}", "<<planner>>").replace("{question}", question)
-        refined = send(r, "critic", "solver", agents["critic"].think(agents["critic"].embed(text, {"planner": plan}), m))
-        text = texts["solver"].replace("{critic}", "<<critic>>").replace("{final}", final).replace("{question}", question)
-        x = agents["solver"].embed(text, {"critic": refined})
-        if r == rounds:
-            return latents, agents["solver"].write(x, max_new_tokens)
-        feedback = send(r, "solver", "planner", agents["solver"].think(x, m))
+        for role in roles:
+            x = agents[role].embed(system, user_message(style, role, question, r > 1), slots[role])
+            if r == rounds and role == roles[-1]:
+                return latents, agents[role].write(x, max_new_tokens)
+            H = agents[role].think(x, m)
+            for (source, target), link in links.items():
+                if source == role:
+                    slots[target][source] = latents[r, source, target] = outer(link, inner(agents[role].inner, H))

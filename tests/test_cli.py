@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minimas.recurse import main
+from minimas.cli import main
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 

@@ -11,7 +11,9 @@ from checkpoints import IDS
 from minimas import InputError, load_mas_system
 from minimas.agent import load_agent
 from minimas.load import load_generation, load_inner_link, load_model, load_tokenizer
-from minimas.recurse import SEQUENCE
+from minimas.recurse import STYLES
+
+EDGES = STYLES["sequential_light"].edges
 
 
 @pytest.fixture
@@ -120,11 +122,11 @@ def test_a_config_that_does_not_fit(folder, changes, complaint):
 
 
 def test_links_of_other_agents(tmp_path):
-    folders = checkpoints.make_system(tmp_path, SEQUENCE)
+    folders = checkpoints.make_system(tmp_path)
     widths = {"planner": 48, "critic": 40, "solver": 40}
     with pytest.raises(InputError, match="outer_23 maps width 40 to 40, but critic has width 40 and solver 56"):
-        load_mas_system("sequential_light", checkpoints=folders | {"links": checkpoints.make_links(tmp_path / "other", SEQUENCE, widths)})
-    edges = {edge: key for edge, key in SEQUENCE.items() if key != "outer_31"}
+        load_mas_system("sequential_light", checkpoints=folders | {"links": checkpoints.make_links(tmp_path / "other", EDGES, widths)})
+    edges = {edge: key for edge, key in EDGES.items() if key != "outer_31"}
     with pytest.raises(InputError, match="lists no link outer_31"):
         load_mas_system("sequential_light", checkpoints=folders | {"links": checkpoints.make_links(tmp_path / "few", edges, widths | {"solver": 56})})
 

@@ -7,21 +7,30 @@ from safetensors.torch import load_file
 import checkpoints
 import minimas
 from checkpoints import GOLDENS, QUESTIONS, RECURSION
-from minimas.recurse import SEQUENCE
+from minimas.recurse import STYLES
 
-OPTIONS = {name: RECURSION[name] for name in ("latent_steps", "max_new_tokens")} | {"temperature": 0.0, "retry": False, "keep_latents": True}
-ROUNDS = pytest.mark.parametrize("rounds", RECURSION["rounds"])
-EDGES = list(SEQUENCE)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return checkpoints.make_system(tmp_path_factory.mktemp("system"), SEQUENCE)
+STYLE = pytest.mark.parametrize("style", checkpoints.SYSTEMS)
+ROUNDS = pytest.mark.parametrize("rounds", checkpoints.ROUNDS)
+OPTIONS = RECURSION | {"temperature": 0.0, "retry": False, "keep_latents": True}
+EDGES = list(STYLES["sequential_light"].edges)
 
 
 @pytest.fixture(scope="module")
-def system(folders):
-    return minimas.load_mas_system("sequential_light", checkpoints=folders, device="cpu")
+def loaded(tmp_path_factory):
+    """style -> (its folders, the system), made once."""
+    made = {}
+
+    def get(style):
+        if style not in made:
+            folders = checkpoints.make_system(tmp_path_factory.mktemp(style), style)
+            made[style] = folders, minimas.load_mas_system(style, checkpoints=folders, device="cpu")
+        return made[style]
+    return get
+
+
+@pytest.fixture
+def system(loaded):
+    return loaded("sequential_light")[1]
 
 
 def assert_same(result, golden):
@@ -35,21 +44,24 @@ def assert_same(result, golden):
     assert result.token_ids == ids[:result.new_tokens] and (result.new_tokens == len(ids) or ids[result.new_tokens] == 0)
 
 
+@STYLE
 @ROUNDS
-@pytest.mark.parametrize("batch_size", (1, 2))
-def test_golden(system, rounds, batch_size):
-    stored = load_file(GOLDENS / "recursion.safetensors")
-    for i, result in enumerate(system.run(QUESTIONS, rounds=rounds, batch_size=batch_size, **OPTIONS)):
+@pytest.mark.parametrize("batch_size", (1, 3))
+def test_golden(loaded, style, rounds, batch_size):
+    stored = load_file(GOLDENS / f"{style}.safetensors")
+    for i, result in enumerate(loaded(style)[1].run(QUESTIONS, rounds=rounds, batch_size=batch_size, **OPTIONS)):
         prefix = f"{rounds}/{i}/"
         assert_same(result, {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)})
 
 
+@STYLE
 @ROUNDS
-def test_live(system, folders, rounds):
+def test_live(loaded, style, rounds):
     pytest.importorskip("transformers")
     from make_goldens import recursion_outputs
+    folders, system = loaded(style)
     for question, result in zip(QUESTIONS, system.run(QUESTIONS, rounds=rounds, **OPTIONS)):
-        assert_same(result, recursion_outputs(folders, rounds, question))
+        assert_same(result, recursion_outputs(style, folders, rounds, question))
 
 
 def test_latents_of_every_edge(system):

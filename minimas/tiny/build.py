@@ -25,7 +25,7 @@ from ..load import FAMILIES, load_generation, load_model, load_tokenizer, read_c
 from ..recurse import STYLES, Settings, System, load_mas_system
 from ..train import (Turn, fit, forced_turns, next_token_loss, save_inner_link, save_outer_links, train_inner, train_outer,
                      warm_up_outer)
-from .task import OPERATIONS, ROLES, WORDS, draw, exercise, note, questions
+from .task import OPERATIONS, ROLES, WORDS, draw, exercise, length_up_to, note, questions
 
 QWEN_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }} {{ message.content }}<|im_end|>
@@ -136,7 +136,7 @@ def save_agent(folder, agent):
 def answers_to_learn(rng, batch, latent_steps):
     """Questions, the solver's last notes, and how many rounds to take for them: any length that so many rounds can walk."""
     rounds = rng.randint(1, 5)
-    chains = [draw(rng, rng.randint(1, min(9, 3 * rounds))) for _ in range(batch)]
+    chains = [draw(rng, length_up_to(min(9, 3 * rounds), rng)) for _ in range(batch)]
     notes = [note("solver", chain, len(chain.steps), chain.answer) for chain in chains]
     return [chain.question for chain in chains], notes, Settings(rounds=rounds, latent_steps=latent_steps)
 
@@ -179,7 +179,7 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
     width = {role: agent.model.config.hidden_size for role, agent in agents.items()}
     system = System(style, agents, {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges})
     for role, agent in agents.items():
-        train_agent(system, role, seed, steps(600), batch)
+        train_agent(system, role, seed, steps(700), batch)
         save_agent(out / role, agent)
     for role, agent in agents.items():
         rng = random.Random(f"{seed} inner {role}")

@@ -31,7 +31,7 @@ def label(question):
 
 def split_of(question):
     """Which split a question belongs to, by a hash of its text: `test` and `validation` get one in ten each."""
-    return {0: "test", 1: "validation"}.get(int(hashlib.md5(question.encode()).hexdigest(), 16) % 10, "train")
+    return {0: "test", 1: "validation"}.get(int(hashlib.sha256(question.encode()).hexdigest(), 16) % 10, "train")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ def draw(rng, length, split="train", operations=OPERATIONS):
             return chain
 
 
+def length_up_to(most, rng):
+    """A length to train on: the longer, the more often, or the last steps are seen too seldom to be learnt."""
+    return rng.choices(range(1, most + 1), weights=range(1, most + 1))[0]
+
+
 def questions(split, per_length, seed=12345, lengths=range(2, 10)):
     """A fixed set of `per_length` different chains of each length."""
     rng, chains = random.Random(seed), {}
@@ -91,8 +96,8 @@ def exercise(rng, role, operations=OPERATIONS, whole=False):
     The value heard is random, so that the note must be read; some notes are cut short or followed by junk, so that reading
     does not hang on their length. `whole` asks for the rest of the chain instead of the next step.
     """
-    chain = draw(rng, rng.randint(1, 9), operations=operations)
-    length = len(chain.steps)
+    length = length_up_to(9, rng)
+    chain = draw(rng, length, operations=operations)
     done = 0 if rng.random() < 0.15 else length if rng.random() < 0.15 else rng.randint(1, length)
     value = rng.randrange(10) if done else chain.start
     heard = note(ROLES[ROLES.index(role) - 1], chain, done, value) if done else None
