@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minimas import load
@@ -109,7 +109,7 @@ def randomize(link, seed, output_scale):
     return link
 
 
-def make_agent(folder, model_type, seed=0, dtype=torch.float32, **sizes):
+def make_agent(folder, model_type, seed=0, dtype=torch.float32, adapters=("adapter.pt",), **sizes):
     """An agent's folder; `sizes` go over SIZES and the family's config. Returns the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,8 @@ def make_agent(folder, model_type, seed=0, dtype=torch.float32, **sizes):
     prefix = PREFIX.get(model_type, "model.")
     save_file({name if name == "lm_head.weight" else prefix + name: t.to(dtype) for name, t in weights.items()}, folder / "model.safetensors",
               metadata={"format": "pt"})
-    save_link(randomize(InnerLink(D), seed + 1, D ** -0.5), folder / "adapter.pt", dtype)
+    for i, name in enumerate(adapters):
+        save_link(randomize(InnerLink(D), seed + 1 + i, D ** -0.5), folder / name, dtype)
     return folder
 
 
@@ -195,6 +196,62 @@ def make_system(folder, style="sequential_light"):
     folders = {role: make_agent(Path(folder) / role, kind, seed=10 * i, **sizes) for i, (role, (kind, sizes)) in enumerate(agents.items())}
     widths = {role: sizes["hidden_size"] for role, (_, sizes) in agents.items()}
     return folders | {"links": make_links(Path(folder) / "links", STYLES[style].edges, widths, seed=100)}
+
+
+# The nineteen released repositories, as the paper's authors published them: style -> {role: repository}, and the files of links.
+RELEASED = {
+    "sequential_light": ({"planner": "Sequential-Light-Planner-Qwen3-1.7B", "critic": "Sequential-Light-Critic-Llama3.2-1B",
+                          "solver": "Sequential-Light-Solver-Qwen2.5-Math-1.5B", "links": "Sequential-Light-Outerlinks"},
+                         {"outer_12": "Planner-Critic", "outer_23": "Critic-Solver", "outer_31": "Solver-Planner"}),
+    "sequential_scaled": ({"planner": "Sequential-Scaled-Planner-Gemma3-4B", "critic": "Sequential-Scaled-Critic-Llama3.2-3B",
+                           "solver": "Sequential-Scaled-Solver-Qwen3.5-4B", "links": "Sequential-Scaled-Outerlinks"},
+                          {"outer_12": "Planner-Critic", "outer_23": "Critic-Solver", "outer_31": "Solver-Planner"}),
+    "mixture": ({"math": "Mixture-Math-DeepSeek-R1-Distill-Qwen-1.5B", "code": "Mixture-Code-Qwen2.5-Coder-3B",
+                 "science": "Mixture-Science-BioMistral-7B", "summarizer": "Mixture-Summarizer-Qwen3.5-2B", "links": "Mixture-Outerlinks"},
+                {"outer_1s": "Math-Summarizer", "outer_2s": "Code-Summarizer", "outer_3s": "Science-Summarizer",
+                 "outer_s1": "Summarizer-Math", "outer_s2": "Summarizer-Code", "outer_s3": "Summarizer-Science"}),
+    "distillation": ({"expert": "Distillation-Expert-Qwen3.5-9B", "learner": "Distillation-Learner-Qwen3.5-4B", "links": "Distillation-Outerlinks"},
+                     {"outer_el": "Expert-Learner", "outer_le": "Learner-Expert"}),
+    "deliberation": ({"reflector": "Deliberation-Reflector-Qwen3.5-4B", "toolcaller": "Deliberation-Toolcaller-Qwen3.5-4B",
+                      "links": "Deliberation-Outerlinks"}, {"outer_rt": "Reflector-Toolcaller", "outer_tr": "Toolcaller-Reflector"}),
+}
+
+
+def make_released(folder, style):
+    """The repositories of a style in miniature below folder/RecursiveMAS, with the files, manifests and oddities of the real ones."""
+    repositories, links = RELEASED[style]
+    by_task = style not in ("mixture", "deliberation")
+    tasks, widths = ("math", "code") if by_task else (None,), {}
+    suffix = lambda task: f"({task})" if task else ""
+    for i, (role, (kind, sizes)) in enumerate(SYSTEMS[style].items()):
+        place = folder / "RecursiveMAS" / repositories[role]
+        make_agent(place, kind, seed=10 * i, dtype=torch.bfloat16, adapters=[f"adapter{suffix(task)}.pt" for task in tasks], **sizes)
+        widths[role] = sizes["hidden_size"]
+        if by_task:
+            manifest = {"format_version": 1, "tasks": {task: {"adapter.pt": f"adapter({task}).pt", "config.json": "config.json"} for task in tasks}}
+            (place / "innerlink_config.json").write_text(json.dumps(manifest))
+        weights, config = load_file(place / "model.safetensors"), json.loads((place / "config.json").read_text())
+        if kind == "gemma3":
+            weights |= {"vision_tower.vision_model.x": torch.ones(3), "multi_modal_projector.x": torch.ones(3)}
+        if kind == "qwen3":  # tied, and the head is stored all the same
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        if kind == "llama":  # written by an older transformers
+            rope = config.pop("rope_parameters")
+            config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": config.pop("dtype")}
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+        (place / "config.json").write_text(json.dumps(config))
+    place, adapters = folder / "RecursiveMAS" / repositories["links"], {}
+    place.mkdir(parents=True)
+    for task in tasks:
+        for i, (key, name) in enumerate(links.items()):
+            source, target = name.lower().split("-")
+            link, file = OuterLink(widths[source], widths[target]), f"{name}-Outerlink{suffix(task)}.pt"
+            save_link(randomize(link, i + 50 * (task == "code"), widths[target] ** -0.5), place / file)
+            adapters.setdefault(task, []).append({"legacy_key": key, "legacy_filename": f"{key}.pt", "filename": file, "source_role": source,
+                                                  "target_role": target, "adapter_type": "outer_ln_res_adapter",
+                                                  "in_dim": widths[source], "out_dim": widths[target]})
+    whole = {"tasks": {task: {"task": task, "adapters": adapters[task]} for task in tasks}} if by_task else {"adapters": adapters[None], "meta": {}}
+    (place / "outerlink_config.json").write_text(json.dumps({"format_version": 1, "paradigm": style, **whole}))
 
 
 # What the goldens were made of.

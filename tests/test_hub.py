@@ -1,0 +1,139 @@
+"""The nineteen released repositories in miniature, served on loopback and loaded through the real huggingface_hub client."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from urllib.parse import unquote
+
+import pytest
+from huggingface_hub import constants
+
+import checkpoints
+import minimas
+from minimas.recurse import STYLES
+
+OPTIONS = {"rounds": 2, "latent_steps": 2, "max_new_tokens": 4, "temperature": 0.0, "retry": False}
+ASKED = ["1 + 1", "What is two times three?"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A server that speaks what hf_hub_download asks a hub, over a folder; `.asked` are the files fetched, `.failing` its moods."""
+    root = tmp_path_factory.mktemp("hub")
+    for style in checkpoints.RELEASED:
+        checkpoints.make_released(root, style)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        asked, failing = set(), {}
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body):
+            organisation, repository, _, _, name = unquote(self.path.split("?")[0]).strip("/").split("/", 4)
+            file = root / organisation / repository / name
+            if repository in self.failing:
+                return self.refuse(*self.failing[repository])
+            if not file.parent.is_dir():
+                return self.refuse(401, "RepoNotFound")
+            if not file.is_file():
+                return self.refuse(404, "EntryNotFound")
+            content = file.read_bytes()
+            self.send_response(200)
+            for header in ("ETag", f'"{hashlib.sha256(content).hexdigest()}"'), ("X-Repo-Commit", "c" * 40), ("Content-Length", str(len(content))):
+                self.send_header(*header)
+            self.end_headers()
+            if body:
+                self.asked.add(f"{repository}/{name}")
+                self.wfile.write(content)
+
+        def refuse(self, status, code):
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Handler.url, Handler.root = f"http://127.0.0.1:{server.server_port}", root
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def client(hub, tmp_path, monkeypatch):
+    """huggingface_hub pointed at the server, with an empty cache, and no pauses between its tries."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return monkeypatch
+
+
+def test_names_are_the_released_ones():
+    for style, (repositories, _) in checkpoints.RELEASED.items():
+        assert STYLES[style].checkpoints == {role: f"RecursiveMAS/{name}" for role, name in repositories.items()}
+    assert sum(len(repositories) for repositories, _ in checkpoints.RELEASED.values()) == 19
+
+
+def tokens(*args, **options):
+    return [result.token_ids for result in minimas.load_mas_system(*args, device="cpu", **options).run(ASKED, **OPTIONS)]
+
+
+@pytest.mark.parametrize("style, task", [(style, "math") for style in checkpoints.RELEASED] + [("sequential_light", "code")])
+def test_every_style_loads_and_runs(hub, client, style, task):
+    hub.asked.clear()
+    fetched = tokens(style, task=task)
+    names = {name.partition("/")[2] for name in hub.asked}
+    assert not any(("(math)" if task == "code" else "(code)") in name for name in names), "only the files of the task"
+    assert len([name for name in names if "Outerlink" in name]) == len(STYLES[style].edges)
+    hub.asked.clear()
+    assert tokens(style, task=task, checkpoints=hub.root / "RecursiveMAS") == fetched, "one local folder that holds all"
+    client.setattr(constants, "HF_HUB_OFFLINE", True)
+    client.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert tokens(style, task=task) == fetched and not hub.asked, "from the cache"
+
+
+def test_the_command_line_over_the_hub(hub, tmp_path):
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-m", "minimas.recurse", "--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
+    runs = [subprocess.run(command, capture_output=True, text=True, env=env | more) for more in ({}, {"HF_HUB_OFFLINE": "1"})]
+    online, offline = (json.loads(run.stdout) for run in runs)
+    assert online["text"] == offline["text"] and online["rounds"] == 3 and online["latent_steps"] == 32
+
+
+REPOSITORY = checkpoints.RELEASED["distillation"][0]["expert"]
+
+
+@pytest.mark.parametrize("mood, complaint", [((403, "GatedRepo"), "is gated: accept its terms"), ((401, "RepoNotFound"), "is not on the hub, or private"),
+                                             ((500, "Oops"), "--style tiny runs offline")])
+def test_trouble_with_the_hub_is_told(hub, client, mood, complaint):
+    client.setitem(hub.failing, REPOSITORY, mood)
+    with pytest.raises(minimas.InputError, match=complaint) as told:
+        minimas.load_mas_system("distillation")
+    assert REPOSITORY in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name, value, complaint", [("HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}", "no connection"),
+                                                    ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set")])
+def test_no_hub_at_all(client, name, value, complaint):
+    client.setattr(constants, name, value)
+    with pytest.raises(minimas.InputError, match=complaint + ".*--style tiny runs offline"):
+        minimas.load_mas_system("distillation")
+
+
+def test_one_folder_must_hold_all(hub, tmp_path):
+    (tmp_path / "planner").mkdir()
+    with pytest.raises(minimas.InputError, match="holds no folder critic or Sequential-Light-Critic-Llama3.2-1B"):
+        minimas.load_mas_system("sequential_light", checkpoints=tmp_path)
