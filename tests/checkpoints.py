@@ -178,6 +178,31 @@ VARIANTS = {
     "qwen3 untied": ("qwen3", {"tie_word_embeddings": False}),
 }
 
+# The widths of the released agents, at the depth that shows every kind of layer once: name -> (model_type, config).
+TWO_KINDS = {"layers": 2, "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+             "linear_num_key_heads": 16,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
+                                 "mrope_interleaved": True}}
+
+
+def widths(D, inter, heads, kv, d, layers=1, **more):
+    return {"hidden_size": D, "intermediate_size": inter, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": d,
+            "num_hidden_layers": layers, **more}
+
+
+REAL_WIDTHS = {
+    "Qwen3-1.7B": ("qwen3", widths(2048, 6144, 16, 8, 128)),
+    "Llama3.2-1B": ("llama", widths(2048, 8192, 32, 8, 64)),
+    "Llama3.2-3B": ("llama", widths(3072, 8192, 24, 8, 128)),
+    "Qwen2.5-Math-1.5B": ("qwen2", widths(1536, 8960, 12, 2, 128)),
+    "Qwen2.5-Coder-3B": ("qwen2", widths(2048, 11008, 16, 2, 128)),
+    "BioMistral-7B": ("mistral", widths(4096, 14336, 32, 8, 128)),
+    "Gemma3-4B": ("gemma3", widths(2560, 10240, 8, 4, 256, 2, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=256)),
+    "Qwen3.5-2B": ("qwen3_5_text", widths(2048, 6144, 8, 2, 256, **TWO_KINDS, linear_num_value_heads=16)),
+    "Qwen3.5-4B": ("qwen3_5_text", widths(2560, 9216, 16, 4, 256, **TWO_KINDS, linear_num_value_heads=32)),
+    "Qwen3.5-9B": ("qwen3_5_text", widths(4096, 12288, 16, 4, 256, **TWO_KINDS, linear_num_value_heads=32)),
+}
+
 # The five styles in miniature, each agent of its released family, widths unequal: style -> {role: (model_type, config)}.
 SYSTEMS = {
     "sequential_light": {"planner": ("qwen3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40}), "solver": ("qwen2", {"hidden_size": 56})},

@@ -99,3 +99,13 @@ def test_gradients_reach_the_embeddings(name, folder):
         h = model(x[:, start:start + 6], torch.arange(start, start + 6)[None], cache)
     h[:, -1].sum().backward()
     assert (x.grad[0].abs().amax(-1) > 0).all()
+
+
+@pytest.mark.parametrize("agent", checkpoints.REAL_WIDTHS)
+def test_live_at_the_released_widths(agent, tmp_path):
+    pytest.importorskip("transformers")
+    import reference
+    model_type, config = checkpoints.REAL_WIDTHS[agent]
+    folder = checkpoints.make_agent(tmp_path, model_type, **config)
+    h, logits = reference.hidden_and_logits(folder, IDS)
+    assert_close(outputs(load_model(folder)), {"h": h, "logits": logits[:, -16:]})

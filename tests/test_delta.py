@@ -1,0 +1,60 @@
+"""The gated delta rule: the recurrence that reads like the paper, and the chunks that are fast, are one function."""
+
+import pytest
+import torch
+
+from minimas.delta import chunked, recurrent
+
+
+def inputs(T, B=2, H=3, d_k=5, d_v=7):
+    random = torch.Generator().manual_seed(T)
+    normal = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
+    q, k = (torch.nn.functional.normalize(normal(B, H, T, d_k), dim=-1) for _ in range(2))
+    g, beta = -normal(B, H, T).exp() * 0.3, normal(B, H, T).sigmoid()
+    return q, k, normal(B, H, T, d_v), g, beta, normal(B, H, d_k, d_v)
+
+
+def assert_equal(a, b):
+    assert all((x - y).abs().max() < 1e-12 for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("T", (1, 2, 63, 64, 65, 200))
+def test_chunks_equal_the_recurrence(T):
+    assert_equal(chunked(*inputs(T)), recurrent(*inputs(T)))
+
+
+def test_one_step_by_hand():
+    """S <- e^g S; S <- S + k (beta (v - S'k))'; o = S'q, for one head, written with loops."""
+    q, k, v, g, beta, S = (x[0, 0] for x in inputs(1))
+    S = [[S[i, j] * g[0].exp() for j in range(7)] for i in range(5)]
+    found = [sum(S[i][j] * k[0, i] for i in range(5)) for j in range(7)]
+    S = [[S[i][j] + k[0, i] * beta[0] * (v[0, j] - found[j]) for j in range(7)] for i in range(5)]
+    o = torch.stack([sum(S[i][j] * q[0, i] for i in range(5)) for j in range(7)])
+    out, state = recurrent(*inputs(1))
+    assert_equal((out[0, 0, 0], state[0, 0]), (o, torch.stack([torch.stack(row) for row in S])))
+
+
+@pytest.mark.parametrize("sizes", ([100, 100], [64, 136], [1, 199], [7, 130, 63]))
+@pytest.mark.parametrize("rule", (recurrent, chunked))
+def test_fed_in_pieces_from_a_state(rule, sizes):
+    *parts, S = inputs(200)
+    outputs, start = [], 0
+    for n in sizes:
+        o, S = rule(*(x[:, :, start:start + n] for x in parts), S)
+        outputs.append(o)
+        start += n
+    assert_equal((torch.cat(outputs, 2), S), recurrent(*inputs(200)))
+
+
+def test_padding_passes_the_state_over():
+    q, k, v, g, beta, S = inputs(70)
+    pad = lambda x: torch.cat([torch.zeros_like(x[:, :, :30]), x], 2)
+    o, state = chunked(pad(q), pad(k), pad(v), pad(g), pad(beta), S)
+    assert_equal((o[:, :, 30:], state), recurrent(q, k, v, g, beta, S))
+
+
+def test_strong_decay_does_not_overflow():
+    q, k, v, g, beta, S = inputs(200)
+    result = chunked(q, k, v, g * 1000, beta, S)
+    assert all(x.isfinite().all() for x in result)
+    assert_equal(result, recurrent(q, k, v, g * 1000, beta, S))
