@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 def __getattr__(name):
-    # Imported on first use: `import minimas` stays light, and `python -m minimas.recurse` runs its module only once.
+    # Imported on first use: `import minimas` stays light, and `python -m minimas.recurse` finds its module not yet imported.
     if name in __all__:
         from . import recurse
         return getattr(recurse, name)

@@ -4,13 +4,13 @@ import re
 
 
 def boxed(text):
-    """Content of the last \\boxed{...} that is closed, braces inside balanced; None where there is none."""
+    """Content of the last \\boxed{...} that is closed, braces inside balanced; None where there is none or it is empty."""
     for start in reversed([m.end() for m in re.finditer(r"\\boxed\s*\{", text)]):
         depth = 1
         for i in range(start, len(text)):
             depth += {"{": 1, "}": -1}.get(text[i], 0)
             if depth == 0:
-                return text[start:i].strip()
+                return text[start:i].strip() or None
     return None
 
 

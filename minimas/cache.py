@@ -1,8 +1,9 @@
 """What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
 
-Attention layers ask their cache for two things:
+The cache of an attention layer gives
     mask(positions)          -> (B, 1, T, S) bool: which of S remembered and new keys each of T new queries sees
-    update(k, v, positions)  -> these S keys and values, (B, K, S, d) each
+                                (asked by the model, once for all layers of one window: see `masks`)
+    update(k, v, positions)  -> these S keys and values, (B, K, S, d) each (asked by the layer)
 
 `positions` (B, T) counts a row's tokens from 0; padding, which stands on the left of a chunk, is negative. That is all the
 state a batch needs: rows of unequal length stand side by side because a key is addressed by its position, not its column.
@@ -17,11 +18,13 @@ import torch.nn.functional as F
 def causal_mask(positions, key_positions, window=None):
     """(B, T), (B, S) positions -> (B, 1, T, S) bool: keys at or before the query, at most window - 1 back, never padding.
 
-    A padding query stands in for position 0: its result is thrown away, but a softmax over nothing would be NaN.
+    A padding query sees everything: its result is thrown away, but a softmax over nothing would be NaN, which spreads.
     """
-    q, k = positions.clamp(min=0)[:, None, :, None], key_positions[:, None, None, :]
+    q, k = positions[:, None, :, None], key_positions[:, None, None, :]
     seen = (k >= 0) & (k <= q)
-    return seen if window is None else seen & (k > q - window)
+    if window is not None:
+        seen &= k > q - window
+    return seen | (q < 0)
 
 
 class KVCache:
@@ -123,7 +126,8 @@ def attention_cache(B, K, S, d, like, window=None):
 
 def masks(cache, positions):
     """{window: mask} of a model's attention layers; those of one window share it."""
-    return {window: c.mask(positions) for window, c in {c.window: c for c in cache if hasattr(c, "mask")}.items()}
+    of_window = {c.window: c for c in cache if not isinstance(c, DeltaCache)}
+    return {window: c.mask(positions) for window, c in of_window.items()}
 
 
 class DeltaCache:
@@ -133,7 +137,7 @@ class DeltaCache:
         self.conv = conv  # (B, channels, kernel - 1)
         self.state = state  # (B, heads, d_k, d_v) float32
 
-    def window(self, x, positions):
+    def extend(self, x, positions):
         """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T) with what came before in front of each row's first token."""
         n = self.conv.shape[2]
         columns, padding = torch.arange(n + x.shape[2], device=x.device), (positions < 0).sum(1, keepdim=True)

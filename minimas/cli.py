@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -67,9 +68,12 @@ def main():
         args = arguments()
         args.tools = tuple(name for name in args.tools.split(",") if name)
         pairs, questions = [pair.partition("=") for pair in args.checkpoint], read_questions(args.prompt)
-        if len(pairs) > 1 and not all(path for _, _, path in pairs):
-            raise InputError("--checkpoint is given more than once: expected ROLE=PATH each time")
-        checkpoints = args.checkpoint[0] if len(pairs) == 1 and not pairs[0][2] else {role: path for role, _, path in pairs}
+        if len(pairs) == 1 and Path(args.checkpoint[0]).expanduser().is_dir():
+            checkpoints = args.checkpoint[0]
+        elif all(path for _, _, path in pairs):
+            checkpoints = {role: path for role, _, path in pairs}
+        else:
+            raise InputError(f"--checkpoint {' '.join(args.checkpoint)}: expected ROLE=PATH, or once a folder that holds all")
         if not questions:
             raise InputError("there is no question on stdin: give one a line")
         system = load_mas_system(args.style, checkpoints=checkpoints, device=args.device, dtype=args.dtype, task=args.task,

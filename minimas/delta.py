@@ -14,7 +14,7 @@ memory fade, looks up what its key holds, and writes the difference to its own v
     S      (B, H, d_k, d_v) state, float32
     C                      tokens in a chunk
 
-A token with k = 0, beta = 0 and g = 0 leaves the state as it is: that is how padding is passed over.
+A token with beta = 0 and g = 0 leaves the state as it is: that is how padding is passed over.
 """
 
 import torch

@@ -18,14 +18,13 @@ from torch import nn
 
 from . import llama
 from .cache import attention_cache, masks
-from .llama import rope_frequencies, rotate, rotation
-from .qwen import OffsetRMSNorm
+from .llama import OffsetRMSNorm, rope_frequencies, rotate, rotation
 
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
     query_pre_attn_scalar: float = 256
-    sliding_window: int = 1024
+    sliding_window: int = 4096
     layer_types: list[str] | None = None  # per layer sliding_attention or full_attention
     sliding_window_pattern: int = 6
     tie_word_embeddings: bool = True

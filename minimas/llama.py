@@ -58,6 +58,19 @@ class RMSNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
 
+class OffsetRMSNorm(nn.Module):
+    """Not Llama's, but the variant of Gemma and Qwen3.5: it scales by 1 + w, before the cast."""
+
+    def __init__(self, D, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
+
+    def forward(self, x):
+        y = widen(x)
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * (1 + widen(self.weight))).to(x.dtype)
+
+
 def rope_frequencies(rope_parameters, d):
     """Angles per position, (d/2,) float32, for rope_type `default`, `linear` or `llama3` (as Llama 3.1 was trained)."""
     p = rope_parameters

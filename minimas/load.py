@@ -8,6 +8,7 @@ What is wrong with a file is found here, once, and told in a sentence; the rest 
 """
 
 import json
+import re
 from dataclasses import MISSING, dataclass, fields
 
 import jinja2
@@ -33,7 +34,9 @@ FAMILIES = {  # model_type in config.json -> decoder, its Config, and what confi
     "gemma3_text": (gemma.Gemma3, gemma.Config, GEMMA_LIKE),
 }
 TEXT_PART = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}  # models of text and images: the decoder is in text_config
-ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_TYPES = {  # and what each needs besides rope_theta
+    "default": (), "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -82,14 +85,16 @@ def read_config(source):
     raw = read_json(file)
     if raw.get("model_type") in TEXT_PART:
         dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
-        raw = dtypes | raw.get("text_config", {}) | {"model_type": TEXT_PART[raw["model_type"]]}
+        raw = dtypes | (raw.get("text_config") or {}) | {"model_type": TEXT_PART[raw["model_type"]]}
     if raw.get("model_type") not in FAMILIES:
         raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; minimas has {', '.join([*FAMILIES, *TEXT_PART])}")
     family, Config, fixed = FAMILIES[raw["model_type"]]
-    raw["rope_parameters"] = rope_parameters(raw)
-    for part in raw["rope_parameters"].values() if "full_attention" in raw["rope_parameters"] else [raw["rope_parameters"]]:
+    raw["rope_parameters"] = rope = rope_parameters(raw)
+    for part in rope.values() if "full_attention" in rope else [rope]:
         if part["rope_type"] not in ROPE_TYPES:
             raise InputError(f"{file}: rope type {part['rope_type']!r} is not supported, only {', '.join(ROPE_TYPES)}")
+        if lacking := {"rope_theta", *ROPE_TYPES[part["rope_type"]]} - set(part):
+            raise InputError(f"{file}: rope of type {part['rope_type']} lacks {', '.join(sorted(lacking))}; fetch the file again")
     for name, value in fixed.items():
         if raw.get(name, value) != value:
             raise InputError(f"{file}: {name} {raw[name]!r} is not supported, expected {value!r}")
@@ -104,7 +109,7 @@ def read_config(source):
 
 def rope_parameters(raw):
     """The rope values of a config in the spelling of transformers 5: one dict with rope_type and rope_theta, Gemma's per layer type."""
-    if "rope_parameters" in raw:
+    if raw.get("rope_parameters"):
         rope = raw["rope_parameters"]
         if "full_attention" in rope:
             return {kind: {"rope_type": "default", **part} for kind, part in rope.items()}
@@ -130,7 +135,7 @@ def weight_files(source):
 
 def parameter_name(key):
     """A tensor's name in a checkpoint -> its name in our decoder, or None for what a text decoder has no use for."""
-    if key.startswith(("vision_tower.", "multi_modal_projector.", "model.visual.", "mtp.")) or key.endswith("rotary_emb.inv_freq"):
+    if re.match(r"(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\.", key) or key.endswith("rotary_emb.inv_freq"):
         return None
     for prefix in ("language_model.model.", "model.language_model.", "language_model.", "model."):
         if key.startswith(prefix):
@@ -182,18 +187,19 @@ def load_model(source, device="cpu", dtype=None, rest=None):
 
 def load_tokenizer(source):
     """Tokenizer and chat template of a folder."""
+    file = find(source, "tokenizer.json")
     try:
-        fast = FastTokenizer.from_file(str(find(source, "tokenizer.json")))
+        fast = FastTokenizer.from_file(str(file))
     except Exception as e:  # tokenizers raises bare Exception
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{source}/tokenizer.json is damaged ({e}): fetch it again") from e
+        raise InputError(f"{file} is damaged ({e}): fetch it again") from e
+    fast.no_truncation()  # a length limit of somebody's training may have been saved with it
+    fast.no_padding()
     config = read_json(find(source, "tokenizer_config.json"))
     special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token") and isinstance(v, (str, dict))}
-    if {"add_bos_token", "add_eos_token"} & set(config):  # said so, it goes over what tokenizer.json puts around a plain text
-        around = [special[name] for name in ("bos_token", "eos_token") if config.get(f"add_{name}") and name in special]
-        single = [*(t for t in around if t == special.get("bos_token")), "$A", *(t for t in around if t != special.get("bos_token"))]
-        fast.post_processor = TemplateProcessing(single=single, special_tokens=[(t, fast.token_to_id(t)) for t in around])
+    if "add_bos_token" in config or "add_eos_token" in config:  # goes over what tokenizer.json puts around a plain text
+        bos, eos = ([special[name]] if config.get(f"add_{name}") and name in special else [] for name in ("bos_token", "eos_token"))
+        ids = [(token, fast.token_to_id(token)) for token in bos + eos]
+        fast.post_processor = TemplateProcessing(single=[*bos, "$A", *eos], special_tokens=ids)
     template = find(source, "chat_template.jinja")
     try:
         return Tokenizer(fast, special, read_text(template))

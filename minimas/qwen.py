@@ -19,7 +19,7 @@ from torch import nn
 from . import llama
 from .cache import DeltaCache, attention_cache, masks
 from .delta import chunked, recurrent
-from .llama import MLP, Attention, Llama, RMSNorm, rope_frequencies, rotate, rotation, widen
+from .llama import MLP, Attention, Llama, OffsetRMSNorm, RMSNorm, rope_frequencies, rotate, rotation, widen
 
 
 @dataclass(kw_only=True)
@@ -95,19 +95,6 @@ class Config35(llama.Config):
             "linear_attention" if (i + 1) % self.full_attention_interval else "full_attention" for i in range(self.num_hidden_layers)]
 
 
-class OffsetRMSNorm(nn.Module):
-    """RMSNorm that scales by 1 + w, before the cast."""
-
-    def __init__(self, D, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
-
-    def forward(self, x):
-        y = widen(x)
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * (1 + widen(self.weight))).to(x.dtype)
-
-
 class GatedAttention(nn.Module):
     """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position."""
 
@@ -143,7 +130,7 @@ class GatedDeltaNet(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.keys, self.values = c.linear_num_key_heads, c.linear_num_value_heads
-        self.d_k, self.d_v, self.eps = c.linear_key_head_dim, c.linear_value_head_dim, c.rms_norm_eps
+        self.d_k, self.d_v = c.linear_key_head_dim, c.linear_value_head_dim
         channels = 2 * self.keys * self.d_k + self.values * self.d_v
         self.in_proj_qkv = nn.Linear(c.hidden_size, channels, bias=False)
         self.in_proj_z = nn.Linear(c.hidden_size, self.values * self.d_v, bias=False)
@@ -156,14 +143,14 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x, positions, rope, mask, cache):
         B, T, _ = x.shape
-        x = x * mask  # padding writes nothing: k = v = 0
-        y = F.silu(self.conv1d(cache.window(self.in_proj_qkv(x).mT, positions))).mT  # (B, T, channels)
+        x = x * mask
+        y = F.silu(self.conv1d(cache.extend(self.in_proj_qkv(x).mT, positions))).mT  # (B, T, channels)
         q, k, v = y.split([self.keys * self.d_k, self.keys * self.d_k, self.values * self.d_v], -1)
         q, k = (unit(widen(z.reshape(B, T, self.keys, self.d_k))) for z in (q, k))
         q, k = (z.repeat_interleave(self.values // self.keys, 2).transpose(1, 2) for z in (q, k))  # (B, heads of v, T, d_k)
         v = widen(v.reshape(B, T, self.values, self.d_v)).transpose(1, 2)
         g = -widen(self.A_log).exp() * F.softplus(widen(self.in_proj_a(x)) + widen(self.dt_bias)) * mask  # (B, T, heads of v)
-        beta = widen(self.in_proj_b(x)).sigmoid() * mask
+        beta = widen(self.in_proj_b(x)).sigmoid() * mask  # padding forgets nothing (g = 0) and writes nothing (beta = 0)
         rule = recurrent if T == 1 else chunked
         o, cache.state = rule(q * self.d_k ** -0.5, k, v, g.mT, beta.mT, cache.state)
         z = self.in_proj_z(x).view(B, T, self.values, self.d_v)

@@ -99,14 +99,17 @@ class Settings:
         settings = replace(self, **{name: getattr(style, name) for name in own if getattr(self, name) is None})
         for name, least in {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "batch_size": 1}.items():
             value = getattr(settings, name)
-            if value is not None and not least <= value < float("inf"):  # a NaN is out of range too
-                raise InputError(f"{name} is {value}, expected a number from {least} up")
+            whole = name == "temperature" or isinstance(value, int)
+            if value is not None and not (whole and least <= value < float("inf")):  # a NaN is out of range too
+                raise InputError(f"{name} is {value}, expected a {'number' if name == 'temperature' else 'whole number'} from {least} up")
         if not 0 < settings.top_p <= 1:
             raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
         if settings.channel not in ("latent", "text"):
             raise InputError(f"channel is {settings.channel!r}, expected latent or text")
         if unknown := set(settings.tools) - set(TOOLS):
             raise InputError(f"tools has {min(unknown)!r}, expected {' or '.join(TOOLS)}")
+        if settings.tools and not style.calls_tools:
+            raise InputError("tools are given, but no agent of this style calls any: leave them out, or use style deliberation")
         return settings
 
 
@@ -154,12 +157,14 @@ class System:
 
     def read(self, questions, fn_names=None):
         """Texts as typed -> Questions; InputError names one that cannot be read."""
+        if isinstance(questions, str):
+            raise InputError("questions is one text: give a list of them")
         if any(not question.strip() for question in questions):
             raise InputError("a question is empty: type something to be answered")
         if fn_names is not None and len(fn_names) != len(questions):
             raise InputError(f"{len(fn_names)} fn_names for {len(questions)} questions: give one each, None for a function without a name")
         for text in questions:
-            self.style.read(text)
+            self.style.read(text)  # only to refuse now what could not be read later
         return [Question(*pair) for pair in zip(questions, fn_names or [""] * len(questions))]
 
     def prompts(self, role, questions, inbox, date=DATE):
@@ -177,6 +182,7 @@ class System:
         keep_latents=False  put what passed each edge into Result.latents
         fn_names=None       task code: a name per question, None for a function without a name, "" for a whole program
         progress=False      show a bar on stderr
+        A question's random numbers come from its text and the seed: asked twice, it is answered alike twice.
         Raises InputError on a question or an option that cannot be used, before anything is computed.
         """
         return list(self.stream(questions, **options))
@@ -225,7 +231,8 @@ class System:
         more = agent.decode(*agent.embed([[text] for text in asked], special=True),
                             seeds([questions[b] for b in lost], settings.seed, "retry"), settings)
         for b, text, new in zip(lost, asked, more):
-            texts[b], ids[b], new_tokens[b] = (text + agent.tokenizer.decode(new)).strip(), ids[b] + new, new_tokens[b] + len(new)
+            texts[b] = (text + agent.tokenizer.decode(new, strip=False)).strip()
+            ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)
 
 
 def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", offload=False, trust_remote_code=None):
@@ -283,6 +290,8 @@ def usable_device(name):
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise TypeError("it holds no data")
     except (RuntimeError, AssertionError, TypeError) as e:
         raise InputError(f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
     return device

@@ -39,23 +39,25 @@ class Tokenizer:
         """Text -> list of ids; `special` adds what the tokenizer itself puts around a text, such as BOS."""
         return self.fast.encode(text, add_special_tokens=special).ids
 
-    def decode(self, ids):
-        """Ids -> text without special tokens, stripped."""
-        return self.fast.decode(list(ids), skip_special_tokens=True).strip()
+    def decode(self, ids, strip=True):
+        """Ids -> text without special tokens."""
+        text = self.fast.decode(list(ids), skip_special_tokens=True)
+        return text.strip() if strip else text
 
     def chat(self, system, user, date=DATE):
         """The rendered prompt up to the point where the assistant speaks, thinking mode off.
 
         A template that refuses a system role (Mistral's) gets both texts as one user message.
         """
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": user})
         try:
             return self.render(messages, date)
         except jinja2.TemplateError as e:
-            if "roles must alternate" not in str(e):
-                raise InputError(f"the chat template refuses a system and a user message: {e}") from e
-            return self.render([{"role": "user", "content": system + "\n\n" + user}], date)
+            if "roles must alternate" in str(e) and system:
+                return self.chat("", system + "\n\n" + user, date)
+            raise InputError(f"the chat template refuses a system and a user message: {e}") from e
 
     def render(self, messages, date):
-        return self.template.render(messages=messages, add_generation_prompt=True, enable_thinking=False,
-                                    date_string=date, **self.special)
+        return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True,
+                                    enable_thinking=False, date_string=date, **self.special)

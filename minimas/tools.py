@@ -8,7 +8,6 @@ code that means harm (the network is not cut off), so nothing runs unless the us
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 TOOLS = ("python", "search")
 CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\Z", re.DOTALL | re.IGNORECASE)
-CLOSED = re.compile(r"</(?:python|search)>\Z", re.IGNORECASE)
+CLOSED = re.compile(r"</(?:python|search)>", re.IGNORECASE)
 MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
 SEARCH_URL = "https://api.tavily.com/search"
@@ -39,9 +38,12 @@ class ToolCalls:
 
     def reply(self, b, ids):
         """Token ids of the result if row b's ids end with a call that was just closed, else none."""
-        if not CLOSED.search(self.tokenizer.decode(ids[-16:])):
+        tail, before = (self.tokenizer.decode(part, strip=False) for part in (ids[-16:], ids[-16:-1]))
+        closed = [tag.end() for tag in CLOSED.finditer(tail) if tag.end() > len(before)]
+        if not closed:
             return []
-        call = call_at_end(self.tokenizer.decode(ids))
+        text = self.tokenizer.decode(ids, strip=False)
+        call = call_at_end(text[:len(text) - len(tail) + closed[0]])  # the token that closed the tag may have gone on a little
         if call is None:
             return []
         result = self.tokenizer.encode(result_text(*call, self.made[b], self.allowed))
@@ -62,11 +64,15 @@ def result_text(tool, argument, calls_before, allowed):
     return f" <result> {defused} </result>"
 
 
-def limit(seconds, megabytes):
-    """In the child, before Python starts: what it may take."""
-    for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, megabytes << 20), (resource.RLIMIT_FSIZE, 8 << 20),
-                       (resource.RLIMIT_NPROC, 64), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(kind, (most, most))
+# Runs first in the child: it lays the limits on itself, then becomes the program.
+GUARD = """
+import resource, runpy, sys
+program, seconds, megabytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for name, most in ("CPU", seconds), ("AS", megabytes << 20), ("FSIZE", 8 << 20), ("NPROC", 1024), ("CORE", 0):
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
+sys.argv = [program]
+runpy.run_path(program, run_name="__main__")
+"""
 
 
 def run_python(code, seconds=10, megabytes=1024, stdin=""):
@@ -77,8 +83,8 @@ def run_python(code, seconds=10, megabytes=1024, stdin=""):
         work = Path(folder) / "work"
         work.mkdir()
         with open(Path(folder) / "stdin") as given, open(Path(folder) / "output", "w") as output:
-            child = subprocess.Popen([sys.executable, "-I", str(Path(folder) / "program.py")], cwd=work, env={}, stdin=given, stdout=output,
-                                     stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=lambda: limit(seconds, megabytes))
+            command = [sys.executable, "-I", "-c", GUARD, str(Path(folder) / "program.py"), str(seconds), str(megabytes)]
+            child = subprocess.Popen(command, cwd=work, env={}, stdin=given, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
             try:
                 child.wait(timeout=seconds)
                 ending = "" if child.returncode == 0 else f"\n(ended with status {child.returncode})"

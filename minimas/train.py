@@ -61,7 +61,7 @@ def teacher_forced(agent, prompts, replies, noise=0.0):
     embeddings by that part of their spread.
     """
     end = agent.tokenizer.special["eos_token"]
-    ids = [torch.tensor(agent.tokenizer.encode(reply + end)) for reply in replies]
+    ids = [torch.tensor(agent.tokenizer.encode(reply + end), device=agent.device) for reply in replies]
     x, positions = agent.embed([[*prompt, reply] for prompt, reply in zip(prompts, ids)])
     if noise:
         x = x + noise * embedding_scale(agent) * torch.randn_like(x)
@@ -92,7 +92,7 @@ def cosine_loss(found, wanted, mse):
 def embedding_scale(agent):
     """Standard deviation of the agent's token embeddings."""
     with torch.no_grad():
-        return agent.model.embed(torch.arange(agent.model.config.vocab_size)).std().item()
+        return agent.model.embed(torch.arange(agent.model.config.vocab_size, device=agent.device)).std().item()
 
 
 def train_inner(system, role, draw, steps, lr=5e-4, mse=0.0):
@@ -116,9 +116,9 @@ def train_inner(system, role, draw, steps, lr=5e-4, mse=0.0):
 def same_text(source, target, reply):
     """For each token of `reply` in the source's tokenizer the target's mean embedding (n, D) of the tokens that overlap it."""
     ours, theirs = (agent.tokenizer.fast.encode(reply, add_special_tokens=False) for agent in (source, target))
-    embeddings = target.model.embed(torch.tensor(theirs.ids))
+    embeddings = target.model.embed(torch.tensor(theirs.ids, device=target.device))
     overlap = [[a < d and c < b for c, d in theirs.offsets] for a, b in ours.offsets]
-    weight = torch.tensor(overlap, dtype=embeddings.dtype)
+    weight = torch.tensor(overlap, dtype=embeddings.dtype, device=target.device)
     return weight @ embeddings / weight.sum(1, keepdim=True)
 
 
@@ -135,8 +135,9 @@ def warm_up_outer(system, edge, draw, steps, lr, mse=0.0):
         turns = draw(step)
         with torch.no_grad():
             h, ids = forced_turns(system, edge[0], turns)
-            kept = (ids != IGNORED) & (torch.arange(ids.shape[1]) < ids.shape[1] - 1)  # all but the token that ends the reply
-            wanted = torch.cat([same_text(source, target, turn.reply) for turn in turns])
+            kept = ids != IGNORED
+            kept[:, -1] = False  # the token that ends the reply has no counterpart
+            wanted = torch.cat([same_text(source, target, turn.reply) for turn in turns]).to(h.device)
             thoughts = source.inner_link(h[kept])
         return cosine_loss(link(thoughts), wanted, mse)
 

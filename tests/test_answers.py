@@ -5,7 +5,7 @@ from minimas.answers import extract
 
 @pytest.mark.parametrize("text, answer", [
     (r"so \boxed{7}", "7"), (r"\boxed{1} then \boxed{ \frac{1}{2} }", r"\frac{1}{2}"), (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed{7} and \boxed{8", "7"), (r"\boxed{8", None), ("7", None), ("", None), (r"\boxed{}", "")])
+    (r"\boxed{7} and \boxed{8", "7"), (r"\boxed{8", None), ("7", None), ("", None), (r"\boxed{}", None)])
 def test_math(text, answer):
     assert extract(text, "math") == answer
 

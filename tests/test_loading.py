@@ -47,7 +47,7 @@ def test_older_spelling_of_config(folder):
 def test_names_of_weights(folder, prefix):
     expected, file = states(folder), folder / "model.safetensors"
     weights = {prefix + name.removeprefix("model."): t for name, t in load_file(file).items()}
-    save_file(weights | {"vision_tower.x": torch.ones(2), "lm_head.weight": torch.ones(1)}, file)  # tied: the stored head is not read
+    save_file(weights | {"vision_tower.x": torch.ones(2), "model.vision_tower.x": torch.ones(3), "lm_head.weight": torch.ones(1)}, file)  # tied: the stored head is not read
     assert torch.equal(states(folder), expected)
 
 

@@ -109,6 +109,34 @@ def test_retry_asks_once_more_for_an_answer(system):
     assert solver.model.logits(h[0, -1]).argmax().item() == retried.token_ids[plain.new_tokens]
 
 
+def test_offloaded_weights_are_there_only_at_work(loaded):
+    """The same answers, with weights that are copied in for an agent's turn and gone after it."""
+    folders, system = loaded("sequential_scaled")
+    offloaded = minimas.load_mas_system("sequential_scaled", checkpoints=folders, device="cpu", offload=True)
+    addresses = lambda: {role: agent.model.norm.weight.data_ptr() for role, agent in offloaded.agents.items()}
+    resting, at_work, agent = addresses(), [], offloaded.agents["solver"]
+    head = agent.model.logits
+    agent.model.logits = lambda h: at_work.append(addresses()) or head(h)
+    for ours, theirs in zip(offloaded.run(QUESTIONS, rounds=2, **OPTIONS), system.run(QUESTIONS, rounds=2, **OPTIONS)):
+        assert ours.token_ids == theirs.token_ids
+    assert addresses() == resting
+    assert all(now["solver"] != resting["solver"] and now["planner"] == resting["planner"] for now in at_work) and at_work
+    assert agent.model.lm_head.weight is agent.model.embed_tokens.weight, "tied weights stay tied"
+
+
+def test_a_device_for_each_agent(loaded):
+    folders, _ = loaded("sequential_light")
+    system = minimas.load_mas_system("sequential_light", checkpoints=folders, device="planner=cpu,critic=cpu,solver=cpu")
+    assert {agent.device.type for agent in system.agents.values()} == {"cpu"}
+    with pytest.raises(minimas.InputError, match="device names planner, expected each of planner, critic, solver"):
+        minimas.load_mas_system("sequential_light", checkpoints=folders, device="planner=cpu")
+
+
+def test_tools_need_a_style_that_calls_them(system):
+    with pytest.raises(minimas.InputError, match="use style deliberation"):
+        system.run(["1 + 1"], tools=("python",))
+
+
 def test_settings_out_of_range(system):
     for name, value in ("rounds", 0), ("latent_steps", -1), ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), \
             ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("batch_size", 0), ("channel", "smoke"):

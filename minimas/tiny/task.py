@@ -90,14 +90,14 @@ JUNK = ["system", "user", "assistant", "notes", *ROLES, *"0123456789", *LABELS]
 WORDS = [*"0123456789", *LABELS, *OPERATIONS, "=", ".", "\\boxed{", "}", "tiny", "system", "user", "assistant", "notes", *ROLES]
 
 
-def exercise(rng, role, operations=OPERATIONS, whole=False):
+def exercise(rng, role, operations=OPERATIONS, whole=False, split="train"):
     """A random (question, note heard, reply) from which `role` learns its trade; None heard is an empty inbox.
 
     The value heard is random, so that the note must be read; some notes are cut short or followed by junk, so that reading
     does not hang on their length. `whole` asks for the rest of the chain instead of the next step.
     """
     length = length_up_to(9, rng)
-    chain = draw(rng, length, operations=operations)
+    chain = draw(rng, length, split, operations)
     done = 0 if rng.random() < 0.15 else length if rng.random() < 0.15 else rng.randint(1, length)
     value = rng.randrange(10) if done else chain.start
     heard = note(ROLES[ROLES.index(role) - 1], chain, done, value) if done else None
