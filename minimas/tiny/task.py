@@ -31,7 +31,7 @@ def label(question):
 
 def split_of(question):
     """Which split a question belongs to, by a hash of its text: `test` and `validation` get one in ten each."""
-    return {0: "test", 1: "validation"}.get(int(hashlib.sha256(question.encode()).hexdigest(), 16) % 10, "train")
+    return {0: "test", 1: "validation"}.get(int(hashlib.sha256(b"tiny " + question.encode()).hexdigest(), 16) % 10, "train")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def exercise(rng, role, operations=OPERATIONS, whole=False, split="train"):
     """
     length = length_up_to(9, rng)
     chain = draw(rng, length, split, operations)
-    done = 0 if rng.random() < 0.15 else length if rng.random() < 0.15 else rng.randint(1, length)
+    done = rng.choice([0, length - 1, length, rng.randint(1, length), rng.randint(1, length), rng.randint(1, length)])
     value = rng.randrange(10) if done else chain.start
     heard = note(ROLES[ROLES.index(role) - 1], chain, done, value) if done else None
     reply = note(role, chain, done, value) if done == length else ""
