@@ -20,10 +20,11 @@ def arguments():
     parser = argparse.ArgumentParser(prog="python -m minimas.recurse", description="Ask a recursive multi-agent system.")
     parser.error = refuse
     add = parser.add_argument
-    add("--prompt", action="append", required=True, metavar="TEXT", help="a question; repeat for more, - reads one a line from stdin")
+    add("--prompt", action="append", required=True, metavar="TEXT",
+        help="a question; repeat for more, - reads one a line from stdin")
     add("--style", default="tiny", help=f"the system: {', '.join(STYLES)} (default tiny)")
-    add("--checkpoint", action="append", default=[], metavar="ROLE=PATH", help="take this role, or links, from this folder or hub id; repeat "
-        "for more, or give one PATH that holds a folder for each")
+    add("--checkpoint", action="append", default=[], metavar="ROLE=PATH",
+        help="take this role, or links, from this folder or hub id; repeat for more, or give one PATH that holds a folder for each")
     add("--task", default="math", help="what is asked for: math (default), choice or code")
     add("--fn-name", help="task code: the function that is asked for (default: a whole program)")
     add("--device", help="cpu, cuda, or a device for each: planner=cuda:0,critic=cuda:1,... (default: cuda where there is one)")

@@ -32,7 +32,8 @@ def download(repository, name):
     try:
         return Path(hf_hub_download(repository, name))
     except GatedRepoError as e:
-        raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with `hf auth login` or HF_TOKEN") from e
+        raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with `hf auth login` "
+                         "or HF_TOKEN") from e
     except RepositoryNotFoundError as e:
         raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name, and HF_TOKEN") from e
     except LocalEntryNotFoundError as e:
@@ -46,5 +47,5 @@ def download(repository, name):
 
 
 def unreachable(repository, name, why):
-    return InputError(f"{name} of {repository} cannot be fetched ({why}): check the network, or give a local folder with --checkpoint; "
-                      "--style tiny runs offline")
+    return InputError(f"{name} of {repository} cannot be fetched ({why}): check the network, or give a local folder "
+                      "with --checkpoint; --style tiny runs offline")

@@ -64,7 +64,8 @@ def load_link(link, file, device="cpu"):
     for key in sorted({*found, *expected}):
         if found.get(key) != expected.get(key):
             raise InputError(f"{file}: {key} has shape {found.get(key, 'none (missing)')}, expected "
-                             f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; is it another agent's link?")
+                             f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; "
+                             "is it another agent's link?")
     if len({t.dtype for t in state.values()}) != 1:
         raise InputError(f"{file} mixes dtypes {sorted({str(t.dtype) for t in state.values()})}: save all tensors in one")
     link.load_state_dict(state, assign=True)

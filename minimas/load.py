@@ -24,7 +24,8 @@ from .link import InnerLink, OuterLink, load_link
 from .tokenizer import Tokenizer
 
 LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None, "final_logit_softcapping": None}
+GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
+              "final_logit_softcapping": None}
 FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must not say otherwise
     "llama": (llama.Llama, llama.Config, LLAMA_LIKE),
     "mistral": (llama.Llama, mistral.Config, LLAMA_LIKE),
@@ -87,7 +88,8 @@ def read_config(source):
         dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
         raw = dtypes | (raw.get("text_config") or {}) | {"model_type": TEXT_PART[raw["model_type"]]}
     if raw.get("model_type") not in FAMILIES:
-        raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; minimas has {', '.join([*FAMILIES, *TEXT_PART])}")
+        raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; "
+                         f"minimas has {', '.join([*FAMILIES, *TEXT_PART])}")
     family, Config, fixed = FAMILIES[raw["model_type"]]
     raw["rope_parameters"] = rope = rope_parameters(raw)
     for part in rope.values() if "full_attention" in rope else [rope]:
@@ -108,7 +110,7 @@ def read_config(source):
 
 
 def rope_parameters(raw):
-    """The rope values of a config in the spelling of transformers 5: one dict with rope_type and rope_theta, Gemma's per layer type."""
+    """The rope values of a config as transformers 5 spells them: rope_type, rope_theta, ...; Gemma's per layer type."""
     if raw.get("rope_parameters"):
         rope = raw["rope_parameters"]
         if "full_attention" in rope:
@@ -159,12 +161,16 @@ def load_weights(model, source, device, dtype):
                     if name is None or name in tied:
                         continue
                     tensor = tensors.get_tensor(key)
+                    if tensor.dtype not in DTYPES.values():
+                        raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}: "
+                                         "quantised weights are not supported")
                     if name not in expected or tensor.shape != expected[name].shape:
                         wanted = f"shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
                         raise InputError(f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {wanted}: "
                                          "weights and config.json are not of one model")
                     module, _, leaf = name.rpartition(".")
-                    setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+                    parameter = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+                    setattr(model.get_submodule(module), leaf, parameter)
                     missing.discard(name)
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
@@ -217,10 +223,10 @@ def load_generation(source, tokenizer):
 
 def load_inner_link(source, task, D, device="cpu"):
     """The inner link of a folder for the agent's width D: the one for the task if there are several."""
-    name = f"adapter({links_task(task)}).pt"
     if manifest := find(source, "innerlink_config.json", required=False):
-        name = entry(manifest, read_json(manifest), "tasks", links_task(task), "adapter.pt")
-    file = find(source, name, required=False) or find(source, "adapter.pt")
+        file = find(source, entry(manifest, read_json(manifest), "tasks", links_task(task), "adapter.pt"))
+    else:
+        file = find(source, f"adapter({links_task(task)}).pt", required=False) or find(source, "adapter.pt")
     return load_link(InnerLink(D), file, device)
 
 

@@ -50,7 +50,8 @@ SHIPPED = Path(__file__).parent / "tiny"
 PLANNED = {("planner", "critic"): "outer_12", ("critic", "solver"): "outer_23", ("solver", "planner"): "outer_31"}
 STYLES = {
     "tiny": Style(
-        order=("planner", "critic", "solver"), edges=PLANNED, prompts="tiny", read=label, latent_steps=5, max_new_tokens=8, temperature=0.0,
+        order=("planner", "critic", "solver"), edges=PLANNED, prompts="tiny", read=label,
+        latent_steps=5, max_new_tokens=8, temperature=0.0,
         checkpoints={name: SHIPPED / name for name in ("planner", "critic", "solver", "links")}),
     "sequential_light": Style(
         order=("planner", "critic", "solver"), edges=PLANNED, prompts="sequential",
@@ -64,11 +65,14 @@ STYLES = {
         order=("math", "code", "science", "summarizer"), prompts="mixture",
         edges={("math", "summarizer"): "outer_1s", ("code", "summarizer"): "outer_2s", ("science", "summarizer"): "outer_3s",
                ("summarizer", "math"): "outer_s1", ("summarizer", "code"): "outer_s2", ("summarizer", "science"): "outer_s3"},
-        checkpoints=released("Mixture-Outerlinks", math="Mixture-Math-DeepSeek-R1-Distill-Qwen-1.5B", code="Mixture-Code-Qwen2.5-Coder-3B",
-                             science="Mixture-Science-BioMistral-7B", summarizer="Mixture-Summarizer-Qwen3.5-2B")),
+        checkpoints=released("Mixture-Outerlinks", math="Mixture-Math-DeepSeek-R1-Distill-Qwen-1.5B",
+                             code="Mixture-Code-Qwen2.5-Coder-3B", science="Mixture-Science-BioMistral-7B",
+                             summarizer="Mixture-Summarizer-Qwen3.5-2B")),
     "distillation": Style(
-        order=("expert", "learner"), edges={("expert", "learner"): "outer_el", ("learner", "expert"): "outer_le"}, prompts="distillation",
-        checkpoints=released("Distillation-Outerlinks", expert="Distillation-Expert-Qwen3.5-9B", learner="Distillation-Learner-Qwen3.5-4B")),
+        order=("expert", "learner"), prompts="distillation",
+        edges={("expert", "learner"): "outer_el", ("learner", "expert"): "outer_le"},
+        checkpoints=released("Distillation-Outerlinks", expert="Distillation-Expert-Qwen3.5-9B",
+                             learner="Distillation-Learner-Qwen3.5-4B")),
     "deliberation": Style(
         order=("reflector", "toolcaller"), prompts="deliberation", calls_tools=True,
         edges={("reflector", "toolcaller"): "outer_rt", ("toolcaller", "reflector"): "outer_tr"},
@@ -97,11 +101,12 @@ class Settings:
         """The same with the style's values filled in; InputError names a setting that is out of range."""
         own = ("latent_steps", "max_new_tokens", "temperature")
         settings = replace(self, **{name: getattr(style, name) for name in own if getattr(self, name) is None})
-        for name, least in {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "batch_size": 1}.items():
+        for name, least in {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1}.items():
             value = getattr(settings, name)
-            whole = name == "temperature" or isinstance(value, int)
-            if value is not None and not (whole and least <= value < float("inf")):  # a NaN is out of range too
-                raise InputError(f"{name} is {value}, expected a {'number' if name == 'temperature' else 'whole number'} from {least} up")
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise InputError(f"{name} is {value}, expected a whole number from {least} up")
+        if not 0 <= settings.temperature < float("inf"):
+            raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
         if not 0 < settings.top_p <= 1:
             raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
         if settings.channel not in ("latent", "text"):
@@ -162,7 +167,7 @@ class System:
         if any(not question.strip() for question in questions):
             raise InputError("a question is empty: type something to be answered")
         if fn_names is not None and len(fn_names) != len(questions):
-            raise InputError(f"{len(fn_names)} fn_names for {len(questions)} questions: give one each, None for a function without a name")
+            raise InputError(f"{len(fn_names)} fn_names for {len(questions)} questions: give one for each")
         for text in questions:
             self.style.read(text)  # only to refuse now what could not be read later
         return [Question(*pair) for pair in zip(questions, fn_names or [""] * len(questions))]
@@ -235,7 +240,8 @@ class System:
             ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)
 
 
-def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", offload=False, trust_remote_code=None):
+def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", offload=False,
+                    trust_remote_code=None):
     """Load the agents and links of a style.
 
     checkpoints  {role, or "links": folder or hub id}, over those of the style; or one folder that holds a folder for each,
@@ -256,7 +262,8 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
         raise InputError(f"task {task!r} is not known, expected one of {', '.join(TASKS)}")
     style = STYLES[style]
     where, devices = sources(style, checkpoints), devices_of(style, device)
-    agents = {role: load_agent(where[role], task, devices[role], usable_dtype(dtype, devices[role]), offload) for role in style.order}
+    agents = {role: load_agent(where[role], task, devices[role], usable_dtype(dtype, devices[role]), offload)
+              for role in style.order}
     widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
     return System(style, agents, load_outer_links(where["links"], task, style.edges, widths, devices), task)
 
@@ -270,8 +277,10 @@ def sources(style, checkpoints):
     folder, found = Path(checkpoints).expanduser(), {}
     for name, released in style.checkpoints.items():
         places = [folder / name, folder / Path(released).name]
-        if not (found.setdefault(name, next((place for place in places if place.is_dir()), None))):
-            raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for {', '.join(style.checkpoints)}")
+        found[name] = next((place for place in places if place.is_dir()), None)
+        if found[name] is None:
+            raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: "
+                             f"expected one each for {', '.join(style.checkpoints)}")
     return found
 
 

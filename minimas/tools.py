@@ -84,7 +84,8 @@ def run_python(code, seconds=10, megabytes=1024, stdin=""):
         work.mkdir()
         with open(Path(folder) / "stdin") as given, open(Path(folder) / "output", "w") as output:
             command = [sys.executable, "-I", "-c", GUARD, str(Path(folder) / "program.py"), str(seconds), str(megabytes)]
-            child = subprocess.Popen(command, cwd=work, env={}, stdin=given, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            child = subprocess.Popen(command, cwd=work, env={}, stdin=given, stdout=output, stderr=subprocess.STDOUT,
+                                     start_new_session=True)
             try:
                 child.wait(timeout=seconds)
                 ending = "" if child.returncode == 0 else f"\n(ended with status {child.returncode})"

@@ -89,6 +89,37 @@ def test_inner_link_of_the_task(folder):
     assert torch.equal(load_inner_link(folder, "math", D).proj1.weight, code)
 
 
+def test_a_manifest_is_obeyed_or_refused(folder):
+    D = checkpoints.SIZES["hidden_size"]
+    for manifest, complaint in ({"tasks": {"math": {"adapter.pt": "other.pt"}}}, "has no other.pt"), ({"tasks": []}, "has no tasks.math"):
+        (folder / "innerlink_config.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match=complaint):
+            load_inner_link(folder, "math", D)
+
+
+def test_quantised_weights_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.norm.weight": torch.ones(48, dtype=torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match="model.norm.weight is stored as torch.int8.*quantised"):
+        load_model(folder)
+
+
+def test_a_saved_length_limit_cuts_nothing(folder):
+    tokenizer = load_tokenizer(folder).fast
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=300)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert len(load_tokenizer(folder).encode("x" * 200)) == 200
+
+
+def test_tokens_around_a_plain_text(folder):
+    begin = load_tokenizer(folder).fast.token_to_id("<|begin_of_text|>")
+    assert load_tokenizer(folder).encode("ab", special=True)[0] != begin
+    edit(folder / "tokenizer_config.json", add_bos_token=True, add_eos_token=False)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("ab", special=True) == [begin, *tokenizer.encode("ab")]
+
+
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter.pt")
 
 
