@@ -64,6 +64,12 @@ def show(result, settings, as_json):
     return result.text if result.answer is None or "\n" in result.answer else f"{result.text}\nanswer: {result.answer}"
 
 
+def told(error):
+    """Say what was wrong with the input on stderr; returns the exit status for it."""
+    print(f"minimas: {error}", file=sys.stderr)
+    return 2
+
+
 def main():
     try:
         args = arguments()
@@ -87,7 +93,6 @@ def main():
             if result.answer is None:
                 tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
     except InputError as e:
-        print(f"minimas: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(told(e)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

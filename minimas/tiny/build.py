@@ -1,16 +1,15 @@
 """Train the tiny system from nothing into a folder in the released layout: three agents, their inner links, the outer links.
 
     python -m minimas.tiny.build --out FOLDER [--seed 0]
+    python -m minimas.tiny.build --evaluate FOLDER
 
-Minutes on two cores. The weights that ship with minimas are this script's output for seed 0, unedited; `report.json`
+Some ten minutes on two cores. The weights that ship with minimas are this script's output for seed 0, unedited; `report.json`
 beside them says what they reach on the test split, which nothing here looks at before the end.
 """
 
 import argparse
 import json
 import random
-import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from .. import InputError
 from ..agent import Agent
+from ..cli import told
 from ..link import InnerLink, OuterLink
-from ..load import FAMILIES, load_generation, load_model, load_tokenizer, read_config
+from ..load import load_generation, load_model, load_tokenizer, read_config
 from ..recurse import STYLES, Settings, System, load_mas_system
 from ..train import (IGNORED, Turn, fit, forced_turns, next_token_loss, save_inner_link, save_outer_links, train_inner, train_outer,
                      warm_up_outer)
@@ -165,8 +165,7 @@ def accuracy(system, chains, **options):
 
 def evaluate(folder, split, per_length):
     """What the system saved in a folder reaches, loaded as any user would load it."""
-    load = lambda: load_mas_system("tiny", checkpoints={name: folder / name for name in (*ROLES, "links")}, device="cpu")
-    system, chains = load(), questions(split, per_length)
+    system, chains = load_mas_system("tiny", checkpoints=folder, device="cpu"), questions(split, per_length)
     report = {"split": split, "questions": len(chains)}
     report["latent"] = {rounds: accuracy(system, chains, rounds=rounds) for rounds in range(1, 6)}
     report["text"] = {rounds: accuracy(system, chains, rounds=rounds, channel="text") for rounds in range(1, 6)}
@@ -209,12 +208,16 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m minimas.tiny.build", description="Train the tiny system from nothing.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder to write")
+    what.add_argument("--evaluate", type=Path, metavar="FOLDER", help="train nothing, only measure what a folder holds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what the report is measured on (default test)")
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the training steps to take (default 1)")
     args = parser.parse_args()
-    report = build(args.out, args.seed, args.scale, split=args.split)
+    try:
+        report = build(args.out, args.seed, split=args.split) if args.out else evaluate(args.evaluate, args.split, 150)
+    except InputError as e:
+        raise SystemExit(told(e)) from None
     print(json.dumps(report, indent=1))
 
 
