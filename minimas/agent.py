@@ -19,6 +19,7 @@ def silent(*_):
 
 
 def no_reply(b, ids):
+    """The default of Agent.decode: nothing is put behind any token."""
     return []
 
 
@@ -58,7 +59,10 @@ class Agent:
         return left_pad(rows)
 
     def think(self, x, positions, m, tick=silent):
-        """m latent steps after the prompts -> hidden states H (B, m, D); each goes back in through the inner link."""
+        """m latent steps after the prompts -> hidden states H (B, m, D); each goes back in through the inner link.
+
+        Where gradients are recorded (training) the cache grows by concatenation, else it is allocated once.
+        """
         B, T, _ = x.shape
         cache = self.model.make_cache(B, None if torch.is_grad_enabled() else T + m)
         H = []

@@ -1,4 +1,5 @@
-"""From a folder in the released layout to a working decoder, tokenizer and links. Every exception of a checkpoint is here.
+"""From a folder or hub repository (a "source") in the released layout to a working decoder, tokenizer and links. Every
+exception of a checkpoint is here.
 
 An agent's folder: config.json, generation_config.json, model.safetensors (or shards and model.safetensors.index.json),
 tokenizer.json, tokenizer_config.json, chat_template.jinja, and its inner link, adapter.pt or adapter(TASK).pt.

@@ -4,7 +4,8 @@
     warm-up      one edge alone: R_out(R_in(h_t)) shall point where the next agent's embedding of the same text does
     outer links  all together: cross-entropy of the last agent's answer, back through every round of `recurse`
 
-Works on any System; what the examples say is the caller's business.
+Works on any System, whose links are trained in place and in the dtype they have (new ones are float32; one loaded from a
+bfloat16 file should be widened first). What the examples say is the caller's business.
 """
 
 import json

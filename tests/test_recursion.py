@@ -70,6 +70,23 @@ def test_latents_of_every_edge(system):
     assert [latents.shape for latents in result.latents.values()] == [(3, 40), (3, 56), (3, 48), (3, 40), (3, 56)]
 
 
+def test_a_latent_step_costs_one_token_and_no_vocabulary(system, monkeypatch):
+    """Prompts are read once; after that each of m - 1 steps feeds one position, and nobody but the solver's text asks for scores."""
+    widths = {role: [] for role in system.agents}
+    for role, agent in system.agents.items():
+        def count(x, positions, cache, role=role, forward=agent.model.forward):
+            widths[role].append(x.shape[1])
+            return forward(x, positions, cache)
+        monkeypatch.setattr(agent.model, "forward", count)
+        if role != "solver":
+            monkeypatch.setattr(agent.model, "logits", lambda h: pytest.fail("scores for a latent step"))
+    system.run(["1 + 1", "a longer question"], rounds=2, latent_steps=5, max_new_tokens=3, retry=False)
+    for role, turns in ("planner", 2), ("critic", 2):
+        assert [w for w in widths[role] if w > 1] and len([w for w in widths[role] if w > 1]) == turns
+        assert widths[role].count(1) == turns * 4
+    assert widths["solver"].count(1) == 4 + 2 and len(widths["solver"]) == 8
+
+
 def test_no_latent_steps_leave_slots_empty(system):
     result = system.run(["1 + 1"], rounds=2, latent_steps=0, max_new_tokens=2, keep_latents=True)[0]
     assert {latents.shape[0] for latents in result.latents.values()} == {0} and result.new_tokens
