@@ -85,7 +85,7 @@ def main():
             raise InputError("there is no question on stdin: give one a line")
         system = load_mas_system(args.style, checkpoints=checkpoints, device=args.device, dtype=args.dtype, task=args.task,
                                  offload=args.offload)
-        options = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+        options = {f.name: getattr(args, f.name) for f in fields(Settings)}
         settings = Settings(**options).completed(system.style)
         fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)
         for result in system.stream(questions, fn_names=fn_names, progress=True, **options):
