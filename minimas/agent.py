@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from .cache import grow
+from .fast import Graphs, prepare
+from .link import fused
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
 from .sample import sample, uniform
 
@@ -23,6 +25,13 @@ def no_reply(b, ids):
     return []
 
 
+def filled_up(going, B):
+    """Of B rows those that go on, and some that have ended until they are a power of two: few sizes make few graphs."""
+    size = min(B, 1 << max(0, len(going) - 1).bit_length())
+    ended = [i for i in range(B) if i not in going]
+    return sorted(going + ended[:size - len(going)])
+
+
 def left_pad(rows):
     """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), negative there."""
     T = max(len(row) for row in rows)
@@ -31,16 +40,29 @@ def left_pad(rows):
     return x, torch.arange(T, device=x.device) - padding
 
 
+def repeat(step, state, times, tick=silent):
+    """Apply step(*state) -> (state, output) so many times: the state after them, and their outputs."""
+    outputs = []
+    for _ in range(times):
+        state, output = step(*state)
+        outputs.append(output)
+        tick()
+    return state, outputs
+
+
 class Agent:
-    """A frozen decoder with its tokenizer, its inner link, and how it generates (load.Generation)."""
+    """A frozen decoder with its tokenizer, its inner link, and how it generates (load.Generation).
+
+    graphs: the fast.Graphs that replay its steps, on CUDA; read_every: tokens between looks at what it writes.
+    """
 
     def __init__(self, model, tokenizer, inner_link, generation, offload=False):
         self.model, self.tokenizer, self.inner_link, self.generation = model, tokenizer, inner_link, generation
-        self.offload = offload
+        self.offload, self.graphs, self.read_every = offload, None, 1
 
     @property
     def device(self):
-        return self.inner_link.proj1.weight.device
+        return self.model.embed_tokens.weight.device
 
     def embed(self, prompts, special=False):
         """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
@@ -58,49 +80,90 @@ class Agent:
             rows.append(torch.cat(row))
         return left_pad(rows)
 
+    def make_cache(self, B, S):
+        return (self.graphs or self.model).make_cache(B, S)
+
+    def repeat(self, step, state, times, cache, tick, *kind):
+        """The steps of one kind, replayed as graphs where that is possible: one token a row on CUDA."""
+        if self.graphs and state[0].shape[1] == 1:
+            return self.graphs.repeat(step, state, times, cache, tick, kind)
+        return repeat(step, state, times, tick)
+
     def think(self, x, positions, m, tick=silent):
         """m latent steps after the prompts -> hidden states H (B, m, D); each goes back in through the inner link.
 
         Where gradients are recorded (training) the cache grows by concatenation, else it is allocated once.
         """
         B, T, _ = x.shape
-        cache = self.model.make_cache(B, None if torch.is_grad_enabled() else T + m)
-        H = []
-        for _ in range(m):
-            h = self.model(x, positions, cache)[:, -1:]  # (B, 1, D)
-            H.append(h)
-            x, positions = self.inner_link(h).to(h.dtype), positions[:, -1:] + 1
-            tick()
-        return torch.cat(H, 1) if H else x[:, :0]
+        if not m:
+            return x[:, :0]
+        cache = self.model.make_cache(B) if torch.is_grad_enabled() else self.make_cache(B, T + m)
+
+        def step(x, positions):
+            h = self.model(x, positions, cache, last=1)  # (B, 1, D)
+            return (self.inner_link(h).to(h.dtype), positions[:, -1:] + 1), h
+
+        state, first = repeat(step, (x, positions), 1, tick)
+        _, others = self.repeat(step, state, m - 1, cache, tick, "latent")
+        return torch.cat(first + others, 1)
 
     def decode(self, x, positions, seeds, settings, tick=silent, reply=no_reply):
         """B lists of the token ids that follow the prompts, the one that ended a text included.
 
         seeds: one integer a prompt; settings: a recurse.Settings (max_new_tokens, temperature, top_p, top_k).
         reply(b, ids) gives the ids that are put behind row b's last token, such as a tool's result; mostly none. A row waits
-        for nobody: the others go on by one token while it reads its reply.
+        for nobody: the others go on by one token while it reads its reply, and leave the batch when they end.
         """
-        cache = self.model.make_cache(len(x), x.shape[1] + settings.max_new_tokens)
-        top_k = self.generation.top_k if settings.top_k is None else settings.top_k
-        seeds, ended = torch.tensor(seeds, device=x.device), [False] * len(x)
-        ids, next_position = [[] for _ in seeds], positions[:, -1:] + 1
-        for n in range(settings.max_new_tokens):
-            scores = self.model.logits(self.model(x, positions, cache)[:, -1])  # (B, vocabulary)
-            tokens = sample(scores, uniform(seeds, n), settings.temperature, top_k, settings.top_p).tolist()
-            tick()
-            new = []
-            for b, token in enumerate(tokens):
-                new.append([] if ended[b] else [token, *reply(b, ids[b] + [token])])
-                ids[b] += new[b]
-                ended[b] |= token in self.generation.eos_ids
-            if all(ended):
+        cache, ids, rows = self.make_cache(len(x), x.shape[1] + settings.max_new_tokens), [[] for _ in x], list(range(len(x)))
+        how = settings.temperature, self.generation.top_k if settings.top_k is None else settings.top_k, settings.top_p
+
+        def step(x, positions, seeds, n):
+            scores = self.model.logits(self.model(x, positions, cache, last=1)[:, -1])  # (B, vocabulary)
+            tokens = sample(scores, uniform(seeds, n), *how)  # (B,)
+            return (self.model.embed(tokens[:, None]), positions[:, -1:] + 1, seeds, n + 1), tokens
+
+        state = x, positions, torch.tensor(seeds, device=x.device), torch.zeros((), dtype=torch.long, device=x.device)
+        left = settings.max_new_tokens
+        while left:
+            times = 1 if state[0].shape[1] > 1 or reply is not no_reply else min(self.read_every, left)
+            state, tokens = self.repeat(step, state, times, cache, tick, "text", *how)
+            left -= times
+            written = torch.stack(tokens, 1).tolist()  # here, and only here, the host waits for the device
+            going = [i for i, b in enumerate(rows) if b is not None and not self.ended(ids[b], written[i])]
+            if not going:
                 break
-            x, positions = left_pad([self.model.embed(torch.tensor(row, dtype=torch.long, device=x.device)) for row in new])
-            if x.shape[1] > 1:
-                grow(cache, x.shape[1] - 1)
-            lengths = torch.tensor([[len(row)] for row in new], device=x.device)
-            positions, next_position = torch.where(positions < 0, -1, positions + next_position), next_position + lengths
+            stay = going if not self.graphs else filled_up(going, len(rows))
+            rows = [rows[i] if i in going else None for i in stay]  # None: a row that only fills up a graph's batch
+            if len(stay) < len(written):
+                index = torch.tensor(stay, device=x.device)
+                for c in cache:
+                    c.select(index)
+                state = *(value[index] for value in state[:3]), state[3]
+            told = [[] if b is None else reply(b, ids[b]) for b in rows]
+            if any(told):
+                state = *self.read_replies(told, ids, rows, state, cache), *state[2:]
         return ids
+
+    def ended(self, ids, written):
+        """Append to `ids` what was written, up to a token that ends a text; whether there was one."""
+        for token in written:
+            ids.append(token)
+            if token in self.generation.eos_ids:
+                return True
+        return False
+
+    def read_replies(self, told, ids, rows, state, cache):
+        """Put replies behind the rows' last tokens -> the embeddings and positions that are to be read next."""
+        more = max(map(len, told))
+        grow(cache, more)
+        if self.graphs:
+            self.graphs.adopt(cache)
+        x, positions = left_pad([torch.cat([last, self.model.embed(torch.tensor(reply, dtype=torch.long, device=last.device))])
+                                 for last, reply in zip(state[0], told)])
+        for b, reply in zip(rows, told):
+            if reply:
+                ids[b] += reply
+        return x, torch.where(positions < 0, -1, positions + state[1])
 
     def write(self, prompts, seeds, settings, tick=silent):
         """Texts that follow B prompts."""
@@ -123,8 +186,16 @@ class Agent:
                 p.data = data
 
 
-def load_agent(source, task, device, dtype, offload=False):
-    """Agent of a folder or repository in the released layout; `offload` keeps its weights in main memory while it rests."""
+def load_agent(source, task, device, dtype, offload=False, plain=False):
+    """Agent of a folder or repository in the released layout; `offload` keeps its weights in main memory while it rests.
+
+    It is put on the fast path unless `plain`, or offloaded: its weights must stay where they are.
+    """
     model, tokenizer = load_model(source, device, dtype, "cpu" if offload else None), load_tokenizer(source)
-    inner_link = load_inner_link(source, task, model.config.hidden_size, device)
-    return Agent(model, tokenizer, inner_link, load_generation(source, tokenizer), offload)
+    inner_link = load_inner_link(source, task, model.config.hidden_size, device, model.norm.weight.dtype)
+    agent = Agent(model, tokenizer, inner_link, load_generation(source, tokenizer), offload)
+    if not (plain or offload):
+        agent.model, agent.inner_link = prepare(model), fused(inner_link)
+        if agent.device.type == "cuda":
+            agent.graphs, agent.read_every = Graphs(model), 16
+    return agent

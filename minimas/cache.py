@@ -1,9 +1,10 @@
 """What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
 
 The cache of an attention layer gives
-    mask(positions)          -> (B, 1, T, S) bool: which of S remembered and new keys each of T new queries sees
-                                (asked by the model, once for all layers of one window: see `masks`)
+    mask(positions, last)    -> (B, 1, last, S) bool: which of S remembered and new keys the last so many of T new queries see,
+                                or None for plain causal (asked by the model, once for all layers of one window: see `masks`)
     update(k, v, positions)  -> these S keys and values, (B, K, S, d) each (asked by the layer)
+    select(rows)             keeps these rows of the batch only
 
 `positions` (B, T) counts a row's tokens from 0; padding, which stands on the left of a chunk, is negative. That is all the
 state a batch needs: rows of unequal length stand side by side because a key is addressed by its position, not its column.
@@ -27,6 +28,12 @@ def causal_mask(positions, key_positions, window=None):
     return seen | (q < 0)
 
 
+def plain_causal(positions, last, window):
+    """Whether the first chunk of a cache needs no mask: nothing is padding, out of the window, or left out."""
+    T = positions.shape[1]
+    return 1 < T == last and (window is None or T <= window) and bool((positions[:, 0] == 0).all())
+
+
 class KVCache:
     """Preallocated keys and values of one layer, written in place: position p of a row lies in its slot p."""
 
@@ -36,9 +43,11 @@ class KVCache:
         self.k, self.v = like.new_zeros(B, K, S + 1, d), like.new_zeros(B, K, S + 1, d)
         self.used = 0  # slots that may hold a token, an upper bound over the rows, known without asking the device
 
-    def mask(self, positions):
+    def mask(self, positions, last):
+        if self.used == 0 and plain_causal(positions, last, self.window):
+            return None
         slots = torch.arange(self.reach(positions), device=positions.device)
-        return causal_mask(positions, slots.expand(len(positions), -1), self.window)
+        return causal_mask(positions[:, -last:], slots.expand(len(positions), -1), self.window)
 
     def grow(self, n):
         """Make room for n positions more."""
@@ -55,6 +64,9 @@ class KVCache:
         write(self.v, slots, v)
         return self.k[:, :, :self.used], self.v[:, :, :self.used]
 
+    def select(self, rows):
+        self.k, self.v = take(self.k, rows), take(self.v, rows)
+
 
 class WindowCache:
     """The same for a sliding window: only the last `window` keys are kept, position p in slot p modulo window."""
@@ -69,12 +81,12 @@ class WindowCache:
         stays = (positions >= 0) & (positions > last - self.window)
         return torch.where(stays, positions % self.window, self.window)
 
-    def mask(self, positions):
+    def mask(self, positions, last):
         if positions.shape[1] == 1:
             keys = self.positions.scatter(1, self.slots(positions), positions)
         else:
             keys = torch.cat([self.positions, positions], 1)
-        return causal_mask(positions, keys, self.window)
+        return causal_mask(positions[:, -last:], keys, self.window)
 
     def update(self, k, v, positions):
         # A single token drops the one key it can no longer see. A chunk still needs what it will overwrite.
@@ -85,11 +97,20 @@ class WindowCache:
         self.positions.scatter_(1, slots, positions.where(slots < self.window, -1))
         return (self.k, self.v) if one else before
 
+    def select(self, rows):
+        self.k, self.v, self.positions = (take(x, rows) for x in (self.k, self.v, self.positions))
+
 
 def write(memory, slots, new):
     """memory (B, K, slots, d) takes new (B, K, T, d) at slots (B, T)."""
     rows = torch.arange(len(slots), device=slots.device)[:, None]
     memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
+
+
+def take(memory, rows):
+    """The rows of `memory` that stay, moved to its front in place."""
+    memory[:len(rows)] = memory[rows]
+    return memory[:len(rows)]
 
 
 def grow(cache, n):
@@ -105,8 +126,10 @@ class GrowingCache:
     def __init__(self, window=None):
         self.window, self.k, self.v, self.positions = window, None, None, None
 
-    def mask(self, positions):
-        return causal_mask(positions, join(self.positions, positions, 1), self.window)
+    def mask(self, positions, last):
+        if self.k is None and plain_causal(positions, last, self.window):
+            return None
+        return causal_mask(positions[:, -last:], join(self.positions, positions, 1), self.window)
 
     def update(self, k, v, positions):
         self.k, self.v, self.positions = join(self.k, k, 2), join(self.v, v, 2), join(self.positions, positions, 1)
@@ -124,10 +147,21 @@ def attention_cache(B, K, S, d, like, window=None):
     return KVCache(B, K, S, d, like, window) if window is None or window >= S else WindowCache(B, K, window, d, like)
 
 
-def masks(cache, positions):
-    """{window: mask} of a model's attention layers; those of one window share it."""
-    of_window = {c.window: c for c in cache if not isinstance(c, DeltaCache)}
-    return {window: c.mask(positions) for window, c in of_window.items()}
+def masks(cache, positions, last):
+    """The mask of each layer of a model; attention layers of one window share it, and the last layer's has `last` rows.
+
+    A Gated DeltaNet's is (B, T, 1): True where there is a token.
+    """
+    made = {}
+
+    def mask(c, last):
+        if isinstance(c, DeltaCache):
+            return (positions >= 0)[..., None]
+        if (c.window, last) not in made:
+            made[c.window, last] = c.mask(positions, last)
+        return made[c.window, last]
+
+    return [mask(c, positions.shape[1]) for c in cache[:-1]] + [mask(cache[-1], last)]
 
 
 class DeltaCache:
@@ -138,10 +172,21 @@ class DeltaCache:
         self.state = state  # (B, heads, d_k, d_v) float32
 
     def extend(self, x, positions):
-        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T) with what came before in front of each row's first token."""
+        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T) with what came before in front of each row's first
+        token; and the end of it, which is to be remembered."""
         n = self.conv.shape[2]
         columns, padding = torch.arange(n + x.shape[2], device=x.device), (positions < 0).sum(1, keepdim=True)
         source = torch.where(columns < padding + n, (columns - padding).clamp(min=0), columns)  # (B, kernel - 1 + T)
         x = torch.cat([self.conv, x], 2).gather(2, source[:, None].expand(-1, x.shape[1], -1))
-        self.conv = x[:, :, -n:]
-        return x
+        return x, x[:, :, -n:]
+
+    def store(self, conv, state):
+        """Remember these: in place, or, where gradients are recorded, without touching what the graph holds."""
+        if torch.is_grad_enabled():
+            self.conv, self.state = conv, state
+        else:
+            self.conv.copy_(conv)
+            self.state.copy_(state)
+
+    def select(self, rows):
+        self.conv, self.state = take(self.conv, rows), take(self.state, rows)

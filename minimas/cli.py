@@ -28,6 +28,7 @@ def arguments():
     add("--task", default="math", help="what is asked for: math (default), choice or code")
     add("--fn-name", help="task code: the function that is asked for (default: a whole program)")
     add("--device", help="cpu, cuda, or a device for each: planner=cuda:0,critic=cuda:1,... (default: cuda where there is one)")
+    add("--plain", action="store_true", help="leave out the fast path: slower, the same answers")
     add("--offload", action="store_true", help="keep weights in main memory, on the device only the working agent's")
     add("--dtype", help="of the agents: float32, bfloat16, float16 (default: float32 on cpu, else the checkpoint's)")
     add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
@@ -84,7 +85,7 @@ def main():
         if not questions:
             raise InputError("there is no question on stdin: give one a line")
         system = load_mas_system(args.style, checkpoints=checkpoints, device=args.device, dtype=args.dtype, task=args.task,
-                                 offload=args.offload)
+                                 offload=args.offload, plain=args.plain)
         options = {f.name: getattr(args, f.name) for f in fields(Settings)}
         settings = Settings(**options).completed(system.style)
         fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)

@@ -18,7 +18,7 @@ from torch import nn
 
 from . import llama
 from .cache import attention_cache, masks
-from .llama import OffsetRMSNorm, rope_frequencies, rotate, rotation
+from .llama import OffsetRMSNorm, attend, rope_frequencies, rotate, rotation
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,8 @@ class Config(llama.Config):
 
 
 class Attention(nn.Module):
+    joint = llama.Attention.joint
+
     def __init__(self, c):
         super().__init__()
         self.d, self.scale = c.head_dim, c.query_pre_attn_scalar ** -0.5
@@ -55,26 +57,31 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
         self.q_norm, self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps), OffsetRMSNorm(self.d, c.rms_norm_eps)
 
+    def qkv(self, x):
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, x, positions, rope, mask, cache):
-        B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.d)).transpose(1, 2)  # (B, H, T, d)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.d)).transpose(1, 2)  # (B, K, T, d)
-        v = self.v_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H, T, d) and (B, K, T, d) twice
+        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(attend(q, k, v, mask, self.scale))
 
 
 class MLP(nn.Module):
+    joint = llama.MLP.joint
+
     def __init__(self, c):
         super().__init__()
         self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
         self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
         self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
 
+    def gate_up(self, x):
+        return self.gate_proj(x), self.up_proj(x)
+
     def forward(self, x):
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        gate, up = self.gate_up(x)
+        return self.down_proj(F.gelu(gate, approximate="tanh") * up)
 
 
 class Block(nn.Module):
@@ -88,7 +95,8 @@ class Block(nn.Module):
         self.post_feedforward_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(self, x, positions, rope, mask, cache):
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), positions, rope, mask, cache))
+        y = self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
+        x = x[:, -y.shape[1]:] + self.post_attention_layernorm(y)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
@@ -109,14 +117,14 @@ class Gemma3(nn.Module):
 
     def embed(self, ids):
         w = self.embed_tokens.weight
-        return self.embed_tokens(ids) * torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype, device=w.device)
+        return self.embed_tokens(ids) * torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype).item()
 
-    def forward(self, x, positions, cache):
+    def forward(self, x, positions, cache, last=None):
         rope = {kind: rotation(positions, self.get_buffer(kind)) for kind in set(self.config.layer_types)}
-        mask = masks(cache, positions)
-        for layer, kind, layer_cache in zip(self.layers, self.config.layer_types, cache):
-            x = layer(x, positions, rope[kind], mask[layer_cache.window], layer_cache)
-        return self.norm(x)
+        last = last or x.shape[1]
+        for layer, kind, mask, layer_cache in zip(self.layers, self.config.layer_types, masks(cache, positions, last), cache):
+            x = layer(x, positions, rope[kind], mask, layer_cache)
+        return self.norm(x[:, -last:])
 
     def logits(self, h):
         return self.lm_head(h)

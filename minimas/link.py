@@ -7,7 +7,10 @@
 
 All maps are affine, GELU is the exact (erf) one. Keys and files are those of the release: a state dict saved by torch,
 `ln_res_adapter` (inner) and `outer_ln_res_adapter` (outer). A link computes in the dtype of its file: its input is cast
-in, and who receives the result casts it to the dtype of his embeddings.
+in, and who receives the result casts it to the dtype of his embeddings. (An agent that computes in a wider one has its
+links widened.)
+
+`fused` gives the fast form of a link, the same function in fewer steps.
 """
 
 import pickle
@@ -17,6 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import InputError
+from .fast import Product
+from .llama import widen
 
 
 class InnerLink(nn.Module):
@@ -48,8 +53,55 @@ class OuterLink(nn.Module):
         return self.ln_target(self.proj2(F.gelu(self.proj1(self.ln_source(h)))) + self.residual_proj(h))
 
 
-def load_link(link, file, device="cpu"):
-    """Fill `link` from a released .pt file, in the file's dtype, and return it on `device`.
+class FusedInnerLink(nn.Module):
+    """An InnerLink whose first norm has its gain and shift in proj1."""
+
+    def __init__(self, link):
+        super().__init__()
+        self.D, self.dtype, self.post_ln = link.proj1.in_features, link.proj1.weight.dtype, link.post_ln
+        self.proj1, self.proj2 = Product(*folded(link.pre_ln, link.proj1)), Product([link.proj2.weight], [link.proj2.bias])
+
+    def forward(self, h):
+        h = h.to(self.dtype)
+        return self.post_ln(h + self.proj2(F.gelu(self.proj1(F.layer_norm(h, (self.D,))))))
+
+
+class FusedOuterLink(nn.Module):
+    """An OuterLink that reads h once: [W1 g; W3] h in one product.
+
+    The first norm is applied to what the product gave instead of to h: W1 LN(h) = (W1 g h - mean(h) (W1 g) 1) / spread(h) + W1 s.
+    """
+
+    def __init__(self, link):
+        super().__init__()
+        around, (self.dtype, self.eps, self.ln_target) = link.residual_proj, (link.proj1.weight.dtype, link.ln_source.eps, link.ln_target)
+        (weight,), (self.bias,) = folded(link.ln_source, link.proj1)
+        self.row_sums, self.sizes = widen(weight).sum(1), (len(weight), len(around.weight))
+        self.joint = Product([weight, around.weight], [torch.zeros_like(self.bias), around.bias])
+        self.proj2 = Product([link.proj2.weight], [link.proj2.bias])
+
+    def forward(self, h):
+        h = h.to(self.dtype)
+        y, around = self.joint(h).split(self.sizes, -1)
+        mean = widen(h).mean(-1, keepdim=True)
+        spread = ((h - mean).square().mean(-1, keepdim=True) + self.eps).sqrt()
+        y = (y - mean * self.row_sums) / spread + self.bias
+        return self.ln_target(self.proj2(F.gelu(y).to(self.dtype)) + around)
+
+
+def folded(norm, linear):
+    """[weight], [bias] of what does after a bare LayerNorm what `linear` does after `norm`: W (g n + s) + b = (W g) n + (W s + b)."""
+    weight, dtype = widen(linear.weight), linear.weight.dtype
+    return [(weight * widen(norm.weight)).to(dtype)], [(weight @ widen(norm.bias) + widen(linear.bias)).to(dtype)]
+
+
+def fused(link):
+    """The fast form of a link: its weights as they are now, laid out for the device they are on."""
+    return FusedInnerLink(link) if isinstance(link, InnerLink) else FusedOuterLink(link)
+
+
+def load_link(link, file, device="cpu", dtype=None):
+    """Fill `link` from a released .pt file, in the file's dtype or `dtype` where that is wider, and return it on `device`.
 
     Raises InputError when the file is not a plain state dict of floating tensors, or its keys or shapes are not the link's.
     """
@@ -66,10 +118,12 @@ def load_link(link, file, device="cpu"):
             raise InputError(f"{file}: {key} has shape {found.get(key, 'none (missing)')}, expected "
                              f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; "
                              "is it another agent's link?")
-    if len({t.dtype for t in state.values()}) != 1:
+    stored = {t.dtype for t in state.values()}
+    if len(stored) != 1:
         raise InputError(f"{file} mixes dtypes {sorted({str(t.dtype) for t in state.values()})}: save all tensors in one")
     link.load_state_dict(state, assign=True)
-    return link.to(device).requires_grad_(False)
+    stored = stored.pop()
+    return link.to(device, torch.promote_types(stored, dtype or stored)).requires_grad_(False)
 
 
 def save_link(link, file, dtype=torch.bfloat16):

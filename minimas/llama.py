@@ -101,7 +101,26 @@ def rotate(x, rope):
     return (x * cos + torch.cat([-b, a], -1) * sin).to(x.dtype)
 
 
+def attend(q, k, v, mask, scale=None):
+    """Softmax attention of q (B, H, T, d) over k and v (B, K, S, d), each shared by H / K query heads -> (B, T', H d).
+
+    mask (B, 1, T', S) is that of cache.masks: it has rows for the last T' queries, the only ones computed; None is plain
+    causal, of S = T tokens with nothing before and no padding between.
+    """
+    if mask is None:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return y.transpose(1, 2).flatten(2)
+    q, group = q[:, :, -mask.shape[2]:], q.shape[1] // k.shape[1]
+    if q.shape[2] == 1:  # the heads of a group go as queries of one head: no copies of k and v
+        y = F.scaled_dot_product_attention(q.reshape(len(q), -1, group, q.shape[3]), k, v, attn_mask=mask, scale=scale)
+        return y.flatten(1)[:, None]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
+    joint = {"qkv": ("q_proj", "k_proj", "v_proj")}  # which method is one product of which weights on the fast path (fast.py)
+
     def __init__(self, c):
         super().__init__()
         self.d = c.head_dim
@@ -110,26 +129,31 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
         self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
 
+    def qkv(self, x):
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, x, positions, rope, mask, cache):
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, H, T, d)
-        k = self.k_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
-        v = self.v_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H, T, d) and (B, K, T, d) twice
         q, k = rotate(q, rope), rotate(k, rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(attend(q, k, v, mask))
 
 
 class MLP(nn.Module):
+    joint = {"gate_up": ("gate_proj", "up_proj")}
+
     def __init__(self, c):
         super().__init__()
         self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
         self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
         self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
 
+    def gate_up(self, x):
+        return self.gate_proj(x), self.up_proj(x)
+
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up(x)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -143,7 +167,8 @@ class Block(nn.Module):
         self.mlp = MLP(c)
 
     def forward(self, x, positions, rope, mask, cache):
-        x = x + self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
+        y = self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
+        x = x[:, -y.shape[1]:] + y  # in the last layer only the tokens that are asked for
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -168,12 +193,15 @@ class Llama(nn.Module):
         """Token ids (...) -> embeddings (..., D)."""
         return self.embed_tokens(ids)
 
-    def forward(self, x, positions, cache):
-        """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final norm."""
-        rope, mask = rotation(positions, self.frequency), masks(cache, positions)
-        for layer, layer_cache in zip(self.layers, cache):
-            x = layer(x, positions, rope, mask[layer_cache.window], layer_cache)
-        return self.norm(x)
+    def forward(self, x, positions, cache, last=None):
+        """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final norm.
+
+        `last`: only those of the last so many tokens, (B, last, D); the last layer then computes no others.
+        """
+        rope, last = rotation(positions, self.frequency), last or x.shape[1]
+        for layer, mask, layer_cache in zip(self.layers, masks(cache, positions, last), cache):
+            x = layer(x, positions, rope, mask, layer_cache)
+        return self.norm(x[:, -last:])
 
     def logits(self, h):
         """Hidden states (..., D) -> scores (..., vocabulary)."""

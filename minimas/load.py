@@ -222,20 +222,21 @@ def load_generation(source, tokenizer):
     return Generation(tuple(sorted(eos)), raw.get("top_k", 50))
 
 
-def load_inner_link(source, task, D, device="cpu"):
-    """The inner link of a folder for the agent's width D: the one for the task if there are several."""
+def load_inner_link(source, task, D, device="cpu", dtype=None):
+    """The inner link of a folder for the agent's width D and dtype: the one for the task if there are several."""
     if manifest := find(source, "innerlink_config.json", required=False):
         file = find(source, entry(manifest, read_json(manifest), "tasks", links_task(task), "adapter.pt"))
     else:
         file = find(source, f"adapter({links_task(task)}).pt", required=False) or find(source, "adapter.pt")
-    return load_link(InnerLink(D), file, device)
+    return load_link(InnerLink(D), file, device, dtype)
 
 
-def load_outer_links(source, task, edges, widths, devices):
-    """{(source, target): OuterLink} for `edges`, {(source, target): released key}; `widths` is {role: D}.
+def load_outer_links(source, task, edges, models, devices):
+    """{(source, target): OuterLink} for `edges`, {(source, target): released key}, between decoders {role: model}.
 
     A link lies on the device of its source; `devices` is {role: device}.
     """
+    widths = {role: model.config.hidden_size for role, model in models.items()}
     file = find(source, "outerlink_config.json")
     config = read_json(file)
     adapters = entry(file, config, "tasks", links_task(task), "adapters") if "tasks" in config else entry(file, config, "adapters")
@@ -247,5 +248,6 @@ def load_outer_links(source, task, edges, widths, devices):
         if dims != (widths[src], widths[dst]):
             raise InputError(f"{file}: link {key} maps width {dims[0]} to {dims[1]}, but {src} has width {widths[src]} "
                              f"and {dst} {widths[dst]}: these links were trained for other agents")
-        links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename")), devices[src])
+        links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename")), devices[src],
+                                    models[src].norm.weight.dtype)
     return links

@@ -19,7 +19,7 @@ from torch import nn
 from . import llama
 from .cache import DeltaCache, attention_cache, masks
 from .delta import chunked, recurrent
-from .llama import MLP, Attention, Llama, OffsetRMSNorm, RMSNorm, rope_frequencies, rotate, rotation, widen
+from .llama import MLP, Attention, Llama, OffsetRMSNorm, RMSNorm, attend, rope_frequencies, rotate, rotation, widen
 
 
 @dataclass(kw_only=True)
@@ -49,6 +49,8 @@ def Qwen2Attention(c):
 
 
 class Qwen3Attention(nn.Module):
+    joint = Attention.joint
+
     def __init__(self, c):
         super().__init__()
         self.d = c.head_dim
@@ -58,15 +60,14 @@ class Qwen3Attention(nn.Module):
         self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
         self.q_norm, self.k_norm = RMSNorm(self.d, c.rms_norm_eps), RMSNorm(self.d, c.rms_norm_eps)
 
+    def qkv(self, x):
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, x, positions, rope, mask, cache):
-        B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.d)).transpose(1, 2)  # (B, H, T, d)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.d)).transpose(1, 2)  # (B, K, T, d)
-        v = self.v_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H, T, d) and (B, K, T, d) twice
+        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(attend(q, k, v, mask))
 
 
 def Qwen2(config):
@@ -97,6 +98,7 @@ class Config35(llama.Config):
 
 class GatedAttention(nn.Module):
     """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position."""
+    joint = Attention.joint
 
     def __init__(self, c):
         super().__init__()
@@ -107,15 +109,17 @@ class GatedAttention(nn.Module):
         self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
         self.q_norm, self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps), OffsetRMSNorm(self.d, c.rms_norm_eps)
 
+    def qkv(self, x):
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, x, positions, rope, mask, cache):
-        B, T, _ = x.shape
-        q, gate = self.q_proj(x).view(B, T, -1, 2 * self.d).chunk(2, -1)  # (B, T, H, d) each
-        q = rotate_part(self.q_norm(q).transpose(1, 2), rope)  # (B, H, T, d)
-        k = rotate_part(self.k_norm(self.k_proj(x).view(B, T, -1, self.d)).transpose(1, 2), rope)  # (B, K, T, d)
-        v = self.v_proj(x).view(B, T, -1, self.d).transpose(1, 2)  # (B, K, T, d)
+        q, k, v = self.qkv(x)
+        q, gate = q.unflatten(-1, (-1, 2 * self.d)).chunk(2, -1)  # (B, T, H, d) each
+        k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in (k, v))  # (B, K, T, d)
+        q, k = rotate_part(self.q_norm(q).transpose(1, 2), rope), rotate_part(self.k_norm(k), rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
-        return self.o_proj((y * gate.sigmoid()).reshape(B, T, -1))
+        y = attend(q, k, v, mask)
+        return self.o_proj(y * gate.flatten(2)[:, -y.shape[1]:].sigmoid())
 
 
 def rotate_part(x, rope):
@@ -126,6 +130,7 @@ def rotate_part(x, rope):
 
 class GatedDeltaNet(nn.Module):
     """q, k and v through a short causal convolution, the gated delta rule over them, a gated norm on what it reads."""
+    joint = {"inputs": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")}
 
     def __init__(self, c):
         super().__init__()
@@ -141,21 +146,25 @@ class GatedDeltaNet(nn.Module):
         self.norm = RMSNorm(self.d_v, c.rms_norm_eps)
         self.out_proj = nn.Linear(self.values * self.d_v, c.hidden_size, bias=False)
 
+    def inputs(self, x):
+        return self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
+
     def forward(self, x, positions, rope, mask, cache):
         B, T, _ = x.shape
-        x = x * mask
-        y = F.silu(self.conv1d(cache.extend(self.in_proj_qkv(x).mT, positions))).mT  # (B, T, channels)
+        qkv, z, b, a = self.inputs(x * mask)
+        x, conv = cache.extend(qkv.mT, positions)
+        y = F.silu(self.conv1d(x)).mT  # (B, T, channels)
         q, k, v = y.split([self.keys * self.d_k, self.keys * self.d_k, self.values * self.d_v], -1)
-        q, k = (unit(widen(z.reshape(B, T, self.keys, self.d_k))) for z in (q, k))
-        q, k = (z.repeat_interleave(self.values // self.keys, 2).transpose(1, 2) for z in (q, k))  # (B, heads of v, T, d_k)
+        q, k = (unit(widen(part.reshape(B, T, self.keys, self.d_k))) for part in (q, k))
+        q, k = (part.repeat_interleave(self.values // self.keys, 2).transpose(1, 2) for part in (q, k))  # (B, heads of v, T, d_k)
         v = widen(v.reshape(B, T, self.values, self.d_v)).transpose(1, 2)
-        g = -widen(self.A_log).exp() * F.softplus(widen(self.in_proj_a(x)) + widen(self.dt_bias)) * mask  # (B, T, heads of v)
-        beta = widen(self.in_proj_b(x)).sigmoid() * mask  # padding forgets nothing (g = 0) and writes nothing (beta = 0)
+        g = -widen(self.A_log).exp() * F.softplus(widen(a) + widen(self.dt_bias)) * mask  # (B, T, heads of v)
+        beta = widen(b).sigmoid() * mask  # padding forgets nothing (g = 0) and writes nothing (beta = 0)
         rule = recurrent if T == 1 else chunked
-        o, cache.state = rule(q * self.d_k ** -0.5, k, v, g.mT, beta.mT, cache.state)
-        z = self.in_proj_z(x).view(B, T, self.values, self.d_v)
-        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(widen(z))
-        return self.out_proj(o.to(x.dtype).reshape(B, T, -1))
+        o, state = rule(q * self.d_k ** -0.5, k, v, g.mT, beta.mT, cache.state)
+        cache.store(conv, state)
+        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(widen(z.unflatten(-1, (self.values, self.d_v))))
+        return self.out_proj(o.to(x.dtype).flatten(2))
 
 
 def unit(x):
@@ -173,7 +182,8 @@ class Block35(nn.Module):
         self.mlp = MLP(c)
 
     def forward(self, x, positions, rope, mask, cache):
-        x = x + getattr(self, self.mixer)(self.input_layernorm(x), positions, rope, mask, cache)
+        y = getattr(self, self.mixer)(self.input_layernorm(x), positions, rope, mask, cache)
+        x = x[:, -y.shape[1]:] + y
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -198,12 +208,11 @@ class Qwen35(nn.Module):
     def embed(self, ids):
         return self.embed_tokens(ids)
 
-    def forward(self, x, positions, cache):
-        rope, kinds = rotation(positions, self.frequency), self.config.layer_types
-        mask = {"full_attention": masks(cache, positions).get(None), "linear_attention": (positions >= 0)[..., None]}
-        for layer, kind, layer_cache in zip(self.layers, kinds, cache):
-            x = layer(x, positions, rope, mask[kind], layer_cache)
-        return self.norm(x)
+    def forward(self, x, positions, cache, last=None):
+        rope, last = rotation(positions, self.frequency), last or x.shape[1]
+        for layer, mask, layer_cache in zip(self.layers, masks(cache, positions, last), cache):
+            x = layer(x, positions, rope, mask, layer_cache)
+        return self.norm(x[:, -last:])
 
     def logits(self, h):
         return self.lm_head(h)

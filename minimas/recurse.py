@@ -19,6 +19,7 @@ from tqdm import tqdm
 from . import InputError
 from .agent import load_agent, no_reply, silent
 from .answers import extract
+from .link import fused
 from .load import DTYPES, load_outer_links
 from .prompts import TASKS, Question, Slot, answer_retry, prompt, render
 from .sample import seeds
@@ -240,7 +241,7 @@ class System:
             ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)
 
 
-def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", offload=False,
+def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", offload=False, plain=False,
                     trust_remote_code=None):
     """Load the agents and links of a style.
 
@@ -249,9 +250,10 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     device       where agents run: a torch device or its name, {role: device} or "planner=cuda:0,critic=cuda:1"; None takes
                  cuda where there is one
     dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json names.
-                 Links compute in the dtype of their files, always.
+                 Links compute in the dtype of their files, or in that of their agent where it is wider.
     task         math, choice or code: which links are loaded and how agents are asked
     offload      keep weights in main memory, and on the device only those of the agent at work
+    plain        leave out the fast path (fast.py): slower, the same results, and what training needs
     trust_remote_code  accepted for those who come from the released code, and ignored: nothing from a checkpoint is executed
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
@@ -262,10 +264,11 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
         raise InputError(f"task {task!r} is not known, expected one of {', '.join(TASKS)}")
     style = STYLES[style]
     where, devices = sources(style, checkpoints), devices_of(style, device)
-    agents = {role: load_agent(where[role], task, devices[role], usable_dtype(dtype, devices[role]), offload)
+    agents = {role: load_agent(where[role], task, devices[role], usable_dtype(dtype, devices[role]), offload, plain)
               for role in style.order}
-    widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
-    return System(style, agents, load_outer_links(where["links"], task, style.edges, widths, devices), task)
+    models = {role: agent.model for role, agent in agents.items()}
+    links = load_outer_links(where["links"], task, style.edges, models, devices)
+    return System(style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task)
 
 
 def sources(style, checkpoints):

@@ -74,9 +74,9 @@ def test_a_latent_step_costs_one_token_and_no_vocabulary(system, monkeypatch):
     """Prompts are read once; after that each of m - 1 steps feeds one position, and nobody but the solver's text asks for scores."""
     widths = {role: [] for role in system.agents}
     for role, agent in system.agents.items():
-        def count(x, positions, cache, role=role, forward=agent.model.forward):
+        def count(x, positions, cache, last, role=role, forward=agent.model.forward):
             widths[role].append(x.shape[1])
-            return forward(x, positions, cache)
+            return forward(x, positions, cache, last)
         monkeypatch.setattr(agent.model, "forward", count)
         if role != "solver":
             monkeypatch.setattr(agent.model, "logits", lambda h: pytest.fail("scores for a latent step"))

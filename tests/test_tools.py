@@ -148,15 +148,16 @@ def scripted(agent, scripts, monkeypatch):
     monkeypatch.setattr(agent.model, "logits", logits)
 
 
-SCRIPTS = ["Try <python> print(6 * 7) </python> so \\boxed{42}<|im_end|>", "No tool is needed here, and none cuts this text: \\boxed{7}<|im_end|>"]
+SCRIPTS = ["Try <python> print(6 * 7) </python> so that makes \\boxed{42}<|im_end|>",  # as long as the other: rows that end leave
+           "No tool is needed here, and none shall cut a text: \\boxed{7}<|im_end|>"]
 OPTIONS = {"rounds": 1, "latent_steps": 2, "max_new_tokens": 100, "temperature": 0.0}
 
 
 def test_deliberation_with_tools(system, monkeypatch):
     scripted(system.agents["toolcaller"], SCRIPTS, monkeypatch)
     one, two = system.run(["1 + 1", "a longer question than one plus one"], tools=("python",), **OPTIONS)
-    assert one.text == "Try <python> print(6 * 7) </python> <result> 42 </result> so \\boxed{42}" and one.answer == "42"
-    assert two.text == "No tool is needed here, and none cuts this text: \\boxed{7}"
+    assert one.text == "Try <python> print(6 * 7) </python> <result> 42 </result> so that makes \\boxed{42}" and one.answer == "42"
+    assert two.text == "No tool is needed here, and none shall cut a text: \\boxed{7}"
     encode = system.agents["toolcaller"].tokenizer.encode
     assert one.new_tokens == len(encode(SCRIPTS[0])) and len(one.token_ids) == one.new_tokens + len(encode(" <result> 42 </result>"))
 

@@ -174,7 +174,7 @@ def forget(outer_links):
 
 def evaluate(folder, split, per_length):
     """What the system saved in a folder reaches, loaded as any user would load it."""
-    system, chains = load_mas_system("tiny", checkpoints=folder, device="cpu"), questions(split, per_length)
+    system, chains = load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True), questions(split, per_length)
     report = {"split": split, "questions": len(chains)}
     report["latent"] = {rounds: accuracy(system, chains, rounds=rounds) for rounds in range(1, 6)}
     report["text"] = {rounds: accuracy(system, chains, rounds=rounds, channel="text") for rounds in range(1, 6)}

@@ -1,0 +1,168 @@
+"""The fast path: the same decoders and links in fewer and larger steps. Nothing here changes what is computed.
+
+    on a CPU    matrix products of one input become one, and their weights are laid out for oneDNN once, at load; a weight
+                that is needed elsewhere (tied embeddings) stays as it is and is read by the same kernels
+    on CUDA     matrix products of one input become one, and a step that reads one token per row (latent or text) is captured
+                as a CUDA graph and replayed, so that the host launches one thing a token instead of hundreds
+
+A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with plain=True.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import InputError
+from .cache import DeltaCache, KVCache, WindowCache
+
+CHUNK = 256  # cache slots by which a graph's reach grows: a step reads the used part of the cache, rounded up to this
+
+
+class Product:
+    """x (..., D) -> x W' + b (..., N), for W (N, D) of several weights on top of one another."""
+
+    def __init__(self, weights, biases, keep=False):
+        """keep: the weight is not ours alone, leave it where and as it is."""
+        self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+        self.bias = None if biases[0] is None else torch.cat(list(biases))
+        self.onednn = has_kernels(self.weight)
+        if self.onednn and not keep:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
+
+    def __call__(self, x):
+        if not self.onednn:
+            return F.linear(x, self.weight, self.bias)
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise InputError("the fast path computes no gradients on a CPU: load the system with plain=True to train")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def has_kernels(weight):
+    """Whether oneDNN multiplies by this weight faster than plain torch; its operators are not public, so ask for each."""
+    if weight.device.type != "cpu" or weight.requires_grad or not torch.backends.mkldnn.is_available():
+        return False
+    if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+        return False
+    return weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Joint:
+    """Several linears of one input as one product: x -> their outputs."""
+
+    def __init__(self, linears):
+        self.sizes = [linear.out_features for linear in linears]
+        self.product = Product([linear.weight for linear in linears], [linear.bias for linear in linears])
+        for linear, part in zip(linears, self.product.weight.split(self.sizes) if not self.product.onednn else [None] * len(linears)):
+            linear.weight = part if part is None else nn.Parameter(part, requires_grad=False)  # a view: nothing is held twice
+
+    def __call__(self, x):
+        return self.product(x).split(self.sizes, -1)
+
+
+def prepare(model):
+    """Put a frozen decoder on the fast path, in place, one weight at a time; returns it.
+
+    A module's table `joint` says which of its methods is one product of which of its linears.
+    """
+    tied = model.lm_head.weight is model.embed_tokens.weight
+    for module in model.modules():
+        for method, names in getattr(module, "joint", {}).items():
+            linears = [getattr(module, name) for name in names]
+            if linears[0].weight.is_cuda or has_kernels(linears[0].weight):
+                setattr(module, method, Joint(linears))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight is not None and has_kernels(module.weight):
+            keep = tied and module is model.lm_head
+            module.forward = Product([module.weight], [module.bias], keep)
+            module.weight = module.weight if keep else None
+    return model
+
+
+class Graphs:
+    """An agent's steps as CUDA graphs, over one cache that stays where it is from question to question."""
+
+    def __init__(self, model):
+        self.model, self.base, self.room, self.graphs = model, None, (0, 0), {}
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+
+    def make_cache(self, B, S):
+        """The model's cache for B rows of S positions, empty; the same memory as before where that suffices."""
+        S = -(-S // CHUNK) * CHUNK
+        if B > self.room[0] or S > self.room[1]:
+            self.base = None  # free it before there is another
+            self.room = max(B, self.room[0]), max(S, self.room[1])
+            self.adopt(self.model.make_cache(*self.room))
+        return [emptied(c, B) for c in self.base]
+
+    def adopt(self, cache):
+        """Stay in this cache from now on; graphs of another one are void."""
+        self.base, self.graphs = cache, {}
+
+    def repeat(self, step, state, times, cache, tick, kind):
+        """As agent.repeat. Steps of one kind, batch size and reach into the cache are one graph."""
+        outputs = []
+        while len(outputs) < times:
+            full = [c for c in cache if isinstance(c, KVCache)]
+            used = full[0].used if full else 0
+            reach = -(-(used + 1) // CHUNK) * CHUNK if full else 1
+            key = (*kind, len(state[0]), reach)
+            if key not in self.graphs:  # the first step goes as it is, which also sets up what a capture may not
+                state, output = step(*state)
+                outputs.append(output)
+                tick()
+                self.graphs[key] = captured(step, state, output, full, reach, self.pool)
+                continue
+            static, out, replay = self.graphs[key]
+            for buffer, value in zip(static, state):
+                buffer.copy_(value)
+            n = min(times - len(outputs), reach - used) if full else times - len(outputs)
+            for _ in range(n):
+                replay()
+                outputs.append(out.clone())
+                tick()
+            state = [buffer.clone() for buffer in static]
+            for c in full:
+                c.used = used + n
+        return state, outputs
+
+
+def emptied(c, B):
+    """A cache object for B rows over the memory of c, with nothing in it."""
+    c = copy.copy(c)
+    for name in ("conv", "state") if isinstance(c, DeltaCache) else ("k", "v"):
+        setattr(c, name, getattr(c, name)[:B])
+    if isinstance(c, KVCache):
+        c.used = 0  # what lies there is behind no mask until it is written again
+    if isinstance(c, WindowCache):
+        c.positions = c.positions[:B].fill_(-1)
+    if isinstance(c, DeltaCache):
+        c.conv.zero_(), c.state.zero_()
+    return c
+
+
+def captured(step, state, output, full, reach, pool):
+    """(state buffers, output buffer, replay): replay() takes one step from the buffers, into the buffers."""
+    static, out = [value.clone() for value in state], output.clone()
+
+    def in_place():
+        for c in full:
+            c.used = reach - 1
+        new, output = step(*static)
+        for buffer, value in zip([*static, out], [*new, output]):
+            buffer.copy_(value)
+
+    used = [c.used for c in full]
+    replay = capture(in_place, pool)
+    for c, n in zip(full, used):
+        c.used = n
+    return static, out, replay
+
+
+def capture(f, pool):
+    """f(), which works in place on tensors that stay, as a CUDA graph -> what replays it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        f()
+    return graph.replay

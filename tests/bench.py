@@ -1,0 +1,354 @@
+"""minimas beside transformers, on equal work: the same random weights, prompts, rounds, latent steps, tokens and dtype, greedy.
+
+    python tests/bench.py --device cpu --size wide
+
+Two peers, both on transformers:
+    released   what the released code does: every latent step runs the whole sequence again; `generate` for the text
+    cached     the same with transformers' own cache
+All three sit in one process with their models loaded, and take turns, so that what disturbs the machine disturbs all alike.
+At the end latents and tokens are compared. The last line of output is one JSON object; a ratio is peer time / minimas time.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import checkpoints
+import minimas
+import reference
+from minimas.load import DTYPES
+from minimas.recurse import STYLES, Settings, recurse
+
+DEPTH_AND_VOCAB = {  # of the released agents; their widths are checkpoints.REAL_WIDTHS
+    "Qwen3-1.7B": (28, 151936), "Llama3.2-1B": (16, 128256), "Llama3.2-3B": (28, 128256), "Qwen2.5-Math-1.5B": (28, 151936),
+    "DeepSeek-R1-Distill-Qwen-1.5B": (28, 151936), "Qwen2.5-Coder-3B": (36, 151936), "BioMistral-7B": (32, 32000),
+    "Gemma3-4B": (34, 262208), "Qwen3.5-2B": (24, 248320), "Qwen3.5-4B": (32, 248320), "Qwen3.5-9B": (32, 248320)}
+SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+         "num_hidden_layers": 2, "vocab_size": 8192}
+
+
+# The systems
+
+def sizes(name, size):
+    """(model_type, config) of a released agent in one of the three sizes."""
+    kind, config = checkpoints.REAL_WIDTHS["Qwen2.5-Math-1.5B" if name.startswith("DeepSeek") else name]
+    depth, vocab = DEPTH_AND_VOCAB[name]
+    two = {"num_hidden_layers": 2}
+    if kind == "gemma3":
+        two["layer_types"] = ["sliding_attention", "full_attention"]
+    if kind == "qwen3_5_text":
+        two["layer_types"] = ["linear_attention", "full_attention"]
+    whole = {key: value for key, value in config.items() if key != "layer_types"} | {"num_hidden_layers": depth, "layer_types": None}
+    return kind, {"small": config | SMALL | two, "wide": config | two, "real": whole}[size] | ({"vocab_size": vocab} if size != "small" else {})
+
+
+def make_agent(folder, kind, config, dtype, device):
+    """The folder of an agent whose weights transformers drew, with a tokenizer that takes words for tokens."""
+    checkpoints.make_agent(folder, kind, hidden_size=config["hidden_size"], num_hidden_layers=0, layer_types=[])
+    own, specials, _ = checkpoints.FAMILIES[kind]
+    config = checkpoints.SIZES | own | {key: value for key, value in config.items() if key != "layers"}
+    kinds = config.pop("layer_types", None)
+    if kinds:
+        config["layer_types"] = kinds
+    if kind == "mistral":
+        config["sliding_window"] = 4096
+    config = transformers.AutoConfig.for_model("gemma3_text" if kind == "gemma3" else kind, **config)
+    with torch.device(device):
+        transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    words = [*specials, "?", *(f"w{i}" for i in range(1000))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    return config.hidden_size
+
+
+def make_system(folder, style, size, dtype, device):
+    repositories, widths = checkpoints.RELEASED[style][0], {}
+    for role in STYLES[style].order:
+        name = next(name for name in DEPTH_AND_VOCAB if repositories[role].endswith(name))
+        widths[role] = make_agent(folder / role, *sizes(name, size), dtype, device)
+    checkpoints.make_links(folder / "links", STYLES[style].edges, widths, dtype=dtype)
+    return {name: folder / name for name in [*STYLES[style].order, "links"]}
+
+
+def questions(B, n, seed=0):
+    """B questions of about n words, which are tokens here."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = [n + int(torch.randint(-n // 10, n // 10 + 1, (), generator=random)) for _ in range(B)]
+    return [" ".join(f"w{i}" for i in torch.randint(0, 1000, (length,), generator=random).tolist()) for length in lengths]
+
+
+# The three who race. Each has think(role, prompts, m), write(role, prompts, n) and run(questions): tokens, and latents by edge.
+
+class Ours:
+    name = "minimas"
+
+    def __init__(self, system, settings):
+        self.system, self.settings = system, settings
+        for agent in system.agents.values():
+            agent.generation.eos_ids = ()
+
+    def think(self, role, prompts, m):
+        agent = self.system.agents[role]
+        return agent.think(*agent.embed(prompts), m)
+
+    def write(self, role, prompts, n):
+        agent = self.system.agents[role]
+        return agent.decode(*agent.embed(prompts), [0] * len(prompts), replace(self.settings, max_new_tokens=n))
+
+    def run(self, asked):
+        latents = {}
+        prompts = recurse(self.system, self.system.read(asked), self.settings, hear=lambda r, edge, z: latents.update({(r, *edge): z}))
+        return self.write(self.system.style.order[-1], prompts, self.settings.max_new_tokens), latents
+
+
+class Peer:
+    """transformers, with or without its cache. Prompts are rendered and tokenized by minimas, as text is not what is measured."""
+
+    def __init__(self, ours, folders, cached, models, dtype, device):
+        self.ours, self.cached, self.models, self.device = ours, cached, models, device
+        self.name = "cached" if cached else "released"
+        load = lambda file: {k: v.to(device) for k, v in torch.load(file, weights_only=True).items()}
+        self.inner = {role: load(folders[role] / "adapter.pt") for role in models}
+        listed = json.loads((folders["links"] / "outerlink_config.json").read_text())["adapters"]
+        self.outer = {(a["source_role"], a["target_role"]): load(folders["links"] / a["filename"]) for a in listed}
+
+    def embed(self, role, prompts):
+        """Left-padded embeddings (B, T, D) and attention mask (B, T)."""
+        tokenizer, E = self.ours.system.agents[role].tokenizer, self.models[role].get_input_embeddings()
+        rows = []
+        for pieces in prompts:
+            ids = [torch.tensor(tokenizer.encode(p), dtype=torch.long, device=self.device) if isinstance(p, str) else p for p in pieces]
+            rows.append(torch.cat([p if p.is_floating_point() else E(p) for p in ids]))
+        T = max(map(len, rows))
+        x = torch.stack([torch.cat([row.new_zeros(T - len(row), row.shape[1]), row]) for row in rows])
+        return x, torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows], device=self.device)
+
+    def think(self, role, prompts, m):
+        (x, mask), body, H, past = self.embed(role, prompts), self.models[role].model, [], None
+        for _ in range(m):
+            out = body(inputs_embeds=x, attention_mask=mask, past_key_values=past, use_cache=self.cached)
+            h, past = out.last_hidden_state[:, -1:], out.past_key_values
+            H.append(h)
+            z = reference.inner(self.inner[role], h)
+            x, mask = z if self.cached else torch.cat([x, z], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        return torch.cat(H, 1)
+
+    def write(self, role, prompts, n):
+        x, mask = self.embed(role, prompts)
+        ids = self.models[role].generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=n, do_sample=False, use_cache=True,
+                                         top_k=None, top_p=None, temperature=None, eos_token_id=None, pad_token_id=0)
+        return ids.tolist()
+
+    def run(self, asked):
+        system, settings, inbox, latents = self.ours.system, self.ours.settings, {}, {}
+        order = system.style.order
+        for r in range(1, settings.rounds + 1):
+            for role in order:
+                prompts = system.prompts(role, system.read(asked), inbox)
+                if (r, role) == (settings.rounds, order[-1]):
+                    return self.write(role, prompts, settings.max_new_tokens), latents
+                Z = reference.inner(self.inner[role], self.think(role, prompts, settings.latent_steps))
+                for edge, link in self.outer.items():
+                    if edge[0] == role:
+                        inbox[edge] = latents[r, *edge] = reference.outer(link, Z)
+
+
+# Measuring
+
+def timed(f, device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = f()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+def race(runners, repeats, device, work):
+    """{name: [seconds]} of work(runner), in turns, after one round to warm up; `repeats` is {name: times}."""
+    for runner in runners:
+        if repeats[runner.name] > 1:
+            work(runner)
+    times = {runner.name: [] for runner in runners}
+    for i in range(max(repeats.values())):
+        for runner in runners:
+            if i < repeats[runner.name]:
+                times[runner.name].append(timed(lambda: work(runner), device)[0])
+    return times
+
+
+def copy_bandwidth(device):
+    """Bytes per second that a large copy reads and writes."""
+    a = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    b.copy_(a)
+    return 2 * len(a) / min(timed(lambda: b.copy_(a), device)[0] for _ in range(10))
+
+
+def step_bytes(agent, B, S, text):
+    """Bytes that one step must read: the layers, what makes a token or the next latent of a state, and S cached positions."""
+    size = lambda module: sum(p.numel() * p.element_size() for p in module.parameters())
+    link = sum(p.weight.numel() * p.weight.element_size() for p in (agent.inner_link.proj1, agent.inner_link.proj2))
+    cache = sum(c.k[..., :1, :].numel() * 2 * min(S, c.k.shape[2]) * c.k.element_size() if hasattr(c, "k") else 2 * c.state.numel() * 4
+                for c in agent.model.make_cache(B, S))
+    return size(agent.model.layers) + (size(agent.model.lm_head) if text else link) + cache
+
+
+def agree(ours, peer, dtype):
+    """How far the latents of two runs are apart, and the part of their tokens that is the same."""
+    (ids, latents), (their_ids, their_latents) = ours, peer
+    apart = max(((latents[key].float() - their_latents[key].float()).norm() / their_latents[key].float().norm()).item() for key in their_latents)
+    same = statistics.mean(a == b for row, other in zip(ids, their_ids) for a, b in zip(row, other))
+    if dtype == torch.float32 and (apart > 1e-3 or same < 1):
+        raise SystemExit(f"the runs differ: latents by {apart:.1e} of their norm, {same:.1%} of the tokens equal")
+    return apart, same
+
+
+def show(name, times, scale=1.0, unit="ms"):
+    cells = [f"{1e3 * scale * statistics.median(t):10.2f} ±{50 * (max(t) - min(t)) / statistics.median(t):3.0f}%" if t else " " * 16
+             for t in (times.get("minimas"), times.get("cached"), times.get("released"))]
+    print(f"{name:28s}" + "".join(f"{cell:>18s}" for cell in cells), flush=True)
+
+
+def compare(args, ours, cached, released, asked):
+    settings, style = ours.settings, ours.system.style
+    m, n, last = settings.latent_steps, settings.max_new_tokens, ours.system.style.order[-1]
+    both, few = {"minimas": args.repeats, "cached": args.repeats}, {"minimas": args.repeats, "cached": args.repeats, "released": args.released_repeats}
+    print(f"{'':28s}{'minimas':>18s}{'cached':>18s}{'released':>18s}   (median ms, half the spread)")
+    prefill, step, rollout, middle = ({name: 0.0 for name in few} for _ in range(4))
+    result, inbox = {}, {}
+    median = statistics.median
+
+    def add(total, times):
+        for name, t in times.items():
+            total[name] += median(t)
+
+    prompts = {}
+    for role in style.order:  # prompts of the second round, their slots filled
+        inbox |= {edge: torch.randn(len(asked), m, ours.system.agents[role].model.config.hidden_size,
+                                    device=args.device).to(DTYPES[args.dtype]) * 0.02 for edge in style.edges if edge[1] == role}
+        prompts[role] = ours.system.prompts(role, ours.system.read(asked), inbox)
+        one = race([ours, cached], both, args.device, lambda who: who.think(role, prompts[role], 1))
+        many = race([ours, cached], both, args.device, lambda who: who.think(role, prompts[role], m))
+        per_step = {name: [(t - median(one[name])) / (m - 1) for t in many[name]] for name in both}
+        show(f"prefill, {role}", one), show(f"latent step, {role}", per_step)
+        add(prefill, one), add(step, per_step), add(rollout, many)
+        uncached = race([released], {"released": 1}, args.device, lambda who: who.think(role, prompts[role], m))
+        add(rollout, uncached)
+        show(f"roll-out of {m}, {role}", many | uncached)
+    first = race([ours, cached], both, args.device, lambda who: who.write(last, prompts[last], 1))
+    text = race([ours, cached], both, args.device, lambda who: who.write(last, prompts[last], n))
+    token = {name: [(t - median(first[name])) / (n - 1) for t in text[name]] for name in both}
+    show(f"text token, {last}", token)
+    whole = race([ours, cached, released], few, args.device, lambda who: who.run(asked))
+    show("whole question", whole, 1 / len(asked))
+    runs = {who.name: who.run(asked) for who in (ours, cached)} | ({"released": released.run(asked)} if args.size == "small" else {})
+    for name in list(runs)[1:]:
+        apart, same = agree(runs["minimas"], runs[name], DTYPES[args.dtype])
+        print(f"against {name}: latents {apart:.1e} of their norm apart, {same:.1%} of {len(asked) * n} tokens equal")
+    ratio = lambda times, name: round(median(times[name]) / median(times["minimas"]), 2)
+    part = lambda total, name: round(total[name] / total["minimas"], 2)
+    result["vs_released"] = {"latent_ratio": part(rollout, "released"), "end_to_end_ratio": ratio(whole, "released")}
+    result["vs_cached"] = {"prefill_ratio": part(prefill, "cached"), "latent_ratio": part(step, "cached"),
+                           "decode_ratio": ratio(token, "cached"), "end_to_end_ratio": ratio(whole, "cached")}
+    result["latent_mbu"] = result["decode_mbu"] = None
+    if args.device == "cuda":
+        bandwidth = copy_bandwidth("cuda")
+        S = len(asked[0].split()) + 100 + m
+        latent_bytes = sum(step_bytes(agent, len(asked), S, False) for agent in ours.system.agents.values())
+        result["latent_mbu"] = round(latent_bytes / step["minimas"] / bandwidth, 3)
+        result["decode_mbu"] = round(step_bytes(ours.system.agents[last], len(asked), S, True) / median(token["minimas"]) / bandwidth, 3)
+        print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s")
+    return result
+
+
+def profile(args, ours, asked):
+    """Where minimas' time goes: the operators of one whole run."""
+    activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if args.device == "cuda" else [])
+    ours.run(asked)
+    with torch.profiler.profile(activities=activities) as seen:
+        ours.run(asked)
+    print(seen.key_averages().table(sort_by=f"self_{args.device}_time_total", row_limit=20, max_name_column_width=50))
+
+
+def scale(args, ours):
+    """minimas alone: time of a whole run and peak memory, one size varied at a time."""
+    first = ours.system.style.order[0]
+    print(f"{'':24s}{'seconds':>10s}{'peak memory, MiB':>20s}")
+
+    def point(name, B=1, length=120, m=8, rounds=1, roll_out=False):
+        asked, ours.settings = questions(B, length), replace(ours.settings, rounds=rounds, latent_steps=m, max_new_tokens=8)
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        prompts = ours.system.prompts(first, ours.system.read(asked), {})
+        seconds, _ = timed((lambda: ours.think(first, prompts, m)) if roll_out else (lambda: ours.run(asked)), args.device)
+        peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(f"{name:24s}{seconds:10.2f}{peak / 2 ** 20:20.0f}", flush=True)
+
+    for B in 1, 2, 4, 8, 16, 32, 64:
+        point(f"batch {B}", B=B)
+    for rounds in 1, 2, 3, 4:
+        point(f"rounds {rounds}", rounds=rounds)
+    for m in 8, 16, 32, 64, 128:
+        point(f"latent steps {m}", m=m)
+    for length in 128, 512, 2048, 8192:
+        point(f"prompt {length} (roll-out)", length=length, roll_out=True)
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--size", choices=("small", "wide", "real"), default="small",
+        help="small: narrow, within a minute; wide: the released widths, 2 layers; real: the released depth, too")
+    add("--style", choices=[style for style in STYLES if style != "tiny"], default="sequential_light")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on cpu, bfloat16 on cuda")
+    add("--batch", type=int, default=4)
+    add("--rounds", type=int, default=3)
+    add("--latent-steps", type=int, default=32)
+    add("--new-tokens", type=int, default=32)
+    add("--prompt-tokens", type=int, default=120, help="of a question, without what is said around it")
+    add("--repeats", type=int, default=3)
+    add("--released-repeats", type=int, default=1, help="whole runs of the slow peer")
+    add("--profile", action="store_true", help="no race: where minimas spends its time")
+    add("--scale", action="store_true", help="no race: minimas' time and memory against prompt length, batch, rounds and latent steps")
+    args = parser.parse_args()
+    args.dtype = args.dtype or {"cpu": "float32", "cuda": "bfloat16"}[args.device]
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    asked = questions(args.batch, args.prompt_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        dtype = DTYPES[args.dtype]
+        folders = make_system(Path(folder), args.style, args.size, dtype, args.device)
+        settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, max_new_tokens=args.new_tokens, temperature=0.0)
+        ours = Ours(minimas.load_mas_system(args.style, checkpoints=folders, device=args.device, dtype=args.dtype), settings)
+        if args.profile or args.scale:
+            return profile(args, ours, asked) if args.profile else scale(args, ours)
+        hf = {role: transformers.AutoModelForCausalLM.from_pretrained(folders[role], dtype=dtype).to(args.device).eval()
+              for role in ours.system.agents}
+        cached, released = (Peer(ours, folders, cached, hf, dtype, args.device) for cached in (True, False))
+        result = compare(args, ours, cached, released, asked)
+    card = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
+    result |= {"size": args.size, "style": args.style, "device": args.device, "dtype": args.dtype, "batch": args.batch,
+               "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__, "on": card}}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The fast path is the plain path: packed and joined products, replayed steps, rows that leave the batch, fused links."""
+
+import inspect
+
+import pytest
+import torch
+
+import checkpoints
+import minimas
+from checkpoints import IDS, QUESTIONS
+from minimas import fast
+from minimas.link import InnerLink, OuterLink, folded, fused
+from minimas.load import load_model
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+OPTIONS = {"rounds": 2, "latent_steps": 4, "max_new_tokens": 12, "retry": False, "keep_latents": True}
+ASKED = [*QUESTIONS, "And one more?", "5"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+    return lambda style: made.setdefault(style, None) or made.update({style: checkpoints.make_system(tmp_path_factory.mktemp(style), style)}) or made[style]
+
+
+def load(folders, style, **options):
+    return minimas.load_mas_system(style, checkpoints=folders(style), **{"device": "cpu", **options})
+
+
+def assert_same(ours, plain):
+    for a, b in zip(ours, plain, strict=True):
+        assert a.token_ids == b.token_ids and a.text == b.text and a.latents.keys() == b.latents.keys()
+        assert all((a.latents[key].cpu() - b.latents[key]).abs().max() < 1e-4 for key in b.latents)
+
+
+@pytest.mark.parametrize("name", checkpoints.VARIANTS)
+@torch.no_grad()
+def test_every_decoder(name, tmp_path):
+    """Prompt, chunk and single tokens, unequal rows: within 1e-4 of the plain decoder, whose weights are gone from the fast one."""
+    model_type, config = checkpoints.VARIANTS[name]
+    folder = checkpoints.make_agent(tmp_path, model_type, **config)
+    plain, quick = load_model(folder), fast.prepare(load_model(folder))
+    assert any(isinstance(module.forward, fast.Product) for module in quick.modules()), "nothing was packed"
+    kept = {name for name, p in quick.named_parameters() if p is not None and p.ndim == 2}
+    assert kept <= {"embed_tokens.weight", "lm_head.weight"} and ("lm_head.weight" in kept) <= plain.config.tie_word_embeddings
+    caches = [model.make_cache(2, 80) for model in (plain, quick)]
+    for start, n in (0, 40), (40, 1), (41, 1), (42, 20):
+        positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - 7])
+        x = plain.embed(IDS[:, start:start + n]).expand(2, -1, -1)
+        a, b = (model(x, positions, cache) for model, cache in zip((plain, quick), caches))
+        real = positions >= 0
+        assert (a - b)[real].abs().max() < 1e-4
+        assert (plain.logits(a) - quick.logits(b))[real].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", checkpoints.VARIANTS)
+@torch.no_grad()
+def test_the_last_states_only(name, tmp_path):
+    """Asked for the last states alone, a decoder computes fewer and gives the same; its cache goes on as if it had given all."""
+    model_type, config = checkpoints.VARIANTS[name]
+    model = load_model(checkpoints.make_agent(tmp_path, model_type, **config), dtype=torch.float64)
+    for padding in 0, 5:
+        caches, results = [model.make_cache(2, 40) for _ in range(2)], []
+        for start, n in (0, 30), (30, 3), (33, 1):
+            positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - padding])
+            x = model.embed(IDS[:, start:start + n]).expand(2, -1, -1)
+            whole, end = model(x, positions, caches[0]), model(x, positions, caches[1], last=1)
+            assert end.shape == (2, 1, 48) and (whole[:, -1:] - end).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("style", checkpoints.SYSTEMS)
+@pytest.mark.parametrize("temperature", (0.0, 1.5))
+def test_every_style(folders, style, temperature):
+    options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
+    assert_same(load(folders, style).run(ASKED, **options), load(folders, style, plain=True).run(ASKED, **options))
+
+
+def replayed(system):
+    """The system with its steps driven as CUDA graphs are, and a look at what is written every third token."""
+    for agent in system.agents.values():
+        agent.graphs, agent.read_every = fast.Graphs(agent.model), 3
+    return system
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """What is captured, and run again instead of replayed: all of fast.Graphs but CUDA's own part."""
+    made = []
+
+    def capture(f, pool):
+        step = inspect.getclosurevars(f).nonlocals["step"]
+        cache = inspect.getclosurevars(step).nonlocals["cache"]
+        seen = [dict(vars(c)) for c in cache]  # a graph keeps the addresses it was captured with
+
+        def replay():
+            now = [dict(vars(c)) for c in cache]
+            for c, attributes in zip(cache, seen):
+                vars(c).update(attributes)
+            f()
+            for c, attributes in zip(cache, now):
+                vars(c).update(attributes)
+        made.append(f)
+        return replay
+    monkeypatch.setattr(fast, "capture", capture)
+    return made
+
+
+@pytest.mark.parametrize("style", checkpoints.SYSTEMS)
+@pytest.mark.parametrize("temperature", (0.0, 1.5))
+def test_replayed_steps(folders, captures, monkeypatch, style, temperature):
+    """Over static caches and buffers, across chunks of reach, batches and questions: the same latents and texts."""
+    monkeypatch.setattr(fast, "CHUNK", 8)
+    plain, quick = load(folders, style, plain=True), replayed(load(folders, style))
+    options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
+    for asked, batch_size in (ASKED, 5), (ASKED[:2], 2), (ASKED[::-1], 3), (["short"], 1):
+        assert_same(quick.run(asked, batch_size=batch_size, **options), plain.run(asked, batch_size=batch_size, **options))
+    assert captures
+
+
+def test_graphs_and_caches_are_used_again(folders, captures):
+    system = replayed(load(folders, "sequential_light"))
+    system.run(ASKED, temperature=0.0, **OPTIONS)
+    addresses = lambda: [c.k.data_ptr() for agent in system.agents.values() for c in agent.graphs.base]
+    before, made = addresses(), len(captures)
+    system.run(ASKED[::-1], temperature=0.0, **OPTIONS)
+    system.run(ASKED[:5], temperature=0.0, **OPTIONS | {"latent_steps": 3})
+    assert addresses() == before and len(captures) == made
+
+
+@pytest.mark.parametrize("graphs", (False, True))
+def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs):
+    """One long text does not hold seven finished ones; what is written does not change by it."""
+    system = load(folders, "sequential_scaled")
+    solver, sizes = system.agents["solver"], []
+    asked = [f"Question {i}?" for i in range(8)]
+    options = OPTIONS | {"rounds": 1, "max_new_tokens": 40, "temperature": 1.5, "top_p": 1.0, "top_k": 0, "batch_size": 8}
+    solver.generation.eos_ids = tuple(range(0, 250, 9))  # one token of nine ends a text
+    alone = system.run(asked, **options | {"batch_size": 1})
+    if graphs:
+        replayed(system)
+    forward = solver.model.forward
+    monkeypatch.setattr(solver.model, "forward", lambda x, *rest, **more: sizes.append(len(x)) or forward(x, *rest, **more))
+    together = system.run(asked, **options)
+    assert [r.token_ids for r in together] == [r.token_ids for r in alone] and len({len(r.token_ids) for r in alone}) > 3
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] == 8
+    assert not graphs or set(sizes) <= {8, 4, 2, 1}
+
+
+def test_replies_of_tools_over_graphs(folders, captures, monkeypatch):
+    """A reply makes the cache grow: the graphs of the old one are not used again."""
+    from test_tools import SCRIPTS, scripted
+    texts = []
+    for graphs in False, True:
+        system = load(folders, "deliberation", dtype="float64")
+        if graphs:
+            replayed(system)
+        scripted(system.agents["toolcaller"], SCRIPTS, monkeypatch)
+        texts.append([r.text for r in system.run(["1 + 1", "a longer question"], tools=("python",), rounds=1, latent_steps=2, max_new_tokens=100, temperature=0.0)])
+    assert texts[0] == texts[1] and "<result> 42 </result>" in texts[0][0]
+
+
+def test_joined_weights_are_held_once(monkeypatch, tmp_path):
+    """Where weights are joined but not packed (CUDA), the parts are views of the whole."""
+    monkeypatch.setattr(fast, "has_kernels", lambda weight: False)
+    attention = load_model(checkpoints.make_agent(tmp_path, "qwen2")).layers[0].self_attn
+    x = torch.randn(2, 3, 48)
+    apart = attention.qkv(x)
+    joint = fast.Joint([attention.q_proj, attention.k_proj, attention.v_proj])
+    start, end = joint.product.weight.data_ptr(), joint.product.weight.data_ptr() + joint.product.weight.numel() * 4
+    assert all(start <= p.weight.data_ptr() < end for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    assert all((a - b).abs().max() < 1e-5 for whole in (joint(x), attention.qkv(x)) for a, b in zip(whole, apart))
+
+
+def test_no_silent_loss_of_gradients(folders):
+    agent = load(folders, "sequential_light").agents["planner"]
+    x = torch.zeros(1, 3, 48, requires_grad=True)
+    with pytest.raises(minimas.InputError, match="plain=True"):
+        agent.model(x, torch.arange(3)[None], agent.model.make_cache(1))
+
+
+# Links
+
+LINKS = pytest.mark.parametrize("link", (checkpoints.randomize(InnerLink(64), 1, 0.2), checkpoints.randomize(OuterLink(64, 40), 2, 0.2)))
+
+
+def states(*shape, dtype=torch.float32):
+    """Hidden states as they are met: a mean that is not zero, a few channels that are large."""
+    h = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) + 0.3
+    h[..., :3] *= 20
+    return h.to(dtype)
+
+
+@LINKS
+@pytest.mark.parametrize("rows", (1, 2, 7, 64, 130))
+@torch.no_grad()
+def test_fused_link(link, rows):
+    link.requires_grad_(False)
+    quick = fused(link)
+    for h in states(rows, 64), states(rows, 3, 64), states(0, 64):
+        assert quick(h).shape == link(h).shape and torch.allclose(quick(h), link(h), atol=1e-5 * link(h).abs().max().item() if h.numel() else 0)
+
+
+@LINKS
+@torch.no_grad()
+def test_fused_link_in_bfloat16(link):
+    """As close to the link in float64 as the plain form is."""
+    h = states(200, 64, dtype=torch.bfloat16)
+    narrow = load_copy(link, torch.bfloat16)
+    truth = load_copy(narrow, torch.float64)(h.double())
+    plain, quick = (form(h).double() - truth for form in (narrow, fused(narrow)))
+    assert fused(narrow)(h).dtype == torch.bfloat16 and 0 < quick.abs().mean() < 1.1 * plain.abs().mean()
+
+
+@LINKS
+def test_gradients_of_the_fused_link(link):
+    """With respect to the states, and, through the folding, to every weight of the link."""
+    link = load_copy(link, torch.float64).requires_grad_(True)
+    h = states(9, 64, dtype=torch.float64).requires_grad_(True)
+    wanted = [h, *link.parameters()]
+    plain = torch.autograd.grad(link(h).square().sum(), wanted)
+    quick = torch.autograd.grad(fused(link)(h).square().sum(), wanted)
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(quick, plain, strict=True))
+
+
+def load_copy(link, dtype):
+    copy = InnerLink(64) if isinstance(link, InnerLink) else OuterLink(64, 40)
+    copy.load_state_dict(link.state_dict())
+    return copy.to(dtype).requires_grad_(False)
+
+
+# On a GPU
+
+@CUDA
+@pytest.mark.parametrize("style", checkpoints.SYSTEMS)
+def test_cuda_graphs(folders, style):
+    """Graphs on the device, greedy: the tokens and latents of the plain path on the CPU."""
+    options = OPTIONS | {"temperature": 0.0}
+    plain, quick = load(folders, style, plain=True), load(folders, style, device="cuda", dtype="float32")
+    for asked in ASKED, ASKED[:2], ASKED:
+        assert_same(quick.run(asked, **options), plain.run(asked, **options))
+    assert all(agent.graphs.graphs for agent in quick.agents.values())
