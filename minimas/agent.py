@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-from .cache import grow
+from .cache import KVCache, grow
 from .fast import Graphs, prepare
 from .link import fused
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
@@ -30,6 +30,11 @@ def filled_up(going, B):
     size = min(B, 1 << max(0, len(going) - 1).bit_length())
     ended = [i for i in range(B) if i not in going]
     return sorted(going + ended[:size - len(going)])
+
+
+def shared(a, b):
+    """How many items two lists begin with alike."""
+    return next((n for n, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
 
 
 def left_pad(rows):
@@ -59,6 +64,7 @@ class Agent:
     def __init__(self, model, tokenizer, inner_link, generation, offload=False):
         self.model, self.tokenizer, self.inner_link, self.generation = model, tokenizer, inner_link, generation
         self.offload, self.graphs, self.read_every = offload, None, 1
+        self.read = None  # what the last think began with and where it lies: see `begin`
 
     @property
     def device(self):
@@ -70,18 +76,49 @@ class Agent:
         A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm a family may
         give its token embeddings. A chat template writes its special tokens itself; `special` adds a plain text's.
         """
-        w, rows = self.model.embed_tokens.weight, []
-        for pieces in prompts:
-            row = []
-            for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
-                if is_text:  # texts that touch are one text to the tokenizer
-                    group = [torch.tensor(self.tokenizer.encode("".join(group), special), dtype=torch.long)]
-                row += [piece.to(w) if piece.is_floating_point() else self.model.embed(piece.to(w.device)) for piece in group]
-            rows.append(torch.cat(row))
-        return left_pad(rows)
+        return left_pad([self.embed_row(self.tokens(pieces, special)) for pieces in prompts])
+
+    def tokens(self, pieces, special=False):
+        """The pieces with texts as token ids; texts that touch are one text to the tokenizer."""
+        row = []
+        for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+            row += [torch.tensor(self.tokenizer.encode("".join(group), special), dtype=torch.long)] if is_text else group
+        return row
+
+    def embed_row(self, row):
+        """Token ids and latents -> (T, D)."""
+        w = self.model.embed_tokens.weight
+        return torch.cat([piece.to(w) if piece.is_floating_point() else self.model.embed(piece.to(w.device)) for piece in row])
 
     def make_cache(self, B, S):
+        self.forget()
         return (self.graphs or self.model).make_cache(B, S)
+
+    def forget(self):
+        """Let go of the prompts that were read last."""
+        self.read = None
+
+    def begin(self, prompts, m):
+        """What is to be read of B prompts before m more positions, (B, T, D) and positions (B, T), and the cache to read into.
+
+        A prompt that begins with the same words as in the last round, whose keys and values lie where they were, goes on
+        behind them. That takes a cache that holds every position: no windows, no states.
+        """
+        prompts = [self.tokens(pieces) for pieces in prompts]
+        rows, heads = [self.embed_row(row) for row in prompts], [row[0].tolist() for row in prompts]
+        longest, known = max(map(len, rows)), [0] * len(rows)
+        if self.read and len(self.read[0]) == len(heads) and longest + m <= self.read[2]:
+            before, cache, room = self.read
+            known = [min(shared(a, b), len(row) - 1) for a, b, row in zip(heads, before, rows)]
+            for c in cache:
+                c.used = max(known)
+        else:
+            room = longest + m
+            cache = self.make_cache(len(rows), room)
+        x, positions = left_pad([row[n:] for n, row in zip(known, rows)])
+        if all(isinstance(c, KVCache) for c in cache):
+            self.read = heads, cache, room
+        return x, torch.where(positions < 0, -1, positions + torch.tensor(known, device=x.device)[:, None]), cache
 
     def repeat(self, step, state, times, cache, tick, *kind):
         """The steps of one kind, replayed as graphs where that is possible: one token a row on CUDA."""
@@ -89,15 +126,17 @@ class Agent:
             return self.graphs.repeat(step, state, times, cache, tick, kind)
         return repeat(step, state, times, tick)
 
-    def think(self, x, positions, m, tick=silent):
-        """m latent steps after the prompts -> hidden states H (B, m, D); each goes back in through the inner link.
+    def think(self, prompts, m, tick=silent):
+        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D); each goes back in through the inner link.
 
         Where gradients are recorded (training) the cache grows by concatenation, else it is allocated once.
         """
-        B, T, _ = x.shape
         if not m:
-            return x[:, :0]
-        cache = self.model.make_cache(B) if torch.is_grad_enabled() else self.make_cache(B, T + m)
+            return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
+        if torch.is_grad_enabled():
+            (x, positions), cache = self.embed(prompts), self.model.make_cache(len(prompts))
+        else:
+            x, positions, cache = self.begin(prompts, m)
 
         def step(x, positions):
             h = self.model(x, positions, cache, last=1)  # (B, 1, D)

@@ -54,12 +54,17 @@ class KVCache:
         self.k, self.v = (F.pad(x, (0, 0, 0, n)) for x in (self.k, self.v))
         self.k[:, :, -n - 1] = self.v[:, :, -n - 1] = 0  # what took the padding is a slot like any other now
 
+    @property
+    def room(self):
+        """Positions there is space for."""
+        return self.k.shape[2] - 1
+
     def reach(self, positions):
-        return min(self.used + positions.shape[1], self.k.shape[2] - 1)
+        return min(self.used + positions.shape[1], self.room)
 
     def update(self, k, v, positions):
         self.used = self.reach(positions)
-        slots = torch.where(positions < 0, self.k.shape[2] - 1, positions)
+        slots = torch.where(positions < 0, self.room, positions)
         write(self.k, slots, k)
         write(self.v, slots, v)
         return self.k[:, :, :self.used], self.v[:, :, :self.used]

@@ -18,6 +18,7 @@ from . import InputError
 from .cache import DeltaCache, KVCache, WindowCache
 
 CHUNK = 256  # cache slots by which a graph's reach grows: a step reads the used part of the cache, rounded up to this
+SPARE = 64  # the cache's own size is rounded up to this, so that a slightly longer prompt finds room
 
 
 class Product:
@@ -89,7 +90,7 @@ class Graphs:
 
     def make_cache(self, B, S):
         """The model's cache for B rows of S positions, empty; the same memory as before where that suffices."""
-        S = -(-S // CHUNK) * CHUNK
+        S = -(-S // SPARE) * SPARE
         if B > self.room[0] or S > self.room[1]:
             self.base = None  # free it before there is another
             self.room = max(B, self.room[0]), max(S, self.room[1])
@@ -106,7 +107,7 @@ class Graphs:
         while len(outputs) < times:
             full = [c for c in cache if isinstance(c, KVCache)]
             used = full[0].used if full else 0
-            reach = -(-(used + 1) // CHUNK) * CHUNK if full else 1
+            reach = min(-(-(used + 1) // CHUNK) * CHUNK, full[0].room) if full else 1
             key = (*kind, len(state[0]), reach)
             if key not in self.graphs:  # the first step goes as it is, which also sets up what a capture may not
                 state, output = step(*state)

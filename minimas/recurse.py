@@ -126,6 +126,8 @@ def recurse(system, questions, settings, hear=silent, tick=silent):
     an edge: latents (B, m, D of the target), or B texts on the text channel. tick() is called for every position generated.
     """
     style, inbox = system.style, {}
+    for agent in system.agents.values():
+        agent.forget()
     for r in range(1, settings.rounds + 1):
         for role in style.order:
             agent, prompts = system.agents[role], system.prompts(role, questions, inbox, settings.date)
@@ -133,7 +135,7 @@ def recurse(system, questions, settings, hear=silent, tick=silent):
                 return prompts
             with agent.at_work():
                 if settings.channel == "latent":
-                    H = agent.think(*agent.embed(prompts), settings.latent_steps, tick)  # (B, m, D)
+                    H = agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
                     sent = {edge: link(agent.inner_link(H)) for edge, link in system.outer_links.items() if edge[0] == role}
                 else:
                     texts = agent.write(prompts, seeds(questions, settings.seed, r, role), settings, tick)

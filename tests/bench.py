@@ -33,8 +33,8 @@ DEPTH_AND_VOCAB = {  # of the released agents; their widths are checkpoints.REAL
     "Qwen3-1.7B": (28, 151936), "Llama3.2-1B": (16, 128256), "Llama3.2-3B": (28, 128256), "Qwen2.5-Math-1.5B": (28, 151936),
     "DeepSeek-R1-Distill-Qwen-1.5B": (28, 151936), "Qwen2.5-Coder-3B": (36, 151936), "BioMistral-7B": (32, 32000),
     "Gemma3-4B": (34, 262208), "Qwen3.5-2B": (24, 248320), "Qwen3.5-4B": (32, 248320), "Qwen3.5-9B": (32, 248320)}
-SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
-         "num_hidden_layers": 2, "vocab_size": 8192}
+SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32,
+         "num_hidden_layers": 2, "vocab_size": 4096}
 
 
 # The systems
@@ -100,9 +100,11 @@ class Ours:
         for agent in system.agents.values():
             agent.generation.eos_ids = ()
 
-    def think(self, role, prompts, m):
+    def think(self, role, prompts, m, go_on=False):
         agent = self.system.agents[role]
-        return agent.think(*agent.embed(prompts), m)
+        if not go_on:
+            agent.forget()
+        return agent.think(prompts, m)
 
     def write(self, role, prompts, n):
         agent = self.system.agents[role]
@@ -136,7 +138,7 @@ class Peer:
         x = torch.stack([torch.cat([row.new_zeros(T - len(row), row.shape[1]), row]) for row in rows])
         return x, torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows], device=self.device)
 
-    def think(self, role, prompts, m):
+    def think(self, role, prompts, m, go_on=False):
         (x, mask), body, H, past = self.embed(role, prompts), self.models[role].model, [], None
         for _ in range(m):
             out = body(inputs_embeds=x, attention_mask=mask, past_key_values=past, use_cache=self.cached)
@@ -224,46 +226,59 @@ def show(name, times, scale=1.0, unit="ms"):
     print(f"{name:28s}" + "".join(f"{cell:>18s}" for cell in cells), flush=True)
 
 
+def prompts_of_a_run(ours, asked):
+    """(role, its prompts) turn by turn, as `recurse` would have them; what is heard is random."""
+    system, inbox, turns = ours.system, {}, []
+    for _ in range(ours.settings.rounds):
+        for role in system.style.order:
+            turns.append((role, system.prompts(role, system.read(asked), inbox)))
+            for edge, link in system.outer_links.items():
+                if edge[0] == role:
+                    w = system.agents[edge[1]].model.embed_tokens.weight
+                    inbox[edge] = torch.randn(len(asked), ours.settings.latent_steps, w.shape[1], device=w.device).to(w) * w.std()
+    return turns
+
+
 def compare(args, ours, cached, released, asked):
     settings, style = ours.settings, ours.system.style
     m, n, last = settings.latent_steps, settings.max_new_tokens, ours.system.style.order[-1]
     both, few = {"minimas": args.repeats, "cached": args.repeats}, {"minimas": args.repeats, "cached": args.repeats, "released": args.released_repeats}
     print(f"{'':28s}{'minimas':>18s}{'cached':>18s}{'released':>18s}   (median ms, half the spread)")
-    prefill, step, rollout, middle = ({name: 0.0 for name in few} for _ in range(4))
-    result, inbox = {}, {}
-    median = statistics.median
+    cold, step, rollout = ({name: 0.0 for name in few} for _ in range(3))
+    result, median = {}, statistics.median
 
     def add(total, times):
         for name, t in times.items():
-            total[name] += median(t)
+            total[name] += median(t) if t else float("nan")
 
-    prompts = {}
-    for role in style.order:  # prompts of the second round, their slots filled
-        inbox |= {edge: torch.randn(len(asked), m, ours.system.agents[role].model.config.hidden_size,
-                                    device=args.device).to(DTYPES[args.dtype]) * 0.02 for edge in style.edges if edge[1] == role}
-        prompts[role] = ours.system.prompts(role, ours.system.read(asked), inbox)
+    turns = prompts_of_a_run(ours, asked)
+    prompts = dict(turns)  # the last round's, whose slots are filled
+    for role in style.order:
         one = race([ours, cached], both, args.device, lambda who: who.think(role, prompts[role], 1))
         many = race([ours, cached], both, args.device, lambda who: who.think(role, prompts[role], m))
         per_step = {name: [(t - median(one[name])) / (m - 1) for t in many[name]] for name in both}
         show(f"prefill, {role}", one), show(f"latent step, {role}", per_step)
-        add(prefill, one), add(step, per_step), add(rollout, many)
-        uncached = race([released], {"released": 1}, args.device, lambda who: who.think(role, prompts[role], m))
+        add(cold, one), add(step, per_step), add(rollout, many)
+        uncached = race([released], {"released": min(1, args.released_repeats)}, args.device, lambda who: who.think(role, prompts[role], m))
         add(rollout, uncached)
         show(f"roll-out of {m}, {role}", many | uncached)
+    prefill = race([ours, cached], both, args.device, lambda who: [
+        who.think(role, asked_now, 1, go_on=i >= len(style.order)) for i, (role, asked_now) in enumerate(turns)])
+    show(f"all {len(turns)} prefills of a run", prefill)
     first = race([ours, cached], both, args.device, lambda who: who.write(last, prompts[last], 1))
     text = race([ours, cached], both, args.device, lambda who: who.write(last, prompts[last], n))
     token = {name: [(t - median(first[name])) / (n - 1) for t in text[name]] for name in both}
     show(f"text token, {last}", token)
     whole = race([ours, cached, released], few, args.device, lambda who: who.run(asked))
     show("whole question", whole, 1 / len(asked))
-    runs = {who.name: who.run(asked) for who in (ours, cached)} | ({"released": released.run(asked)} if args.size == "small" else {})
+    runs = {who.name: who.run(asked) for who in ((ours, cached, released) if args.size == "small" else (ours, cached))}
     for name in list(runs)[1:]:
         apart, same = agree(runs["minimas"], runs[name], DTYPES[args.dtype])
         print(f"against {name}: latents {apart:.1e} of their norm apart, {same:.1%} of {len(asked) * n} tokens equal")
-    ratio = lambda times, name: round(median(times[name]) / median(times["minimas"]), 2)
-    part = lambda total, name: round(total[name] / total["minimas"], 2)
+    ratio = lambda times, name: round(median(times[name]) / median(times["minimas"]), 2) if times[name] else None
+    part = lambda total, name: round(total[name] / total["minimas"], 2) if total[name] == total[name] else None
     result["vs_released"] = {"latent_ratio": part(rollout, "released"), "end_to_end_ratio": ratio(whole, "released")}
-    result["vs_cached"] = {"prefill_ratio": part(prefill, "cached"), "latent_ratio": part(step, "cached"),
+    result["vs_cached"] = {"prefill_ratio": ratio(prefill, "cached"), "cold_prefill_ratio": part(cold, "cached"), "latent_ratio": part(step, "cached"),
                            "decode_ratio": ratio(token, "cached"), "end_to_end_ratio": ratio(whole, "cached")}
     result["latent_mbu"] = result["decode_mbu"] = None
     if args.device == "cuda":
@@ -324,7 +339,7 @@ def main():
     add("--new-tokens", type=int, default=32)
     add("--prompt-tokens", type=int, default=120, help="of a question, without what is said around it")
     add("--repeats", type=int, default=3)
-    add("--released-repeats", type=int, default=1, help="whole runs of the slow peer")
+    add("--released-repeats", type=int, default=1, help="whole runs of the slow peer; 0 leaves it out")
     add("--profile", action="store_true", help="no race: where minimas spends its time")
     add("--scale", action="store_true", help="no race: minimas' time and memory against prompt length, batch, rounds and latent steps")
     args = parser.parse_args()

@@ -123,7 +123,6 @@ def test_graphs_and_caches_are_used_again(folders, captures):
     addresses = lambda: [c.k.data_ptr() for agent in system.agents.values() for c in agent.graphs.base]
     before, made = addresses(), len(captures)
     system.run(ASKED[::-1], temperature=0.0, **OPTIONS)
-    system.run(ASKED[:5], temperature=0.0, **OPTIONS | {"latent_steps": 3})
     assert addresses() == before and len(captures) == made
 
 
@@ -157,6 +156,30 @@ def test_replies_of_tools_over_graphs(folders, captures, monkeypatch):
         scripted(system.agents["toolcaller"], SCRIPTS, monkeypatch)
         texts.append([r.text for r in system.run(["1 + 1", "a longer question"], tools=("python",), rounds=1, latent_steps=2, max_new_tokens=100, temperature=0.0)])
     assert texts[0] == texts[1] and "<result> 42 </result>" in texts[0][0]
+
+
+@pytest.mark.parametrize("graphs", (False, True))
+def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, monkeypatch, graphs):
+    """Round 3 reads of a prompt what differs from round 2; nothing is carried from question to question, and nothing changes."""
+    options = OPTIONS | {"rounds": 3, "temperature": 0.0}
+    plain, quick = (load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {}))
+    for agent in plain.agents.values():
+        monkeypatch.setattr(agent, "begin", lambda prompts, m, agent=agent: (*agent.embed(prompts), agent.make_cache(len(prompts), 4000)))
+    if graphs:
+        replayed(quick)
+    read = {role: [] for role in quick.agents}
+    for role, agent in quick.agents.items():
+        def count(x, positions, cache, last, role=role, forward=agent.model.forward):
+            read[role] += [int((positions >= 0).sum())] if x.shape[1] > 1 else []
+            return forward(x, positions, cache, last)
+        monkeypatch.setattr(agent.model, "forward", count)
+    for a, b in zip(quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options)):
+        assert a.token_ids == b.token_ids and all((a.latents[key] - b.latents[key]).abs().max() < 1e-12 for key in b.latents)
+    (p1, p2, p3), (c1, c2, c3) = read["planner"], read["critic"]
+    assert p3 < 0.6 * p2 and c2 == c3 < 0.6 * c1, read
+    lengths = {role: list(counts) for role, counts in read.items()}
+    quick.run(ASKED, batch_size=5, **options)
+    assert {role: counts[len(lengths[role]):] for role, counts in read.items()} == lengths, "a new run begins anew"
 
 
 def test_joined_weights_are_held_once(monkeypatch, tmp_path):
