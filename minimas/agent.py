@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-from .cache import KVCache, grow
+from .cache import KVCache, front, grow, select, spread
 from .fast import Graphs, prepare
 from .link import fused
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
@@ -98,6 +98,12 @@ class Agent:
         """Let go of the prompts that were read last."""
         self.read = None
 
+    def release(self):
+        """Free all memory that is kept from question to question."""
+        self.forget()
+        if self.graphs:
+            self.graphs.release()
+
     def begin(self, prompts, m):
         """What is to be read of B prompts before m more positions, (B, T, D) and positions (B, T), and the cache to read into.
 
@@ -147,41 +153,51 @@ class Agent:
         return torch.cat(first + others, 1)
 
     def decode(self, x, positions, seeds, settings, tick=silent, reply=no_reply):
-        """B lists of the token ids that follow the prompts, the one that ended a text included.
+        """Lists of the token ids that follow B prompts, the one that ended a text included.
 
-        seeds: one integer a prompt; settings: a recurse.Settings (max_new_tokens, temperature, top_p, top_k).
-        reply(b, ids) gives the ids that are put behind row b's last token, such as a tool's result; mostly none. A row waits
+        seeds: k integers a prompt, one for each of the texts that shall follow it; the prompt is read once for all of them.
+        settings: a recurse.Settings (max_new_tokens, temperature, top_p, top_k).
+        reply(b, ids) gives the ids that are put behind text b's last token, such as a tool's result; mostly none. A row waits
         for nobody: the others go on by one token while it reads its reply, and leave the batch when they end.
         """
-        cache, ids, rows = self.make_cache(len(x), x.shape[1] + settings.max_new_tokens), [[] for _ in x], list(range(len(x)))
         how = settings.temperature, self.generation.top_k if settings.top_k is None else settings.top_k, settings.top_p
+        ids, rows, k = [[] for _ in seeds], list(range(len(seeds))), len(seeds) // len(x)
+        cache, left = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens), settings.max_new_tokens - 1
 
-        def step(x, positions, seeds, n):
-            scores = self.model.logits(self.model(x, positions, cache, last=1)[:, -1])  # (B, vocabulary)
-            tokens = sample(scores, uniform(seeds, n), *how)  # (B,)
+        def drawn(h, positions, seeds, n):
+            tokens = sample(self.model.logits(h[:, -1]), uniform(seeds, n), *how)  # (rows,)
             return (self.model.embed(tokens[:, None]), positions[:, -1:] + 1, seeds, n + 1), tokens
 
-        state = x, positions, torch.tensor(seeds, device=x.device), torch.zeros((), dtype=torch.long, device=x.device)
-        left = settings.max_new_tokens
-        while left:
-            times = 1 if state[0].shape[1] > 1 or reply is not no_reply else min(self.read_every, left)
-            state, tokens = self.repeat(step, state, times, cache, tick, "text", *how)
-            left -= times
+        def step(x, positions, seeds, n):
+            return drawn(self.model(x, positions, cache, last=1), positions, seeds, n)
+
+        once = front(cache, len(x)) if k > 1 else cache
+        h = self.model(x, positions, once, last=1)
+        if k > 1:
+            spread(cache, once, k)
+        seeds, n = torch.tensor(seeds, device=x.device), torch.zeros((), dtype=torch.long, device=x.device)
+        state, first = drawn(h.repeat_interleave(k, 0), positions.repeat_interleave(k, 0), seeds, n)
+        tokens = [first]
+        tick()
+        while True:
             written = torch.stack(tokens, 1).tolist()  # here, and only here, the host waits for the device
             going = [i for i, b in enumerate(rows) if b is not None and not self.ended(ids[b], written[i])]
             if not going:
-                break
+                return ids
             stay = going if not self.graphs else filled_up(going, len(rows))
             rows = [rows[i] if i in going else None for i in stay]  # None: a row that only fills up a graph's batch
             if len(stay) < len(written):
                 index = torch.tensor(stay, device=x.device)
-                for c in cache:
-                    c.select(index)
+                select(cache, index)
                 state = *(value[index] for value in state[:3]), state[3]
             told = [[] if b is None else reply(b, ids[b]) for b in rows]
             if any(told):
                 state = *self.read_replies(told, ids, rows, state, cache), *state[2:]
-        return ids
+            if not left:
+                return ids
+            times = 1 if state[0].shape[1] > 1 or reply is not no_reply else min(self.read_every, left)
+            state, tokens = self.repeat(step, state, times, cache, tick, "text", *how)
+            left -= times
 
     def ended(self, ids, written):
         """Append to `ids` what was written, up to a token that ends a text; whether there was one."""
@@ -203,10 +219,6 @@ class Agent:
             if reply:
                 ids[b] += reply
         return x, torch.where(positions < 0, -1, positions + state[1])
-
-    def write(self, prompts, seeds, settings, tick=silent):
-        """Texts that follow B prompts."""
-        return [self.tokenizer.decode(row) for row in self.decode(*self.embed(prompts), seeds, settings, tick)]
 
     @contextmanager
     def at_work(self):

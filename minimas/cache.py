@@ -4,13 +4,15 @@ The cache of an attention layer gives
     mask(positions, last)    -> (B, 1, last, S) bool: which of S remembered and new keys the last so many of T new queries see,
                                 or None for plain causal (asked by the model, once for all layers of one window: see `masks`)
     update(k, v, positions)  -> these S keys and values, (B, K, S, d) each (asked by the layer)
-    select(rows)             keeps these rows of the batch only
+    tensors                  names of its attributes that have a row for each of the batch
 
 `positions` (B, T) counts a row's tokens from 0; padding, which stands on the left of a chunk, is negative. That is all the
 state a batch needs: rows of unequal length stand side by side because a key is addressed by its position, not its column.
 
 Letters: B batch, T new tokens, S keys, K key/value heads, d head width.
 """
+
+import copy
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,7 @@ def plain_causal(positions, last, window):
 
 class KVCache:
     """Preallocated keys and values of one layer, written in place: position p of a row lies in its slot p."""
+    tensors = ("k", "v")
 
     def __init__(self, B, K, S, d, like, window=None):
         self.window = window
@@ -69,12 +72,10 @@ class KVCache:
         write(self.v, slots, v)
         return self.k[:, :, :self.used], self.v[:, :, :self.used]
 
-    def select(self, rows):
-        self.k, self.v = take(self.k, rows), take(self.v, rows)
-
 
 class WindowCache:
     """The same for a sliding window: only the last `window` keys are kept, position p in slot p modulo window."""
+    tensors = ("k", "v", "positions")
 
     def __init__(self, B, K, window, d, like):
         self.window = window
@@ -102,9 +103,6 @@ class WindowCache:
         self.positions.scatter_(1, slots, positions.where(slots < self.window, -1))
         return (self.k, self.v) if one else before
 
-    def select(self, rows):
-        self.k, self.v, self.positions = (take(x, rows) for x in (self.k, self.v, self.positions))
-
 
 def write(memory, slots, new):
     """memory (B, K, slots, d) takes new (B, K, T, d) at slots (B, T)."""
@@ -112,10 +110,31 @@ def write(memory, slots, new):
     memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
 
 
-def take(memory, rows):
-    """The rows of `memory` that stay, moved to its front in place."""
-    memory[:len(rows)] = memory[rows]
-    return memory[:len(rows)]
+def front(cache, B):
+    """Cache objects for the first B rows, in the same memory."""
+    copies = [copy.copy(c) for c in cache]
+    for c in copies:
+        for name in c.tensors:
+            setattr(c, name, getattr(c, name)[:B])
+    return copies
+
+
+def select(cache, rows):
+    """Keep these rows only, moved to the front in place."""
+    for c in cache:
+        for name in c.tensors:
+            memory = getattr(c, name)
+            memory[:len(rows)] = memory[rows]
+            setattr(c, name, memory[:len(rows)])
+
+
+def spread(cache, few, k):
+    """Fill `cache` with every row of `few`, which is its front, k times."""
+    for c, source in zip(cache, few):
+        for name in c.tensors:
+            getattr(c, name).copy_(getattr(source, name).repeat_interleave(k, 0))
+        if isinstance(c, KVCache):
+            c.used = source.used
 
 
 def grow(cache, n):
@@ -171,6 +190,7 @@ def masks(cache, positions, last):
 
 class DeltaCache:
     """What a Gated DeltaNet layer remembers: the last few inputs of its convolution, and its state."""
+    tensors = ("conv", "state")
 
     def __init__(self, conv, state):
         self.conv = conv  # (B, channels, kernel - 1)
@@ -192,6 +212,3 @@ class DeltaCache:
         else:
             self.conv.copy_(conv)
             self.state.copy_(state)
-
-    def select(self, rows):
-        self.conv, self.state = take(self.conv, rows), take(self.state, rows)

@@ -13,39 +13,63 @@ from .recurse import STYLES, Settings, load_mas_system
 from .tokenizer import DATE
 
 
-def arguments():
-    def refuse(message):
-        raise InputError(message)
+def refuse(message):
+    raise InputError(message)
 
-    parser = argparse.ArgumentParser(prog="python -m minimas.recurse", description="Ask a recursive multi-agent system.")
+
+def make_parser(module, description):
+    """A parser with the options that every command has; what it cannot parse is an InputError."""
+    parser = argparse.ArgumentParser(prog=f"python -m minimas.{module}", description=description)
     parser.error = refuse
     add = parser.add_argument
-    add("--prompt", action="append", required=True, metavar="TEXT",
-        help="a question; repeat for more, - reads one a line from stdin")
     add("--style", default="tiny", help=f"the system: {', '.join(STYLES)} (default tiny)")
     add("--checkpoint", action="append", default=[], metavar="ROLE=PATH",
         help="take this role, or links, from this folder or hub id; repeat for more, or give one PATH that holds a folder for each")
-    add("--task", default="math", help="what is asked for: math (default), choice or code")
-    add("--fn-name", help="task code: the function that is asked for (default: a whole program)")
     add("--device", help="cpu, cuda, or a device for each: planner=cuda:0,critic=cuda:1,... (default: cuda where there is one)")
     add("--plain", action="store_true", help="leave out the fast path: slower, the same answers")
     add("--offload", action="store_true", help="keep weights in main memory, on the device only the working agent's")
     add("--dtype", help="of the agents: float32, bfloat16, float16 (default: float32 on cpu, else the checkpoint's)")
-    add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
-    add("--latent-steps", type=int, help="latents an agent thinks per turn (default: the style's)")
     add("--max-new-tokens", type=int, help="limit on the answer's tokens (default: the style's)")
     add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
     add("--top-p", type=float, default=0.95, help="sample out of the likeliest tokens that reach this probability (default 0.95)")
     add("--top-k", type=int, help="and out of this many, 0 for all (default: generation_config.json's)")
     add("--seed", type=int, default=42, help="of sampling (default 42)")
-    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
-    add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
-    add("--tools", default="", help="what an agent of style deliberation may call: python, search or both (default: none)")
+    add("--tools", type=names, default=(), help="what an agent of style deliberation may call: python, search or both (default: none)")
     add("--date", default=DATE, help=f"the date that Llama's template tells its agent (default {DATE})")
     add("--no-retry", dest="retry", action="store_false", help="do not ask again where a text holds no answer")
-    add("--json", action="store_true", help="print one JSON object a question")
     add("--version", action="version", version=f"minimas {__version__}")
+    return parser
+
+
+def names(text):
+    """An option that lists names: a,b,c."""
+    return tuple(name for name in text.split(",") if name)
+
+
+def arguments():
+    parser = make_parser("recurse", "Ask a recursive multi-agent system.")
+    add = parser.add_argument
+    add("--prompt", action="append", required=True, metavar="TEXT",
+        help="a question; repeat for more, - reads one a line from stdin")
+    add("--task", default="math", help="what is asked for: math (default), choice or code")
+    add("--fn-name", help="task code: the function that is asked for (default: a whole program)")
+    add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
+    add("--latent-steps", type=int, help="latents an agent thinks per turn (default: the style's)")
+    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
+    add("--rollouts", type=int, default=1, help="texts per question, out of the same latents (default 1)")
+    add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
+    add("--json", action="store_true", help="print one JSON object a question")
     return parser.parse_args()
+
+
+def checkpoints(args):
+    """What --checkpoint gave, as load_mas_system takes it."""
+    pairs = [pair.partition("=") for pair in args.checkpoint]
+    if len(pairs) == 1 and Path(args.checkpoint[0]).expanduser().is_dir():
+        return args.checkpoint[0]
+    if not all(path for _, _, path in pairs):
+        raise InputError(f"--checkpoint {' '.join(args.checkpoint)}: expected ROLE=PATH, or once a folder that holds all")
+    return {role: path for role, _, path in pairs}
 
 
 def read_questions(prompts):
@@ -71,29 +95,27 @@ def told(error):
     return 2
 
 
-def main():
+def command(main):
+    """Run a command's main(): bad input is a sentence and exit status 2, Ctrl-C is status 130, and neither a traceback."""
     try:
-        args = arguments()
-        args.tools = tuple(name for name in args.tools.split(",") if name)
-        pairs, questions = [pair.partition("=") for pair in args.checkpoint], read_questions(args.prompt)
-        if len(pairs) == 1 and Path(args.checkpoint[0]).expanduser().is_dir():
-            checkpoints = args.checkpoint[0]
-        elif all(path for _, _, path in pairs):
-            checkpoints = {role: path for role, _, path in pairs}
-        else:
-            raise InputError(f"--checkpoint {' '.join(args.checkpoint)}: expected ROLE=PATH, or once a folder that holds all")
-        if not questions:
-            raise InputError("there is no question on stdin: give one a line")
-        system = load_mas_system(args.style, checkpoints=checkpoints, device=args.device, dtype=args.dtype, task=args.task,
-                                 offload=args.offload, plain=args.plain)
-        options = {f.name: getattr(args, f.name) for f in fields(Settings)}
-        settings = Settings(**options).completed(system.style)
-        fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)
-        for result in system.stream(questions, fn_names=fn_names, progress=True, **options):
-            tqdm.write(show(result, settings, args.json))
-            if result.answer is None:
-                tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
+        main()
     except InputError as e:
         raise SystemExit(told(e)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def main():
+    args = arguments()
+    questions = read_questions(args.prompt)
+    if not questions:
+        raise InputError("there is no question on stdin: give one a line")
+    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype, task=args.task,
+                             offload=args.offload, plain=args.plain)
+    options = {f.name: getattr(args, f.name) for f in fields(Settings)}
+    settings = Settings(**options).completed(system.style)
+    fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)
+    for result in system.stream(questions, fn_names=fn_names, progress=True, **options):
+        tqdm.write(show(result, settings, args.json))
+        if result.answer is None:
+            tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)

@@ -8,14 +8,12 @@
 A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with plain=True.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import InputError
-from .cache import DeltaCache, KVCache, WindowCache
+from .cache import KVCache, WindowCache, front
 
 CHUNK = 256  # cache slots by which a graph's reach grows: a step reads the used part of the cache, rounded up to this
 SPARE = 64  # the cache's own size is rounded up to this, so that a slightly longer prompt finds room
@@ -95,7 +93,19 @@ class Graphs:
             self.base = None  # free it before there is another
             self.room = max(B, self.room[0]), max(S, self.room[1])
             self.adopt(self.model.make_cache(*self.room))
-        return [emptied(c, B) for c in self.base]
+        cache = front(self.base, B)
+        for c in cache:  # empty them; a KVCache's old keys are seen by nobody before they are overwritten
+            if isinstance(c, KVCache):
+                c.used = 0
+            elif isinstance(c, WindowCache):
+                c.positions.fill_(-1)
+            else:
+                c.conv.zero_(), c.state.zero_()
+        return cache
+
+    def release(self):
+        """Let go of the cache and the graphs."""
+        self.base, self.room, self.graphs = None, (0, 0), {}
 
     def adopt(self, cache):
         """Stay in this cache from now on; graphs of another one are void."""
@@ -127,20 +137,6 @@ class Graphs:
             for c in full:
                 c.used = used + n
         return state, outputs
-
-
-def emptied(c, B):
-    """A cache object for B rows over the memory of c, with nothing in it."""
-    c = copy.copy(c)
-    for name in ("conv", "state") if isinstance(c, DeltaCache) else ("k", "v"):
-        setattr(c, name, getattr(c, name)[:B])
-    if isinstance(c, KVCache):
-        c.used = 0  # what lies there is behind no mask until it is written again
-    if isinstance(c, WindowCache):
-        c.positions = c.positions[:B].fill_(-1)
-    if isinstance(c, DeltaCache):
-        c.conv.zero_(), c.state.zero_()
-    return c
 
 
 def captured(step, state, output, full, reach, pool):

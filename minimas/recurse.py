@@ -92,6 +92,7 @@ class Settings:
     top_p: float = 0.95
     top_k: int | None = None
     seed: int = 42
+    rollouts: int = 1  # texts per question, sampled from one prefill
     batch_size: int = 8
     retry: bool = True
     channel: str = "latent"
@@ -102,7 +103,7 @@ class Settings:
         """The same with the style's values filled in; InputError names a setting that is out of range."""
         own = ("latent_steps", "max_new_tokens", "temperature")
         settings = replace(self, **{name: getattr(style, name) for name in own if getattr(self, name) is None})
-        for name, least in {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1}.items():
+        for name, least in {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}.items():
             value = getattr(settings, name)
             if value is not None and not (isinstance(value, int) and value >= least):
                 raise InputError(f"{name} is {value}, expected a whole number from {least} up")
@@ -122,8 +123,9 @@ class Settings:
 def recurse(system, questions, settings, hear=silent, tick=silent):
     """Let the agents of a system think over B questions until it is the last one's turn to answer; returns its prompts.
 
-    A prompt is a list of pieces, text or latents (m, D), no slot left open. hear(round, edge, messages) is told what passes
-    an edge: latents (B, m, D of the target), or B texts on the text channel. tick() is called for every position generated.
+    A prompt is a list of pieces, text or latents (m, D), no slot left open. hear(round, edge, messages, tokens) is told what
+    passes an edge: latents (B, m, D of the target), or B texts on the text channel; and how many tokens each cost to decode.
+    tick() is called for every position generated.
     """
     style, inbox = system.style, {}
     for agent in system.agents.values():
@@ -136,12 +138,14 @@ def recurse(system, questions, settings, hear=silent, tick=silent):
             with agent.at_work():
                 if settings.channel == "latent":
                     H = agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
+                    tokens = [0] * len(questions)
                     sent = {edge: link(agent.inner_link(H)) for edge, link in system.outer_links.items() if edge[0] == role}
                 else:
-                    texts = agent.write(prompts, seeds(questions, settings.seed, r, role), settings, tick)
+                    ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed, r, role), settings, tick)
+                    texts, tokens = [agent.tokenizer.decode(row) for row in ids], [len(row) for row in ids]
                     sent = {edge: texts for edge in style.edges if edge[0] == role}
             for edge, messages in sent.items():
-                hear(r, edge, messages)
+                hear(r, edge, messages, tokens)
             inbox |= sent
 
 
@@ -153,7 +157,8 @@ class Result:
     answer: str | None
     token_ids: list[int]  # of the text: what the last agent generated, its second try and what tools replied to it included
     new_tokens: int  # how many of them it generated
-    seconds: float  # the question's share of its batch's wall time
+    seconds: float  # the text's share of its batch's wall time
+    heard_tokens: int  # that the other agents decoded for the question: none, but on the text channel
     latents: dict = field(default_factory=dict)  # (round, source, target) -> (m, D of target), or its text
 
 
@@ -185,7 +190,7 @@ class System:
         return prompts
 
     def run(self, questions, **options):
-        """One Result per question, in their order. Options: the fields of Settings, and
+        """One Result per question, in their order (with rollouts=k: k, one after another). Options: the fields of Settings, and
 
         keep_latents=False  put what passed each edge into Result.latents
         fn_names=None       task code: a name per question, None for a function without a name, "" for a whole program
@@ -208,36 +213,42 @@ class System:
                 bar.update((i + 1) * per_batch - bar.n)  # texts that ended early
 
     def answer(self, questions, settings, keep_latents=False, tick=silent):
-        """One batch, from questions to Results."""
-        started, latents = time.perf_counter(), [{} for _ in questions]
+        """One batch, from questions to Results, settings.rollouts for each."""
+        started, latents, heard = time.perf_counter(), [{} for _ in questions], [{} for _ in questions]
 
-        def keep(r, edge, messages):
-            for kept, message in zip(latents, messages):
-                kept[r, *edge] = message.clone() if torch.is_tensor(message) else message
+        def keep(r, edge, messages, tokens):
+            for b, message in enumerate(messages):
+                heard[b][r, edge[0]] = tokens[b]  # once for an agent, however many hear it
+                if keep_latents:
+                    latents[b][r, *edge] = message.clone() if torch.is_tensor(message) else message
 
-        prompts = recurse(self, questions, settings, hear=keep if keep_latents else silent, tick=tick)
-        agent = self.agents[self.style.order[-1]]
-        calls = ToolCalls(agent.tokenizer, settings.tools, len(questions)) if self.style.calls_tools else None
+        prompts = recurse(self, questions, settings, hear=keep, tick=tick)
+        agent, k = self.agents[self.style.order[-1]], settings.rollouts
+        lots = seeds(questions, settings.seed, rollouts=k)
+        asked = [question for question in questions for _ in range(k)]
+        calls = ToolCalls(agent.tokenizer, settings.tools, len(asked)) if self.style.calls_tools else None
         with agent.at_work():
-            ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed), settings, tick, calls.reply if calls else no_reply)
+            ids = agent.decode(*agent.embed(prompts), lots, settings, tick, calls.reply if calls else no_reply)
             new_tokens = [len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)]
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
-                self.retry(agent, questions, texts, ids, new_tokens, settings)
-        seconds = (time.perf_counter() - started) / len(questions)
-        return [Result(question.text, text, extract(text, self.task), row, new, seconds, kept)
-                for question, text, row, new, kept in zip(questions, texts, ids, new_tokens, latents)]
+                self.retry(agent, texts, ids, new_tokens, lots, settings)
+        seconds = (time.perf_counter() - started) / len(asked)
+        return [Result(question.text, text, extract(text, self.task), row, new, seconds, sum(heard[i // k].values()), latents[i // k])
+                for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
 
-    def retry(self, agent, questions, texts, ids, new_tokens, settings):
-        """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place."""
+    def retry(self, agent, texts, ids, new_tokens, lots, settings):
+        """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place.
+
+        lots: the seeds of the texts; those of the second tries follow from them.
+        """
         request = answer_retry(self.style.prompts, self.task)
         lost = [b for b, text in enumerate(texts) if extract(text, self.task) is None]
         if not request or not lost:
             return
         settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)
         asked = [f"{texts[b]}\n{request}" for b in lost]
-        more = agent.decode(*agent.embed([[text] for text in asked], special=True),
-                            seeds([questions[b] for b in lost], settings.seed, "retry"), settings)
+        more = agent.decode(*agent.embed([[text] for text in asked], special=True), [~lots[b] & (1 << 63) - 1 for b in lost], settings)
         for b, text, new in zip(lost, asked, more):
             texts[b] = (text + agent.tokenizer.decode(new, strip=False)).strip()
             ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)
@@ -320,5 +331,5 @@ def usable_dtype(name, device):
 
 
 if __name__ == "__main__":
-    from .cli import main
-    main()
+    from .cli import command, main
+    command(main)

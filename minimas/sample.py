@@ -9,10 +9,10 @@ import hashlib
 import torch
 
 
-def seeds(questions, *key):
-    """One 63-bit integer for each of B questions, out of its text and a key: the run's seed, and what tells its texts apart."""
-    digests = (hashlib.sha256("\0".join([*map(str, key), question.text]).encode()).digest() for question in questions)
-    return [int.from_bytes(digest[:8], "little") >> 1 for digest in digests]
+def seeds(questions, *key, rollouts=1):
+    """`rollouts` 63-bit integers for each of B questions, out of its text and a key: the run's seed, and what tells its texts apart."""
+    keys = ("\0".join([*map(str, key), *([f"rollout {k}"] if k else []), question.text]) for question in questions for k in range(rollouts))
+    return [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 for text in keys]
 
 
 def uniform(seeds, n):

@@ -112,7 +112,7 @@ class Ours:
 
     def run(self, asked):
         latents = {}
-        prompts = recurse(self.system, self.system.read(asked), self.settings, hear=lambda r, edge, z: latents.update({(r, *edge): z}))
+        prompts = recurse(self.system, self.system.read(asked), self.settings, hear=lambda r, edge, z, _: latents.update({(r, *edge): z}))
         return self.write(self.system.style.order[-1], prompts, self.settings.max_new_tokens), latents
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minimas.cli import main
+from minimas.cli import command, main
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 
@@ -39,7 +39,7 @@ def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", *args])
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))
     with pytest.raises(SystemExit) as end:
-        main()
+        command(main)
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == ""
     assert err.count("\n") == 1 and err.startswith("minimas: ") and complaint in err

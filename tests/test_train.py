@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_inference(system):
     sent = {}
     result = system.run(["1 + 1?"], rounds=2, latent_steps=3, max_new_tokens=1, retry=False, keep_latents=True)[0]
     with torch.enable_grad():
-        minimas.recurse.recurse(system, system.read(["1 + 1?"]), Settings(rounds=2, latent_steps=3), hear=lambda r, edge, z: sent.update({(r, *edge): z[0]}))
+        minimas.recurse.recurse(system, system.read(["1 + 1?"]), Settings(rounds=2, latent_steps=3), hear=lambda r, edge, z, _: sent.update({(r, *edge): z[0]}))
     assert sent.keys() == result.latents.keys() and all((sent[key] - result.latents[key]).abs().max() < 1e-5 for key in sent)
 
 

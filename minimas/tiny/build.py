@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from .. import InputError
 from ..agent import Agent
-from ..cli import told
+from ..cli import command
 from ..link import InnerLink, OuterLink
 from ..load import load_generation, load_model, load_tokenizer, read_config
 from ..recurse import STYLES, Settings, System, load_mas_system
@@ -219,12 +219,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what the report is measured on (default test)")
     args = parser.parse_args()
-    try:
-        report = build(args.out, args.seed, split=args.split) if args.out else evaluate(args.evaluate, args.split, 150)
-    except InputError as e:
-        raise SystemExit(told(e)) from None
+    report = build(args.out, args.seed, split=args.split) if args.out else evaluate(args.evaluate, args.split, 150)
     print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
