@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import checkpoints
 import minimas
 import reference
+from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import DTYPES
 from minimas.recurse import STYLES, Settings, recurse
 
@@ -300,8 +301,26 @@ def profile(args, ours, asked):
     print(seen.key_averages().table(sort_by=f"self_{args.device}_time_total", row_limit=20, max_name_column_width=50))
 
 
+def links(args):
+    """Both links at the released sizes, in their two forms; mbu: part of the copy bandwidth at which a fused one reads its weights."""
+    dtype, bandwidth = DTYPES[args.dtype], copy_bandwidth(args.device)
+    print(f"{'milliseconds':24s}{'rows':>6s}{'plain':>10s}{'fused':>10s}{'ratio':>8s}{'mbu':>7s}")
+    for name, link in ("inner 2048", InnerLink(2048)), ("outer 2048 > 2048", OuterLink(2048, 2048)), ("outer 4096 > 2560", OuterLink(4096, 2560)):
+        plain = link.to(args.device, dtype).requires_grad_(False)
+        quick, size = fused(plain), sum(p.numel() for p in plain.parameters()) * dtype.itemsize
+        for rows in 1, 2, 4, 8, 16, 32, 64:
+            h = torch.randn(rows, link.proj1.in_features, device=args.device).to(dtype)
+            times = {form: [] for form in (plain, quick)}
+            for _ in range(30):  # in turns
+                for form, seen in times.items():
+                    form(h)
+                    seen.append(timed(lambda: [form(h) for _ in range(5)], args.device)[0] / 5)
+            slow, fast = (statistics.median(seen) for seen in times.values())
+            print(f"{name:24s}{rows:6d}{1e3 * slow:10.3f}{1e3 * fast:10.3f}{slow / fast:8.2f}{size / fast / bandwidth:7.2f}", flush=True)
+
+
 def scale(args, ours):
-    """minimas alone: time of a whole run and peak memory, one size varied at a time."""
+    """minimas alone: time of a whole run and peak memory, one size varied at a time; then memory after 200 questions."""
     first = ours.system.style.order[0]
     print(f"{'':24s}{'seconds':>10s}{'peak memory, MiB':>20s}")
 
@@ -322,6 +341,13 @@ def scale(args, ours):
         point(f"latent steps {m}", m=m)
     for length in 128, 512, 2048, 8192:
         point(f"prompt {length} (roll-out)", length=length, roll_out=True)
+    resident = lambda: torch.cuda.memory_allocated() if args.device == "cuda" else int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    ours.settings = replace(ours.settings, rounds=2, latent_steps=8, max_new_tokens=8)
+    for n in range(1, 26):
+        ours.run(questions(8, 120, seed=n))
+        if n == 5:
+            before = resident()
+    print(f"memory after 200 questions, against after 40: {(resident() - before) / 2 ** 20:+.1f} MiB")
 
 
 @torch.no_grad()
@@ -341,12 +367,15 @@ def main():
     add("--repeats", type=int, default=3)
     add("--released-repeats", type=int, default=1, help="whole runs of the slow peer; 0 leaves it out")
     add("--profile", action="store_true", help="no race: where minimas spends its time")
+    add("--links", action="store_true", help="no race: the links in their plain and their fused form")
     add("--scale", action="store_true", help="no race: minimas' time and memory against prompt length, batch, rounds and latent steps")
     args = parser.parse_args()
     args.dtype = args.dtype or {"cpu": "float32", "cuda": "bfloat16"}[args.device]
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
+    if args.links:
+        return links(args)
     asked = questions(args.batch, args.prompt_tokens)
     with tempfile.TemporaryDirectory() as folder:
         dtype = DTYPES[args.dtype]

@@ -1,0 +1,274 @@
+"""Benchmarks: a record of every question as soon as it is answered, then accuracy by rounds, latent steps and channel.
+
+    python -m minimas.evaluate --style tiny --dataset tiny
+    python -m minimas.evaluate --style sequential_light --dataset math500
+    torchrun --nproc-per-node 4 -m minimas.evaluate --style mixture --dataset mine.jsonl --columns question=problem
+
+The records are lines of JSON: first the settings, then one line for each question at each point of the grid. A run that was
+killed goes on where it was when it is started again: batches are the same ones, so the records are, too. With torchrun every
+process takes its share of the batches and writes a part of its own; the first one puts the parts together.
+"""
+
+import csv
+import gc
+import itertools
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, fields, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import InputError, __version__, grade
+from .cli import checkpoints, command, make_parser, names
+from .data import DATASETS, load_dataset, settings_for
+from .plot import save_charts
+from .recurse import STYLES, Settings, load_mas_system
+
+POINT = ("channel", "rounds", "latent_steps")  # what a point of the grid is named by
+
+
+def numbers(text):
+    """An option that lists whole numbers: 1,2,3."""
+    return tuple(int(number) for number in text.split(","))
+
+
+def arguments():
+    parser = make_parser("evaluate", "Measure a recursive multi-agent system on questions with known answers.")
+    add = parser.add_argument
+    add("--dataset", required=True, help=f"{', '.join(DATASETS)}, or a .json, .jsonl or .csv file")
+    add("--file", help="a local copy of the data set, instead of the hub")
+    add("--columns", type=names, default=(), metavar="question=COLUMN,...",
+        help="what a file calls question, answer, options, id, tests or fn_name")
+    add("--task", default="math", help="of a local file: math (default), choice or code")
+    add("--limit", type=int, help="only the first so many questions")
+    add("--protocol", default="paper", help="whose settings are the defaults: paper (default) or released")
+    add("--rounds", type=numbers, help="rounds of recursion, or several: 1,2,3 (default 3)")
+    add("--latent-steps", type=numbers, help="latents an agent thinks per turn, or several: 16,32,48 (default: the style's)")
+    add("--channel", type=names, help="what agents send: latent (default), text, or latent,text")
+    add("--rollouts", type=int, help="texts per question, out of the same latents: pass@k counts one right of k")
+    add("--batch-size", type=int, help="questions at once (default 8)")
+    add("--grader", type=names, help=f"of mathematics: {', '.join(grade.GRADERS)}; several give a column each")
+    add("--allow-code-execution", action="store_true", help="run the programs that agents write against the tests, in guarded processes")
+    add("--out", type=Path, help="the records (default: STYLE-DATASET.jsonl)")
+    add("--csv", type=Path, help="write the table there, too")
+    add("--plot", type=Path, help="draw accuracy and tokens against rounds there, as SVG")
+    return parser.parse_args()
+
+
+def plan(args):
+    """(what is asked how, the points of the grid, graders): options over the protocol's settings over the style's."""
+    if args.style not in STYLES:
+        raise InputError(f"style {args.style!r} is not known, expected one of {', '.join(STYLES)}")
+    chosen = settings_for(args.dataset, args.style, args.protocol, args.task)
+    given = {name: value for name in (f.name for f in fields(Settings)) if (value := getattr(args, name, None)) is not None}
+    options = {"rounds": (3,), "latent_steps": (None,), "channel": ("latent",)} | chosen | given
+    kind = options.pop("grader")
+    graders = (args.grader or (grade.default_grader(),)) if kind == "math" else args.grader or (kind,)
+    if kind in ("math", "released") and (unknown := set(graders) - set(grade.GRADERS)):
+        raise InputError(f"the grader is {min(unknown)!r}, expected one of {', '.join(grade.GRADERS)}")
+    if kind not in ("math", "released") and args.grader:
+        raise InputError(f"--grader is for mathematics; {args.dataset} is graded by {kind}: leave it out")
+    if kind == "code" and not args.allow_code_execution:
+        raise InputError("answers are programs, and grading runs them: say --allow-code-execution if you want that on this machine")
+    grid = [tuple(value if isinstance(value, (tuple, list)) else (value,)) for value in (options.pop(name) for name in POINT)]
+    settings = Settings(**options)
+    points = [replace(settings, **dict(zip(POINT, point))).completed(STYLES[args.style]) for point in itertools.product(*grid)
+              if point[0] == "latent" or point[2] == grid[2][0]]  # text takes no latent steps: once is enough
+    return points, graders
+
+
+# Grading
+
+def right(example, result, grader):
+    """Whether an answer is right, by a grader."""
+    if grader in grade.GRADERS:
+        return grade.same_math(result.answer, example.gold, grader)
+    if grader == "code":
+        return result.answer is not None and grade.passes(result.answer, tests_of(example), example.fn_name or "")
+    return {"choice": grade.same_choice, "text": grade.same_text}[grader](result.answer, example.gold)
+
+
+def tests_of(example):
+    """The tests of a code question, as grade.passes takes them."""
+    tests = example.tests() if callable(example.tests) else example.tests
+    return [tests] if isinstance(tests, str) else [(test["input"], test["output"]) for test in tests]
+
+
+def record(index, example, results, point, graders):
+    """The line of one question at one point of the grid."""
+    return {"index": index, "id": example.id, **{name: getattr(point, name) for name in POINT}, "question": example.question,
+            "gold": example.gold, "answers": [r.answer for r in results], "texts": [r.text for r in results],
+            "right": {grader: [right(example, r, grader) for r in results] for grader in graders},
+            "tokens": [r.new_tokens for r in results], "heard_tokens": results[0].heard_tokens, "seconds": round(sum(r.seconds for r in results), 3)}
+
+
+# Answering
+
+def out_of_memory(error):
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def answers(system, questions, settings, size):
+    """Results of a batch, in pieces of at most size[0] questions; out of memory, size[0] is halved and the batch asked again."""
+    while True:
+        try:
+            pieces = [questions[i:i + size[0]] for i in range(0, len(questions), size[0])]
+            return [result for piece in pieces for result in system.answer(piece, settings)]
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+        if size[0] == 1:
+            raise InputError("out of memory with one question at a time: take fewer new tokens or rollouts, --offload, or a larger device")
+        size[0] = -(-min(size[0], len(questions)) // 2)
+        print(f"minimas: out of memory, going on with {size[0]} questions at once", file=sys.stderr)
+        for agent in system.agents.values():
+            agent.release()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def answer_all(system, examples, questions, points, graders, done, file, share):
+    """Answer what is not done of this process's share of the batches, and append a record of each to `file`."""
+    rank, world = share
+    work = [(point, start) for point in points for start in range(0, len(examples), point.batch_size)][rank::world]
+    size, hits = [points[0].batch_size], []
+    with open(file, "a", encoding="utf-8") as out, tqdm(total=len(work) * points[0].batch_size, unit="question", disable=rank > 0) as bar:
+        for point, start in work:
+            batch = range(start, min(start + point.batch_size, len(examples)))
+            missing = [i for i in batch if key({"index": i} | asdict(point)) not in done]
+            results = answers(system, [questions[i] for i in batch], point, size) if missing else []
+            for i in missing:
+                own = results[(i - start) * point.rollouts:][:point.rollouts]
+                line = record(i, examples[i], own, point, graders)
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.flush()
+                hits += line["right"][graders[0]]
+                bar.set_postfix_str(f"{sum(hits) / len(hits):.1%} right")
+                bar.update()
+            bar.update(point.batch_size - len(missing))
+
+
+# Records
+
+def key(line):
+    return (*(line[name] for name in POINT), line["index"])
+
+
+def read_lines(file):
+    """The lines of a file of records; a last one that was cut off when its writer was killed is left out."""
+    *lines, cut = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as e:
+        raise InputError(f"{file} is not a file of records ({e}): give another name with --out") from e
+
+
+def gather(file, settings):
+    """Put a run's records and the parts of other processes into one file, in order; refuse those of other settings."""
+    parts = sorted(file.parent.glob(f"{file.name}.part*"))
+    before, *lines = read_lines(file) or [settings]
+    if before != settings:
+        names_ = sorted(name for name in {**before, **settings} if before.get(name) != settings.get(name)) if isinstance(before, dict) else []
+        raise InputError(f"{file} holds another run (" + "; ".join(f"{n}: {before.get(n)} there, {settings.get(n)} now" for n in names_) +
+                         "): take the same settings to go on, or another name with --out")
+    records = {key(line): line for line in [*lines, *(line for part in parts for line in read_lines(part))]}
+    whole = file.with_name(file.name + ".partial")
+    with open(whole, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in [settings, *(records[k] for k in sorted(records))])
+    whole.replace(file)
+    for part in parts:
+        part.unlink()
+    return records
+
+
+# The table
+
+def interval(p, n, z=1.96):
+    """Wilson's 95 % interval of a share p seen in n trials."""
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def summary(lines, point, graders):
+    """A row of the table: percentages, and means over the questions."""
+    n, row = len(lines), {name: getattr(point, name) for name in POINT} | {"questions": len(lines)}
+    for grader in graders:
+        shares = [sum(line["right"][grader]) / point.rollouts for line in lines]
+        accuracy = sum(shares) / n
+        row |= {f"{grader} %": round(100 * accuracy, 1), f"{grader} 95 %": "{:.1f} to {:.1f}".format(*(100 * x for x in interval(accuracy, n)))}
+        if point.rollouts > 1:
+            row[f"{grader} pass@{point.rollouts} %"] = round(100 * sum(any(line["right"][grader]) for line in lines) / n, 1)
+    tokens = sum(sum(line["tokens"]) + line["heard_tokens"] for line in lines) / n
+    return row | {"tokens": round(tokens, 1), "seconds": round(sum(line["seconds"] for line in lines) / n, 3)}
+
+
+def show(rows):
+    """The table as text, numbers to the right."""
+    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells)
+
+
+def draw(file, rows, grader):
+    """Accuracy and tokens against rounds, a line for each channel and number of latent steps."""
+    charts = []
+    for title, column in ("percent right", f"{grader} %"), ("decoded tokens a question", "tokens"):
+        lines = {}
+        for row in rows:
+            name = "text" if row["channel"] == "text" else f"latent, {row['latent_steps']} steps"
+            lines.setdefault(name, []).append((row["rounds"], row[column]))
+        charts.append((title, "rounds", {name: sorted(line) for name, line in lines.items()}))
+    save_charts(file, charts)
+
+
+def main():
+    args = arguments()
+    points, graders = plan(args)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))  # only to wait for one another
+        if args.device in (None, "cuda") and torch.cuda.is_available():
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    wait = torch.distributed.barrier if world > 1 else lambda: None
+    columns = dict(pair.partition("=")[::2] for pair in args.columns)
+    examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell=None if rank == 0 else lambda _: None)
+    file = args.out or Path(f"{args.style}-{Path(args.dataset).stem}.jsonl")
+    same = {name: value for name, value in asdict(points[0]).items() if name not in POINT}
+    settings = json.loads(json.dumps({
+        "minimas": __version__, "style": args.style, "dataset": args.dataset, "file": args.file, "columns": columns, "limit": args.limit,
+        "questions": len(examples), "graders": graders, "checkpoint": args.checkpoint, "dtype": args.dtype, **same}))
+    if rank == 0:
+        gather(file, settings)
+    wait()
+    done = {key(line) for line in read_lines(file)[1:]}
+    wait()
+    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype, task=examples[0].task,
+                             offload=args.offload, plain=args.plain)
+    questions = system.read([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
+    own = file if rank == 0 else file.with_name(f"{file.name}.part{rank}")
+    with torch.no_grad():
+        answer_all(system, examples, questions, points, graders, done, own, (rank, world))
+    wait()
+    if rank == 0:
+        report(args, gather(file, settings), points, graders, len(examples))
+
+
+def report(args, records, points, graders, n):
+    rows = [summary([records[key({"index": i} | asdict(point))] for i in range(n)], point, graders) for point in points]
+    print(show(rows))
+    if args.csv:
+        with open(args.csv, "w", newline="", encoding="utf-8") as out:
+            table = csv.DictWriter(out, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    if args.plot:
+        draw(args.plot, rows, graders[0])
+
+
+if __name__ == "__main__":
+    command(main)

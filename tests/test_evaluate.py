@@ -1,0 +1,226 @@
+"""A benchmark run, broken off and resumed in every way: the same records as an unbroken one, and a table that adds up."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+
+import pytest
+import torch
+
+import minimas
+from minimas import evaluate
+from minimas.data import Example, load_dataset
+from minimas.plot import save_charts, ticks
+from minimas.recurse import Settings
+from minimas.tiny.task import questions
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SHORT = ["--style", "tiny", "--dataset", "tiny", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A local file of 24 chains."""
+    file = tmp_path_factory.mktemp("data") / "chains.jsonl"
+    file.write_text("".join(json.dumps({"problem": c.question, "answer": str(c.answer)}) + "\n" for c in questions("validation", 3)))
+    return file
+
+
+def options(data, out, *more):
+    return ["--dataset", str(data), "--columns", "question=problem", "--device", "cpu", "--out", str(out), "--batch-size", "4",
+            "--rounds", "1,3", "--channel", "latent,text", "--temperature", "0.7", *more]
+
+
+def run(monkeypatch, capsys, *args):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
+    evaluate.command(evaluate.main)
+    return capsys.readouterr()
+
+
+def records(file):
+    """Lines of a file of records, without the time they took."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "records.jsonl"
+    done = subprocess.run([sys.executable, "-m", "minimas.evaluate", *options(data, out)], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_table_and_records(unbroken, data):
+    out, done = unbroken
+    head, *rows = (line.split() for line in done.stdout.splitlines())
+    assert [row[:4] for row in rows] == [["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "5", "24"], ["text", "3", "5", "24"]]
+    settings, *lines = records(out)
+    assert settings["temperature"] == 0.7 and settings["questions"] == 24 and len(lines) == 96
+    system = minimas.load_mas_system("tiny", device="cpu")
+    asked = [line["question"] for line in lines[:24]]
+    for point, part in zip(((1, "latent"), (3, "latent"), (1, "text"), (3, "text")), (lines[i:i + 24] for i in range(0, 96, 24))):
+        results = system.run(asked, rounds=point[0], channel=point[1], temperature=0.7, batch_size=4)
+        assert [line["texts"] for line in part] == [[r.text] for r in results]
+        assert [line["tokens"][0] + line["heard_tokens"] for line in part] == [r.new_tokens + r.heard_tokens for r in results]
+        judged = [r.answer == line["gold"] for r, line in zip(results, part)]
+        assert [line["right"] for line in part] == [{next(iter(line["right"])): [verdict]} for line, verdict in zip(part, judged)]
+        shown = next(row for row in rows if (int(row[1]), row[0]) == point)
+        assert float(shown[4]) == round(100 * sum(judged) / 24, 1)
+    assert all(line["heard_tokens"] == 0 for line in lines[:48]) and all(line["heard_tokens"] > 0 for line in lines[72:])
+
+
+@pytest.mark.parametrize("after", (1, 30, 60))
+def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys, after):
+    out = tmp_path / "records.jsonl"
+    child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)], stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    while child.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") <= after):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert after < out.read_bytes().count(b"\n")
+    run(monkeypatch, capsys, *options(data, out))
+    assert records(out) == records(unbroken[0])
+    assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+def test_a_line_that_was_cut_is_written_again(unbroken, data, tmp_path, monkeypatch, capsys):
+    out, whole = tmp_path / "records.jsonl", unbroken[0].read_bytes()
+    for cut in 7, len(whole) // 2, len(whole) - 1:
+        out.write_bytes(whole[:cut])
+        run(monkeypatch, capsys, *options(data, out))
+        assert records(out) == records(unbroken[0])
+
+
+def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
+    monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_, **__: pytest.fail("computed"))
+    assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1].stdout
+
+
+@pytest.mark.parametrize("change, complaint", [(("--seed", "7"), "seed: 42 there, 7 now"), (("--limit", "3"), "limit: None there, 3 now")])
+def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change, complaint):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *options(data, unbroken[0], *change))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and complaint in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("world, kill", ((2, False), (4, False), (2, True), (4, True)))
+def test_several_processes(unbroken, data, tmp_path, world, kill):
+    """Shares of the batches, put together: the records of one process; also when one of them is killed and all start again."""
+    out = tmp_path / "records.jsonl"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(29500 + 10 * world + kill),
+               "-m", "minimas.evaluate", *options(data, out)]
+    if kill:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+        part = tmp_path / f"records.jsonl.part{world - 1}"
+        while child.poll() is None and (not part.exists() or not part.stat().st_size):
+            time.sleep(0.02)
+        for pid in subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()[-1:]:
+            os.kill(int(pid), signal.SIGKILL)
+        assert child.wait() != 0 and len(records(out)) < 97
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert records(out) == records(unbroken[0]) and [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
+    assert [row.split()[:5] for row in done.stdout.splitlines()] == [row.split()[:5] for row in unbroken[1].stdout.splitlines()]
+
+
+def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, capsys):
+    answer, sizes = minimas.recurse.System.answer, []
+
+    def small(self, questions, settings):
+        sizes.append(len(questions))
+        if len(questions) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(self, questions, settings)
+    monkeypatch.setattr(minimas.recurse.System, "answer", small)
+    told = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl")).err
+    assert records(tmp_path / "r.jsonl") == records(unbroken[0])
+    assert sizes[:4] == [4, 2, 1, 1] and set(sizes[2:]) == {1} and "going on with 2 questions" in told
+    monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *options(data, tmp_path / "other.jsonl"))
+    assert end.value.code == 2 and "one question at a time" in capsys.readouterr().err
+
+
+def test_rollouts(data, tmp_path, monkeypatch, capsys):
+    """k texts from one prefill: the first is that of a run without rollouts; pass@k counts a question with one right of them."""
+    system, asked = minimas.load_mas_system("tiny", device="cpu"), [c.question for c in questions("validation", 1)]
+    read = []
+    forward = system.agents["solver"].model.forward
+    monkeypatch.setattr(system.agents["solver"].model, "forward", lambda x, *rest, **more: read.append(x.shape[:2]) or forward(x, *rest, **more))
+    settings = {"temperature": 3.0, "top_p": 1.0, "top_k": 0, "rounds": 1, "seed": 1}
+    many, one = system.run(asked, rollouts=4, **settings), system.run(asked, **settings)
+    assert [r.token_ids for r in many[::4]] == [r.token_ids for r in one] and [r.question for r in many] == [q for q in asked for _ in range(4)]
+    assert len({tuple(r.token_ids) for r in many}) > len(asked) and read[0][0] == 8 and read[1] == (32, 1)
+    out = tmp_path / "r.jsonl"
+    shown = run(monkeypatch, capsys, "--dataset", data, "--columns", "question=problem", "--rounds", "3", "--rollouts", "3", "--temperature", "2.5",
+                "--out", out).out.splitlines()
+    lines = records(out)[1:]
+    verdicts = [next(iter(line["right"].values())) for line in lines]
+    assert all(len(v) == 3 for v in verdicts) and any(any(v) and not all(v) for v in verdicts)
+    assert "pass@3" in shown[0] and str(round(100 * sum(map(any, verdicts)) / 24, 1)) in shown[1].split()
+    assert str(round(100 * sum(map(sum, verdicts)) / 72, 1)) in shown[1].split()
+
+
+def test_csv_and_plot(unbroken, data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, capsys, *options(data, unbroken[0], "--csv", tmp_path / "t.csv", "--plot", tmp_path / "t.svg"))
+    rows = list(csv.DictReader(open(tmp_path / "t.csv")))
+    assert [(row["channel"], row["rounds"]) for row in rows] == [("latent", "1"), ("latent", "3"), ("text", "1"), ("text", "3")]
+    drawn = xml.parse(tmp_path / "t.svg").getroot()
+    texts = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"percent right", "decoded tokens a question", "latent, 5 steps", "text", "rounds"} <= texts
+    assert sum(element.tag.endswith("circle") for element in drawn.iter()) == 8
+
+
+def test_two_graders_side_by_side(data, tmp_path, monkeypatch, capsys):
+    shown = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--grader", "plain,released", "--limit", "4")).out
+    assert "plain %" in shown and "released %" in shown
+    assert all(set(line["right"]) == {"plain", "released"} for line in records(tmp_path / "r.jsonl")[1:])
+
+
+@pytest.mark.parametrize("args, complaint", [
+    (["--dataset", "nothing"], "data set 'nothing'"), (["--dataset", "tiny", "--style", "x"], "style 'x'"), (["--dataset", "tiny", "--rounds", "1,x"], "--rounds"),
+    (["--dataset", "tiny", "--rounds", "0"], "rounds is 0"), (["--dataset", "tiny", "--grader", "mood"], "mood"), (["--dataset", "tiny", "--limit", "0"], "limit is 0"),
+    (["--dataset", "mbppplus"], "--allow-code-execution"), (["--dataset", "bamboogle", "--grader", "plain"], "--grader is for mathematics")])
+def test_bad_input(args, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and complaint in err
+
+
+def answered(answer):
+    return minimas.recurse.Result("q", "t", answer, [], 0, 0.0, 0)
+
+
+def test_what_is_right_by_the_kind_of_question():
+    judge = lambda grader, answer, **fields: evaluate.right(Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
+    assert judge("choice", "b", gold="B") and not judge("choice", None, gold="B")
+    assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and judge("released", "3.2", gold="3.9") and not judge("plain", "3.2", gold="3.9")
+    program = "def add(a, b):\n    return a + b"
+    assert judge("code", program, tests="assert add(1, 2) == 3", fn_name="add") is True
+    assert judge("code", program, tests="assert add(1, 2) == 4") is False and judge("code", None, tests="") is False
+    cases = lambda: [{"input": "1\n2", "output": "3", "testtype": "functional"}]
+    assert judge("code", program, tests=cases, fn_name="add") is True
+    assert judge("code", "print(int(input()) + 1)", tests=[{"input": "1\n", "output": "2\n", "testtype": "stdin"}]) is True
+
+
+def test_interval():
+    """Wilson's interval, by the numbers of its textbook example and at the ends."""
+    low, high = evaluate.interval(0.5, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+    assert evaluate.interval(0.0, 10)[0] == 0 and evaluate.interval(1.0, 10)[1] == 1 and round(evaluate.interval(1.0, 10)[0], 3) == 0.722
+
+
+def test_charts(tmp_path):
+    assert ticks(1, 5) == [1, 2, 3, 4, 5] and ticks(0, 0.93) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8]) and ticks(3, 3) == [3]
+    save_charts(tmp_path / "c.svg", [("a < b & c", "x", {"<i>": [(1, 0), (2, 5)], "one": [(1, 1)]})])
+    assert xml.parse(tmp_path / "c.svg").getroot().tag.endswith("svg")
