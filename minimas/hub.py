@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a local folder, or a repository on the Hugging Face hub, one file at a time.
+"""Where a checkpoint's and a data set's files come from: a local folder, or the Hugging Face hub, one file at a time.
 
 Fetching by file gets exactly what a task needs, and works from a warm cache with HF_HUB_OFFLINE=1.
 """
@@ -27,10 +27,18 @@ def find(source, name, required=True):
     return file
 
 
-def download(repository, name):
+def data_file(repository, name, revision=None):
+    """Path of file `name` of a data set on the hub; a revision that is a commit needs no network once it is in the cache."""
+    if file := download(repository, name, repo_type="dataset", revision=revision):
+        return file
+    raise unreachable(repository, name, "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE
+                      else "the repository has no such file", "dataset")
+
+
+def download(repository, name, repo_type="model", revision=None):
     """A file of a hub repository through huggingface_hub's cache; None where it has none of that name (offline: none cached)."""
     try:
-        return Path(hf_hub_download(repository, name))
+        return Path(hf_hub_download(repository, name, repo_type=repo_type, revision=revision))
     except GatedRepoError as e:
         raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with `hf auth login` "
                          "or HF_TOKEN") from e
@@ -39,13 +47,13 @@ def download(repository, name):
     except LocalEntryNotFoundError as e:
         if constants.HF_HUB_OFFLINE:
             return None
-        raise unreachable(repository, name, "no connection to the hub") from e
+        raise unreachable(repository, name, "no connection to the hub", repo_type) from e
     except EntryNotFoundError:
         return None
     except Exception as e:  # whatever else the network stack raises: it is told, not a traceback
-        raise unreachable(repository, name, (str(e) or type(e).__name__).splitlines()[0]) from e
+        raise unreachable(repository, name, (str(e) or type(e).__name__).splitlines()[0], repo_type) from e
 
 
-def unreachable(repository, name, why):
-    return InputError(f"{name} of {repository} cannot be fetched ({why}): check the network, or give a local folder "
-                      "with --checkpoint; --style tiny runs offline")
+def unreachable(repository, name, why, repo_type="model"):
+    instead = "folder with --checkpoint; --style" if repo_type == "model" else "file of the same columns; --dataset"
+    return InputError(f"{name} of {repository} cannot be fetched ({why}): check the network, or give a local {instead} tiny runs offline")

@@ -17,9 +17,13 @@ TASKS = ("math", "choice", "code")
 
 @dataclass(frozen=True)
 class Question:
-    """A question; for code also the name of the function asked for: None where it has no name, "" for a whole program."""
+    """A question; for code also the name of the function asked for: None where it has no name, "" for a whole program.
+
+    dataset: the data set it comes from, for prompts.json has a prompt of its own for one (`solver_gpqa`).
+    """
     text: str
     fn_name: str | None = ""
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def prompt(family, role, question, task, heard):
         if "choose the correct option" in text.lower():
             context = PROMPTS["context"]["math"]
     system = table.get("system") or PROMPTS["system_deliberation" if family == "deliberation" else "system"]
-    template = heard and table.get(role + "_with_feedback") or table[role]
+    template = heard and table.get(f"{role}_with_feedback") or table.get(f"{role}_{question.dataset}") or table[role]
     templates = {"context": context, "final": final(family, text, task), "interface": interface(question.fn_name)}
     return system, fill(template, templates, {"question": text, "fn_name": question.fn_name or ""})
 

@@ -168,7 +168,7 @@ class System:
     def __init__(self, style, agents, outer_links, task="math"):
         self.style, self.agents, self.outer_links, self.task = style, agents, outer_links, task
 
-    def read(self, questions, fn_names=None):
+    def read(self, questions, fn_names=None, dataset=None):
         """Texts as typed -> Questions; InputError names one that cannot be read."""
         if isinstance(questions, str):
             raise InputError("questions is one text: give a list of them")
@@ -178,7 +178,7 @@ class System:
             raise InputError(f"{len(fn_names)} fn_names for {len(questions)} questions: give one for each")
         for text in questions:
             self.style.read(text)  # only to refuse now what could not be read later
-        return [Question(*pair) for pair in zip(questions, fn_names or [""] * len(questions))]
+        return [Question(*pair, dataset) for pair in zip(questions, fn_names or [""] * len(questions))]
 
     def prompts(self, role, questions, inbox, date=DATE):
         """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
@@ -194,6 +194,7 @@ class System:
 
         keep_latents=False  put what passed each edge into Result.latents
         fn_names=None       task code: a name per question, None for a function without a name, "" for a whole program
+        dataset=None        name of the data set the questions are from: gpqa has a prompt of its own
         progress=False      show a bar on stderr
         A question's random numbers come from its text and the seed: asked twice, it is answered alike twice.
         Raises InputError on a question or an option that cannot be used, before anything is computed.
@@ -201,10 +202,10 @@ class System:
         return list(self.stream(questions, **options))
 
     @torch.no_grad()
-    def stream(self, questions, *, keep_latents=False, fn_names=None, progress=False, **options):
+    def stream(self, questions, *, keep_latents=False, fn_names=None, dataset=None, progress=False, **options):
         """As run, but yields the results of a batch as soon as it is done."""
         settings = Settings(**options).completed(self.style)
-        questions = self.read(questions, fn_names)
+        questions = self.read(questions, fn_names, dataset)
         batches = [questions[i:i + settings.batch_size] for i in range(0, len(questions), settings.batch_size)]
         per_batch = (settings.rounds * len(self.style.order) - 1) * settings.latent_steps + settings.max_new_tokens
         with tqdm(total=len(batches) * per_batch, unit="token", leave=False, disable=not progress) as bar:

@@ -1,19 +1,16 @@
 """The nineteen released repositories in miniature, served on loopback and loaded through the real huggingface_hub client."""
 
-import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
-from urllib.parse import unquote
 
 import pytest
 from huggingface_hub import constants
 
 import checkpoints
 import minimas
+import standin
 from minimas.recurse import STYLES
 
 OPTIONS = {"rounds": 2, "latent_steps": 2, "max_new_tokens": 4, "temperature": 0.0, "retry": False}
@@ -22,62 +19,16 @@ ASKED = ["1 + 1", "What is two times three?"]
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A server that speaks what hf_hub_download asks a hub, over a folder; `.asked` are the files fetched, `.failing` its moods."""
     root = tmp_path_factory.mktemp("hub")
     for style in checkpoints.RELEASED:
         checkpoints.make_released(root, style)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        asked, failing = set(), {}
-
-        def do_HEAD(self):
-            self.answer(body=False)
-
-        def do_GET(self):
-            self.answer(body=True)
-
-        def answer(self, body):
-            organisation, repository, _, _, name = unquote(self.path.split("?")[0]).strip("/").split("/", 4)
-            file = root / organisation / repository / name
-            if repository in self.failing:
-                return self.refuse(*self.failing[repository])
-            if not file.parent.is_dir():
-                return self.refuse(401, "RepoNotFound")
-            if not file.is_file():
-                return self.refuse(404, "EntryNotFound")
-            content = file.read_bytes()
-            self.send_response(200)
-            for header in ("ETag", f'"{hashlib.sha256(content).hexdigest()}"'), ("X-Repo-Commit", "c" * 40), ("Content-Length", str(len(content))):
-                self.send_header(*header)
-            self.end_headers()
-            if body:
-                self.asked.add(f"{repository}/{name}")
-                self.wfile.write(content)
-
-        def refuse(self, status, code):
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Handler.url, Handler.root = f"http://127.0.0.1:{server.server_port}", root
-    yield Handler
-    server.shutdown()
-    server.server_close()
+    with standin.serve(root) as server:
+        yield server
 
 
 @pytest.fixture
 def client(hub, tmp_path, monkeypatch):
-    """huggingface_hub pointed at the server, with an empty cache, and no pauses between its tries."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    standin.connect(monkeypatch, hub, tmp_path)
     return monkeypatch
 
 

@@ -9,9 +9,9 @@ from minimas.load import load_tokenizer
 from minimas.prompts import PROMPTS, Question, Slot, prompt, render
 
 
-def text(family, role, question, task="math", heard=False, fn_name=""):
+def text(family, role, question, task="math", heard=False, fn_name="", dataset=None):
     """A prompt's user message with its slots shown as <role>."""
-    pieces = prompt(family, role, Question(question, fn_name), task, heard)[1]
+    pieces = prompt(family, role, Question(question, fn_name, dataset), task, heard)[1]
     return "".join(f"<{p.role}>" if isinstance(p, Slot) else p for p in pieces)
 
 
@@ -40,6 +40,17 @@ def test_final_follows_task_and_options():
         assert text("sequential", "solver", none, "choice").endswith(number) and text("mixture", "summarizer", none).endswith(number)
     assert text("mixture", "summarizer", "A cat", "choice").endswith(letter)
     assert text("sequential", "solver", "q", "code").endswith(r"for example ```python\n<your solution code>\n```.")
+
+
+def test_gpqa_has_a_solver_prompt_of_its_own():
+    options = "q\nA. 1\nB. 2"
+    assert text("sequential", "solver", options, "choice", dataset="gpqa") == (
+        "You are a solver agent in a multi-agent system.\nHere is the refined plan:\nRefined Plan:\n<critic>\nThe question is:\n"
+        f"Question:\n{options}\nFinal Choice: put only the option letter in \\boxed{{}}, e.g., \\boxed{{A}}.")
+    others = ("sequential", "planner", True), ("sequential", "planner", False), ("sequential", "critic", False), ("mixture", "summarizer", False)
+    for family, role, heard in others:
+        assert text(family, role, options, "choice", heard, dataset="gpqa") == text(family, role, options, "choice", heard)
+    assert text("sequential", "solver", options, "choice", dataset="medqa") == text("sequential", "solver", options, "choice")
 
 
 def test_context():

@@ -1,0 +1,404 @@
+"""Benchmarks from a hub on loopback, also one in trouble, and local files."""
+
+import base64
+import json
+import os
+import pickle
+import random
+import re
+import subprocess
+import sys
+import tracemalloc
+import zlib
+
+import pytest
+from huggingface_hub import constants
+
+import minimas
+import standin
+from minimas import InputError, viewer
+from minimas.data import DATASETS, load_dataset, settings_for
+from minimas.recurse import STYLES, Settings, System
+from minimas.tiny.task import questions as chains
+
+MBPP = [{"task_id": n, "prompt": f"Write function {n}.", "code": f"def helper(x):\n    return x\ndef f{n}(x):\n    return helper(x)\n",
+         "test_list": [f"assert set(f{n}(helper({i}))) == {i}" for i in range(4)], "test": f"assert f{n}(1) == 1\n"} for n in range(250)]
+GPQA = ['Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3,Explanation',
+        *(f'rec{n},"Question {n}, with\na second line?",right {n} ,wrong a,wrong b,wrong c,{"long " * 30000 if n == 1 else ""}' for n in range(8))]
+
+
+class Malicious:
+    """Unpickled by anyone but us, it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def packed(value):
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+
+def livecodebench(file, number, private, starter="", name=None):
+    case = lambda kind: [{"input": f"{kind} {file}", "output": "1", "testtype": "functional" if starter else "stdin"}]
+    return {"question_id": f"{file}_{number}", "question_content": f"Problem {number} of {file}.", "starter_code": starter, "platform": "x",
+            "public_test_cases": json.dumps(case("public")), "private_test_cases": private(json.dumps(case("private"))),
+            "metadata": json.dumps({"func_name": name} if name else {})}
+
+
+def write(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    data = root / "datasets"
+    write(data / "HuggingFaceH4/MATH-500/test.jsonl", [
+        {"problem": f"What is {n}?", "solution": "...", "answer": f"\\frac{{{n}}}{{1}}", "level": 1, "unique_id": f"test/{n}.json"} for n in range(5)])
+    write(data / "math-ai/aime25/test.jsonl", [{"problem": "p", "answer": 70}])
+    (data / "Idavidrein/gpqa").mkdir(parents=True)
+    (data / "Idavidrein/gpqa/gpqa_diamond.csv").write_text("\n".join(GPQA))
+    for n, file in enumerate(DATASETS["livecodebench"].files):
+        write(data / "livecodebench/code_generation_lite" / file, [
+            livecodebench(n, 1, packed), livecodebench(n, 2, str, "class Solution:\n    def g(self):", "g"),
+            livecodebench(n, 3, lambda tests: "", "class Solution:")])
+    with standin.serve(root) as server:
+        server.sets |= {("evalplus/mbppplus", "default", "test"): MBPP,
+                        ("MathArena/aime_2026", "default", "train"): [{"problem_idx": 1, "problem": "p", "answer": 277}],
+                        ("chiayewken/bamboogle", "default", "test"): [{"Question": "Who?", "Answer": "Ada Lovelace"}],
+                        ("hotpotqa/hotpot_qa", "distractor", "validation"): [{"id": "5a8", "question": "Who?", "answer": "Ada", "context": {}}]}
+        yield server
+
+
+@pytest.fixture
+def client(hub, tmp_path, monkeypatch):
+    """The hub with an empty cache; .pauses are those made between tries, .patch the monkeypatch."""
+    hub.pauses, hub.patch, hub.cache = standin.connect(monkeypatch, hub, tmp_path / "files"), monkeypatch, tmp_path / "minimas" / "datasets"
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_SERVER", hub.url + "/")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    hub.asked.clear(), hub.pages.clear(), hub.moods.clear(), hub.failing.clear()
+    return hub
+
+
+def load(name, **options):
+    """Examples, and what was told."""
+    told = []
+    return load_dataset(name, tell=told.append, **options), told
+
+
+def local(file, **options):
+    return load(str(file), **options)[0]
+
+
+def refused(name, **options):
+    with pytest.raises(InputError) as told:
+        load_dataset(str(name), **options)
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+def test_settings_are_the_papers():
+    """The table of spec.md section 4."""
+    paper = {"math500": (2000, 0.6, 1, "math"), "gpqa": (4000, 0.6, 1, "choice"), "medqa": (4000, 0.6, 1, "choice"), "aime25": (16000, 0.6, 10, "math"),
+             "aime26": (16000, 0.6, 10, "math"), "mbppplus": (4000, 0.2, 1, "code"), "livecodebench": (4000, 0.2, 1, "code"),
+             "bamboogle": (4000, 0.6, 1, "text"), "hotpotqa": (4000, 0.6, 1, "text")}
+    names = ("max_new_tokens", "temperature", "rollouts", "grader")
+    assert {name: tuple(settings_for(name, "mixture")[key] for key in names) for name in DATASETS if name != "tiny"} == paper
+    assert settings_for("math500", "sequential_light")["max_new_tokens"] == 1000
+    assert [d.size for d in DATASETS.values()] == [None, 500, 198, 300, 30, 30, 378, 1055, None, None]
+    assert settings_for("tiny", "tiny") == {"grader": "math", "rollouts": 1} and settings_for("x.csv", "tiny", task="choice")["grader"] == "choice"
+    for name in paper:
+        own = {key: value for key, value in settings_for(name, "mixture").items() if key not in ("grader", "rollouts")}
+        assert Settings(**own).completed(STYLES["mixture"])
+
+
+def test_settings_of_the_released_runner():
+    for name in "gpqa", "medqa", "mbppplus":
+        assert settings_for(name, "mixture", "released") == settings_for(name, "mixture")
+    assert settings_for("math500", "sequential_light", "released") == settings_for("math500", "sequential_light") | {"grader": "released"}
+    for name, protocol, complaint in [("aime25", "released", "has no aime25, only math500, gpqa, medqa, mbppplus"), ("maths", "paper", "not known"),
+                                      ("x.csv", "released", "has no x.csv"), ("math500", "mine", "expected paper or released")]:
+        with pytest.raises(InputError, match=complaint):
+            settings_for(name, "mixture", protocol)
+
+
+def test_tiny_is_its_test_split():
+    examples = load_dataset("tiny")
+    assert [(e.question, e.gold) for e in examples] == [(c.question, str(c.answer)) for c in chains("test", 150)] and len(examples) == 1200
+    some = examples[::150]
+    results = minimas.load_mas_system("tiny", device="cpu").run([e.question for e in some], dataset="tiny")
+    assert [r.answer for r in results] == [e.gold for e in some]
+
+
+def test_math500(client):
+    examples, told = load("math500")
+    assert [(e.id, e.question, e.gold, e.task) for e in examples[:2]] == [
+        ("test/0.json", "What is 0?", "\\frac{0}{1}", "math"), ("test/1.json", "What is 1?", "\\frac{1}{1}", "math")]
+    assert told == ["math500 has 5 questions here, 500 in the paper: results do not compare"]
+    assert load("math500", limit=2) == (examples[:2], [])
+    client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load("math500")[0] == examples
+    assert re.search("gpqa_diamond.csv of Idavidrein/gpqa cannot be fetched .*HF_HUB_OFFLINE is set.*local file", refused("gpqa"))
+
+
+def test_revisions_are_pinned(client, tmp_path):
+    """A commit that the cache holds is not asked for again: the set stays, and so do results."""
+    examples = load("aime25")[0]
+    assert [file.parent.name for file in (tmp_path / "files").rglob("test.jsonl")] == [DATASETS["aime25"].revision]
+    client.patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}")
+    assert load("aime25")[0] == examples and examples[0].gold == "70"
+
+
+def test_small_sets_from_the_viewer(client):
+    for name, expected in {"aime26": ("1", "p", "277"), "bamboogle": ("row 1", "Who?", "Ada Lovelace"), "hotpotqa": ("5a8", "Who?", "Ada")}.items():
+        example = load(name)[0][0]
+        assert (example.id, example.question, example.gold) == expected and example.task == "math"
+
+
+def test_gpqa(client):
+    examples = load("gpqa")[0]
+    assert len(examples) == 8 and {e.task for e in examples} == {"choice"} and examples[3].id == "rec3"
+    for n, e in enumerate(examples):
+        stem, options = e.question.split("?\n")
+        letters = dict(re.findall(r"^([A-D])\. (.*)$", options, re.MULTILINE))
+        assert stem == f"Question {n}, with\na second line" and options.endswith("\n\nChoose the correct option (A/B/C/D).")
+        assert list(letters) == list("ABCD") and letters[e.gold] == f"right {n}" and sorted(letters.values())[1:] == ["wrong a", "wrong b", "wrong c"]
+    assert len({e.gold for e in examples}) > 1, "the right one moves"
+    other = load("gpqa", seed=7)[0]
+    assert other != examples and [e.question[:10] for e in other] == [e.question[:10] for e in examples]
+
+
+def test_gpqa_order_hangs_on_the_question_alone(client, tmp_path):
+    file, rows = tmp_path / "gpqa.csv", GPQA[1:]
+    random.Random(0).shuffle(rows)
+    file.write_text("\n".join([GPQA[0], *rows]))
+    assert {e.question: e.gold for e in load("gpqa", file=file)[0]} == {e.question: e.gold for e in load("gpqa")[0]}
+    file.write_text("Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\nWhy?,0,1,2,3\n")
+    assert load("gpqa", file=file)[0][0].question.startswith("Why?\nA. 2\nB. 0\nC. 1\nD. 3\n"), "as the released runner for seed 42"
+    assert "leave them out" in refused("gpqa", file=file, columns={"question": "Question"})
+
+
+def test_gated(client):
+    client.failing["gpqa"] = (403, "GatedRepo")
+    assert "is gated: accept its terms" in refused("gpqa") and "HF_TOKEN" in refused("gpqa")
+    for status, complaint in (401, "is gated, or private"), (403, "accept its terms"), (404, "set HF_TOKEN"):
+        client.moods[:] = [status]
+        assert re.search(f"evalplus/mbppplus.*{complaint}", refused("mbppplus")) and client.pauses == []
+    assert len(client.pages) == 3, "asked once each"
+
+
+def test_mbppplus_in_pages(client):
+    examples, told = load("mbppplus")
+    assert [offset for offset, _ in client.pages] == [0, 100, 200] and len(examples) == 250 and "378 in the paper" in told[0]
+    e = examples[249]
+    assert (e.id, e.gold, e.tests, e.fn_name, e.task) == ("249", MBPP[249]["code"], "assert f249(1) == 1\n", "f249", "code")
+    assert e.question == ("Write function 249.\n\nYour solution should satisfy assertions like:\n"
+                          "assert set(f249(helper(0))) == 0\nassert set(f249(helper(1))) == 1\nassert set(f249(helper(2))) == 2")
+    scope = {}
+    exec(e.gold + e.tests, scope)
+    client.patch.setenv("HF_DATASETS_SERVER", "http://127.0.0.1:1")
+    client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load("mbppplus")[0] == examples and len(client.pages) == 3, "from the cache"
+
+
+def test_as_many_pages_as_needed(client):
+    assert len(load("mbppplus", limit=100)[0]) == 100 and [offset for offset, _ in client.pages] == [0]
+    client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert len(load("mbppplus", limit=100)[0]) == 100
+    assert re.search("evalplus/mbppplus cannot be fetched: HF_HUB_OFFLINE is set and row 100 is not in .*mbppplus", refused("mbppplus"))
+
+
+def test_trouble_that_passes(client):
+    """Busy, broken, cut in the middle, dropped: asked again after a pause, as long as the server asks for."""
+    client.moods[:] = [None, 429, 500, "cut", "dropped", 503, None]
+    assert len(load("mbppplus")[0]) == 250
+    assert [offset for offset, _ in client.pages] == [0, *[100] * 6, 200] and client.pauses == [7, 2, 4, 8, 16]
+
+
+def test_the_environment_is_heard(client, tmp_path):
+    """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, in a process that only they tell of the stand-in; and no torch is loaded."""
+    code = ("import sys; from minimas.data import load_dataset; assert 'torch' not in sys.modules\n"
+            "print([len(load_dataset(name, limit=4)) for name in ('math500', 'gpqa', 'mbppplus')])")
+    env = os.environ | {"HF_ENDPOINT": client.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1"}
+    offline = env | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1", "HF_DATASETS_SERVER": "http://127.0.0.1:1"}
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one) for one in (env, offline)]
+    assert [run.stdout for run in runs] == ["[4, 4, 4]\n"] * 2, runs[-1].stderr
+    assert client.pages == [(0, "Bearer hf_mine")] and (tmp_path / "home" / "minimas" / "datasets").is_dir()
+
+
+@pytest.mark.parametrize("after, pause", [("0", 0), ("3600", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)])
+def test_pauses_are_the_servers_within_a_minute(client, after, pause):
+    client.patch.setattr(client, "retry_after", after)
+    client.moods[:] = [429]
+    assert load("aime26")[0] and client.pauses == [pause]
+
+
+def test_trouble_that_stays(client):
+    """What came is kept, and the next try goes on from there."""
+    client.moods[:] = [None, *[500, "cut"] * 3]
+    assert re.search(r"evalplus/mbppplus cannot be fetched \(.*6 times\).*what came is kept", refused("mbppplus")) and max(client.pauses) <= 60
+    client.pages.clear()
+    assert len(load("mbppplus")[0]) == 250 and [offset for offset, _ in client.pages] == [100, 200]
+    client.patch.setenv("HF_DATASETS_SERVER", "http://127.0.0.1:1")
+    assert "check the network" in refused("aime26")
+
+
+@pytest.mark.parametrize("change, complaint", [
+    (lambda reply: reply | {"num_rows_total": 80}, "sent 100 rows of evalplus/mbppplus from row 0 on, but says the set has 80"),
+    (lambda reply: reply | {"rows": reply["rows"][:40]}, "sent 40 rows.*has 250"), (lambda reply: reply | {"rows": reply["rows"][::-1]}, "sent 100 rows"),
+    (lambda reply: reply | {"partial": True}, "only a part"), (lambda reply: {"error": "no"}, "not one of /rows"), (lambda reply: [], "not one of /rows"),
+    (lambda reply: reply | {"num_rows_total": "250"}, "not one of /rows"),
+    (lambda reply: reply["rows"][7].update(truncated_cells=["test"]) or reply, r"cut cells of evalplus/mbppplus short \(test\)")])
+def test_a_reply_that_is_not_whole(client, change, complaint):
+    client.moods[:] = [change]
+    assert re.search(complaint, refused("mbppplus")) and not list(client.cache.rglob("*.json"))
+
+
+def test_a_set_that_changes_meanwhile(client):
+    """No mixture of two versions."""
+    load("mbppplus", limit=1)
+    client.patch.setitem(client.sets, ("evalplus/mbppplus", "default", "test"), MBPP[:220])
+    assert "changed on the hub while it was fetched" in refused("mbppplus")
+    assert len(load("mbppplus")[0]) == 220
+
+
+def test_a_damaged_page(client):
+    load("mbppplus", limit=1)
+    next(client.cache.rglob("0.json")).write_text("{")
+    assert "0.json is damaged" in refused("mbppplus")
+
+
+def test_the_token_goes_to_its_host_only(client, tmp_path):
+    load("aime26")
+    client.patch.setenv("HF_TOKEN", "hf_secret")
+    load("bamboogle")
+    with standin.serve(tmp_path) as elsewhere:
+        elsewhere.sets["hotpotqa/hotpot_qa", "distractor", "validation"] = [{"question": "q", "answer": "a"}]
+        client.moods[:] = [elsewhere.url]
+        assert load("hotpotqa")[0][0].gold == "a"
+        assert client.pages == [(0, None), (0, "Bearer hf_secret"), (0, "Bearer hf_secret")] and elsewhere.pages == [(0, None)]
+
+
+def test_a_cache_that_cannot_be_written(client, tmp_path):
+    (tmp_path / "file").write_text("")
+    client.patch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
+    assert "set HF_HOME" in refused("aime26")
+    assert viewer.SERVER == "https://datasets-server.huggingface.co"
+
+
+def test_livecodebench(client):
+    examples, told = load("livecodebench")
+    assert len(examples) == 18 and len(client.asked) == 6 and "1055 in the paper" in told[0]
+    program, method, unnamed = examples[15:]
+    assert (program.id, program.question, program.fn_name, program.task) == ("5_1", "Problem 1 of 5.", "", "code")
+    assert (method.question, method.fn_name) == ("Problem 2 of 5.\n\nStarter code:\nclass Solution:\n    def g(self):", "g")
+    assert unnamed.fn_name is None
+    assert [t["input"] for t in program.tests()] == [t["input"] for t in method.tests()] == ["public 5", "private 5"]
+    assert method.tests()[0]["testtype"] == "functional" and [t["input"] for t in unnamed.tests()] == ["public 5"]
+    assert len(pickle.loads(pickle.dumps(program)).tests()) == 2, "it can be sent to a process that grades"
+
+
+def test_livecodebench_is_not_held_in_memory(tmp_path):
+    file = write(tmp_path / "lcb.jsonl", [livecodebench(n, n, lambda _: "x" * 2 ** 21) for n in range(20)])
+    tracemalloc.start()
+    examples = load("livecodebench", file=file)[0]
+    now, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(examples) == 20 and most < 5 * 2 ** 21 and now < 2 ** 21, "a few lines at most, not 20"
+
+
+def test_livecodebench_fetches_what_it_reads(client, tmp_path):
+    assert len(load("livecodebench", limit=3)[0]) == 3 and client.asked == {"code_generation_lite/test.jsonl"}
+    (tmp_path / "lcb.json").write_text(json.dumps([livecodebench(1, 1, packed)]))
+    assert ".jsonl file only" in refused("livecodebench", file=tmp_path / "lcb.json")
+
+
+@pytest.mark.parametrize("tests", [packed(7), packed([1]), "no base 64", base64.b64encode(b"not compressed").decode(), packed("not JSON"), "["])
+def test_private_tests_that_are_damaged(tmp_path, tests):
+    example = load("livecodebench", file=write(tmp_path / "lcb.jsonl", [livecodebench(1, 1, lambda _: tests)]))[0][0]
+    with pytest.raises(InputError, match="lcb.jsonl line 1: the tests cannot be read"):
+        example.tests()
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path):
+    made = tmp_path / "made"
+    example = load("livecodebench", file=write(tmp_path / "lcb.jsonl", [{}, livecodebench(1, 1, lambda _: packed(Malicious(made)))][1:]))[0][0]
+    with pytest.raises(InputError, match=f"it asks for {os.name}.mkdir"):
+        example.tests()
+    assert not made.exists()
+    pickle.loads(zlib.decompress(base64.b64decode(packed(Malicious(made)))))
+    assert made.exists(), "the bait works"
+
+
+def test_medqa_is_a_local_file(tmp_path):
+    assert re.search("medqa is not on the hub: give it as a local file", refused("medqa"))
+    file, rows = tmp_path / "medqa.json", [
+        {"idx": 0, "question": "?", "query": "Cause?", "options": ["A. Cholera", "B. C. difficile", "C. Flu", "D. None"], "answer": "C. difficile"},
+        {"idx": 1, "question": "?", "query": "Cause?\nA. x\nB. y\nC. z\nD. w", "options": ["A. x", "B. y", "C. z", "D. w"], "answer": "(c)"},
+        {"idx": 2, "question": "?", "query": "C. difficile:\nwhat?", "options": ["x", "y", "C. difficile"], "answer": "C. C.  difficile"}]
+    file.write_text(json.dumps(rows))
+    examples, told = load("medqa", file=file)
+    assert [(e.id, e.gold) for e in examples] == [("0", "B"), ("1", "C"), ("2", "C")] and "300 in the paper" in told[0]
+    assert examples[0].question == "Cause?\nA. Cholera\nB. C. difficile\nC. Flu\nD. None\n\nChoose the correct option (A/B/C/D)."
+    assert examples[1].question == rows[1]["query"] + "\n\nChoose the correct option (A/B/C/D)."
+    assert examples[2].question.startswith("C. difficile:\nwhat?\nA. x\nB. y\nC. C. difficile\n")
+    for answer in "Malaria", "E", "None of these", "B":
+        file.write_text(json.dumps([rows[0] | {"options": ["B", "A", "AB", "O"], "answer": answer}]))
+        assert f"json row 1: the answer {answer!r} is not a letter" in refused("medqa", file=file)
+
+
+ROWS = [{"problem": "1 + 1?", "solution": "2"}, {"problem": " ", "solution": "3"}, {"problem": "2 + 2?", "solution": 4}, {"problem": "x", "solution": None}]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("rows.json", json.dumps(ROWS)), ("rows.json", json.dumps({"data": ROWS})), ("rows.jsonl", "\n\n".join(map(json.dumps, ROWS)) + "\r\n"),
+    ("rows.csv", "\ufeffproblem,solution\n1 + 1?,2\n ,3\n2 + 2?,4\nx,\n")])
+def test_local_files(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    examples, told = load(str(file), columns={"question": "problem", "answer": "solution"})
+    assert [(e.id, e.question, e.gold, e.task) for e in examples] == [("row 1", "1 + 1?", "2", "math"), ("row 3", "2 + 2?", "4", "math")]
+    assert len(told) == 1 and re.match(r"2 of 4 rows left out, .*; the first is .*rows", told[0])
+    assert re.search(f"{name}.* [12] has no column 'question', only problem, solution: say which it is", refused(file))
+
+
+def test_local_choice_and_code(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("id,q,one,two,key\n7,Which?,x,y,B\n7,Which?,x,y,x\n")
+    examples = local(file, task="choice", columns={"question": "q", "options": "one,two", "answer": "key"})
+    assert [(e.id, e.gold) for e in examples] == [("7", "B"), ("row 2", "A")], "ids are unique"
+    assert examples[0].question == "Which?\nA. x\nB. y\n\nChoose the correct option (A/B/C/D)."
+    assert "has no column 'three', only id, q" in refused(file, task="choice", columns={"question": "q", "options": "one,three", "answer": "key"})
+    assert "'one' holds 'x', expected a list of 2 to 4" in refused(file, task="choice", columns={"question": "q", "options": "one", "answer": "key"})
+    assert "has no column 'number'" in refused(file, columns={"question": "q", "answer": "key", "id": "number"})
+    rows = write(tmp_path / "rows.jsonl", [{"question": "Double.", "tests": "assert f(1) == 2", "fn_name": "f"}, {"question": "?", "tests": ""}])
+    assert [(e.question, e.gold, e.tests, e.fn_name) for e in local(rows, task="code")] == [("Double.", "", "assert f(1) == 2", "f")]
+
+
+@pytest.mark.parametrize("name, content, complaint", [
+    ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": \n', "a.jsonl line 2 is not JSON"), ("a.json", b'[\n{"question": 1,,}]', "a.json line 2 is not JSON"),
+    ("a.json", b'{"rows": []}', "no list of rows"), ("a.json", b"[7]", "holds '7', expected an object"), ("a.json", b"[]", "holds no question"),
+    ("a.csv", b"question,answer\nq\n", "a.csv line 2 has more or fewer cells"), ("a.csv", b"question,answer\nq,a,b\n", "a.csv line 2 has more or fewer"),
+    ("a.csv", b'question,answer\n"q,a\n', "a.csv cannot be read"), ("a.csv", b"question,answer\n\xff,a\n", "not text in UTF-8"),
+    ("a.jsonl", b'{"question": "\xff"}', "not text in UTF-8"), ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
+    ("a.jsonl", b"", "holds no question")])
+def test_damaged_files(tmp_path, name, content, complaint):
+    (tmp_path / name).write_bytes(content)
+    assert complaint in refused(tmp_path / name)
+
+
+def test_what_cannot_be_asked_for(tmp_path):
+    assert re.search("data set 'maths' is not known: expected one of tiny, math500, .*or a file .json, .jsonl, .csv", refused("maths"))
+    assert "is not there" in refused(tmp_path / "none.csv") and "is not there" in refused("math500", file=tmp_path)
+    assert "expected one of math, choice, code" in refused("a.csv", task="search") and "limit is 0" in refused("tiny", limit=0)
+    assert "given for 'problem'" in refused("tiny", columns={"problem": "question"})
+
+
+def test_the_data_set_reaches_the_prompts():
+    assert System(STYLES["sequential_light"], {}, {}, "choice").read(["q"], dataset="gpqa")[0].dataset == "gpqa"
