@@ -137,15 +137,18 @@ def test_tests_of_a_question_run_at_once():
 # them, and without.
 MARK = "4242.4242"
 GREEDY = {
-    "hang": "while True: pass", "sleep": "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)",
-    "memory": "x = bytearray(1 << 30); print('got it')",
-    "memory of many": "import os, time\nfor i in range(6):\n    if os.fork() == 0:\n        x = os.urandom(1 << 20) * 60; time.sleep(60)\ntime.sleep(60)",
-    "disk": "open('x', 'wb').write(bytes(64 << 20))",
-    "many files": "for i in range(30):\n    open(str(i), 'wb').write(bytes(4 << 20))\nimport time; time.sleep(60)",
-    "nested folders": "import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')",
-    "processes": "import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)",
-    "fork bomb": "import os\nfor i in range(9):\n    os.fork()\nimport time; time.sleep(60)",  # 512 processes, if it were let
-    "output": "while True: print('x' * 1000)",
+    "hang": ("while True: pass", "stopped after 1 seconds"),
+    "sleep": ("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)", "stopped after 1 seconds"),
+    "memory": ("x = bytearray(1 << 30)", "ended with status 1"),
+    "memory of many": ("import os, time\nfor i in range(6):\n    if os.fork() == 0:\n        x = os.urandom(1 << 20) * 60; time.sleep(60)\n"
+                       "time.sleep(60)", "stopped at more than 256 MB of memory"),
+    "disk": ("open('x', 'wb').write(bytes(64 << 20))", "ended with status 1"),
+    "many files": ("for i in range(30):\n    open(str(i), 'wb').write(bytes(4 << 20))\nimport time; time.sleep(60)", "stopped at more than 64 MB of files"),
+    "empty files": ("for i in range(6000): open(str(i), 'w').close()\nimport time; time.sleep(60)", "stopped at more than 5000 files"),
+    "nested folders": ("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')", "stopped at more than 5000 files"),
+    "processes": ("import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)", "stopped at more than 64 processes"),
+    "fork bomb": ("import os\nfor i in range(9):\n    os.fork()\nimport time; time.sleep(60)", "stopped at more than 64 processes"),  # 512, if it were let
+    "output": ("while True: print('x' * 1000)", "ended with status 1"),
 }
 
 
@@ -162,11 +165,16 @@ def guard(request, monkeypatch, tmp_path):
     assert not left and MARK not in processes and str(tmp_path) not in processes
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the watch over many processes reads /proc")
 @pytest.mark.parametrize("kind", GREEDY)
-def test_greedy_programs_fail_alone(guard, kind):
-    started = time.perf_counter()
-    assert not passes(GREEDY[kind] + "\n" + ADD, ["assert add(1, 2) == 3"], seconds=1, megabytes=256)
+def test_greedy_programs_are_stopped(guard, kind):
+    started, (program, ending) = time.perf_counter(), GREEDY[kind]
+    assert tools.guarded(program, seconds=1 if "after 1" in ending else 5, megabytes=256)[1] == ending
     assert time.perf_counter() - started < 5
+
+
+def test_a_greedy_program_fails_its_question_only(guard):
+    assert not passes(GREEDY["fork bomb"][0] + "\n" + ADD, ["assert add(1, 2) == 3"] * 2, seconds=5) and passes(ADD, ["assert add(1, 2) == 3"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
