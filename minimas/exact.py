@@ -2,7 +2,7 @@ r"""Whether two answers in LaTeX are equal, as far as exact arithmetic can tell:
 
 Tidied LaTeX becomes a meaning (a number with its unit, a tuple or interval, a set, a union, a matrix, a relation, words), and
 meanings are compared part by part with the arithmetic of algebra.py: 3.2 is not 3.9, and 0.333 not 1/3. Where one side names
-its unit, or `x =`, and the other leaves it out, the rest decides; two different units are different.
+its unit, its base or `x =`, and the other leaves it out, the rest decides; 52 is written for 52_8, and 42 is not.
 """
 
 import re
@@ -66,21 +66,27 @@ def meaning(text):
     text = text.strip()
     for separator, kind in (r"\cup", "union"), (",", "set"):
         if len(parts := split(text, separator)[::2]) > 1:
-            return kind, [meaning(part) for part in parts]
-    if len(parts := split(text, "<=", ">=", "<", ">", "=")) > 1:
+            return kind, [meaning(part) for both in parts for part in signs(both)]
+    if len(parts := split(text, "<=", ">=", "<", ">", "=")) == 5 and NAME.fullmatch(parts[2]) and {parts[1], parts[3]} <= {"<", "<="}:
+        return "ordered", "(["[parts[1] == "<="] + ")]"[parts[3] == "<="], [meaning(parts[0]), meaning(parts[4])]  # an interval
+    if len(parts) > 1:
         relations = [("relation", *parts[i:i + 3]) for i in range(0, len(parts) - 2, 2)]
         return relations[0] if len(relations) == 1 else ("ordered", "chain", relations)
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner = text[2:-2].strip()
-        return "set", [meaning(part) for part in split(inner, ",")[::2]] if inner else []
+        return "set", [meaning(part) for both in split(inner, ",")[::2] for part in signs(both)] if inner else []
     if brackets := re.fullmatch(r"([(\[])(.*,.*)([)\]])", text, re.DOTALL):
         return "ordered", brackets[1] + brackets[3], [meaning(part) for part in split(brackets[2], ",")[::2]]
     if matrix := MATRIX.fullmatch(text):
         rows = [split(row, "&")[::2] for row in split(matrix[2], "\\\\")[::2] if row]
         return "ordered", "matrix", [("ordered", "row", [meaning(cell) for cell in row]) for row in rows]
     if r"\pm" in text:
-        return "set", [meaning(text.replace(r"\pm", sign)) for sign in "+-"]
+        return "set", [meaning(part) for part in signs(text)]
     return words_or_value(text)
+
+
+def signs(text):
+    return [text.replace(r"\pm", sign) for sign in "+-"] if r"\pm" in text else [text]
 
 
 def words_or_value(text):
@@ -89,15 +95,9 @@ def words_or_value(text):
         return "words", " ".join(re.findall(r"[a-z']+", text.lower()))
     if match := UNIT.fullmatch(text):
         return "value", algebra.read(match[1]), unit(match[2] or match[3] or match[4], match[5] or "")
-    if based := re.fullmatch(r"(\d+)_\{(\d+)\}", text):
-        return "value", algebra.read(str(whole(based[1], int(based[2])))), ""
+    if based := re.fullmatch(r"(\d+)_\{(\d+)\}", text, re.ASCII):
+        return "value", algebra.read(based[1]), "base " + based[2]
     return "value", algebra.read(text), ""
-
-
-def whole(digits, base):
-    if not 2 <= base <= 10 or max(digits) >= str(base)[0] != "1":
-        raise Unknown("not a number in that base")
-    return sum(int(digit) * base ** i for i, digit in enumerate(reversed(digits)))
 
 
 def unit(name, exponent):

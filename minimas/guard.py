@@ -16,7 +16,7 @@ import sys
 import time
 
 MB = 1 << 20
-PROCESSES, FILES, DISK, DEEPEST = 64, 5000, 64 * MB, 100  # at most, for the program and all it started together
+PROCESSES, FILES, DISK, DEEPEST = 64, 1000, 64 * MB, 100  # at most, for the program and all it started together
 CHILD_SUBREAPER, PDEATHSIG = 36, 1  # of prctl
 NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000  # user, mount, pid, net
 MS_BIND, MS_REC, MS_PRIVATE, MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, RDONLY = 0x1000, 0x4000, 0x40000, 442, -100, 0x8000, 1

@@ -1,9 +1,10 @@
 r"""Grading: a table of answers judged by hand, texts made to hang a grader, and programs made to hang, fork, fill and escape.
 
 graded_pairs.tsv holds found, gold, and 1 where they are mathematically equal, in the kinds that answers to MATH come in. Two
-conventions of that data set are followed: an answer may leave out its unit, its percent sign or its `x =`.
+conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
 """
 
+import re
 import subprocess
 import sys
 import time
@@ -136,6 +137,7 @@ def test_tests_of_a_question_run_at_once():
 # Programs that take too much. A number no one else uses marks their processes; each runs with namespaces, where the kernel grants
 # them, and without.
 MARK = "4242.4242"
+MANY = "stopped at more than (64 processes|256 MB of memory)"  # whichever is seen first; memory they share is counted for each
 GREEDY = {
     "hang": ("while True: pass", "stopped after 1 seconds"),
     "sleep": ("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)", "stopped after 1 seconds"),
@@ -144,11 +146,11 @@ GREEDY = {
                        "time.sleep(60)", "stopped at more than 256 MB of memory"),
     "disk": ("open('x', 'wb').write(bytes(64 << 20))", "ended with status 1"),
     "many files": ("for i in range(30):\n    open(str(i), 'wb').write(bytes(4 << 20))\nimport time; time.sleep(60)", "stopped at more than 64 MB of files"),
-    "empty files": ("for i in range(6000): open(str(i), 'w').close()\nimport time; time.sleep(60)", "stopped at more than 5000 files"),
-    "nested folders": ("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')", "stopped at more than 5000 files"),
-    "processes": ("import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)", "stopped at more than 64 processes"),
-    "fork bomb": ("import os\nfor i in range(9):\n    os.fork()\nimport time; time.sleep(60)", "stopped at more than 64 processes"),  # 512, if it were let
-    "output": ("while True: print('x' * 1000)", "ended with status 1"),
+    "empty files": ("for i in range(10**6): open(str(i), 'w').close()", "stopped at more than 1000 files"),
+    "nested folders": ("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')", "stopped at more than 1000 files"),
+    "processes": ("import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)", MANY),
+    "fork bomb": ("import os\nfor i in range(9):\n    os.fork()\nimport time; time.sleep(60)", MANY),  # 512, if it were let
+    "output": ("while True: print('x' * 1000)", r"ended with status 1(20)?"),
 }
 
 
@@ -169,8 +171,8 @@ def guard(request, monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", GREEDY)
 def test_greedy_programs_are_stopped(guard, kind):
     started, (program, ending) = time.perf_counter(), GREEDY[kind]
-    assert tools.guarded(program, seconds=1 if "after 1" in ending else 5, megabytes=256)[1] == ending
-    assert time.perf_counter() - started < 5
+    assert re.fullmatch(ending, tools.guarded(program, seconds=1 if "after 1" in ending else 5, megabytes=256)[1])
+    assert time.perf_counter() - started < 8
 
 
 def test_a_greedy_program_fails_its_question_only(guard):
