@@ -1,14 +1,13 @@
 """The tools of the deliberation style: an agent writes <python>code</python> or <search>query</search>, and reads the result.
 
-Python runs in a guarded child process: isolated mode, an empty temporary folder, no environment, limits on processor time,
-memory, file size and processes, the whole process group killed at the end. That keeps accidents in; it is no wall against
-code that means harm (the network is not cut off), so nothing runs unless the user named the tool.
+Python runs in a guarded child process (guard.py): isolated mode, an empty temporary folder, a bare environment, limits on time,
+memory, files and processes, and all that it started ended with it. That keeps accidents in; it is no wall against code that
+means harm, so nothing runs unless the user named the tool.
 """
 
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\Z", re
 CLOSED = re.compile(r"</(?:python|search)>", re.IGNORECASE)
 MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
+GUARD = Path(__file__).with_name("guard.py")
 SEARCH_URL = "https://api.tavily.com/search"
 
 
@@ -64,42 +64,34 @@ def result_text(tool, argument, calls_before, allowed):
     return f" <result> {defused} </result>"
 
 
-# Runs first in the child: it lays the limits on itself, then becomes the program.
-GUARD = """
-import resource, runpy, sys
-program, seconds, megabytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-for name, most in ("CPU", seconds), ("AS", megabytes << 20), ("FSIZE", 8 << 20), ("NPROC", 1024), ("CORE", 0):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
-sys.argv = [program]
-runpy.run_path(program, run_name="__main__")
-"""
+def guarded(code, seconds=10, megabytes=1024, stdin=""):
+    """(output, ending) of a Python program under guard.py: what it printed, errors included; "" if it ended well, else how."""
+    folder = tempfile.mkdtemp()
+    try:
+        for name, content in ("program.py", code), ("stdin", stdin):
+            (Path(folder) / name).write_text(content, encoding="utf-8", errors="replace", newline="")
+        work = Path(folder) / "work"
+        work.mkdir()
+        command = [sys.executable, "-I", str(GUARD), folder, str(seconds), str(megabytes)]
+        settings = {"HOME": str(work), "TMPDIR": str(work), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        guard = subprocess.Popen(command, env=settings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        try:
+            ending = guard.communicate(timeout=seconds + 10)[0].strip()
+        except BaseException:  # Ctrl-C as well: the guard ends what it guards when it is told to end
+            guard.terminate()
+            raise
+        output = Path(folder) / "output"
+        text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+        return text, "" if ending == "ended with status 0" else ending or "lost its guard"
+    finally:  # rm, not shutil: a program may have nested folders deeper than Python recurses, or forbidden to enter them
+        subprocess.run(["sh", "-c", 'chmod -R u+rwX "$0"; rm -rf "$0"', folder], stderr=subprocess.DEVNULL)
 
 
 def run_python(code, seconds=10, megabytes=1024, stdin=""):
-    """Output of a Python program (its errors included), run for at most `seconds` in a guarded child process."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in ("program.py", code), ("stdin", stdin), ("output", ""):
-            (Path(folder) / name).write_text(content, encoding="utf-8", errors="replace")
-        work = Path(folder) / "work"
-        work.mkdir()
-        with open(Path(folder) / "stdin") as given, open(Path(folder) / "output", "w") as output:
-            command = [sys.executable, "-I", "-c", GUARD, str(Path(folder) / "program.py"), str(seconds), str(megabytes)]
-            child = subprocess.Popen(command, cwd=work, env={}, stdin=given, stdout=output, stderr=subprocess.STDOUT,
-                                     start_new_session=True)
-            try:
-                child.wait(timeout=seconds)
-                ending = "" if child.returncode == 0 else f"\n(ended with status {child.returncode})"
-            except subprocess.TimeoutExpired:
-                ending = f"\n(stopped after {seconds} seconds)"
-            finally:  # children of the child, too
-                try:
-                    os.killpg(child.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-                child.wait()
-        with open(Path(folder) / "output", encoding="utf-8", errors="replace") as output:
-            text = output.read(MAX_RESULT)
-    return (text.strip() + ending).strip() or "(no output)"
+    """Output of a Python program (its errors included), and how it ended unless well."""
+    text, ending = guarded(code, seconds, megabytes, stdin)
+    return (text[:MAX_RESULT].strip() + (ending and f"\n({ending})")).strip() or "(no output)"
 
 
 def search(query, results=3):

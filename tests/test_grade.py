@@ -1,0 +1,190 @@
+r"""Grading: a table of answers judged by hand, texts made to hang a grader, and programs made to hang, fork, fill and escape.
+
+graded_pairs.tsv holds found, gold, and 1 where they are mathematically equal, in the kinds that answers to MATH come in. Two
+conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minimas import InputError, tools
+from minimas.grade import GRADERS, ask_math_verify, default_grader, passes, same_choice, same_math, same_text
+
+PAIRS = [line.split("\t") for line in (Path(__file__).parent / "graded_pairs.tsv").read_text(encoding="utf-8").splitlines()]
+# What plain cannot read, it calls different, unless it is written alike: functions, factorials, sums, nested radicals.
+BEYOND_PLAIN = {"5!", r"\binom{5}{2}", "|{-3}|", r"\log_2 8", r"\sin 30^\circ", r"\sqrt{3+2\sqrt{2}}", r"\sqrt{x^2+1}", r"\cot x", r"\sin 2x",
+                "2^{x+1}", r"x \ne 2", r"(3,\infty)", r"\sum_{k=1}^{3} k"}
+BEYOND_MATH_VERIFY = {r"\sin 30^\circ"}  # it takes the 30 for radians
+
+
+def mistakes(grader):
+    """{found} of the pairs that a grader gets wrong, and whether any of them was accepted."""
+    wrong = [(found, gold, equal) for found, gold, equal in PAIRS if same_math(found, gold, grader) != (equal == "1")]
+    return {found for found, _, _ in wrong}, [pair for pair in wrong if pair[2] == "0"]
+
+
+def test_the_table_is_large_and_hard_enough():
+    assert len(PAIRS) >= 200 and len({(found, gold) for found, gold, _ in PAIRS}) == len(PAIRS)
+    assert {equal for _, _, equal in PAIRS} == {"0", "1"} and sum(equal == "0" for _, _, equal in PAIRS) > len(PAIRS) / 3
+
+
+def test_plain():
+    wrong, accepted = mistakes("plain")
+    assert wrong == BEYOND_PLAIN and not accepted
+
+
+def test_math_verify():
+    pytest.importorskip("math_verify")
+    wrong, accepted = mistakes("math-verify")
+    assert default_grader() == "math-verify" and wrong == BEYOND_MATH_VERIFY and not accepted
+    assert not same_math("9^{9^{9^9}}", "2^{2^{2^{9^9}}}", "math-verify") and same_math("5!", "120", "math-verify")  # lives, or comes again
+
+
+def test_released():
+    """The four spellings of the released rule, with what each lets through."""
+    for found, gold in [("3.2", "3.9"), ("-3", "3"), (r"\frac{7}{2}", "3"), (r"\left(1, 2\right)", "(1, 5)"), (r"\text{a b}", "ab"), ("x-2", "2x")]:
+        assert same_math(found, gold, "released")
+    for found, gold in [("3", "4"), ("x", "y"), (r"\frac{1}{2}", "x1"), ("a.b", "a.c"), (r"\frac{1}{0}", "")]:
+        assert not same_math(found, gold, "released")
+    assert not same_math(None, "1", "released")
+    wrong, accepted = mistakes("released")
+    assert len(accepted) > 40
+
+
+def test_grader_names():
+    assert default_grader() in GRADERS
+    with pytest.raises(InputError, match="'sympy', expected math-verify, plain, released"):
+        same_math("1", "1", "sympy")
+
+
+HUGE = ["9^{9^{9^9}}", "{" * 100_000, "(" * 900 + "1" + ")" * 900, r"\sqrt{" * 300 + "2" + "}" * 300, "((((9^{200})^{200})^{200})^{200})^{200}",
+        "(a+b+c+d+e+f+g)^{20}" * 15, "+".join(["(1+x)^{20}"] * 39), r"\sqrt{99999999999999999989}" * 15, "1," * 990, r"\frac" * 300,
+        "1" * 1900, "2^{-200}" * 40, ("7" * 60 + r"^{1/12}") * 6, " " * 1990, r"\text{" * 300, "1.1\\overline{" + "3" * 1900 + "}", "1 " * 990,
+        "a." * 990, "1=" * 900, r"\begin{pmatrix}" * 100, r"\pm" * 600, r"1\pm" + r"2\pm" * 20 + "1", "5" + " cm" * 600, "10^{-200}" * 40]
+
+
+@pytest.mark.parametrize("text", HUGE, ids=range(len(HUGE)))
+def test_no_text_holds_plain_up(text):
+    started = time.perf_counter()
+    assert not same_math(text, "7", "plain") and not same_math("7", text, "plain") and not same_math(text, text + "+1", "plain")
+    same_math(text, "7", "released")
+    assert time.perf_counter() - started < 3
+
+
+def test_math_verify_that_hangs_is_stopped(monkeypatch):
+    """An alarm does not interrupt one long step inside C, as here; the child is killed, and the next question finds another."""
+    from minimas import grade
+    monkeypatch.setattr(grade, "math_verify", None)
+    monkeypatch.setattr(grade, "ASKED", "print('ready', flush=True); input(); 9**9**9**9")
+    started = time.perf_counter()
+    assert not ask_math_verify("1", "1", seconds=1) and time.perf_counter() - started < 3 and grade.math_verify is None
+    monkeypatch.setattr(grade, "ASKED", "import no_such_module")
+    with pytest.raises(InputError, match="pip install"):
+        ask_math_verify("1", "1")
+
+
+@pytest.mark.parametrize("found, gold, equal", [("B", "B", True), ("(b)", "B", True), ("B.", "B", True), ("A", "B", False), (None, "A", False),
+                                                ("", "A", False), ("AB", "A", False), ("E", "E", False)])
+def test_choice(found, gold, equal):
+    assert same_choice(found, gold) is equal
+
+
+@pytest.mark.parametrize("found, gold, equal", [
+    ("The Beatles", "beatles", True), ("an  Apple.", "apple", True), ("U.S.", "US", True), ("Paris, France", "Paris", False), ("42", "24", False),
+    ("theatre", "atre", False), (None, "x", False)])
+def test_search_answers(found, gold, equal):
+    assert same_text(found, gold) is equal
+
+
+ADD = "def add(a, b):\n    return a + b\n"
+
+
+def test_a_script_of_tests():
+    assert passes(ADD, ["assert add(1, 2) == 3"]) and not passes(ADD, ["assert add(1, 2) == 4"])
+    assert not passes("import sys; sys.exit(0)", ["assert False"]) and not passes("import os; os._exit(0)", ["assert False"])  # leaving early
+    assert passes("from __future__ import annotations\nif __name__ == '__main__':\n    1 / 0\n" + ADD, ["assert add(1, 2) == 3"])
+    assert not passes("def add(a, b", ["1"]) and not passes(ADD, ["assert add(1, 2) == 3", "assert add(1, 2) == 4"])
+    with pytest.raises(InputError, match="no tests"):
+        passes(ADD, [])
+
+
+@pytest.mark.parametrize("printed, expected, equal", [
+    ("1 2\n3", "1 2 \n3\n", True), ("0.50", "0.5", True), ("1e3", "1000.0", True), ("0.5001", "0.5", False), ("yes", "Yes", False), ("1\n2", "1 2", False),
+    ("50000000000000000", "50000000000000001", False), ("a 1.0", "a 1", False), ("1", "", False)])
+def test_programs_are_compared_by_line_and_number(printed, expected, equal):
+    assert passes("print(open(0).read(), end='')", [(printed, expected)]) is equal
+
+
+def test_programs_and_functions():
+    assert passes("if __name__ == '__main__':\n    print(sum(map(int, input().split())))\n    exit()", [("1 2\n", "3\n"), ("4 5", "9")])
+    assert not passes("print(3)", [("1 2", "3"), ("4 5", "9")]) and not passes("print(3); 1 / 0", [("", "3")])
+    solution = "class Solution:\n    def pairs(self, xs: List[int], k: int):\n        print('noise')\n        return [(x, pow(k, 2, 5)) for x in Counter(xs)]\n"
+    assert passes(solution, [("[1, 1]\n2", "[[1, 4]]")], fn_name="pairs") and not passes(solution, [("[1, 1]\n2", "[[1, 3]]")], fn_name="pairs")
+    assert passes(ADD, [("1.5\n2", "3.5"), ('"a"\n"{b}"', '"a{b}"')], fn_name="add") and not passes(ADD, [("1\n2", "3")], fn_name="sub")
+
+
+def test_tests_of_a_question_run_at_once():
+    started = time.perf_counter()
+    assert passes("import time; time.sleep(1); print(1)", [("", "1")] * 4, workers=4)
+    assert time.perf_counter() - started < 3
+
+
+# Programs that take too much. A number no one else uses marks their processes; each runs with namespaces, where the kernel grants
+# them, and without.
+MARK = "4242.4242"
+MANY = "stopped at more than (64 processes|256 MB of memory)"  # whichever is seen first; memory they share is counted for each
+GREEDY = {
+    "hang": ("while True: pass", "stopped after 1 seconds"),
+    "sleep": ("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)", "stopped after 1 seconds"),
+    "memory": ("x = bytearray(1 << 30)", "ended with status 1"),
+    "memory of many": ("import os, time\nfor i in range(6):\n    if os.fork() == 0:\n        x = os.urandom(1 << 20) * 60; time.sleep(60)\n"
+                       "time.sleep(60)", "stopped at more than 256 MB of memory"),
+    "disk": ("open('x', 'wb').write(bytes(64 << 20))", "ended with status 1"),
+    "many files": ("for i in range(30):\n    open(str(i), 'wb').write(bytes(4 << 20))\nimport time; time.sleep(60)", "stopped at more than 64 MB of files"),
+    "empty files": ("for i in range(10**6): open(str(i), 'w').close()", "stopped at more than 1000 files"),
+    "nested folders": ("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')", "stopped at more than 1000 files"),
+    "processes": ("import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)", MANY),
+    "fork bomb": ("import os\nfor i in range(9):\n    os.fork()\nimport time; time.sleep(60)", MANY),  # 512, if it were let
+    "output": ("while True: print('x' * 1000)", r"ended with status 1(20)?"),
+}
+
+
+@pytest.fixture(params=["namespaces", "none"])
+def guard(request, monkeypatch, tmp_path):
+    if request.param == "none":
+        source = tools.GUARD.read_text(encoding="utf-8").replace("NAMESPACES = ", "NAMESPACES = -1  # ")
+        monkeypatch.setattr(tools, "GUARD", tmp_path / "guard.py")
+        tools.GUARD.write_text(source, encoding="utf-8")
+    monkeypatch.setattr(tools.tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    left = [path for path in tmp_path.iterdir() if path.name != "guard.py"]
+    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not left and MARK not in processes and str(tmp_path) not in processes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the watch over many processes reads /proc")
+@pytest.mark.parametrize("kind", GREEDY)
+def test_greedy_programs_are_stopped(guard, kind):
+    started, (program, ending) = time.perf_counter(), GREEDY[kind]
+    assert re.fullmatch(ending, tools.guarded(program, seconds=1 if "after 1" in ending else 5, megabytes=256)[1])
+    assert time.perf_counter() - started < 8
+
+
+def test_a_greedy_program_fails_its_question_only(guard):
+    assert not passes(GREEDY["fork bomb"][0] + "\n" + ADD, ["assert add(1, 2) == 3"] * 2, seconds=5) and passes(ADD, ["assert add(1, 2) == 3"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
+def test_what_left_the_session_is_ended(guard):
+    sleeper = f"import os, subprocess, sys\nif os.fork() == 0:\n    os.setsid()\n    subprocess.Popen(['sleep', {MARK!r}], start_new_session=True, env={{}})\n"
+    assert passes(sleeper + ADD, ["assert add(1, 2) == 3"], seconds=5)
+
+
+def test_folders_it_may_not_enter_go_too(guard):
+    text, ending = tools.guarded("import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0); print(1)")
+    assert (text, ending) == ("1\n", "")
