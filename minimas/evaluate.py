@@ -148,7 +148,7 @@ def answer_all(system, examples, questions, points, graders, done, file, share):
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 out.flush()
                 hits += line["right"][graders[0]]
-                bar.set_postfix_str(f"{sum(hits) / len(hits):.1%} right")
+                bar.set_postfix_str(f"{sum(hits) / len(hits):.1%} right", refresh=False)
                 bar.update()
             bar.update(point.batch_size - len(missing))
 

@@ -1,5 +1,6 @@
 """Line charts as SVG, written by hand: for the figures of evaluation and the curves of training."""
 
+import math
 from html import escape
 
 WIDTH, HEIGHT, LEFT, TOP = 420, 300, 56, 34  # of a chart; what is left for the axis' numbers and for the title
@@ -7,14 +8,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 
 
 def ticks(low, high, most=6):
-    """Round numbers between two, at most `most` of them."""
-    step = 10.0 ** -12
-    while True:
-        for factor in 1, 2, 5:
-            if (high - low) / (factor * step) <= most - 1:
-                first = -(-low // (factor * step))
-                return [(first + i) * factor * step for i in range(most) if (first + i) * factor * step <= high * (1 + 1e-9) + 1e-12]
-        step *= 10
+    """Round numbers from low to high, at most `most` of them."""
+    if low == high:
+        return [low]
+    exponent = math.floor(math.log10((high - low) / most))
+    step = next(step for step in (factor * 10.0 ** exponent for factor in (1, 2, 5, 10, 20)) if (high - low) / step <= most - 1)
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def chart(title, x_name, lines, left=0):

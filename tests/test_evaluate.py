@@ -14,13 +14,11 @@ import torch
 
 import minimas
 from minimas import evaluate
-from minimas.data import Example, load_dataset
+from minimas.data import Example
 from minimas.plot import save_charts, ticks
-from minimas.recurse import Settings
 from minimas.tiny.task import questions
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-SHORT = ["--style", "tiny", "--dataset", "tiny", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +44,10 @@ def records(file):
     """Lines of a file of records, without the time they took."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def whole_records(file):
+    return [line for line in file.read_bytes().split(b"\n")[:-1] if json.loads(line)]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_table_and_records(unbroken, data):
     assert all(line["heard_tokens"] == 0 for line in lines[:48]) and all(line["heard_tokens"] > 0 for line in lines[72:])
 
 
-@pytest.mark.parametrize("after", (1, 30, 60))
+@pytest.mark.parametrize("after", (1, 60))
 def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys, after):
     out = tmp_path / "records.jsonl"
     child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)], stdout=subprocess.DEVNULL,
@@ -92,7 +94,7 @@ def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys, after
 
 def test_a_line_that_was_cut_is_written_again(unbroken, data, tmp_path, monkeypatch, capsys):
     out, whole = tmp_path / "records.jsonl", unbroken[0].read_bytes()
-    for cut in 7, len(whole) // 2, len(whole) - 1:
+    for cut in 7, len(whole) // 2:
         out.write_bytes(whole[:cut])
         run(monkeypatch, capsys, *options(data, out))
         assert records(out) == records(unbroken[0])
@@ -111,20 +113,19 @@ def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change,
     assert end.value.code == 2 and complaint in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("world, kill", ((2, False), (4, False), (2, True), (4, True)))
-def test_several_processes(unbroken, data, tmp_path, world, kill):
-    """Shares of the batches, put together: the records of one process; also when one of them is killed and all start again."""
+@pytest.mark.parametrize("world", (2, 4))
+def test_several_processes(unbroken, data, tmp_path, world):
+    """One of them is killed and all start again: their shares of the batches, put together, are the records of one process."""
     out = tmp_path / "records.jsonl"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(29500 + 10 * world + kill),
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(29500 + world),
                "-m", "minimas.evaluate", *options(data, out)]
-    if kill:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-        part = tmp_path / f"records.jsonl.part{world - 1}"
-        while child.poll() is None and (not part.exists() or not part.stat().st_size):
-            time.sleep(0.02)
-        for pid in subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()[-1:]:
-            os.kill(int(pid), signal.SIGKILL)
-        assert child.wait() != 0 and len(records(out)) < 97
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    part = tmp_path / f"records.jsonl.part{world - 1}"
+    while child.poll() is None and (not part.exists() or not part.stat().st_size):
+        time.sleep(0.02)
+    workers = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    assert child.wait() != 0 and len(workers) >= world and len(whole_records(out)) < 97
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert records(out) == records(unbroken[0]) and [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
@@ -140,8 +141,8 @@ def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, c
             raise torch.OutOfMemoryError("CUDA out of memory")
         return answer(self, questions, settings)
     monkeypatch.setattr(minimas.recurse.System, "answer", small)
-    told = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl")).err
-    assert records(tmp_path / "r.jsonl") == records(unbroken[0])
+    told = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--limit", "8")).err
+    assert records(tmp_path / "r.jsonl")[1:] == [line for line in records(unbroken[0])[1:] if line["index"] < 8]
     assert sizes[:4] == [4, 2, 1, 1] and set(sizes[2:]) == {1} and "going on with 2 questions" in told
     monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
     with pytest.raises(SystemExit) as end:

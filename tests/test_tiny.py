@@ -41,7 +41,7 @@ def test_text_channel_and_empty_slots(system):
 
 
 def test_random_outer_links_carry_nothing():
-    system = minimas.load_mas_system("tiny", device="cpu")
+    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     torch.manual_seed(0)
     build.forget(system.outer_links.values())
     assert build.accuracy(system, task.questions("test", 20, seed=998), rounds=3)["percent"] < 25
@@ -98,11 +98,11 @@ def test_the_template_ends_where_the_reply_begins(system):
 
 def test_build_in_small(tmp_path):
     """The whole build, with a few steps a phase: what it writes loads, runs, and is the same for the same seed."""
-    report = build.build(tmp_path / "a", seed=3, scale=0.004, batch=8, split="validation", per_length=2)
+    report = build.build(tmp_path / "a", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     assert report["split"] == "validation" and set(report["latent"]) == {1, 2, 3, 4, 5}
     names = (*task.ROLES, "links")
     again = minimas.load_mas_system("tiny", checkpoints={name: tmp_path / "a" / name for name in names}, device="cpu")
     assert again.run(["7 +5"])[0].new_tokens > 0
-    build.build(tmp_path / "b", seed=3, scale=0.004, batch=8, split="validation", per_length=2)
+    build.build(tmp_path / "b", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     for name in ("planner/model.safetensors", "critic/adapter.pt", "links/Solver-Planner-Outerlink.pt"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from .. import InputError
 from ..agent import Agent
 from ..cli import command
 from ..link import InnerLink, OuterLink
