@@ -197,6 +197,7 @@ def interval(p, n, z=1.96):
 def summary(lines, point, graders):
     """A row of the table: percentages, and means over the questions."""
     n, row = len(lines), {name: getattr(point, name) for name in POINT} | {"questions": len(lines)}
+    row["latent_steps"] = "-" if point.channel == "text" else point.latent_steps
     for grader in graders:
         shares = [sum(line["right"][grader]) / point.rollouts for line in lines]
         accuracy = sum(shares) / n

@@ -61,7 +61,7 @@ def unbroken(data, tmp_path_factory):
 def test_table_and_records(unbroken, data):
     out, done = unbroken
     head, *rows = (line.split() for line in done.stdout.splitlines())
-    assert [row[:4] for row in rows] == [["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "5", "24"], ["text", "3", "5", "24"]]
+    assert [row[:4] for row in rows] == [["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "-", "24"], ["text", "3", "-", "24"]]
     settings, *lines = records(out)
     assert settings["temperature"] == 0.7 and settings["questions"] == 24 and len(lines) == 96
     system = minimas.load_mas_system("tiny", device="cpu")
