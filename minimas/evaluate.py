@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from . import InputError, __version__, grade
+from .agent import silent
 from .cli import checkpoints, command, make_parser, names
 from .data import DATASETS, load_dataset, settings_for
 from .plot import save_charts
@@ -53,7 +54,8 @@ def arguments():
     add("--rollouts", type=int, help="texts per question, out of the same latents: pass@k counts one right of k")
     add("--batch-size", type=int, help="questions at once (default 8)")
     add("--grader", type=names, help=f"of mathematics: {', '.join(grade.GRADERS)}; several give a column each")
-    add("--allow-code-execution", action="store_true", help="run the programs that agents write against the tests, in guarded processes")
+    add("--allow-code-execution", action="store_true",
+        help="run the programs that agents write against the tests, in guarded processes")
     add("--out", type=Path, help="the records (default: STYLE-DATASET.jsonl)")
     add("--csv", type=Path, help="write the table there, too")
     add("--plot", type=Path, help="draw accuracy and tokens against rounds there, as SVG")
@@ -65,7 +67,7 @@ def plan(args):
     if args.style not in STYLES:
         raise InputError(f"style {args.style!r} is not known, expected one of {', '.join(STYLES)}")
     chosen = settings_for(args.dataset, args.style, args.protocol, args.task)
-    given = {name: value for name in (f.name for f in fields(Settings)) if (value := getattr(args, name, None)) is not None}
+    given = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
     options = {"rounds": (3,), "latent_steps": (None,), "channel": ("latent",)} | chosen | given
     kind = options.pop("grader")
     graders = (args.grader or (grade.default_grader(),)) if kind == "math" else args.grader or (kind,)
@@ -75,7 +77,7 @@ def plan(args):
         raise InputError(f"--grader is for mathematics; {args.dataset} is graded by {kind}: leave it out")
     if kind == "code" and not args.allow_code_execution:
         raise InputError("answers are programs, and grading runs them: say --allow-code-execution if you want that on this machine")
-    grid = [tuple(value if isinstance(value, (tuple, list)) else (value,)) for value in (options.pop(name) for name in POINT)]
+    grid = [value if isinstance(value, (tuple, list)) else (value,) for value in map(options.pop, POINT)]
     settings = Settings(**options)
     points = [replace(settings, **dict(zip(POINT, point))).completed(STYLES[args.style]) for point in itertools.product(*grid)
               if point[0] == "latent" or point[2] == grid[2][0]]  # text takes no latent steps: once is enough
@@ -101,10 +103,12 @@ def tests_of(example):
 
 def record(index, example, results, point, graders):
     """The line of one question at one point of the grid."""
-    return {"index": index, "id": example.id, **{name: getattr(point, name) for name in POINT}, "question": example.question,
-            "gold": example.gold, "answers": [r.answer for r in results], "texts": [r.text for r in results],
+    return {"index": index, "id": example.id, **{name: getattr(point, name) for name in POINT},
+            "question": example.question, "gold": example.gold,
+            "answers": [r.answer for r in results], "texts": [r.text for r in results],
             "right": {grader: [right(example, r, grader) for r in results] for grader in graders},
-            "tokens": [r.new_tokens for r in results], "heard_tokens": results[0].heard_tokens, "seconds": round(sum(r.seconds for r in results), 3)}
+            "tokens": [r.new_tokens for r in results], "heard_tokens": results[0].heard_tokens,
+            "seconds": round(sum(r.seconds for r in results), 3)}
 
 
 # Answering
@@ -123,7 +127,8 @@ def answers(system, questions, settings, size):
             if not out_of_memory(e):
                 raise
         if size[0] == 1:
-            raise InputError("out of memory with one question at a time: take fewer new tokens or rollouts, --offload, or a larger device")
+            raise InputError("out of memory with one question at a time: take fewer new tokens or rollouts, --offload, "
+                             "or a larger device")
         size[0] = -(-min(size[0], len(questions)) // 2)
         print(f"minimas: out of memory, going on with {size[0]} questions at once", file=sys.stderr)
         for agent in system.agents.values():
@@ -137,20 +142,21 @@ def answer_all(system, examples, questions, points, graders, done, file, share):
     rank, world = share
     work = [(point, start) for point in points for start in range(0, len(examples), point.batch_size)][rank::world]
     size, hits = [points[0].batch_size], []
-    with open(file, "a", encoding="utf-8") as out, tqdm(total=len(work) * points[0].batch_size, unit="question", disable=rank > 0) as bar:
-        for point, start in work:
-            batch = range(start, min(start + point.batch_size, len(examples)))
+    batches = [(point, range(start, min(start + point.batch_size, len(examples)))) for point, start in work]
+    total = sum(len(batch) for _, batch in batches)
+    with open(file, "a", encoding="utf-8") as out, tqdm(total=total, unit="question", disable=rank > 0) as bar:
+        for point, batch in batches:
             missing = [i for i in batch if key({"index": i} | asdict(point)) not in done]
             results = answers(system, [questions[i] for i in batch], point, size) if missing else []
             for i in missing:
-                own = results[(i - start) * point.rollouts:][:point.rollouts]
-                line = record(i, examples[i], own, point, graders)
+                first = (i - batch.start) * point.rollouts
+                line = record(i, examples[i], results[first:first + point.rollouts], point, graders)
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 out.flush()
                 hits += line["right"][graders[0]]
                 bar.set_postfix_str(f"{sum(hits) / len(hits):.1%} right", refresh=False)
                 bar.update()
-            bar.update(point.batch_size - len(missing))
+            bar.update(len(batch) - len(missing))
 
 
 # Records
@@ -163,8 +169,8 @@ def read_lines(file):
     """The lines of a file of records; a last one that was cut off when its writer was killed is left out."""
     *lines, cut = file.read_bytes().split(b"\n") if file.exists() else [b""]
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as e:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as e:
         raise InputError(f"{file} is not a file of records ({e}): give another name with --out") from e
 
 
@@ -173,9 +179,10 @@ def gather(file, settings):
     parts = sorted(file.parent.glob(f"{file.name}.part*"))
     before, *lines = read_lines(file) or [settings]
     if before != settings:
-        names_ = sorted(name for name in {**before, **settings} if before.get(name) != settings.get(name)) if isinstance(before, dict) else []
-        raise InputError(f"{file} holds another run (" + "; ".join(f"{n}: {before.get(n)} there, {settings.get(n)} now" for n in names_) +
-                         "): take the same settings to go on, or another name with --out")
+        changed = [f"{name}: {before.get(name)} there, {settings.get(name)} now" for name in sorted({**before, **settings})
+                   if before.get(name) != settings.get(name)]
+        raise InputError(f"{file} holds another run ({'; '.join(changed)}): take the same settings to go on, "
+                         "or another name with --out")
     records = {key(line): line for line in [*lines, *(line for part in parts for line in read_lines(part))]}
     whole = file.with_name(file.name + ".partial")
     with open(whole, "w", encoding="utf-8") as out:
@@ -196,12 +203,14 @@ def interval(p, n, z=1.96):
 
 def summary(lines, point, graders):
     """A row of the table: percentages, and means over the questions."""
-    n, row = len(lines), {name: getattr(point, name) for name in POINT} | {"questions": len(lines)}
+    n = len(lines)
+    row = {name: getattr(point, name) for name in POINT} | {"questions": n}
     row["latent_steps"] = "-" if point.channel == "text" else point.latent_steps
     for grader in graders:
         shares = [sum(line["right"][grader]) / point.rollouts for line in lines]
         accuracy = sum(shares) / n
-        row |= {f"{grader} %": round(100 * accuracy, 1), f"{grader} 95 %": "{:.1f} to {:.1f}".format(*(100 * x for x in interval(accuracy, n)))}
+        low, high = interval(accuracy, n)
+        row |= {f"{grader} %": round(100 * accuracy, 1), f"{grader} 95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
         if point.rollouts > 1:
             row[f"{grader} pass@{point.rollouts} %"] = round(100 * sum(any(line["right"][grader]) for line in lines) / n, 1)
     tokens = sum(sum(line["tokens"]) + line["heard_tokens"] for line in lines) / n
@@ -227,29 +236,36 @@ def draw(file, rows, grader):
     save_charts(file, charts)
 
 
+def join_others(args):
+    """(rank, number of processes, what waits for all of them), as torchrun started us; each takes the GPU of its number."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        return rank, world, silent
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))  # only to wait for one another
+    if args.device in (None, "cuda") and torch.cuda.is_available():
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    return rank, world, torch.distributed.barrier
+
+
 def main():
     args = arguments()
     points, graders = plan(args)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))  # only to wait for one another
-        if args.device in (None, "cuda") and torch.cuda.is_available():
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-    wait = torch.distributed.barrier if world > 1 else lambda: None
+    rank, world, wait = join_others(args)
     columns = dict(pair.partition("=")[::2] for pair in args.columns)
-    examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell=None if rank == 0 else lambda _: None)
+    tell = None if rank == 0 else silent
+    examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell)
     file = args.out or Path(f"{args.style}-{Path(args.dataset).stem}.jsonl")
-    same = {name: value for name, value in asdict(points[0]).items() if name not in POINT}
-    settings = json.loads(json.dumps({
-        "minimas": __version__, "style": args.style, "dataset": args.dataset, "file": args.file, "columns": columns, "limit": args.limit,
-        "questions": len(examples), "graders": graders, "checkpoint": args.checkpoint, "dtype": args.dtype, **same}))
+    named = ("style", "dataset", "file", "columns", "limit", "checkpoint", "dtype")
+    settings = {"minimas": __version__, **{name: getattr(args, name) for name in named}, "questions": len(examples), "graders": graders}
+    settings |= {name: value for name, value in asdict(points[0]).items() if name not in POINT}
+    settings = json.loads(json.dumps(settings))  # as it will be read from the file
     if rank == 0:
         gather(file, settings)
     wait()
     done = {key(line) for line in read_lines(file)[1:]}
     wait()
-    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype, task=examples[0].task,
-                             offload=args.offload, plain=args.plain)
+    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
+                             task=examples[0].task, offload=args.offload, plain=args.plain)
     questions = system.read([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
     own = file if rank == 0 else file.with_name(f"{file.name}.part{rank}")
     with torch.no_grad():

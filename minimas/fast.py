@@ -53,8 +53,9 @@ class Joint:
     def __init__(self, linears):
         self.sizes = [linear.out_features for linear in linears]
         self.product = Product([linear.weight for linear in linears], [linear.bias for linear in linears])
-        for linear, part in zip(linears, self.product.weight.split(self.sizes) if not self.product.onednn else [None] * len(linears)):
-            linear.weight = part if part is None else nn.Parameter(part, requires_grad=False)  # a view: nothing is held twice
+        views = [None] * len(linears) if self.product.onednn else self.product.weight.split(self.sizes)
+        for linear, view in zip(linears, views):  # nothing is held twice
+            linear.weight = None if view is None else nn.Parameter(view, requires_grad=False)
 
     def __call__(self, x):
         return self.product(x).split(self.sizes, -1)

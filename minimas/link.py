@@ -74,7 +74,8 @@ class FusedOuterLink(nn.Module):
 
     def __init__(self, link):
         super().__init__()
-        around, (self.dtype, self.eps, self.ln_target) = link.residual_proj, (link.proj1.weight.dtype, link.ln_source.eps, link.ln_target)
+        self.dtype, self.eps, self.ln_target = link.proj1.weight.dtype, link.ln_source.eps, link.ln_target
+        around = link.residual_proj
         (weight,), (self.bias,) = folded(link.ln_source, link.proj1)
         self.row_sums, self.sizes = widen(weight).sum(1), (len(weight), len(around.weight))
         self.joint = Product([weight, around.weight], [torch.zeros_like(self.bias), around.bias])
@@ -90,7 +91,10 @@ class FusedOuterLink(nn.Module):
 
 
 def folded(norm, linear):
-    """[weight], [bias] of what does after a bare LayerNorm what `linear` does after `norm`: W (g n + s) + b = (W g) n + (W s + b)."""
+    """[weight], [bias] of what does after a bare LayerNorm what `linear` does after `norm`.
+
+    W (g n + s) + b = (W g) n + (W s + b)
+    """
     weight, dtype = widen(linear.weight), linear.weight.dtype
     return [(weight * widen(norm.weight)).to(dtype)], [(weight @ widen(norm.bias) + widen(linear.bias)).to(dtype)]
 
