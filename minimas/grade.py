@@ -1,8 +1,8 @@
 """Whether an answer is right: mathematics by equality, letters and texts by normalised text, code by running its tests.
 
 Three graders for mathematics. "plain" is exact.py, which needs nothing. "math-verify" asks the library of that name, of the
-extra minimas[math], about what exact.py cannot read, and only that: what exact arithmetic can decide, it decides. "released" is
-the rule of the released code for MATH-500, kept for comparison: 3.2 counts as 3.9.
+extra minimas[math], about what exact.py cannot read, and only that: what exact.py can decide, it decides. "released" is the
+rule of the released code for MATH-500, kept for comparison: 3.2 counts as 3.9.
 """
 
 import importlib.util
@@ -146,15 +146,15 @@ __import__("sys").__stdout__.write("\\n{mark}")
 """
 
 
-def passes(program, tests, fn_name="", seconds=10, megabytes=1024, workers=None):
-    """Whether a program passes all its tests; up to `workers` (the cores) run at once, none is begun after one has failed.
+def passes(program, tests, fn_name="", seconds=10, megabytes=1024):
+    """Whether a program passes all its tests; one on each core at a time, and none is begun after one has failed.
 
     A test is a script that runs after the program, or a pair: (stdin, stdout), or with fn_name (JSON arguments, one a line,
     JSON result) for the function of that name, alone or in a class Solution. Every test has the limits for itself.
     """
     if not tests:
         raise InputError("a question for code has no tests: there is nothing to grade by")
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = [pool.submit(passes_one, program, test, fn_name, seconds, megabytes) for test in tests]
         passed = all(run.result() for run in as_completed(runs))
         pool.shutdown(wait=False, cancel_futures=True)
@@ -183,7 +183,8 @@ def passes_one(program, test, fn_name, seconds, megabytes):
 def same_output(found, expected):
     """Line by line without outer blanks: alike, or the same numbers as decimals."""
     found, expected = ([line.strip() for line in text.strip().split("\n")] for text in (found, expected))
-    return len(found) == len(expected) and all(a == b or decimals(a) == decimals(b) is not None for a, b in zip(found, expected))
+    same = [a == b or decimals(a) == decimals(b) is not None for a, b in zip(found, expected)]
+    return len(found) == len(expected) and all(same)
 
 
 def decimals(line):

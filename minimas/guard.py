@@ -1,8 +1,8 @@
 """Runs a Python program where it can do little harm by accident: `python -I guard.py FOLDER SECONDS MEGABYTES`.
 
-FOLDER holds program.py, stdin and an empty work/, where the program runs; what it prints goes to FOLDER/output. Its limits are
-the kernel's for one process and, as those do not bound many processes or many files, a watch kept from here over all of them
-together. What it started ends with it. The last word, on stdout, is how it ended.
+FOLDER holds program.py and an empty work/, where the program runs; it reads stdin, and all it prints goes to stderr. Its limits
+are the kernel's for one process and, as those do not bound many processes or many files, a watch kept from here over all of
+them together. What it started ends with it. The last word, on stdout, is how it ended.
 
 On Linux this process adopts orphans, so one that left the process group is found too; and where the kernel grants namespaces
 the program sees no other process, no network, and can write nothing outside work/. Elsewhere only the group is found.
@@ -14,9 +14,10 @@ import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 
 MB = 1 << 20
-PROCESSES, FILES, DISK, DEEPEST = 64, 1000, 64 * MB, 100  # at most, for the program and all it started together
+PROCESSES, FILES, DISK, DEEPEST = 64, 1000, 64, 100  # at most, for the program and all it started together; MB
 CHILD_SUBREAPER, PDEATHSIG = 36, 1  # of prctl
 NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000  # user, mount, pid, net
 MS_BIND, MS_REC, MS_PRIVATE, MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, RDONLY = 0x1000, 0x4000, 0x40000, 442, -100, 0x8000, 1
@@ -34,21 +35,15 @@ def confine(work):
             libc.syscall(MOUNT_SETATTR, AT_FDCWD, path, depth, attributes, ctypes.sizeof(attributes))
 
 
-def become(program, given, output, seconds, megabytes):
+def become(program, seconds, megabytes):
     """Turn this process into the program, with its limits on."""
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    for file, number in (given, 0), (output, 1), (output, 2):
-        os.dup2(file, number)
+    os.dup2(2, 1)
     for name, most in ("CPU", seconds + 1), ("AS", megabytes * MB), ("FSIZE", 8 * MB), ("NPROC", 1024), ("CORE", 0):
-        limit = getattr(resource, "RLIMIT_" + name)
-        hard = resource.getrlimit(limit)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(limit, (most, most))
-        except (ValueError, OSError):  # macOS knows RLIMIT_AS but refuses to set it
-            pass
+        with suppress(ValueError, OSError):  # there is a lower limit; or macOS, which knows RLIMIT_AS but refuses to set it
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
     os.execv(sys.executable, [sys.executable, "-I", program])
 
 
@@ -56,12 +51,9 @@ def descendants():
     """{process: bytes in memory} of all that is below this process, zombies included; none where there is no /proc."""
     parents, memory = {}, {}
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
-        try:
-            with open(f"/proc/{name}/stat", errors="replace") as file:
-                fields = file.read().rpartition(")")[2].split()
+        with suppress(OSError, IndexError), open(f"/proc/{name}/stat", errors="replace") as file:  # it may have ended meanwhile
+            fields = file.read().rpartition(")")[2].split()
             parents[int(name)], memory[int(name)] = int(fields[1]), int(fields[21]) * resource.getpagesize()
-        except (OSError, IndexError):  # it has ended meanwhile
-            pass
     below, before = {os.getpid()}, 0
     while len(below) > before:
         before = len(below)
@@ -73,26 +65,22 @@ def disk_use(work):
     """Number of files in a folder, and the bytes that they take; a folder nested too deep is too many."""
     count, total, folders = 0, 0, [work]
     while folders and count <= FILES:
-        try:
+        with suppress(OSError):  # gone, or forbidden
             for entry in os.scandir(folders.pop()):
                 count, total = count + 1, total + entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                     count += FILES if entry.path.count("/") > DEEPEST else 0
-        except OSError:  # gone, or forbidden
-            pass
     return count, total
 
 
 def excess(work, megabytes):
     """What the program takes too much of, or None."""
-    memory = descendants()
-    if len(memory) > PROCESSES:
-        return f"more than {PROCESSES} processes"
-    if sum(memory.values()) > megabytes * MB:
-        return f"more than {megabytes} MB of memory"
-    count, total = disk_use(work)
-    return f"more than {FILES} files" if count > FILES else f"more than {DISK // MB} MB of files" if total > DISK else None
+    memory, (count, total) = descendants(), disk_use(work)
+    for used, most, what in ((len(memory), PROCESSES, "processes"), (sum(memory.values()) / MB, megabytes, "MB of memory"),
+                             (count, FILES, "files"), (total / MB, DISK, "MB of files")):
+        if used > most:
+            return f"more than {most} {what}"
 
 
 def watch(program, work, seconds, megabytes):
@@ -114,10 +102,8 @@ def watch(program, work, seconds, megabytes):
 
 
 def kill(process):
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # gone; or, on macOS, a group of which only a zombie is left
         os.kill(process, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # gone; or, on macOS, a group of which only a zombie is left
-        pass
 
 
 def end(program):
@@ -136,15 +122,13 @@ def end(program):
 
 def main(folder, seconds, megabytes):
     work = os.path.join(folder, "work")
-    given = os.open(os.path.join(folder, "stdin"), os.O_RDONLY)
-    output = os.open(os.path.join(folder, "output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     if sys.platform == "linux":
         confine(os.fsencode(work))
     os.chdir(work)
     program = os.fork()
     if program == 0:
-        become(os.path.join(folder, "program.py"), given, output, seconds, megabytes)
+        become(os.path.join(folder, "program.py"), seconds, megabytes)
     try:
         ending = watch(program, work, seconds, megabytes)
     finally:

@@ -74,16 +74,17 @@ def guarded(code, seconds=10, megabytes=1024, stdin=""):
         work.mkdir()
         command = [sys.executable, "-I", str(GUARD), folder, str(seconds), str(megabytes)]
         settings = {"HOME": str(work), "TMPDIR": str(work), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        guard = subprocess.Popen(command, env=settings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        output = Path(folder) / "output"
+        with open(Path(folder) / "stdin", "rb") as given, open(output, "ab") as printed:
+            guard = subprocess.Popen(command, env=settings, stdin=given, stdout=subprocess.PIPE, stderr=printed, text=True,
+                                     start_new_session=True)
         try:
             ending = guard.communicate(timeout=seconds + 10)[0].strip()
         except BaseException:  # Ctrl-C as well: the guard ends what it guards when it is told to end
             guard.terminate()
             raise
-        output = Path(folder) / "output"
-        text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
-        return text, "" if ending == "ended with status 0" else ending or "lost its guard"
+        ending = "" if ending == "ended with status 0" else ending or "lost its guard"
+        return output.read_text(encoding="utf-8", errors="replace"), ending
     finally:  # rm, not shutil: a program may have nested folders deeper than Python recurses, or forbidden to enter them
         subprocess.run(["sh", "-c", 'chmod -R u+rwX "$0"; rm -rf "$0"', folder], stderr=subprocess.DEVNULL)
 

@@ -4,6 +4,7 @@ graded_pairs.tsv holds found, gold, and 1 where they are mathematically equal, i
 conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -16,10 +17,7 @@ from minimas import InputError, tools
 from minimas.grade import GRADERS, ask_math_verify, default_grader, passes, same_choice, same_math, same_text
 
 PAIRS = [line.split("\t") for line in (Path(__file__).parent / "graded_pairs.tsv").read_text(encoding="utf-8").splitlines()]
-# What plain cannot read, it calls different, unless it is written alike: functions, factorials, sums, nested radicals.
-BEYOND_PLAIN = {"5!", r"\binom{5}{2}", "|{-3}|", r"\log_2 8", r"\sin 30^\circ", r"\sqrt{3+2\sqrt{2}}", r"\sqrt{x^2+1}", r"\cot x", r"\sin 2x",
-                "2^{x+1}", r"x \ne 2", r"(3,\infty)", r"\sum_{k=1}^{3} k"}
-BEYOND_MATH_VERIFY = {r"\sin 30^\circ"}  # it takes the 30 for radians
+BEYOND_PLAIN = {r"(3,\infty)", r"\sum_{k=1}^{3} k"}  # what it cannot read, it calls different, unless it is written alike
 
 
 def mistakes(grader):
@@ -38,11 +36,20 @@ def test_plain():
     assert wrong == BEYOND_PLAIN and not accepted
 
 
+@pytest.mark.parametrize("found, gold, equal", [
+    (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), ("|x+y|", "|x|+|y|", False), (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}", True),
+    ("1.4142135624", r"\sqrt{2}", False), (r"12345678901\pi", r"12345678902\pi", False), ("10^{30}+1", "10^{30}", False), ("x^2", "x^4", False),
+    (r"\sqrt[3]{-8}", "-2", True), (r"x\sqrt{x}", "x^{3/2}", True), (r"\tan 45^\circ", "1", True), ("a_1", "a_2", False), ("x<3", "6>2x", True),
+    ("-2x<6", "x<-3", False), (r"x = \pm 3", "-3, 3", True), ("1/2x", "x/2", True), (r"\frac{9!}{7!}", "72", True), (r"\frac12\ln 9", r"\ln 3", True)])
+def test_values_at_points(found, gold, equal):
+    assert same_math(found, gold, "plain") is same_math(gold, found, "plain") is equal
+
+
 def test_math_verify():
     pytest.importorskip("math_verify")
     wrong, accepted = mistakes("math-verify")
-    assert default_grader() == "math-verify" and wrong == BEYOND_MATH_VERIFY and not accepted
-    assert not same_math("9^{9^{9^9}}", "2^{2^{2^{9^9}}}", "math-verify") and same_math("5!", "120", "math-verify")  # lives, or comes again
+    assert default_grader() == "math-verify" and not wrong and not accepted
+    assert not same_math("9^{9^{9^9}}", "2^{2^{2^{9^9}}}", "math-verify") and same_math(r"\sum_{k=1}^{3} k", "6", "math-verify")  # lives, or comes again
 
 
 def test_released():
@@ -65,7 +72,8 @@ def test_grader_names():
 HUGE = ["9^{9^{9^9}}", "{" * 100_000, "(" * 900 + "1" + ")" * 900, r"\sqrt{" * 300 + "2" + "}" * 300, "((((9^{200})^{200})^{200})^{200})^{200}",
         "(a+b+c+d+e+f+g)^{20}" * 15, "+".join(["(1+x)^{20}"] * 39), r"\sqrt{99999999999999999989}" * 15, "1," * 990, r"\frac" * 300,
         "1" * 1900, "2^{-200}" * 40, ("7" * 60 + r"^{1/12}") * 6, " " * 1990, r"\text{" * 300, "1.1\\overline{" + "3" * 1900 + "}", "1 " * 990,
-        "a." * 990, "1=" * 900, r"\begin{pmatrix}" * 100, r"\pm" * 600, r"1\pm" + r"2\pm" * 20 + "1", "5" + " cm" * 600, "10^{-200}" * 40]
+        "a." * 990, "+".join(f"1/{k}^{{500}}" for k in range(3, 36)), "+".join(f"1/(x+{k})^{{90}}" for k in range(2, 26)), "5" + "!" * 390,
+        "199!" * 90, "-" * 399 + "1", "e^{e^{e^{e^{e^{9}}}}}", "|" * 1990, "1=" * 900, r"\begin{pmatrix}" * 100, r"\pm" * 600, r"1\pm" + r"2\pm" * 20 + "1", "5" + " cm" * 600, "10^{-200}" * 40]
 
 
 @pytest.mark.parametrize("text", HUGE, ids=range(len(HUGE)))
@@ -130,8 +138,8 @@ def test_programs_and_functions():
 
 def test_tests_of_a_question_run_at_once():
     started = time.perf_counter()
-    assert passes("import time; time.sleep(1); print(1)", [("", "1")] * 4, workers=4)
-    assert time.perf_counter() - started < 3
+    assert passes("import time; time.sleep(1); print(1)", [("", "1")] * 4)
+    assert time.perf_counter() - started < (4 if os.cpu_count() > 1 else 9)
 
 
 # Programs that take too much. A number no one else uses marks their processes; each runs with namespaces, where the kernel grants
