@@ -68,7 +68,7 @@ class Agent:
 
     @property
     def device(self):
-        return self.model.embed_tokens.weight.device
+        return self.inner_link.post_ln.weight.device  # the model's weights may rest elsewhere
 
     def embed(self, prompts, special=False):
         """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
@@ -105,7 +105,8 @@ class Agent:
             self.graphs.release()
 
     def begin(self, prompts, m):
-        """What is to be read of B prompts before m more positions, (B, T, D) and positions (B, T), and the cache to read into.
+        """What is to be read of B prompts before m more positions, (B, T, D) and positions (B, T); the cache to read it into; and
+        what to keep as self.read once it is read: what the prompts begin with, that cache, and its room.
 
         A prompt that begins with the same words as in the last round, whose keys and values lie where they were, goes on
         behind them. That takes a cache that holds every position: no windows, no states.
@@ -113,8 +114,9 @@ class Agent:
         prompts = [self.tokens(pieces) for pieces in prompts]
         rows, heads = [self.embed_row(row) for row in prompts], [row[0].tolist() for row in prompts]
         longest, known = max(map(len, rows)), [0] * len(rows)
-        if self.read and len(self.read[0]) == len(heads) and longest + m <= self.read[2]:
-            before, cache, room = self.read
+        before, cache, room = self.read or ([], None, 0)
+        self.forget()
+        if len(before) == len(heads) and longest + m <= room:
             known = [min(shared(a, b), len(row) - 1) for a, b, row in zip(heads, before, rows)]
             for c in cache:
                 c.used = max(known)
@@ -122,13 +124,12 @@ class Agent:
             room = longest + m
             cache = self.make_cache(len(rows), room)
         x, positions = left_pad([row[n:] for n, row in zip(known, rows)])
-        if all(isinstance(c, KVCache) for c in cache):
-            self.read = heads, cache, room
-        return x, torch.where(positions < 0, -1, positions + torch.tensor(known, device=x.device)[:, None]), cache
+        positions = torch.where(positions < 0, -1, positions + torch.tensor(known, device=x.device)[:, None])
+        return x, positions, cache, (heads, cache, room) if all(isinstance(c, KVCache) for c in cache) else None
 
     def repeat(self, step, state, times, cache, tick, *kind):
         """The steps of one kind, replayed as graphs where that is possible: one token a row on CUDA."""
-        if self.graphs and state[0].shape[1] == 1:
+        if self.graphs and state[0].shape[1] == 1 and not torch.is_grad_enabled():
             return self.graphs.repeat(step, state, times, cache, tick, kind)
         return repeat(step, state, times, tick)
 
@@ -140,15 +141,16 @@ class Agent:
         if not m:
             return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
         if torch.is_grad_enabled():
-            (x, positions), cache = self.embed(prompts), self.model.make_cache(len(prompts))
+            (x, positions), cache, read = self.embed(prompts), self.model.make_cache(len(prompts)), None
         else:
-            x, positions, cache = self.begin(prompts, m)
+            x, positions, cache, read = self.begin(prompts, m)
 
         def step(x, positions):
             h = self.model(x, positions, cache, last=1)  # (B, 1, D)
             return (self.inner_link(h).to(h.dtype), positions[:, -1:] + 1), h
 
         state, first = repeat(step, (x, positions), 1, tick)
+        self.read = read
         _, others = self.repeat(step, state, m - 1, cache, tick, "latent")
         return torch.cat(first + others, 1)
 
@@ -212,7 +214,7 @@ class Agent:
         more = max(map(len, told))
         grow(cache, more)
         if self.graphs:
-            self.graphs.adopt(cache)
+            self.graphs.adopt(cache, len(rows), self.graphs.room[1] + more)
         x, positions = left_pad([torch.cat([last, self.model.embed(torch.tensor(reply, dtype=torch.long, device=last.device))])
                                  for last, reply in zip(state[0], told)])
         for b, reply in zip(rows, told):

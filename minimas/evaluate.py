@@ -5,12 +5,14 @@
     torchrun --nproc-per-node 4 -m minimas.evaluate --style mixture --dataset mine.jsonl --columns question=problem
 
 The records are lines of JSON: first the settings, then one line for each question at each point of the grid. A run that was
-killed goes on where it was when it is started again: batches are the same ones, so the records are, too. With torchrun every
-process takes its share of the batches and writes a part of its own; the first one puts the parts together.
+killed goes on where it was when it is started again: batches are the same ones, so the records are, too, to the rounding of
+another number of rows where memory ran out. With torchrun every process takes its share of the batches and writes a part of
+its own; the first one puts the parts together.
 """
 
 import csv
 import gc
+import glob
 import itertools
 import json
 import math
@@ -79,9 +81,8 @@ def plan(args):
         raise InputError("answers are programs, and grading runs them: say --allow-code-execution if you want that on this machine")
     grid = [value if isinstance(value, (tuple, list)) else (value,) for value in map(options.pop, POINT)]
     settings = Settings(**options)
-    points = [replace(settings, **dict(zip(POINT, point))).completed(STYLES[args.style]) for point in itertools.product(*grid)
-              if point[0] == "latent" or point[2] == grid[2][0]]  # text takes no latent steps: once is enough
-    return points, graders
+    points = dict.fromkeys((channel, rounds, m if channel == "latent" else 0) for channel, rounds, m in itertools.product(*grid))
+    return [replace(settings, **dict(zip(POINT, point))).completed(STYLES[args.style]) for point in points], graders
 
 
 # Grading
@@ -114,7 +115,8 @@ def record(index, example, results, point, graders):
 # Answering
 
 def out_of_memory(error):
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    words = "out of memory", "ALLOC_FAILED", "can't allocate memory"  # of CUDA, its libraries, the CPU
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def answers(system, questions, settings, size):
@@ -169,6 +171,8 @@ def read_lines(file):
     """The lines of a file of records; a last one that was cut off when its writer was killed is left out."""
     *lines, cut = file.read_bytes().split(b"\n") if file.exists() else [b""]
     try:
+        if cut and not lines and not cut.startswith(b'{"minimas"'[:len(cut)]):
+            raise ValueError("it begins otherwise")
         return [dict(json.loads(line)) for line in lines]
     except (ValueError, TypeError) as e:
         raise InputError(f"{file} is not a file of records ({e}): give another name with --out") from e
@@ -176,7 +180,11 @@ def read_lines(file):
 
 def gather(file, settings):
     """Put a run's records and the parts of other processes into one file, in order; refuse those of other settings."""
-    parts = sorted(file.parent.glob(f"{file.name}.part*"))
+    parts = sorted(file.parent.glob(f"{glob.escape(file.name)}.part[0-9]*"))
+    if not file.exists():  # it was deleted, so its parts are void
+        for part in parts:
+            part.unlink()
+        parts = []
     before, *lines = read_lines(file) or [settings]
     if before != settings:
         changed = [f"{name}: {before.get(name)} there, {settings.get(name)} now" for name in sorted({**before, **settings})
@@ -191,6 +199,15 @@ def gather(file, settings):
     for part in parts:
         part.unlink()
     return records
+
+
+def known(file, examples):
+    """Keys of the records in a file; InputError where they are of other questions."""
+    lines = read_lines(file)[1:]
+    if other := next((line for line in lines if line["question"] != examples[line["index"]].question), None):
+        raise InputError(f"{file} has another question of number {other['index']} than the data set: it has changed since; "
+                         "give another name with --out")
+    return {key(line) for line in lines}
 
 
 # The table
@@ -244,6 +261,7 @@ def join_others(args):
     torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))  # only to wait for one another
     if args.device in (None, "cuda") and torch.cuda.is_available():
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(args.device)
     return rank, world, torch.distributed.barrier
 
 
@@ -260,10 +278,11 @@ def main():
     settings |= {name: value for name, value in asdict(points[0]).items() if name not in POINT}
     settings = json.loads(json.dumps(settings))  # as it will be read from the file
     if rank == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
         gather(file, settings)
-    wait()
-    done = {key(line) for line in read_lines(file)[1:]}
-    wait()
+    wait()  # the file is whole now
+    done = known(file, examples)
+    wait()  # and everybody has read it: it may be written to
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
                              task=examples[0].task, offload=args.offload, plain=args.plain)
     questions = system.read([e.question for e in examples], [e.fn_name for e in examples], args.dataset)

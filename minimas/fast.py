@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import InputError
-from .cache import KVCache, WindowCache, front
+from .cache import KVCache, front
 
 CHUNK = 256  # cache slots by which a graph's reach grows: a step reads the used part of the cache, rounded up to this
 SPARE = 64  # the cache's own size is rounded up to this, so that a slightly longer prompt finds room
@@ -81,86 +81,94 @@ def prepare(model):
 
 
 class Graphs:
-    """An agent's steps as CUDA graphs, over one cache that stays where it is from question to question."""
+    """An agent's steps as CUDA graphs, over one cache that stays where it is from question to question.
+
+    A graph reads and writes the memory it was captured with, so one holds for one kind of step, one number of rows, and one
+    reach: the cache slots it reads, the used ones rounded up.
+    """
 
     def __init__(self, model):
-        self.model, self.base, self.room, self.graphs = model, None, (0, 0), {}
-        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-
-    def make_cache(self, B, S):
-        """The model's cache for B rows of S positions, empty; the same memory as before where that suffices."""
-        S = -(-S // SPARE) * SPARE
-        if B > self.room[0] or S > self.room[1]:
-            self.base = None  # free it before there is another
-            self.room = max(B, self.room[0]), max(S, self.room[1])
-            self.adopt(self.model.make_cache(*self.room))
-        cache = front(self.base, B)
-        for c in cache:  # empty them; a KVCache's old keys are seen by nobody before they are overwritten
-            if isinstance(c, KVCache):
-                c.used = 0
-            elif isinstance(c, WindowCache):
-                c.positions.fill_(-1)
-            else:
-                c.conv.zero_(), c.state.zero_()
-        return cache
+        self.model, self.stream = model, None
+        self.release()
 
     def release(self):
         """Let go of the cache and the graphs."""
         self.base, self.room, self.graphs = None, (0, 0), {}
 
-    def adopt(self, cache):
-        """Stay in this cache from now on; graphs of another one are void."""
-        self.base, self.graphs = cache, {}
+    def adopt(self, cache, B, S):
+        """Stay in this cache of B rows and S positions from now on; graphs of another one are void, and so is their memory pool."""
+        self.base, self.room, self.graphs = cache, (B, S), {}
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+
+    def make_cache(self, B, S):
+        """The model's cache for B rows of S positions, empty; the same memory as before where that suffices."""
+        if B > self.room[0] or S > self.room[1]:
+            room = max(B, self.room[0]), -(-max(S, self.room[1]) // SPARE) * SPARE
+            self.release()  # free the old one before there is another
+            self.adopt(self.model.make_cache(*room), *room)
+        cache = front(self.base, B)
+        for c in cache:
+            for name in c.tensors:
+                getattr(c, name).fill_(-1 if name == "positions" else 0)  # nothing, not even a NaN, is left for the next question
+            if isinstance(c, KVCache):
+                c.used = 0
+        return cache
 
     def repeat(self, step, state, times, cache, tick, kind):
-        """As agent.repeat. Steps of one kind, batch size and reach into the cache are one graph."""
-        outputs = []
+        """As agent.repeat, by replaying: the first step of a kind, size and reach goes as it is, then it is captured."""
+        outputs, full = [], [c for c in cache if isinstance(c, KVCache)]
         while len(outputs) < times:
-            full = [c for c in cache if isinstance(c, KVCache)]
-            used = full[0].used if full else 0
-            reach = min(-(-(used + 1) // CHUNK) * CHUNK, full[0].room) if full else 1
+            used, room = (full[0].used, full[0].room) if full else (0, 0)
+            reach = min(-(-(used + 1) // CHUNK) * CHUNK, room)
             key = (*kind, len(state[0]), reach)
-            if key not in self.graphs:  # the first step goes as it is, which also sets up what a capture may not
+            if key in self.graphs:
+                n = times - len(outputs) if reach == room else min(times - len(outputs), reach - used)
+                state, more = replayed(*self.graphs[key], state, n, tick)
+            else:
+                n = 1
+                set_used(full, reach - 1)  # of the shapes that will be captured: what is set up on first use is set up now
                 state, output = step(*state)
-                outputs.append(output)
                 tick()
-                self.graphs[key] = captured(step, state, output, full, reach, self.pool)
-                continue
-            static, out, replay = self.graphs[key]
-            for buffer, value in zip(static, state):
-                buffer.copy_(value)
-            n = min(times - len(outputs), reach - used) if full else times - len(outputs)
-            for _ in range(n):
-                replay()
-                outputs.append(out.clone())
-                tick()
-            state = [buffer.clone() for buffer in static]
-            for c in full:
-                c.used = used + n
+                self.graphs[key], more = self.captured(step, state, output, full, reach), [output]
+            outputs += more
+            set_used(full, min(used + n, room))
         return state, outputs
 
+    def captured(self, step, state, output, full, reach):
+        """(state buffers, output buffer, replay): replay() takes one step from the buffers, into the buffers."""
+        static, out = [value.clone() for value in state], output.clone()
 
-def captured(step, state, output, full, reach, pool):
-    """(state buffers, output buffer, replay): replay() takes one step from the buffers, into the buffers."""
-    static, out = [value.clone() for value in state], output.clone()
+        def in_place():
+            set_used(full, reach - 1)
+            new, output = step(*static)
+            for buffer, value in zip([*static, out], [*new, output]):
+                buffer.copy_(value)
 
-    def in_place():
-        for c in full:
-            c.used = reach - 1
-        new, output = step(*static)
-        for buffer, value in zip([*static, out], [*new, output]):
-            buffer.copy_(value)
+        if out.is_cuda and self.stream is None:
+            self.stream = torch.cuda.Stream(out.device)
+        return static, out, capture(in_place, self.pool, self.stream)
 
-    used = [c.used for c in full]
-    replay = capture(in_place, pool)
-    for c, n in zip(full, used):
+
+def set_used(full, n):
+    for c in full:
         c.used = n
-    return static, out, replay
 
 
-def capture(f, pool):
-    """f(), which works in place on tensors that stay, as a CUDA graph -> what replays it."""
+def replayed(static, out, replay, state, n, tick):
+    """n steps from `state`: the state after them, and their outputs."""
+    for buffer, value in zip(static, state):
+        buffer.copy_(value)
+    outputs = []
+    for _ in range(n):
+        replay()
+        outputs.append(out.clone())
+        tick()
+    return [buffer.clone() for buffer in static], outputs
+
+
+def capture(f, pool, stream):
+    """f(), which works in place on tensors that stay, as a CUDA graph on the stream's device -> what replays it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.device(stream.device), torch.cuda.graph(graph, pool=pool, stream=stream):
         f()
     return graph.replay

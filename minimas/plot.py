@@ -27,7 +27,8 @@ def chart(title, x_name, lines, left=0):
     for y in ticks(0, top):
         parts += [f'<path d="M{left + LEFT},{py(y):.1f}H{left + WIDTH - 20}" stroke="#ccc"/>',
                   f'<text x="{left + LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:g}</text>']
-    parts += [f'<text x="{px(x):.1f}" y="{HEIGHT - 22}" text-anchor="middle">{x:g}</text>' for x in ticks(low, high)]
+    marks = sorted({x for x, _ in points})
+    parts += [f'<text x="{px(x):.1f}" y="{HEIGHT - 22}" text-anchor="middle">{x:g}</text>' for x in (marks if len(marks) < 8 else ticks(low, high))]
     for i, (name, line) in enumerate(lines.items()):
         colour, path = COLOURS[i % len(COLOURS)], "L".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></path>')

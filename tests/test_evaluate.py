@@ -100,6 +100,24 @@ def test_a_line_that_was_cut_is_written_again(unbroken, data, tmp_path, monkeypa
         assert records(out) == records(unbroken[0])
 
 
+def test_what_lies_about_is_not_taken_for_records(unbroken, data, tmp_path, monkeypatch, capsys):
+    """A rewriting that was killed, parts of a run whose file is gone, a file that is something else, a data set that changed."""
+    out = tmp_path / "records.jsonl"
+    (tmp_path / "records.jsonl.partial").write_text('{"minimas"')
+    (tmp_path / "records.jsonl.part1").write_text(unbroken[0].read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
+    run(monkeypatch, capsys, *options(data, out))
+    assert records(out) == records(unbroken[0])
+    (tmp_path / "mine.json").write_text("[1, 2]")
+    other = tmp_path / "other.jsonl"
+    other.write_text(data.read_text().replace("+1", "+2"))
+    out.write_text(unbroken[0].read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
+    for args, complaint in (options(data, tmp_path / "mine.json"), "not a file of records"), (options(other, out), "another question of number"):
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, capsys, *args)
+        assert end.value.code == 2 and complaint in capsys.readouterr().err
+    assert (tmp_path / "mine.json").read_text() == "[1, 2]"
+
+
 def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
     monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_, **__: pytest.fail("computed"))
     assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1].stdout

@@ -87,7 +87,7 @@ def captures(monkeypatch):
     """What is captured, and run again instead of replayed: all of fast.Graphs but CUDA's own part."""
     made = []
 
-    def capture(f, pool):
+    def capture(f, pool, stream):
         step = inspect.getclosurevars(f).nonlocals["step"]
         cache = inspect.getclosurevars(step).nonlocals["cache"]
         seen = [dict(vars(c)) for c in cache]  # a graph keeps the addresses it was captured with
@@ -126,6 +126,21 @@ def test_graphs_and_caches_are_used_again(folders, captures):
     assert addresses() == before and len(captures) == made
 
 
+def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
+    """`used` is an upper bound over rows of unequal length: it may reach the room before any row does."""
+    model = load(folders, "sequential_light").agents["planner"].model
+    graphs = fast.Graphs(model)
+    cache = graphs.make_cache(1, 10)
+
+    def step(x, positions):
+        h = model(x, positions, cache, last=1)
+        return (h, positions + 1), h
+    for c in cache:
+        c.used = c.room
+    _, outputs = graphs.repeat(step, (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)), 4, cache, lambda: None, ("x",))
+    assert len(outputs) == 4 and {c.used for c in cache} == {cache[0].room}
+
+
 @pytest.mark.parametrize("graphs", (False, True))
 def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs):
     """One long text does not hold seven finished ones; what is written does not change by it."""
@@ -153,8 +168,11 @@ def test_replies_of_tools_over_graphs(folders, captures, monkeypatch):
         system = load(folders, "deliberation", dtype="float64")
         if graphs:
             replayed(system)
-        scripted(system.agents["toolcaller"], SCRIPTS, monkeypatch)
-        texts.append([r.text for r in system.run(["1 + 1", "a longer question"], tools=("python",), rounds=1, latent_steps=2, max_new_tokens=100, temperature=0.0)])
+        asked = lambda *questions: [r.text for r in system.run(questions, tools=("python",), rounds=1, latent_steps=2, max_new_tokens=100, temperature=0.0)]
+        with monkeypatch.context() as patch:
+            scripted(system.agents["toolcaller"], SCRIPTS, patch)
+            texts.append(asked("1 + 1", "a longer question"))
+        texts[-1] += asked("1 + 1", "2 + 2", "3 + 3")  # a larger batch, after one whose rows left at different times
     assert texts[0] == texts[1] and "<result> 42 </result>" in texts[0][0]
 
 
@@ -164,7 +182,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     options = OPTIONS | {"rounds": 3, "temperature": 0.0}
     plain, quick = (load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {}))
     for agent in plain.agents.values():
-        monkeypatch.setattr(agent, "begin", lambda prompts, m, agent=agent: (*agent.embed(prompts), agent.make_cache(len(prompts), 4000)))
+        monkeypatch.setattr(agent, "begin", lambda prompts, m, agent=agent: (*agent.embed(prompts), agent.make_cache(len(prompts), 4000), None))
     if graphs:
         replayed(quick)
     read = {role: [] for role in quick.agents}

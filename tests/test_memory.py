@@ -24,7 +24,7 @@ print(weights, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1
 """
 
 
-@pytest.mark.parametrize("dtype, path", (("bfloat16", "plain"), ("float32", "plain"), ("float32", "fast")))
+@pytest.mark.parametrize("dtype, path", (("bfloat16", "plain"), ("float32", "fast")))
 def test_weights_stream_in(tmp_path_factory, dtype, path):
     """A bfloat16 checkpoint of 0.6 GB, read as it is and widened; and packed, for which one product's weights are held thrice."""
     folder = tmp_path_factory.getbasetemp() / "large"
