@@ -128,12 +128,12 @@ def recurse(system, questions, settings, hear=silent, tick=silent):
     tick() is called for every position generated.
     """
     style, inbox = system.style, {}
-    for agent in system.agents.values():
-        agent.forget()
+    system.forget()
     for r in range(1, settings.rounds + 1):
         for role in style.order:
             agent, prompts = system.agents[role], system.prompts(role, questions, inbox, settings.date)
             if (r, role) == (settings.rounds, style.order[-1]):
+                system.forget()
                 return prompts
             with agent.at_work():
                 if settings.channel == "latent":
@@ -167,6 +167,11 @@ class System:
 
     def __init__(self, style, agents, outer_links, task="math"):
         self.style, self.agents, self.outer_links, self.task = style, agents, outer_links, task
+
+    def forget(self):
+        """Let agents go of the prompts that they keep from round to round."""
+        for agent in self.agents.values():
+            agent.forget()
 
     def read(self, questions, fn_names=None, dataset=None):
         """Texts as typed -> Questions; InputError names one that cannot be read."""
