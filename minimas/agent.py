@@ -64,7 +64,7 @@ class Agent:
     def __init__(self, model, tokenizer, inner_link, generation, offload=False):
         self.model, self.tokenizer, self.inner_link, self.generation = model, tokenizer, inner_link, generation
         self.offload, self.graphs, self.read_every = offload, None, 1
-        self.read = None  # what the last think began with and where it lies: see `begin`
+        self.last_read = None  # what the last think began with and where it lies: see `begin`
 
     @property
     def device(self):
@@ -96,7 +96,7 @@ class Agent:
 
     def forget(self):
         """Let go of the prompts that were read last."""
-        self.read = None
+        self.last_read = None
 
     def release(self):
         """Free all memory that is kept from question to question."""
@@ -106,7 +106,7 @@ class Agent:
 
     def begin(self, prompts, m):
         """What is to be read of B prompts before m more positions, (B, T, D) and positions (B, T); the cache to read it into; and
-        what to keep as self.read once it is read: what the prompts begin with, that cache, and its room.
+        what to keep as self.last_read once it is read: what the prompts begin with, that cache, and its room.
 
         A prompt that begins with the same words as in the last round, whose keys and values lie where they were, goes on
         behind them. That takes a cache that holds every position: no windows, no states.
@@ -114,7 +114,7 @@ class Agent:
         prompts = [self.tokens(pieces) for pieces in prompts]
         rows, heads = [self.embed_row(row) for row in prompts], [row[0].tolist() for row in prompts]
         longest, known = max(map(len, rows)), [0] * len(rows)
-        before, cache, room = self.read or ([], None, 0)
+        before, cache, room = self.last_read or ([], None, 0)
         self.forget()
         if len(before) == len(heads) and longest + m <= room:
             known = [min(shared(a, b), len(row) - 1) for a, b, row in zip(heads, before, rows)]
@@ -141,16 +141,16 @@ class Agent:
         if not m:
             return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
         if torch.is_grad_enabled():
-            (x, positions), cache, read = self.embed(prompts), self.model.make_cache(len(prompts)), None
+            (x, positions), cache, last_read = self.embed(prompts), self.model.make_cache(len(prompts)), None
         else:
-            x, positions, cache, read = self.begin(prompts, m)
+            x, positions, cache, last_read = self.begin(prompts, m)
 
         def step(x, positions):
             h = self.model(x, positions, cache, last=1)  # (B, 1, D)
             return (self.inner_link(h).to(h.dtype), positions[:, -1:] + 1), h
 
         state, first = repeat(step, (x, positions), 1, tick)
-        self.read = read
+        self.last_read = last_read
         _, others = self.repeat(step, state, m - 1, cache, tick, "latent")
         return torch.cat(first + others, 1)
 
@@ -162,21 +162,21 @@ class Agent:
         reply(b, ids) gives the ids that are put behind text b's last token, such as a tool's result; mostly none. A row waits
         for nobody: the others go on by one token while it reads its reply, and leave the batch when they end.
         """
-        how = settings.temperature, self.generation.top_k if settings.top_k is None else settings.top_k, settings.top_p
+        sampling = settings.temperature, self.generation.top_k if settings.top_k is None else settings.top_k, settings.top_p
         ids, rows, k = [[] for _ in seeds], list(range(len(seeds))), len(seeds) // len(x)
         cache, left = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens), settings.max_new_tokens - 1
 
         def drawn(h, positions, seeds, n):
-            tokens = sample(self.model.logits(h[:, -1]), uniform(seeds, n), *how)  # (rows,)
+            tokens = sample(self.model.logits(h[:, -1]), uniform(seeds, n), *sampling)  # (rows,)
             return (self.model.embed(tokens[:, None]), positions[:, -1:] + 1, seeds, n + 1), tokens
 
         def step(x, positions, seeds, n):
             return drawn(self.model(x, positions, cache, last=1), positions, seeds, n)
 
-        once = front(cache, len(x)) if k > 1 else cache
-        h = self.model(x, positions, once, last=1)
+        of_prompts = front(cache, len(x)) if k > 1 else cache
+        h = self.model(x, positions, of_prompts, last=1)
         if k > 1:
-            spread(cache, once, k)
+            spread(cache, of_prompts, k)
         seeds, n = torch.tensor(seeds, device=x.device), torch.zeros((), dtype=torch.long, device=x.device)
         state, first = drawn(h.repeat_interleave(k, 0), positions.repeat_interleave(k, 0), seeds, n)
         tokens = [first]
@@ -192,13 +192,13 @@ class Agent:
                 index = torch.tensor(stay, device=x.device)
                 select(cache, index)
                 state = *(value[index] for value in state[:3]), state[3]
-            told = [[] if b is None else reply(b, ids[b]) for b in rows]
-            if any(told):
-                state = *self.read_replies(told, ids, rows, state, cache), *state[2:]
+            replies = [[] if b is None else reply(b, ids[b]) for b in rows]
+            if any(replies):
+                state = *self.read_replies(replies, ids, rows, state, cache), *state[2:]
             if not left:
                 return ids
             times = 1 if state[0].shape[1] > 1 or reply is not no_reply else min(self.read_every, left)
-            state, tokens = self.repeat(step, state, times, cache, tick, "text", *how)
+            state, tokens = self.repeat(step, state, times, cache, tick, "text", *sampling)
             left -= times
 
     def ended(self, ids, written):
@@ -209,15 +209,15 @@ class Agent:
                 return True
         return False
 
-    def read_replies(self, told, ids, rows, state, cache):
+    def read_replies(self, replies, ids, rows, state, cache):
         """Put replies behind the rows' last tokens -> the embeddings and positions that are to be read next."""
-        more = max(map(len, told))
+        more = max(map(len, replies))
         grow(cache, more)
         if self.graphs:
             self.graphs.adopt(cache, len(rows), self.graphs.room[1] + more)
         x, positions = left_pad([torch.cat([last, self.model.embed(torch.tensor(reply, dtype=torch.long, device=last.device))])
-                                 for last, reply in zip(state[0], told)])
-        for b, reply in zip(rows, told):
+                                 for last, reply in zip(state[0], replies)])
+        for b, reply in zip(rows, replies):
             if reply:
                 ids[b] += reply
         return x, torch.where(positions < 0, -1, positions + state[1])

@@ -97,7 +97,8 @@ def settings_for(name, style, protocol="paper", task="math"):
     """
     dataset = dataset_called(name, task)
     if protocol not in ("paper", "released") or protocol == "released" and "released" not in dataset:
-        raise InputError(f"{name} has no {protocol} settings: expected paper; released for math500, gpqa, medqa, mbppplus")
+        having = ", ".join(other for other in DATASETS if "released" in DATASETS[other])
+        raise InputError(f"{name} has no {protocol} settings: expected paper; released for {having}")
     settings = {"grader": dataset["task"], "rollouts": 1}
     for source in "paper", protocol:
         for styles in "every style", style:

@@ -120,19 +120,19 @@ def out_of_memory(error):
 
 
 def answers(system, questions, settings, size):
-    """Results of a batch, in pieces of at most size[0] questions; out of memory, size[0] is halved and the batch asked again."""
+    """Results of a batch, asked in pieces of at most `size` questions, and the size: out of memory, it is halved and all asked again."""
     while True:
         try:
-            pieces = [questions[i:i + size[0]] for i in range(0, len(questions), size[0])]
-            return [result for piece in pieces for result in system.answer(piece, settings)]
+            pieces = [questions[i:i + size] for i in range(0, len(questions), size)]
+            return [result for piece in pieces for result in system.answer(piece, settings)], size
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
                 raise
-        if size[0] == 1:
+        if size == 1:
             raise InputError("out of memory with one question at a time: take fewer new tokens or rollouts, --offload, "
                              "or a larger device")
-        size[0] = -(-min(size[0], len(questions)) // 2)
-        print(f"minimas: out of memory, going on with {size[0]} questions at once", file=sys.stderr)
+        size = -(-min(size, len(questions)) // 2)
+        print(f"minimas: out of memory, going on with {size} questions at once", file=sys.stderr)
         for agent in system.agents.values():
             agent.release()
         gc.collect()
@@ -142,14 +142,14 @@ def answers(system, questions, settings, size):
 def answer_all(system, examples, questions, points, graders, done, file, share):
     """Answer what is not done of this process's share of the batches, and append a record of each to `file`."""
     rank, world = share
-    work = [(point, start) for point in points for start in range(0, len(examples), point.batch_size)][rank::world]
-    size, hits = [points[0].batch_size], []
-    batches = [(point, range(start, min(start + point.batch_size, len(examples)))) for point, start in work]
+    size, hits, everything = points[0].batch_size, [], range(len(examples))
+    batches = [(point, everything[start:start + size]) for point in points for start in everything[::size]][rank::world]
     total = sum(len(batch) for _, batch in batches)
     with open(file, "a", encoding="utf-8") as out, tqdm(total=total, unit="question", disable=rank > 0) as bar:
         for point, batch in batches:
             missing = [i for i in batch if key({"index": i} | asdict(point)) not in done]
-            results = answers(system, [questions[i] for i in batch], point, size) if missing else []
+            if missing:
+                results, size = answers(system, [questions[i] for i in batch], point, size)
             for i in missing:
                 first = (i - batch.start) * point.rollouts
                 line = record(i, examples[i], results[first:first + point.rollouts], point, graders)
@@ -273,7 +273,7 @@ def main():
     tell = None if rank == 0 else silent
     examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell)
     file = args.out or Path(f"{args.style}-{Path(args.dataset).stem}.jsonl")
-    named = ("style", "dataset", "file", "columns", "limit", "checkpoint", "dtype")
+    named = ("style", "dataset", "file", "columns", "task", "limit", "checkpoint", "dtype")
     settings = {"minimas": __version__, **{name: getattr(args, name) for name in named}, "questions": len(examples), "graders": graders}
     settings |= {name: value for name, value in asdict(points[0]).items() if name not in POINT}
     settings = json.loads(json.dumps(settings))  # as it will be read from the file

@@ -75,19 +75,19 @@ class FusedOuterLink(nn.Module):
     def __init__(self, link):
         super().__init__()
         self.dtype, self.eps, self.ln_target = link.proj1.weight.dtype, link.ln_source.eps, link.ln_target
-        around = link.residual_proj
+        residual = link.residual_proj
         (weight,), (self.bias,) = folded(link.ln_source, link.proj1)
-        self.row_sums, self.sizes = widen(weight).sum(1), (len(weight), len(around.weight))
-        self.joint = Product([weight, around.weight], [torch.zeros_like(self.bias), around.bias])
+        self.row_sums, self.sizes = widen(weight).sum(1), (len(weight), len(residual.weight))
+        self.joint = Product([weight, residual.weight], [torch.zeros_like(self.bias), residual.bias])
         self.proj2 = Product([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
-        y, around = self.joint(h).split(self.sizes, -1)
+        y, residual = self.joint(h).split(self.sizes, -1)
         mean = widen(h).mean(-1, keepdim=True)
         spread = ((h - mean).square().mean(-1, keepdim=True) + self.eps).sqrt()
         y = (y - mean * self.row_sums) / spread + self.bias
-        return self.ln_target(self.proj2(F.gelu(y).to(self.dtype)) + around)
+        return self.ln_target(self.proj2(F.gelu(y).to(self.dtype)) + residual)
 
 
 def folded(norm, linear):

@@ -230,23 +230,23 @@ class System:
 
         prompts = recurse(self, questions, settings, hear=keep, tick=tick)
         agent, k = self.agents[self.style.order[-1]], settings.rollouts
-        lots = seeds(questions, settings.seed, rollouts=k)
+        text_seeds = seeds(questions, settings.seed, rollouts=k)
         asked = [question for question in questions for _ in range(k)]
         calls = ToolCalls(agent.tokenizer, settings.tools, len(asked)) if self.style.calls_tools else None
         with agent.at_work():
-            ids = agent.decode(*agent.embed(prompts), lots, settings, tick, calls.reply if calls else no_reply)
+            ids = agent.decode(*agent.embed(prompts), text_seeds, settings, tick, calls.reply if calls else no_reply)
             new_tokens = [len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)]
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
-                self.retry(agent, texts, ids, new_tokens, lots, settings)
+                self.retry(agent, texts, ids, new_tokens, text_seeds, settings)
         seconds = (time.perf_counter() - started) / len(asked)
         return [Result(question.text, text, extract(text, self.task), row, new, seconds, sum(heard[i // k].values()), latents[i // k])
                 for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
 
-    def retry(self, agent, texts, ids, new_tokens, lots, settings):
+    def retry(self, agent, texts, ids, new_tokens, text_seeds, settings):
         """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place.
 
-        lots: the seeds of the texts; those of the second tries follow from them.
+        text_seeds: the seeds of the texts; those of the second tries follow from them.
         """
         request = answer_retry(self.style.prompts, self.task)
         lost = [b for b, text in enumerate(texts) if extract(text, self.task) is None]
@@ -254,7 +254,7 @@ class System:
             return
         settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)
         asked = [f"{texts[b]}\n{request}" for b in lost]
-        more = agent.decode(*agent.embed([[text] for text in asked], special=True), [~lots[b] & (1 << 63) - 1 for b in lost], settings)
+        more = agent.decode(*agent.embed([[text] for text in asked], special=True), [~text_seeds[b] & (1 << 63) - 1 for b in lost], settings)
         for b, text, new in zip(lost, asked, more):
             texts[b] = (text + agent.tokenizer.decode(new, strip=False)).strip()
             ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)

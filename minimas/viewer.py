@@ -48,8 +48,8 @@ def read_page(file, repository, config, split, offset):
         raise unreachable(repository, f"row {offset}", f"HF_HUB_OFFLINE is set and it is not in {file.parent}", "dataset")
     query = urlencode({"dataset": repository, "config": config, "split": split, "offset": offset, "length": ROWS_A_PAGE})
     page = fetch(f"{SERVER.rstrip('/')}/rows?{query}", repository)
-    whole = [sent["row_idx"] for sent in page["rows"] if not sent["truncated_cells"]]
-    if page["partial"] or whole != list(range(offset, min(offset + ROWS_A_PAGE, page["num_rows_total"]))):
+    whole = [sent["row_idx"] for sent in page.get("rows", []) if not sent["truncated_cells"]]
+    if page.get("partial", True) or whole != list(range(offset, min(offset + ROWS_A_PAGE, page["num_rows_total"]))):
         raise InputError(f"the dataset viewer does not give {repository} whole from row {offset} on (rows missing or "
                          "cut short): try again later, or download the set and give a local file of the same columns")
     file.parent.mkdir(parents=True, exist_ok=True)

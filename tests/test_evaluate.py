@@ -63,7 +63,7 @@ def test_table_and_records(unbroken, data):
     head, *rows = (line.split() for line in done.stdout.splitlines())
     assert [row[:4] for row in rows] == [["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "-", "24"], ["text", "3", "-", "24"]]
     settings, *lines = records(out)
-    assert settings["temperature"] == 0.7 and settings["questions"] == 24 and len(lines) == 96
+    assert settings["temperature"] == 0.7 and settings["task"] == "math" and settings["questions"] == 24 and len(lines) == 96
     system = minimas.load_mas_system("tiny", device="cpu")
     asked = [line["question"] for line in lines[:24]]
     for point, part in zip(((1, "latent"), (3, "latent"), (1, "text"), (3, "text")), (lines[i:i + 24] for i in range(0, 96, 24))):
