@@ -4,14 +4,14 @@ Letters: B prompts, T their tokens, D the agent's width, m latent steps.
 """
 
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import torch
 import torch.nn.functional as F
 
 from .cache import KVCache, front, grow, select, spread
 from .fast import Graphs, prepare
-from .link import fused
+from .link import InnerLink, fused
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
 from .sample import sample, uniform
 
@@ -127,6 +127,22 @@ class Agent:
         positions = torch.where(positions < 0, -1, positions + torch.tensor(known, device=x.device)[:, None])
         return x, positions, cache, (heads, cache, room) if all(isinstance(c, KVCache) for c in cache) else None
 
+    def read(self, prompts, last):
+        """B prompts for training -> states of their last so many positions (B, last, D), positions (B, T), and the grown cache.
+
+        What stands before all latents has no gradient, so that it is read without a graph.
+        """
+        prompts = [self.tokens(pieces) for pieces in prompts]
+        x, positions = left_pad([self.embed_row(row) for row in prompts])
+        cache, T = self.model.make_cache(len(x)), x.shape[1]
+        texts = [sum(map(len, takewhile(lambda piece: not piece.is_floating_point(), row))) for row in prompts]
+        start = min(T - sum(map(len, row)) + text for row, text in zip(prompts, texts))
+        start = start if x.requires_grad and start < T - last else 0
+        if start:
+            with torch.no_grad():
+                self.model(x[:, :start], positions[:, :start], cache, last=1)
+        return self.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
+
     def repeat(self, step, state, times, cache, tick, *kind):
         """The steps of one kind, replayed as graphs where that is possible: one token a row on CUDA."""
         if self.graphs and state[0].shape[1] == 1 and not torch.is_grad_enabled():
@@ -141,18 +157,22 @@ class Agent:
         if not m:
             return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
         if torch.is_grad_enabled():
-            (x, positions), cache, last_read = self.embed(prompts), self.model.make_cache(len(prompts)), None
+            h, positions, cache = self.read(prompts, 1)
         else:
             x, positions, cache, last_read = self.begin(prompts, m)
+            h = self.model(x, positions, cache, last=1)  # (B, 1, D)
+            self.last_read = last_read
+
+        def next_input(h, positions):
+            return self.inner_link(h).to(h.dtype), positions[:, -1:] + 1
 
         def step(x, positions):
-            h = self.model(x, positions, cache, last=1)  # (B, 1, D)
-            return (self.inner_link(h).to(h.dtype), positions[:, -1:] + 1), h
+            h = self.model(x, positions, cache, last=1)
+            return next_input(h, positions), h
 
-        state, first = repeat(step, (x, positions), 1, tick)
-        self.last_read = last_read
-        _, others = self.repeat(step, state, m - 1, cache, tick, "latent")
-        return torch.cat(first + others, 1)
+        tick()
+        _, others = self.repeat(step, next_input(h, positions), m - 1, cache, tick, "latent")
+        return torch.cat([h, *others], 1)
 
     def decode(self, x, positions, seeds, settings, tick=silent, reply=no_reply):
         """Lists of the token ids that follow B prompts, the one that ended a text included.
@@ -239,13 +259,15 @@ class Agent:
                 p.data = data
 
 
-def load_agent(source, task, device, dtype, offload=False, plain=False):
+def load_agent(source, task, device, dtype, offload=False, plain=False, untrained=False):
     """Agent of a folder or repository in the released layout; `offload` keeps its weights in main memory while it rests.
 
-    It is put on the fast path unless `plain`, or offloaded: its weights must stay where they are.
+    It is put on the fast path unless `plain`, or offloaded: its weights must stay where they are. `untrained` gives it a new
+    inner link, so that the folder may be that of a base model.
     """
     model, tokenizer = load_model(source, device, dtype, "cpu" if offload else None), load_tokenizer(source)
-    inner_link = load_inner_link(source, task, model.config.hidden_size, device, model.norm.weight.dtype)
+    D = model.config.hidden_size
+    inner_link = InnerLink(D).to(device) if untrained else load_inner_link(source, task, D, device, model.norm.weight.dtype)
     agent = Agent(model, tokenizer, inner_link, load_generation(source, tokenizer), offload)
     if not (plain or offload):
         agent.model, agent.inner_link = prepare(model), fused(inner_link)

@@ -148,20 +148,17 @@ class GrowingCache:
     """Either of them by concatenation, which keeps the graph: for training, and as the plain truth of the tests."""
 
     def __init__(self, window=None):
-        self.window, self.k, self.v, self.positions = window, None, None, None
+        self.window, self.chunks = window, []  # (k, v, positions) of each; a copy of the cache shares them and goes its own way
 
     def mask(self, positions, last):
-        if self.k is None and plain_causal(positions, last, self.window):
+        if not self.chunks and plain_causal(positions, last, self.window):
             return None
-        return causal_mask(positions[:, -last:], join(self.positions, positions, 1), self.window)
+        keys = torch.cat([*(chunk[2] for chunk in self.chunks), positions], 1)
+        return causal_mask(positions[:, -last:], keys, self.window)
 
     def update(self, k, v, positions):
-        self.k, self.v, self.positions = join(self.k, k, 2), join(self.v, v, 2), join(self.positions, positions, 1)
-        return self.k, self.v
-
-
-def join(before, new, dim):
-    return new if before is None else torch.cat([before, new], dim)
+        self.chunks = [*self.chunks, (k, v, positions)]
+        return torch.cat([chunk[0] for chunk in self.chunks], 2), torch.cat([chunk[1] for chunk in self.chunks], 2)
 
 
 def attention_cache(B, K, S, d, like, window=None):

@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from . import InputError, __version__
+from .agent import silent
 from .recurse import STYLES, Settings, load_mas_system
 from .tokenizer import DATE
 
@@ -26,18 +29,24 @@ def make_parser(module, description):
     add("--checkpoint", action="append", default=[], metavar="ROLE=PATH",
         help="take this role, or links, from this folder or hub id; repeat for more, or give one PATH that holds a folder for each")
     add("--device", help="cpu, cuda, or a device for each: planner=cuda:0,critic=cuda:1,... (default: cuda where there is one)")
+    add("--dtype", help="of the agents: float32, bfloat16, float16 (default: float32 on cpu, else the checkpoint's)")
+    add("--seed", type=int, default=42, help="of everything random (default 42)")
+    add("--date", default=DATE, help=f"the date that Llama's template tells its agent (default {DATE})")
+    add("--version", action="version", version=f"minimas {__version__}")
+    return parser
+
+
+def add_answering(parser):
+    """The options of commands whose agents answer questions."""
+    add = parser.add_argument
     add("--plain", action="store_true", help="leave out the fast path: slower, the same answers")
     add("--offload", action="store_true", help="keep weights in main memory, on the device only the working agent's")
-    add("--dtype", help="of the agents: float32, bfloat16, float16 (default: float32 on cpu, else the checkpoint's)")
     add("--max-new-tokens", type=int, help="limit on the answer's tokens (default: the style's)")
     add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
     add("--top-p", type=float, default=0.95, help="sample out of the likeliest tokens that reach this probability (default 0.95)")
     add("--top-k", type=int, help="and out of this many, 0 for all (default: generation_config.json's)")
-    add("--seed", type=int, default=42, help="of sampling (default 42)")
     add("--tools", type=names, default=(), help="what an agent of style deliberation may call: python, search or both (default: none)")
-    add("--date", default=DATE, help=f"the date that Llama's template tells its agent (default {DATE})")
     add("--no-retry", dest="retry", action="store_false", help="do not ask again where a text holds no answer")
-    add("--version", action="version", version=f"minimas {__version__}")
     return parser
 
 
@@ -47,7 +56,7 @@ def names(text):
 
 
 def arguments():
-    parser = make_parser("recurse", "Ask a recursive multi-agent system.")
+    parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
     add = parser.add_argument
     add("--prompt", action="append", required=True, metavar="TEXT",
         help="a question; repeat for more, - reads one a line from stdin")
@@ -70,6 +79,25 @@ def checkpoints(args):
     if not all(path for _, _, path in pairs):
         raise InputError(f"--checkpoint {' '.join(args.checkpoint)}: expected ROLE=PATH, or once a folder that holds all")
     return {role: path for role, _, path in pairs}
+
+
+def unchanged(file, before, now, option):
+    """InputError where a run that is to go on in `file` had other settings."""
+    changed = [f"{name}: {before.get(name)} there, {now.get(name)} now" for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    if changed:
+        raise InputError(f"{file} holds another run ({'; '.join(changed)}): take the same settings to go on, or another name with {option}")
+
+
+def join_others(args, backend=None, timeout=None):
+    """(rank, number of processes, what waits for all of them), as torchrun started us; each takes the GPU of its number."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        return rank, world, silent
+    if args.device in (None, "cuda") and torch.cuda.is_available():
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(args.device)
+    torch.distributed.init_process_group(backend, timeout=timeout)
+    return rank, world, torch.distributed.barrier
 
 
 def read_questions(prompts):

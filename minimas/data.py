@@ -53,7 +53,11 @@ class Example:
     fn_name: str | None = ""  # for code, as in prompts.Question
 
 
-def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42, tell=None):
+def complain(sentence):
+    print(f"minimas: {sentence}", file=sys.stderr)
+
+
+def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42, tell=complain):
     """The Examples of a benchmark (a name in DATASETS) or of a local file, in their order.
 
     file     a local copy of the benchmark, instead of the hub; medqa has no other source
@@ -61,10 +65,9 @@ def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42
     task     math, choice or code: of a local file; a benchmark has its own
     limit    read no more than so many rows
     seed     of the order of GPQA's options
-    tell     is called with a sentence for rows left out, and for a set that is not of the paper's size; None: to stderr
+    tell     is called with a sentence for rows left out, and for a set that is not of the paper's size
     Raises InputError on an unknown name, a column or a file that is missing or damaged, and where the hub cannot be reached.
     """
-    tell = tell or (lambda sentence: print(f"minimas: {sentence}", file=sys.stderr))
     dataset, examples, empty, ids = dataset_called(name, task), [], [], {""}
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected a number from 1 up")

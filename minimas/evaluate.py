@@ -16,7 +16,6 @@ import glob
 import itertools
 import json
 import math
-import os
 import sys
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
@@ -27,8 +26,8 @@ from tqdm import tqdm
 
 from . import InputError, __version__, grade
 from .agent import silent
-from .cli import checkpoints, command, make_parser, names
-from .data import DATASETS, load_dataset, settings_for
+from .cli import add_answering, checkpoints, command, join_others, make_parser, names, unchanged
+from .data import DATASETS, complain, load_dataset, settings_for
 from .plot import save_charts
 from .recurse import STYLES, Settings, load_mas_system
 
@@ -41,7 +40,7 @@ def numbers(text):
 
 
 def arguments():
-    parser = make_parser("evaluate", "Measure a recursive multi-agent system on questions with known answers.")
+    parser = add_answering(make_parser("evaluate", "Measure a recursive multi-agent system on questions with known answers."))
     add = parser.add_argument
     add("--dataset", required=True, help=f"{', '.join(DATASETS)}, or a .json, .jsonl or .csv file")
     add("--file", help="a local copy of the data set, instead of the hub")
@@ -186,11 +185,7 @@ def gather(file, settings):
             part.unlink()
         parts = []
     before, *lines = read_lines(file) or [settings]
-    if before != settings:
-        changed = [f"{name}: {before.get(name)} there, {settings.get(name)} now" for name in sorted({**before, **settings})
-                   if before.get(name) != settings.get(name)]
-        raise InputError(f"{file} holds another run ({'; '.join(changed)}): take the same settings to go on, "
-                         "or another name with --out")
+    unchanged(file, before, settings, "--out")
     records = {key(line): line for line in [*lines, *(line for part in parts for line in read_lines(part))]}
     whole = file.with_name(file.name + ".partial")
     with open(whole, "w", encoding="utf-8") as out:
@@ -253,24 +248,12 @@ def draw(file, rows, grader):
     save_charts(file, charts)
 
 
-def join_others(args):
-    """(rank, number of processes, what waits for all of them), as torchrun started us; each takes the GPU of its number."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
-        return rank, world, silent
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))  # only to wait for one another
-    if args.device in (None, "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(args.device)
-    return rank, world, torch.distributed.barrier
-
-
 def main():
     args = arguments()
     points, graders = plan(args)
-    rank, world, wait = join_others(args)
+    rank, world, wait = join_others(args, "gloo", timedelta(days=30))  # only to wait for one another
     columns = dict(pair.partition("=")[::2] for pair in args.columns)
-    tell = None if rank == 0 else silent
+    tell = complain if rank == 0 else silent
     examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell)
     file = args.out or Path(f"{args.style}-{Path(args.dataset).stem}.jsonl")
     named = ("style", "dataset", "file", "columns", "task", "limit", "checkpoint", "dtype")

@@ -207,9 +207,10 @@ def load_tokenizer(source):
         bos, eos = ([special[name]] if config.get(f"add_{name}") and name in special else [] for name in ("bos_token", "eos_token"))
         ids = [(token, fast.token_to_id(token)) for token in bos + eos]
         fast.post_processor = TemplateProcessing(single=[*bos, "$A", *eos], special_tokens=ids)
-    template = find(source, "chat_template.jinja")
+    in_config = config.get("chat_template")  # where some base models have it
+    template = find(source, "chat_template.jinja", required=not isinstance(in_config, str))
     try:
-        return Tokenizer(fast, special, read_text(template))
+        return Tokenizer(fast, special, read_text(template) if template else in_config)
     except jinja2.TemplateSyntaxError as e:
         raise InputError(f"{template} is damaged, it is not a Jinja template ({e}): fetch it again") from e
 

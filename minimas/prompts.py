@@ -19,11 +19,13 @@ TASKS = ("math", "choice", "code")
 class Question:
     """A question; for code also the name of the function asked for: None where it has no name, "" for a whole program.
 
-    dataset: the data set it comes from, for prompts.json has a prompt of its own for one (`solver_gpqa`).
+    dataset: the data set it comes from, for prompts.json has a prompt of its own for one (`solver_gpqa`). task: where it is
+    not that of the system.
     """
     text: str
     fn_name: str | None = ""
     dataset: str | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Style:
     max_new_tokens: int = 2000
     temperature: float = 0.6
     calls_tools: bool = False  # the last agent may write tool calls into its answer
+    links_by_task: bool = False  # its links come in a set for code and one for the rest
 
 
 def released(links, **agents):
@@ -55,11 +56,11 @@ STYLES = {
         latent_steps=5, max_new_tokens=8, temperature=0.0,
         checkpoints={name: SHIPPED / name for name in ("planner", "critic", "solver", "links")}),
     "sequential_light": Style(
-        order=("planner", "critic", "solver"), edges=PLANNED, prompts="sequential",
+        order=("planner", "critic", "solver"), edges=PLANNED, prompts="sequential", links_by_task=True,
         checkpoints=released("Sequential-Light-Outerlinks", planner="Sequential-Light-Planner-Qwen3-1.7B",
                              critic="Sequential-Light-Critic-Llama3.2-1B", solver="Sequential-Light-Solver-Qwen2.5-Math-1.5B")),
     "sequential_scaled": Style(
-        order=("planner", "critic", "solver"), edges=PLANNED, prompts="sequential",
+        order=("planner", "critic", "solver"), edges=PLANNED, prompts="sequential", links_by_task=True,
         checkpoints=released("Sequential-Scaled-Outerlinks", planner="Sequential-Scaled-Planner-Gemma3-4B",
                              critic="Sequential-Scaled-Critic-Llama3.2-3B", solver="Sequential-Scaled-Solver-Qwen3.5-4B")),
     "mixture": Style(
@@ -70,7 +71,7 @@ STYLES = {
                              code="Mixture-Code-Qwen2.5-Coder-3B", science="Mixture-Science-BioMistral-7B",
                              summarizer="Mixture-Summarizer-Qwen3.5-2B")),
     "distillation": Style(
-        order=("expert", "learner"), prompts="distillation",
+        order=("expert", "learner"), prompts="distillation", links_by_task=True,
         edges={("expert", "learner"): "outer_el", ("learner", "expert"): "outer_le"},
         checkpoints=released("Distillation-Outerlinks", expert="Distillation-Expert-Qwen3.5-9B",
                              learner="Distillation-Learner-Qwen3.5-4B")),
@@ -120,12 +121,13 @@ class Settings:
         return settings
 
 
-def recurse(system, questions, settings, hear=silent, tick=silent):
+def recurse(system, questions, settings, hear=silent, tick=silent, think=None):
     """Let the agents of a system think over B questions until it is the last one's turn to answer; returns its prompts.
 
     A prompt is a list of pieces, text or latents (m, D), no slot left open. hear(round, edge, messages, tokens) is told what
     passes an edge: latents (B, m, D of the target), or B texts on the text channel; and how many tokens each cost to decode.
-    tick() is called for every position generated.
+    tick() is called for every position generated. think(round, role, prompts) takes the place of Agent.think in training:
+    it gives hidden states (B, m, D), or B of unlike lengths, (m_b, D) each.
     """
     style, inbox = system.style, {}
     system.forget()
@@ -137,9 +139,9 @@ def recurse(system, questions, settings, hear=silent, tick=silent):
                 return prompts
             with agent.at_work():
                 if settings.channel == "latent":
-                    H = agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
-                    tokens = [0] * len(questions)
-                    sent = {edge: link(agent.inner_link(H)) for edge, link in system.outer_links.items() if edge[0] == role}
+                    H = think(r, role, prompts) if think else agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
+                    Z, tokens = through(agent.inner_link, H), [0] * len(questions)
+                    sent = {edge: through(link, Z) for edge, link in system.outer_links.items() if edge[0] == role}
                 else:
                     ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed, r, role), settings, tick)
                     texts, tokens = [agent.tokenizer.decode(row) for row in ids], [len(row) for row in ids]
@@ -147,6 +149,11 @@ def recurse(system, questions, settings, hear=silent, tick=silent):
             for edge, messages in sent.items():
                 hear(r, edge, messages, tokens)
             inbox |= sent
+
+
+def through(link, latents):
+    """A link applied to latents (B, m, D), or to B of unlike lengths at once."""
+    return link(latents) if torch.is_tensor(latents) else link(torch.cat(latents)).split([len(own) for own in latents])
 
 
 @dataclass
@@ -190,7 +197,7 @@ class System:
         heard, tokenizer, prompts = any(target == role for _, target in inbox), self.agents[role].tokenizer, []
         for b, question in enumerate(questions):
             question = replace(question, text=self.style.read(question.text))
-            pieces = render(tokenizer, *prompt(self.style.prompts, role, question, self.task, heard), date)
+            pieces = render(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, heard), date)
             prompts.append([inbox[p.role, role][b] if isinstance(p, Slot) else p for p in pieces])
         return prompts
 

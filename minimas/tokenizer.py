@@ -5,6 +5,7 @@ Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (names of th
 """
 
 import json
+from functools import cached_property
 
 import jinja2
 from jinja2.ext import loopcontrols
@@ -58,6 +59,16 @@ class Tokenizer:
                 return self.chat("", system + "\n\n" + user, date)
             raise InputError(f"the chat template refuses a system and a user message: {e}") from e
 
-    def render(self, messages, date):
-        return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True,
+    @cached_property
+    def ending(self):
+        """What stands behind an assistant's reply: the word that the template writes there, else the eos token."""
+        mark = "[reply]"
+        try:
+            text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
+        except jinja2.TemplateError:
+            text = mark
+        return next(iter(text.partition(mark)[2].split()), self.special.get("eos_token", ""))
+
+    def render(self, messages, date, add_generation_prompt=True):
+        return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
                                     enable_thinking=False, date_string=date, **self.special)

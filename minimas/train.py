@@ -1,185 +1,305 @@
-"""Training RecursiveLinks: the agents stay frozen, only the small maps between their latents learn (RecursiveMAS, section 3).
+"""Training the links of a style on frozen agents, into folders that --checkpoint loads.
 
-    inner link   one agent alone, on texts of its role: R_in(h_t) shall point where the embedding of token t+1 does
-    warm-up      one edge alone: R_out(R_in(h_t)) shall point where the next agent's embedding of the same text does
-    outer links  all together: cross-entropy of the last agent's answer, back through every round of `recurse`
+    python -m minimas.train inner --style sequential_light --role planner --data RecursiveMAS/Sequential-Math --out runs/planner
+    python -m minimas.train outer --style sequential_light --data RecursiveMAS/Sequential-Math --out runs/links
+    torchrun --nproc-per-node 4 -m minimas.train outer --style mixture --data mine.jsonl --out runs/links
 
-Works on any System, whose links are trained in place and in the dtype they have (new ones are float32; one loaded from a
-bfloat16 file should be widened first). What the examples say is the caller's business.
+What the links learn is in objective.py. Here are the steps: AdamW, a cosine schedule, the order of the data, and a folder from
+which a training that was killed goes on to the same weights (--resume), for everything a step depends on is in its state.
 """
 
 import json
 import math
-from dataclasses import dataclass
+import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .link import save_link
-from .prompts import Question
-from .recurse import recurse
+from . import InputError, __version__
+from .agent import load_agent, silent
+from .cli import checkpoints, command, join_others, make_parser, names, unchanged
+from .data import complain
+from .lessons import load_lessons
+from .link import OuterLink
+from .load import links_task, load_outer_links
+from .objective import LONGEST, InnerLoss, OuterLoss, checkpoint_blocks, new_link, ridge_start
+from .plot import save_charts
+from .prompts import TASKS
+from .recurse import STYLES, Settings, System, devices_of, sources, usable_dtype
+from .save import copy_agent, save_inner_link, save_outer_links, suffix, write_whole
 
-IGNORED = -100  # cross-entropy's mark for a position without a target
+
+def arguments():
+    parser = make_parser("train", "Train the links of a recursive multi-agent system; its agents stay as they are.")
+    add = parser.add_argument
+    add("what", choices=("inner", "outer"), help="the inner link of one role, or all outer links of a style together")
+    add("--role", help="inner: whose link")
+    add("--data", required=True, help="a .json, .jsonl or .csv file, a hub id like RecursiveMAS/Sequential-Math, or tiny")
+    add("--columns", type=names, default=(), metavar="question=COLUMN,...", help="what the data calls question, fn_name, type, or a role's text")
+    add("--limit", type=int, help="only the first so many rows")
+    add("--task", default="math", help="math (default), choice or code, where the data does not say; and which links these are")
+    add("--out", type=Path, required=True, help="the folder to write")
+    add("--resume", action="store_true", help="go on where a training into this folder was killed")
+    add("--steps", type=int, default=20000, help="(default 20000)")
+    add("--batch-size", type=int, default=2, help="rows at once in each process (default 2)")
+    add("--accumulate", type=int, default=1, help="batches to a step (default 1)")
+    add("--lr", type=float, default=5e-4, help="highest learning rate (default 5e-4)")
+    add("--warm-up", type=int, default=10, help="steps up to it; from there it falls as a cosine (default 10)")
+    add("--clip", type=float, default=1.0, help="largest norm of a step's gradient (default 1)")
+    add("--mse", type=float, default=0.0, help="inner: weight of the squared error beside the cosine (default 0)")
+    add("--rounds", type=int, default=3, help="outer: of recursion (default 3)")
+    add("--latents", choices=("teacher", "rollout"), default="teacher",
+        help="outer: agents send states at the tokens of given texts, as the release was trained (default), or think as they will")
+    add("--latent-steps", type=int, help="latents a turn (default: the style's; with --latents teacher at most 80)")
+    add("--supervise-all", type=float, default=0.0, metavar="WEIGHT", help="outer: weight of the other rounds' mean loss (default 0)")
+    add("--init", choices=("random", "ridge", "checkpoint"), default="random",
+        help="new links (default), new ones that start from a ridge regression (outer), or those of the checkpoint")
+    add("--ridge-rows", type=int, default=256, help="rows for the regression (default 256)")
+    add("--max-length", type=int, default=LONGEST, help=f"positions of a prompt with its text; what is longer is cut (default {LONGEST})")
+    add("--keep-activations", action="store_true", help="remember what blocks compute: faster, for more memory")
+    add("--save-every", type=int, default=100, help="steps between two states to go on from (default 100)")
+    add("--plot", type=Path, help="draw the loss there, as SVG")
+    return parser.parse_args()
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One turn of one agent in words: what it was asked, what each source had sent it, and what it replied."""
-    question: str
-    inbox: dict[str, str]
-    reply: str
+def checked(args):
+    """The style that is meant; InputError on options that do not make a training."""
+    if args.style not in STYLES:
+        raise InputError(f"style {args.style!r} is not known, expected one of {', '.join(STYLES)}")
+    style = STYLES[args.style]
+    if args.what == "inner" and args.role not in style.order:
+        raise InputError(f"--role is {args.role!r}: an inner link is of one of {', '.join(style.order)}")
+    if args.what == "outer" and args.role:
+        raise InputError("--role is for inner links: the outer ones of a style are trained together")
+    if args.what == "inner" and args.init == "ridge":
+        raise InputError("--init ridge is for outer links: it goes from one agent to another")
+    if args.task not in TASKS:
+        raise InputError(f"task {args.task!r} is not known, expected one of {', '.join(TASKS)}")
+    for name in "steps", "batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every", "warm_up", "lr", "clip":
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
+    return style
 
 
-def fit(loss_at, optimizers, steps, name, warm_up=10):
-    """Minimise loss_at(step) over `steps` steps: clip at norm 1, cosine schedule after a linear warm-up."""
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
-    losses = []
-    with tqdm(range(steps), desc=name, unit="step") as bar:
-        for step in bar:
-            loss = loss_at(step)
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            for stepper in (*optimizers, *schedules):
-                stepper.step()
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{losses[-1]:.4f}")
-    return losses
+def system_to_train(args, style):
+    """The agents whose links are to be trained, in the plain form, links in float32 whatever the agents compute in."""
+    where, devices = sources(style, checkpoints(args)), devices_of(style, args.device)
+    new = args.init != "checkpoint"
+    roles = [args.role] if args.what == "inner" else style.order
+    agents = {role: load_agent(where[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True,
+                               untrained=new and args.what == "inner") for role in roles}
+    models, links = {role: agent.model for role, agent in agents.items()}, {}
+    torch.manual_seed(args.seed)  # new links are drawn on the CPU: the same ones on every device
+    if args.what == "outer" and new:
+        width = {role: model.config.hidden_size for role, model in models.items()}
+        links = {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges}
+    elif args.what == "outer":
+        links = load_outer_links(where["links"], args.task, style.edges, models, devices)
+    if new:
+        for link, role in [(agents[role].inner_link, role) for role in roles] if args.what == "inner" else [(links[edge], edge[1]) for edge in links]:
+            new_link(link, agents[role])
+    for edge, link in links.items():
+        link.float().to(devices[edge[0]])
+    if args.what == "inner":
+        agents[args.role].inner_link.float()
+    return System(style, agents, links, args.task)
+
+
+class Order:
+    """Which rows make which batch: one permutation after another, each by the seed and its number, so that a step's place in
+    them is all there is to know."""
+
+    def __init__(self, rows, seed):
+        self.rows, self.seed, self.epoch, self.permutation = rows, seed, None, None
+
+    def __getitem__(self, place):
+        epoch, i = divmod(place, len(self.rows))
+        if epoch != self.epoch:
+            self.epoch, generator = epoch, torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.permutation = torch.randperm(len(self.rows), generator=generator).tolist()
+        return self.rows[self.permutation[i]]
+
+    def batch(self, number, size):
+        return [self[place] for place in range(number * size, (number + 1) * size)]
+
+
+# Steps
+
+OF_THE_DAY = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # options that do not change what is learnt
 
 
 def adamw(module, lr):
     return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def teacher_forced(agent, prompts, replies, noise=0.0):
-    """Prompts and the texts that follow them -> states h (B, N, D) before each reply token, and these tokens (B, N).
+def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, alone=nullcontext, run=None):
+    """Take `steps` steps down the mean of the losses loss_at(step, part) of their parts; returns the losses.
 
-    The token that ends a reply counts as one of its N; shorter replies have IGNORED on their left. `noise` shakes the
-    embeddings by that part of their spread.
+    alone  the context of all parts but the last: that in which DistributedDataParallel does not speak to other processes
+    run    a Run that resumes, keeps and tells
+    Raises InputError when a loss is not finite, before it reaches the weights.
     """
-    end = agent.tokenizer.special["eos_token"]
-    ids = [torch.tensor(agent.tokenizer.encode(reply + end), device=agent.device) for reply in replies]
-    x, positions = agent.embed([[*prompt, reply] for prompt, reply in zip(prompts, ids)])
-    if noise:
-        x = x + noise * embedding_scale(agent) * torch.randn_like(x)
-    N = max(map(len, ids))
-    h = agent.model(x, positions, agent.model.make_cache(len(x)))[:, -N - 1:-1]
-    return h, torch.stack([F.pad(reply, (N - len(reply), 0), value=IGNORED) for reply in ids])
-
-
-def forced_turns(system, role, turns, noise=0.0):
-    """teacher_forced for turns of `role`, what it had heard put into its prompt as text."""
-    prompts = []
-    for turn in turns:
-        inbox = {(source, role): [text] for source, text in turn.inbox.items()}
-        prompts += system.prompts(role, [Question(turn.question)], inbox)
-    return teacher_forced(system.agents[role], prompts, [turn.reply for turn in turns], noise)
-
-
-def next_token_loss(agent, h, ids):
-    """Cross-entropy of states (B, N, D) against the tokens (B, N) that follow them."""
-    return F.cross_entropy(agent.model.logits(h).flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
-
-
-def cosine_loss(found, wanted, mse):
-    """1 - cos, plus mse times the mean squared error; (n, D) each."""
-    return 1 - F.cosine_similarity(found, wanted, dim=-1).mean() + mse * F.mse_loss(found, wanted)
-
-
-def embedding_scale(agent):
-    """Standard deviation of the agent's token embeddings."""
-    with torch.no_grad():
-        return agent.model.embed(torch.arange(agent.model.config.vocab_size, device=agent.device)).std().item()
-
-
-def train_inner(system, role, draw, steps, lr=5e-4, mse=0.0):
-    """Train the inner link of `role` on turns draw(step); its last gain starts at the embeddings' scale."""
-    agent = system.agents[role]
-    link = agent.inner_link.requires_grad_(True)
-    torch.nn.init.constant_(link.post_ln.weight, embedding_scale(agent))
-
-    def loss_at(step):
-        with torch.no_grad():
-            h, ids = forced_turns(system, role, draw(step))
-            kept = ids != IGNORED
-            wanted = agent.model.embed(ids[kept])
-        return cosine_loss(link(h[kept]), wanted, mse)
-
-    losses = fit(loss_at, [adamw(link, lr)], steps, f"inner link of {role}")
-    link.requires_grad_(False)
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
+    first, losses = run.resume(optimizers, schedules) if run else 0, []
+    with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=run is not None and run.rank > 0) as bar:
+        for step in bar:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            shares = []
+            for part in range(parts):
+                with alone() if part < parts - 1 else nullcontext():
+                    share = loss_at(step, part) / parts
+                    share.backward()
+                shares.append(share.detach())
+            losses.append(over_all(sum(shares)))
+            if not math.isfinite(losses[-1]):
+                raise InputError(f"the loss is {losses[-1]} at step {step + 1}: what was saved before stays; try a lower --lr, or "
+                                 "look at the rows of this step")
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+            lr = schedules[0].get_last_lr()[0]
+            for stepper in (*optimizers, *schedules):
+                stepper.step()
+            bar.set_postfix(loss=f"{losses[-1]:.4f}", **(run.after(step + 1, losses[-1], lr, norm) if run else {}))
     return losses
 
 
-def same_text(source, target, reply):
-    """For each token of `reply` in the source's tokenizer the target's mean embedding (n, D) of the tokens that overlap it."""
-    ours, theirs = (agent.tokenizer.fast.encode(reply, add_special_tokens=False) for agent in (source, target))
-    embeddings = target.model.embed(torch.tensor(theirs.ids, device=target.device))
-    overlap = [[a < d and c < b for c, d in theirs.offsets] for a, b in ours.offsets]
-    weight = torch.tensor(overlap, dtype=embeddings.dtype, device=target.device)
-    return weight @ embeddings / weight.sum(1, keepdim=True)
+def over_all(loss):
+    """The mean of a loss over the processes."""
+    if distributed.is_initialized():
+        distributed.all_reduce(loss)
+        loss = loss / distributed.get_world_size()
+    return loss.item()
 
 
-def warm_up_outer(system, edge, draw, steps, lr, mse=0.0):
-    """Train one outer link, from turns draw(step) of its source, to say each token in the target's embeddings.
+class Run:
+    """The folder of a training: training.pt, from which it goes on; metrics.jsonl, a line a step; and the links, by save_links()."""
 
-    Cross-entropy through the rounds cannot find a start on its own when the links are random.
-    """
-    source, target = (system.agents[role] for role in edge)
-    link = system.outer_links[edge].requires_grad_(True)
-    torch.nn.init.constant_(link.ln_target.weight, embedding_scale(target))
+    def __init__(self, args, rank, world, rows, trained, save_links, suffix=""):
+        self.state_file, self.metrics_file = args.out / f"training{suffix}.pt", args.out / f"metrics{suffix}.jsonl"
+        self.steps, self.every, self.rank, self.trained, self.save_links = args.steps, args.save_every, rank, trained, save_links
+        own = {name: value for name, value in vars(args).items() if name not in OF_THE_DAY}
+        self.settings = json.loads(json.dumps({"minimas": __version__, **own, "rows": rows, "processes": world}))
+        self.positions, self.started = 0, time.perf_counter()
+        if self.state_file.exists() and not args.resume:
+            raise InputError(f"{args.out} holds a training already: go on with it by --resume, or give another --out")
+        args.out.mkdir(parents=True, exist_ok=True)
 
-    def loss_at(step):
-        turns = draw(step)
-        with torch.no_grad():
-            h, ids = forced_turns(system, edge[0], turns)
-            kept = ids != IGNORED
-            kept[:, -1] = False  # the token that ends the reply has no counterpart
-            wanted = torch.cat([same_text(source, target, turn.reply) for turn in turns]).to(h.device)
-            thoughts = source.inner_link(h[kept])
-        return cosine_loss(link(thoughts), wanted, mse)
+    def count(self, agents):
+        """Count the positions that agents read from now on."""
+        def seen(_, args):
+            self.positions += args[1].numel()
+        for agent in agents.values():
+            agent.model.register_forward_pre_hook(seen)
 
-    losses = fit(loss_at, [adamw(link, lr)], steps, f"warm-up of {edge[0]} > {edge[1]}")
-    link.requires_grad_(False)
-    return losses
+    def resume(self, optimizers, schedules):
+        """Take up the last state that was kept, if there is one; returns the step it stands at."""
+        self.optimizers, self.schedules, step = optimizers, schedules, 0
+        if self.state_file.exists():
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+            unchanged(self.state_file, state["settings"], self.settings, "--out")
+            self.trained.load_state_dict(state["links"])
+            for own, kept in zip((*optimizers, *schedules), state["steppers"]):
+                own.load_state_dict(kept)
+            torch.set_rng_state(state["random"])
+            step = state["step"]
+        if self.rank == 0:
+            before = self.metrics_file.read_text().splitlines(keepends=True) if self.metrics_file.exists() else []
+            write_whole(self.metrics_file, lambda file: file.write_text("".join(before[:step])))
+        return step
+
+    def after(self, step, loss, lr, norm):
+        """Keep what a step leaves; returns what its progress bar shows."""
+        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+        pace, self.positions = self.positions / seconds, 0
+        if self.rank == 0:
+            line = {"step": step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens_per_second": round(pace), "seconds": round(seconds, 3)}
+            with open(self.metrics_file, "a") as out:
+                out.write(json.dumps(line) + "\n")
+            if step % self.every == 0 or step == self.steps:
+                self.keep(step)
+        return {"tokens/s": f"{pace:.0f}"}
+
+    def keep(self, step):
+        state = {"settings": self.settings, "step": step, "links": self.trained.state_dict(), "random": torch.get_rng_state(),
+                 "steppers": [own.state_dict() for own in (*self.optimizers, *self.schedules)]}
+        write_whole(self.state_file, lambda file: torch.save(state, file))
+        self.save_links()
+
+    def draw(self, file):
+        """The curve of the loss, of long trainings in means of steps that follow one another."""
+        losses = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
+        size = -(-len(losses) // 400)
+        means = [(i + size / 2, sum(losses[i:i + size]) / len(losses[i:i + size])) for i in range(0, len(losses), size)]
+        save_charts(file, [(f"loss, {self.settings['what']} of {self.settings['style']}", "steps", {self.settings["data"]: means})])
+
+    def report(self, args, losses):
+        """Say what came out; a training that was done already took no steps now."""
+        if args.plot:
+            self.draw(args.plot)
+        as_checkpoint = f"{args.role or 'links'}={args.out}"
+        print(f"{args.what} of {args.style}: {args.steps} steps" + (f", loss {losses[-1]:.4f}" if losses else "") + f"; --checkpoint {as_checkpoint}")
 
 
-def answer_loss(system, questions, replies, settings):
-    """Cross-entropy of the last agent's replies to B questions after the whole recursion, gradients through all of it."""
-    agent = system.agents[system.style.order[-1]]
-    prompts = recurse(system, [Question(question) for question in questions], settings)
-    return next_token_loss(agent, *teacher_forced(agent, prompts, replies))
+# The command
+
+def roles_needed(args, style):
+    """Whose texts a training learns from."""
+    if args.what == "inner":
+        heard = style.order[:style.order.index(args.role)]
+        return [*(role for role in heard if (role, args.role) in style.edges), args.role]
+    return style.order if args.latents == "teacher" or args.init == "ridge" else style.order[-1:]
 
 
-def train_outer(system, draw, steps, lr=5e-4):
-    """Train all outer links end to end. draw(step) gives questions, the last agent's replies, and Settings (rounds, latent_steps)."""
-    links = torch.nn.ModuleList(system.outer_links.values()).requires_grad_(True)
-    losses = fit(lambda step: answer_loss(system, *draw(step)), [adamw(links, lr)], steps, "outer links")
-    links.requires_grad_(False)
-    return losses
+def objective_of(args, style, system, lessons):
+    """What is to be minimised, and the rows it is given."""
+    if args.what == "inner":
+        return InnerLoss(system, args.role, args.mse, args.max_length), [lesson.turn(style, args.role) for lesson in lessons]
+    if args.init == "ridge":
+        for edge in tqdm(style.edges, "ridge regression", unit="link", leave=False):
+            turns = [lesson.turn(style, edge[0], r) for lesson in lessons[:args.ridge_rows] for r in range(1, len(lesson.texts[edge[0]]) + 1)]
+            ridge_start(system, edge, turns)
+    latent_steps = args.latent_steps or (80 if args.latents == "teacher" else style.latent_steps)
+    settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
+    return OuterLoss(system, settings, args.latents == "teacher", args.supervise_all, args.max_length), lessons
 
 
-def save_inner_link(folder, link):
-    """Write an inner link into its agent's folder, in the released layout."""
-    write_json(folder / "adapter_config.json", {"adapter_type": link.adapter_type})
-    save_link(link, folder / "adapter.pt")
+def main():
+    args = arguments()
+    style = checked(args)
+    rank, world, _ = join_others(args)
+    columns = dict(pair.partition("=")[::2] for pair in args.columns)
+    lessons = load_lessons(args.data, style, roles_needed(args, style), columns, args.task, args.limit, answer=args.what == "outer",
+                           tell=complain if rank == 0 else silent)
+    system = system_to_train(args, style)
+    if not args.keep_activations:
+        checkpoint_blocks(system)
+    objective, rows = objective_of(args, style, system, lessons)
+    trained = DistributedDataParallel(objective, find_unused_parameters=True) if world > 1 else objective
+    task = links_task(args.task) if style.links_by_task else None
+
+    def save_links():
+        if args.what == "outer":
+            return save_outer_links(args.out, style, task, system.outer_links)
+        copy_agent(sources(style, checkpoints(args))[args.role], args.out)
+        save_inner_link(args.out, style, task, system.agents[args.role].inner_link)
+
+    run = Run(args, rank, world, len(rows), objective, save_links, suffix(task))
+    run.count(system.agents)
+    order = Order(rows, args.seed)
+    losses = fit(lambda step, part: trained(order.batch((step * args.accumulate + part) * world + rank, args.batch_size)),
+                 [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, trained.no_sync if world > 1 else nullcontext, run)
+    if rank == 0:
+        run.report(args, losses)
+    if world > 1:
+        distributed.destroy_process_group()
 
 
-def save_outer_links(folder, style, links):
-    """Write the outer links of a style, {(source, target): OuterLink}, and their manifest, in the released layout."""
-    folder.mkdir(parents=True, exist_ok=True)
-    adapters = []
-    for (source, target), link in links.items():
-        name = f"{source.capitalize()}-{target.capitalize()}-Outerlink.pt"
-        save_link(link, folder / name)
-        adapters.append({"legacy_key": style.edges[source, target], "filename": name, "source_role": source, "target_role": target,
-                         "adapter_type": link.adapter_type, "in_dim": link.residual_proj.in_features,
-                         "out_dim": link.residual_proj.out_features})
-    write_json(folder / "outerlink_config.json", {"format_version": 1, "adapters": adapters})
-
-
-def write_json(file, value):
-    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+if __name__ == "__main__":
+    command(main)

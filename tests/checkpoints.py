@@ -39,7 +39,7 @@ GEMMA = """{{ bos_token }}{%- if messages[0].role == 'system' %}{% set first = m
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 MISTRAL = """{{ bos_token }}{% for message in messages %}
 {%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user and assistant') }}{% endif %}
-{{- '[INST] ' + message.content + ' [/INST]' }}{% endfor %}"""
+{{- '[INST] ' + message.content + ' [/INST]' if message.role == 'user' else message.content + eos_token + ' ' }}{% endfor %}"""
 
 # Per model_type: config.json besides the sizes, special tokens (the first begins a text, the second ends one), template.
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 1e4}

@@ -65,6 +65,11 @@ class Peer:
     def tokens(self, text):
         return self.E(torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long))
 
+    def forced(self, x, text):
+        """States (T + N, D) of a prompt x (1, T, D) with the N tokens of a text and of its end behind it, and these tokens."""
+        ids = self.tokenizer(text + self.tokenizer.eos_token, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        return self.model.model(inputs_embeds=torch.cat([x, self.E(ids)[None]], 1), use_cache=False).last_hidden_state[0], ids
+
     def think(self, x, m):
         H = []
         for _ in range(m):
@@ -99,13 +104,38 @@ ROLES = {"sequential_light": ["planner", "critic", "solver"], "sequential_scaled
          "mixture": ["math", "code", "science", "summarizer"], "distillation": ["expert", "learner"], "deliberation": ["reflector", "toolcaller"]}
 
 
+def parts(style, folders):
+    """The agents of a style and its outer links' weights by edge."""
+    agents = {role: Peer(folders[role]) for role in ROLES[style]}
+    config = json.loads((Path(folders["links"]) / "outerlink_config.json").read_text())
+    return agents, {(a["source_role"], a["target_role"]): torch.load(Path(folders["links"]) / a["filename"], weights_only=True)
+                    for a in config["adapters"]}
+
+
+def outer_loss(style, agents, links, question, texts, rounds, m, teacher):
+    """Losses of the last agent's text in every round; `teacher`: states at the first m tokens of their texts are sent, as the release
+    was trained, instead of thoughts. texts: by role."""
+    roles, system = ROLES[style], PROMPTS["system_deliberation" if style == "deliberation" else "system"]
+    slots, losses = {role: {} for role in roles}, []
+    for r in range(1, rounds + 1):
+        for role in roles:
+            x = agents[role].embed(system, user_message(style, role, question, r > 1), slots[role])
+            if teacher or role == roles[-1]:
+                states, ids = agents[role].forced(x, texts[role])
+            if role == roles[-1]:
+                losses.append(F.cross_entropy(agents[role].model.lm_head(states[-len(ids) - 1:-1]), ids))
+            H = states[-len(ids):][:m] if teacher else agents[role].think(x, m)
+            for (source, target), link in links.items():
+                if source == role:
+                    slots[target][source] = outer(link, inner(agents[role].inner, H))
+    return losses
+
+
 @torch.no_grad()
 def released(style, folders, question, rounds, m, max_new_tokens):
     """Latents {(round, source, target): (m, D)} and greedy token ids of a style's agents for a math question."""
     roles, system = ROLES[style], PROMPTS["system_deliberation" if style == "deliberation" else "system"]
-    agents = {role: Peer(folders[role]) for role in roles}
-    config = json.loads((Path(folders["links"]) / "outerlink_config.json").read_text())
-    links = {(a["source_role"], a["target_role"]): torch.load(Path(folders["links"]) / a["filename"], weights_only=True) for a in config["adapters"]}
+    agents, links = parts(style, folders)
     latents, slots = {}, {role: {} for role in roles}
     for r in range(1, rounds + 1):
         for role in roles:

@@ -1,102 +1,231 @@
-"""Link training: gradients are right, reach what they must, and leave the agents alone."""
+"""The training command: what it writes loads, a killed training goes on to the same weights, processes share a batch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoints
 import minimas
-from minimas import train
-from minimas.recurse import STYLES, Settings
+from minimas import save, train
+from minimas.link import InnerLink, OuterLink
+from minimas.recurse import STYLES
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "40", "--batch-size", "4", "--rounds", "2", "--latents", "rollout", "--device", "cpu"]
 
 
-@pytest.fixture
-def system(tmp_path):
-    torch.manual_seed(0)
-    return minimas.load_mas_system("sequential_light", checkpoints=checkpoints.make_system(tmp_path), device="cpu", plain=True)
+def run(monkeypatch, capsys, *args):
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, args)])
+    train.command(train.main)
+    return capsys.readouterr()
 
 
-TURNS = [train.Turn("1 + 1?", {"planner": "Add."}, "Add 1 and 1."), train.Turn("What is 2 * 3?", {"planner": "Multiply"}, "So: 2 * 3")]
+def state(folder, name="training.pt"):
+    return torch.load(Path(folder) / name, weights_only=True)
 
 
-def test_teacher_forcing_lines_up(system):
-    """Row by row, the states that predict a reply are those before its tokens, whatever its neighbours' lengths."""
-    critic = system.agents["critic"]
-    h, ids = train.forced_turns(system, "critic", TURNS)
-    for b, turn in enumerate(TURNS):
-        reply = critic.tokenizer.encode(turn.reply) + [critic.tokenizer.eos_id]
-        assert ids[b][ids[b] != train.IGNORED].tolist() == reply
-        prompt = system.prompts("critic", system.read([turn.question]), {("planner", "critic"): [turn.inbox["planner"]]})
-        x, positions = critic.embed([[*prompt[0], torch.tensor(reply)]])
-        states = critic.model(x, positions, critic.model.make_cache(1))[0, -len(reply) - 1:-1]
-        assert (h[b, -len(reply):] - states).abs().max() < 1e-5
+def same(a, b):
+    """Whether two states hold the same, bit for bit."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
 
 
+def curve(folder):
+    return [json.loads(line)["loss"] for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_gradient_through_rounds_equals_finite_differences(system):
-    for module in [*system.outer_links.values(), *(m for a in system.agents.values() for m in (a.model, a.inner_link))]:
-        module.double()
-    settings = Settings(rounds=2, latent_steps=3)
-    links = torch.nn.ModuleList(system.outer_links.values()).requires_grad_(True)
-    loss_of = lambda: train.answer_loss(system, ["1 + 1?", "What is two times three?"], ["2", "It is 6"], settings)
-    loss_of().backward()
-    for link in links:
-        weight, direction = link.proj2.weight, torch.randn_like(link.proj2.weight)
-        expected = (weight.grad * direction).sum().item()
-        assert expected != 0, "every edge, the feedback included, has its share in the answer"
-        around = []
-        for sign in 1, -1:
-            with torch.no_grad():
-                weight += sign * 1e-5 * direction
-                around.append(loss_of().item())
-                weight -= sign * 1e-5 * direction
-        assert (around[0] - around[1]) / 2e-5 == pytest.approx(expected, rel=1e-4)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "links"
+    done = subprocess.run([sys.executable, "-m", "minimas.train", *TINY, "--steps", "12", "--save-every", "5", "--out", str(folder)],
+                          capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return folder, done
 
 
-def test_the_loss_is_that_of_inference(system):
-    """The training graph (a cache that grows) and the run (a cache written in place) send the same latents."""
-    sent = {}
-    result = system.run(["1 + 1?"], rounds=2, latent_steps=3, max_new_tokens=1, retry=False, keep_latents=True)[0]
-    with torch.enable_grad():
-        minimas.recurse.recurse(system, system.read(["1 + 1?"]), Settings(rounds=2, latent_steps=3), hear=lambda r, edge, z, _: sent.update({(r, *edge): z[0]}))
-    assert sent.keys() == result.latents.keys() and all((sent[key] - result.latents[key]).abs().max() < 1e-5 for key in sent)
+def test_what_it_says_and_leaves(unbroken):
+    folder, done = unbroken
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert done.stdout == f"outer of tiny: 12 steps, loss {lines[-1]['loss']:.4f}; --checkpoint links={folder}\n"
+    assert "loss=" in done.stderr and "tokens/s=" in done.stderr
+    assert [line["step"] for line in lines] == list(range(1, 13)) and all(line["tokens_per_second"] > 0 for line in lines)
+    rates = [line["lr"] for line in lines]
+    assert rates[0] == pytest.approx(5e-5) and max(rates) <= 5e-4 and rates[-1] < rates[7], "a warm-up of ten steps under a cosine"
+    assert sorted(file.name for file in folder.iterdir()) == sorted([
+        "metrics.jsonl", "training.pt", "outerlink_config.json", "Planner-Critic-Outerlink.pt", "Critic-Solver-Outerlink.pt", "Solver-Planner-Outerlink.pt"])
+    assert state(folder)["step"] == 12 and all(t.dtype == torch.float32 for t in state(folder)["links"].values()), "master weights"
+    assert minimas.load_mas_system("tiny", checkpoints={"links": folder}, device="cpu").run(["7 +5"])[0].new_tokens > 0
 
 
-def test_inner_training_lowers_its_loss_and_leaves_agents_alone(system):
-    before = {name: p.clone() for name, p in system.agents["critic"].model.named_parameters()}
-    losses = train.train_inner(system, "critic", lambda step: TURNS, steps=30, lr=3e-3)
-    assert losses[-1] < 0.8 * losses[0]
-    assert all(torch.equal(p, before[name]) for name, p in system.agents["critic"].model.named_parameters())
-    assert not any(p.requires_grad for p in system.agents["critic"].inner_link.parameters())
+@pytest.mark.parametrize("after", (1, 7))
+def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys, after):
+    """Before the first state was kept, and after; the metrics it had written beyond it are dropped."""
+    args = [*TINY, "--steps", "12", "--save-every", "5", "--out", str(tmp_path)]
+    child = subprocess.Popen([sys.executable, "-m", "minimas.train", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    metrics = tmp_path / "metrics.jsonl"
+    while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < after):
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert after <= metrics.read_bytes().count(b"\n") < 12
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the unbroken one: bits depend on it
+    run(monkeypatch, capsys, *args, "--resume")
+    torch.set_num_threads(threads)
+    assert same(state(tmp_path), state(unbroken[0])) and curve(tmp_path) == curve(unbroken[0])
+    for file in unbroken[0].glob("*Outerlink*.pt"):
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
 
 
-def test_outer_training_lowers_its_loss(system):
-    turns = [train.Turn(turn.question, {}, turn.reply) for turn in TURNS]
-    warm = train.warm_up_outer(system, ("planner", "critic"), lambda step: turns, steps=30, lr=3e-3)
-    assert warm[-1] < 0.7 * warm[0]
-    batch = (["1 + 1?", "2 * 3?"], ["2", "6"], Settings(rounds=2, latent_steps=2))
-    losses = train.train_outer(system, lambda step: batch, steps=15, lr=3e-3)
-    assert losses[-1] < losses[0]
+def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
+    folder, before = unbroken[0], (unbroken[0] / "training.pt").read_bytes()
+    args = [*TINY, "--save-every", "5", "--out", str(folder), "--steps"]
+    for more, complaint in (["12"], "holds a training already: go on with it by --resume"), (["13", "--resume"], "steps: 12 there, 13 now"):
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, capsys, *args, *more)
+        assert end.value.code == 2 and complaint in capsys.readouterr().err
+    assert (folder / "training.pt").read_bytes() == before
+    assert run(monkeypatch, capsys, *args, "12", "--resume").out == f"outer of tiny: 12 steps; --checkpoint links={folder}\n", "nothing to do"
 
 
-def test_same_text_aligns_tokenizers(system):
-    """Each source token is met by the mean of the target's tokens that cover the same characters."""
-    planner, critic = system.agents["planner"], system.agents["critic"]
-    wanted = train.same_text(planner, critic, "a=1")
-    assert torch.equal(wanted, critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1"))))
-    words = checkpoints.byte_tokenizer([])
-    words.add_tokens(["a="])
-    planner.tokenizer.fast = words
-    wanted = train.same_text(planner, critic, "a=1")
-    tokens = critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1")))
-    assert torch.allclose(wanted, torch.stack([tokens[:2].mean(0), tokens[2]]))
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = subprocess.Popen([sys.executable, "-m", "minimas.train", *TINY, "--steps", "6", "--out", str(one)], stderr=subprocess.PIPE, env=ENVIRONMENT)
+    pair = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533", "-m", "minimas.train",
+                             *TINY, "--batch-size", "2", "--steps", "6", "--out", str(two)], stderr=subprocess.PIPE, env=ENVIRONMENT)
+    for child in alone, pair:
+        assert child.wait() == 0, child.stderr.read()
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    ours, theirs = (state(folder)["links"] for folder in (two, one))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
 
 
-def test_saved_links_load_again(system, tmp_path):
-    train.save_inner_link(tmp_path, system.agents["solver"].inner_link)
-    train.save_outer_links(tmp_path, system.style, system.outer_links)
-    models = {role: agent.model for role, agent in system.agents.items()}
-    loaded = minimas.load.load_outer_links(tmp_path, "math", STYLES["sequential_light"].edges, models, dict.fromkeys(models, "cpu"))
-    for edge, link in system.outer_links.items():
-        assert torch.equal(loaded[edge].proj1.weight, link.proj1.weight.bfloat16().float()), "written in bfloat16, widened for its agent"
-    assert torch.equal(minimas.load.load_inner_link(tmp_path, "math", 56).proj1.weight, system.agents["solver"].inner_link.proj1.weight.bfloat16())
+def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
+    """Gradient accumulation: two batches of two to a step, or one of four."""
+    for name, more in ("whole", []), ("parts", ["--batch-size", "2", "--accumulate", "2"]):
+        run(monkeypatch, capsys, *TINY, "--steps", "4", "--out", tmp_path / name, *more)
+    assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_reaches_no_weight():
+    link = torch.nn.Linear(1, 1)
+    before = link.weight.clone()
+    with pytest.raises(minimas.InputError, match="the loss is nan at step 3"):
+        train.fit(lambda step, part: link.weight.sum() * (float("nan") if step == 2 else 0.0), [train.adamw(link, 1.0)], 5, "test")
+    assert torch.equal(link.weight, before)
+
+
+def test_rows_come_in_permutations():
+    order = train.Order(list(range(10)), seed=3)
+    epochs = [order.batch(number, 10) for number in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert [row for number in range(10) for row in train.Order(list(range(10)), 3).batch(number, 3)] == sum(epochs, []), "whatever the batch"
+    assert train.Order(list(range(10)), seed=4).batch(0, 10) != epochs[0]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    root = tmp_path_factory.mktemp("released")
+    checkpoints.make_released(root, "sequential_light")
+    rows = [{"question": f"{n} + {n}?", "plan": f"Add {n} twice.", "refined_plan": f"So add {n} to {n}.", "answer": f"\\boxed{{{2 * n}}}"} for n in range(6)]
+    (root / "rows.json").write_text(json.dumps({"data": rows}))
+    return root
+
+
+def test_a_style_in_the_released_layout(released, tmp_path, monkeypatch, capsys):
+    """Every role's inner link for math, one for code, the outer links for both: one folder that --checkpoint loads, and names as released."""
+    common = ["--style", "sequential_light", "--checkpoint", released / "RecursiveMAS", "--data", released / "rows.json", "--device", "cpu",
+              "--steps", "2", "--max-length", "400"]
+    for role in "planner", "critic", "solver":
+        run(monkeypatch, capsys, "inner", "--role", role, *common, "--out", tmp_path / role)
+    run(monkeypatch, capsys, "inner", "--role", "planner", *common, "--task", "code", "--out", tmp_path / "planner")
+    for task in "math", "code":
+        for more in ["--latents", "teacher", "--init", "ridge"], ["--resume", "--latents", "teacher", "--init", "ridge"]:
+            run(monkeypatch, capsys, "outer", *common, "--task", task, "--out", tmp_path / "links", "--rounds", "2", *more)
+    released_names = {file.name for file in (released / "RecursiveMAS" / "Sequential-Light-Planner-Qwen3-1.7B").iterdir()}
+    own = {"training(math).pt", "training(code).pt", "metrics(math).jsonl", "metrics(code).jsonl"}
+    assert {file.name for file in (tmp_path / "planner").iterdir()} == released_names | own
+    manifest = json.loads((tmp_path / "planner" / "innerlink_config.json").read_text())
+    assert {task: entry["adapter.pt"] for task, entry in manifest["tasks"].items()} == {"math": "adapter(math).pt", "code": "adapter(code).pt"}
+    assert all((tmp_path / "planner" / name).exists() for name in manifest["tasks"]["math"].values())
+    wanted = json.loads((released / "RecursiveMAS" / "Sequential-Light-Outerlinks" / "outerlink_config.json").read_text())
+    written = json.loads((tmp_path / "links" / "outerlink_config.json").read_text())
+    assert written["tasks"] == wanted["tasks"] and written["format_version"] == 1
+    for task in "math", "code":
+        folders = tmp_path if task == "math" else {"planner": tmp_path / "planner", "links": tmp_path / "links"}
+        system = minimas.load_mas_system("sequential_light", checkpoints=folders if task == "math" else folders | {
+            role: released / "RecursiveMAS" / checkpoints.RELEASED["sequential_light"][0][role] for role in ("critic", "solver")}, device="cpu",
+            task=task, plain=True)
+        trained = state(tmp_path / "planner", f"training({task}).pt")["links"]
+        assert torch.equal(system.agents["planner"].inner_link.proj1.weight, trained["link.proj1.weight"].bfloat16().float())
+        trained = state(tmp_path / "links", f"training({task}).pt")["links"]
+        assert torch.equal(system.outer_links["planner", "critic"].proj1.weight, trained["links.0.proj1.weight"].bfloat16().float())
+
+
+def test_an_inner_link_for_a_base_model(tmp_path, monkeypatch, capsys, released):
+    """A folder without any link, its template in tokenizer_config.json, becomes an agent; weights are not stored twice."""
+    base = checkpoints.make_agent(tmp_path / "base", "qwen3", hidden_size=48, adapters=[])
+    template, config = base / "chat_template.jinja", base / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template.read_text()}))
+    template.unlink()
+    out = tmp_path / "planner"
+    run(monkeypatch, capsys, "inner", "--style", "sequential_light", "--role", "planner", "--checkpoint", f"planner={base}", "--data",
+        released / "rows.json", "--steps", "2", "--device", "cpu", "--out", out)
+    assert (out / "model.safetensors").samefile(base / "model.safetensors")
+    agent = minimas.agent.load_agent(out, "math", torch.device("cpu"), torch.float32)
+    assert torch.isfinite(agent.think([["1 + 1?"]], 2)).all()
+
+
+def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, capsys, "outer", "--style", "sequential_light", "--checkpoint", released / "RecursiveMAS", "--data", released / "rows.json",
+        "--device", "cpu", "--dtype", "bfloat16", "--steps", "2", "--rounds", "2", "--latents", "rollout", "--latent-steps", "2",
+        "--init", "checkpoint", "--plot", tmp_path / "loss.svg", "--out", tmp_path / "links")
+    kept = state(tmp_path / "links", "training(math).pt")
+    moments = [entry["exp_avg"] for entry in kept["steppers"][0]["state"].values()]
+    assert all(t.dtype == torch.float32 and t.abs().sum() > 0 for t in moments)
+    assert "loss, outer of sequential_light" in xml.tostring(xml.parse(tmp_path / "loss.svg").getroot(), encoding="unicode")
+
+
+@pytest.mark.parametrize("args, complaint", [
+    (["inner", "--style", "tiny"], "--role is None: an inner link is of one of planner, critic, solver"),
+    (["outer", "--role", "planner"], "--role is for inner links"),
+    (["inner", "--role", "planner", "--init", "ridge"], "--init ridge is for outer links"),
+    (["outer", "--style", "big"], "style 'big' is not known"),
+    (["outer", "--lr", "0"], "--lr is 0.0, expected more than 0"),
+    (["outer", "--batch-size", "-1"], "--batch-size is -1, expected more than 0"),
+    (["both"], "argument what: invalid choice: 'both'"),
+    (["outer", "--latents", "none"], "argument --latents: invalid choice: 'none'"),
+    (["outer", "--data", "nothing.json"], "nothing.json is not there"),
+    (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere is not a folder"),
+])
+def test_bad_options(args, complaint, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, args[0], "--data", "tiny", "--limit", "4", "--out", tmp_path / "out", *args[1:])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and complaint in err and "Traceback" not in err and not (tmp_path / "out").exists()
+
+
+def test_links_of_no_task_have_plain_names(tmp_path):
+    link = InnerLink(8)
+    save.save_inner_link(tmp_path, STYLES["mixture"], None, link)
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter.pt", "adapter_config.json"}
+    assert torch.equal(minimas.load.load_inner_link(tmp_path, "code", 8).proj1.weight, link.proj1.weight.bfloat16())
+    edges = STYLES["mixture"].edges
+    save.save_outer_links(tmp_path / "links", STYLES["mixture"], None, {edge: OuterLink(8, 8) for edge in edges})
+    manifest = json.loads((tmp_path / "links" / "outerlink_config.json").read_text())
+    assert [entry["filename"] for entry in manifest["adapters"]][:2] == ["Math-Summarizer-Outerlink.pt", "Code-Summarizer-Outerlink.pt"]
+    assert len(manifest["adapters"]) == 6 and manifest["paradigm"] == "mixture"

@@ -14,16 +14,20 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from ..agent import Agent
 from ..cli import command
 from ..link import InnerLink, OuterLink
+from ..lessons import Lesson, Turn
 from ..load import load_generation, load_model, load_tokenizer, read_config
+from ..objective import IGNORED, InnerLoss, OuterLoss, embedding_scale, forced_turns, new_link, ridge_start
+from ..prompts import Question
 from ..recurse import STYLES, Settings, System, load_mas_system
-from ..train import (IGNORED, Turn, fit, forced_turns, next_token_loss, save_inner_link, save_outer_links, train_inner, train_outer,
-                     warm_up_outer)
+from ..save import save_inner_link, save_outer_links
+from ..train import adamw, fit
 from .task import OPERATIONS, ROLES, WORDS, draw, exercise, length_up_to, note, questions
 
 QWEN_TEMPLATE = """{%- for message in messages -%}
@@ -100,7 +104,7 @@ def turns(rng, role, count, **options):
     source = ROLES[ROLES.index(role) - 1]
     exercises = [exercise(rng, role, **options) for _ in range(count)]
     opens = role == ROLES[0]  # only the planner has a prompt without a slot; elsewhere nothing heard is an empty slot
-    return [Turn(question, {} if opens and heard is None else {source: heard or ""}, reply) for question, heard, reply in exercises]
+    return [Turn(Question(question), {} if opens and heard is None else {source: heard or ""}, reply) for question, heard, reply in exercises]
 
 
 def train_agent(system, role, seed, steps, batch=64):
@@ -112,16 +116,22 @@ def train_agent(system, role, seed, steps, batch=64):
     agent, rng = system.agents[role], random.Random(f"{seed} agent {role}")
     pool = random.Random(0).sample(OPERATIONS, len(OPERATIONS))
 
-    def loss_at(step):
+    def shaken(model, args):
+        x, *others = args
+        return x + 0.1 * embedding_scale(agent) * torch.randn_like(x), *others
+
+    def loss_at(step, part):
         known = pool[:2 + int(19 * step / (0.4 * steps))]
-        batch_of_turns = turns(rng, role, batch, operations=known, whole=step < 0.75 * steps)
-        return next_token_loss(agent, *forced_turns(system, role, batch_of_turns, noise=0.1))
+        h, ids = forced_turns(system, role, turns(rng, role, batch, operations=known, whole=step < 0.75 * steps))
+        return F.cross_entropy(agent.model.logits(h[:, :-1]).flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
 
     matrices = [p for p in agent.model.layers.parameters() if p.ndim == 2]
     others = [p for p in agent.model.parameters() if not any(p is matrix for matrix in matrices)]
     optimizers = [torch.optim.Muon(matrices, lr=0.01, weight_decay=0.01, adjust_lr_fn="original"),  # at 0.02 some stay at 96 to 98 %
                   torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+    hook = agent.model.register_forward_pre_hook(shaken)
     fit(loss_at, optimizers, steps, f"agent {role}", warm_up=max(1, steps // 20))
+    hook.remove()
 
 
 @torch.no_grad()
@@ -129,7 +139,7 @@ def mastery(system, role, count=2000):
     """Part of `count` validation exercises to which the agent's likeliest tokens are the right reply."""
     agent = system.agents[role]
     h, ids = forced_turns(system, role, turns(random.Random("mastery"), role, count, split="validation"))
-    right = (agent.model.logits(h).argmax(-1) == ids) | (ids == IGNORED)
+    right = (agent.model.logits(h[:, :-1]).argmax(-1) == ids) | (ids == IGNORED)
     return right.all(1).float().mean().item()
 
 
@@ -142,11 +152,11 @@ def save_agent(folder, agent):
 
 
 def answers_to_learn(rng, batch, latent_steps):
-    """Questions, the solver's last notes, and how many rounds to take for them: any length that so many rounds can walk."""
+    """Questions with the solver's last notes, and how many rounds to take for them: any length that so many rounds can walk."""
     rounds = rng.randint(1, 5)
     chains = [draw(rng, length_up_to(min(9, 3 * rounds), rng)) for _ in range(batch)]
-    notes = [note("solver", chain, len(chain.steps), chain.answer) for chain in chains]
-    return [chain.question for chain in chains], notes, Settings(rounds=rounds, latent_steps=latent_steps)
+    lessons = [Lesson(Question(chain.question), {"solver": (note("solver", chain, len(chain.steps), chain.answer),)}) for chain in chains]
+    return lessons, Settings(rounds=rounds, latent_steps=latent_steps)
 
 
 def accuracy(system, chains, **options):
@@ -195,14 +205,18 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
         save_agent(out / role, agent)
     for role, agent in agents.items():
         rng = random.Random(f"{seed} inner {role}")
-        train_inner(system, role, lambda step: turns(rng, role, batch), steps(400), lr=3e-3, mse=0.1)
-        save_inner_link(out / role, agent.inner_link)
-    for edge in style.edges:
-        rng = random.Random(f"{seed} warm-up {edge}")
-        warm_up_outer(system, edge, lambda step: turns(rng, edge[0], batch), steps(150), lr=3e-3, mse=0.1)
+        new_link(agent.inner_link, agent)
+        loss = InnerLoss(system, role, mse=0.1)
+        fit(lambda step, part: loss(turns(rng, role, batch)), [adamw(loss, 3e-3)], steps(400), f"inner link of {role}")
+        agent.inner_link.requires_grad_(False)
+        save_inner_link(out / role, style, None, agent.inner_link)
+    for edge, link in system.outer_links.items():
+        new_link(link, agents[edge[1]])
+        ridge_start(system, edge, turns(random.Random(f"{seed} ridge {edge}"), edge[0], 1000))
     rng = random.Random(f"{seed} outer")
-    train_outer(system, lambda step: answers_to_learn(rng, batch, style.latent_steps), steps(250), lr=2e-4)
-    save_outer_links(out / "links", style, system.outer_links)
+    loss = OuterLoss(system, Settings())
+    fit(lambda step, part: loss(*answers_to_learn(rng, batch, style.latent_steps)), [adamw(loss, 2e-4)], steps(250), "outer links")
+    save_outer_links(out / "links", style, None, system.outer_links)
     trained = time.perf_counter() - started
     report = {"seed": seed, "training_minutes": round(trained / 60, 1),
               "validation exercises right": {role: round(100 * mastery(system, role), 1) for role in ROLES}, **evaluate(out, split, per_length)}

@@ -45,8 +45,12 @@ class Chain:
 
     @property
     def answer(self):
+        return self.value(len(self.steps))
+
+    def value(self, done):
+        """Where the chain is after so many steps."""
         value = self.start
-        for step in self.steps:
+        for step in self.steps[:done]:
             value = apply(value, step)
         return value
 

@@ -1,0 +1,289 @@
+"""What links learn: losses and their gradients are right, reach what they must, and leave the agents alone."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import checkpoints
+import minimas
+from minimas import objective
+from minimas.lessons import Lesson, Turn, load_lessons
+from minimas.objective import IGNORED, InnerLoss, OuterLoss
+from minimas.prompts import Question
+from minimas.recurse import STYLES, Settings
+from minimas.tiny import build
+from minimas.tiny.task import questions
+from minimas.train import adamw, fit
+
+STYLES_IN_SMALL = list(checkpoints.SYSTEMS)
+TURNS = [Turn(Question("1 + 1?"), {"planner": "Add."}, "Add 1 and 1."), Turn(Question("What is 2 * 3?"), {"planner": "Multiply"}, "So: 2 * 3")]
+
+
+def lessons(style):
+    """Two lessons for all agents of a style, of unlike lengths."""
+    texts = ["Add them, carefully."[:9 + 2 * i] for i in range(len(style.order))]
+    return [Lesson(Question("1 + 1?"), {role: (text,) for role, text in zip(style.order, texts)}),
+            Lesson(Question("What is two times three?"), {role: (text[::-1] + " 6",) for role, text in zip(style.order, texts)})]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("systems")
+    return {style: checkpoints.make_system(root / style, style) for style in STYLES_IN_SMALL}
+
+
+def load(folders, style="sequential_light"):
+    return minimas.load_mas_system(style, checkpoints=folders[style], device="cpu", plain=True)
+
+
+def double(system):
+    for module in [*system.outer_links.values(), *(m for a in system.agents.values() for m in (a.model, a.inner_link))]:
+        module.double()
+    return system
+
+
+def gradients(loss, module):
+    for p in module.parameters():
+        p.grad = None
+    loss.backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def test_teacher_forcing_lines_up(folders):
+    """Row by row, the states from before a reply to its end are those of the row alone, whatever its neighbours' lengths."""
+    system = load(folders)
+    critic = system.agents["critic"]
+    h, ids = objective.forced_turns(system, "critic", TURNS)
+    for b, turn in enumerate(TURNS):
+        reply = critic.tokenizer.encode(turn.reply) + [critic.tokenizer.eos_id]
+        assert ids[b][ids[b] != IGNORED].tolist() == reply
+        prompt = system.prompts("critic", [turn.question], {("planner", "critic"): [turn.inbox["planner"]]})
+        x, positions = critic.embed([[*prompt[0], torch.tensor(reply)]])
+        states = critic.model(x, positions, critic.model.make_cache(1))[0, -len(reply) - 1:]
+        assert (h[b, -len(reply) - 1:] - states).abs().max() < 1e-5
+
+
+def test_a_reply_is_cut_to_the_longest(folders):
+    system = load(folders)
+    prompt = len(system.agents["critic"].tokens(system.prompts("critic", [TURNS[0].question], {("planner", "critic"): ["Add."]})[0])[0])
+    _, ids = objective.forced_turns(system, "critic", TURNS[:1], longest=prompt + 5)
+    assert ids.tolist() == [system.agents["critic"].tokenizer.encode(TURNS[0].reply)[:5]]
+    _, ids = objective.forced_turns(system, "critic", TURNS[:1], longest=1)
+    assert ids.shape == (1, 1), "one token is always left"
+
+
+@pytest.mark.parametrize("kind, ending", [("qwen3", "<|im_end|>"), ("llama", "<|eot_id|>"), ("gemma3", "<end_of_turn>"), ("mistral", "</s>")])
+def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
+    folder = checkpoints.make_agent(tmp_path, kind)
+    assert minimas.load.load_tokenizer(folder).ending == ending
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert minimas.load.load_tokenizer(folder).ending == minimas.load.load_tokenizer(folder).special["eos_token"]
+
+
+def test_token_loss_is_cross_entropy(monkeypatch):
+    monkeypatch.setattr(objective, "AT_ONCE", 3)
+    torch.manual_seed(0)
+    h, head, ids = torch.randn(2, 5, 8, dtype=torch.double, requires_grad=True), torch.randn(11, 8, dtype=torch.double), torch.randint(0, 11, (2, 5))
+    ids[0, :2] = IGNORED
+    agent = type("", (), {"model": type("", (), {"lm_head": type("", (), {"weight": head})})})
+    loss = objective.next_token_loss(agent, h, ids)
+    expected = sum(F.cross_entropy(h[b] @ head.T, ids[b], ignore_index=IGNORED) for b in range(2)) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    ours, theirs = (torch.autograd.grad(3 * value, h, retain_graph=True)[0] for value in (loss, expected))
+    assert (ours - theirs).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("teacher", (False, True))
+def test_gradient_through_rounds_equals_finite_differences(folders, teacher):
+    system = double(load(folders))
+    loss = OuterLoss(system, Settings(rounds=2, latent_steps=3), teacher, others=0.3)
+    batch = lessons(system.style)
+    loss(batch).backward()
+    for link in loss.links:
+        weight, direction = link.proj2.weight, torch.randn_like(link.proj2.weight)
+        expected = (weight.grad * direction).sum().item()
+        assert expected != 0, "every edge, the feedback included, has its share in the answer"
+        around = []
+        for sign in 1, -1:
+            with torch.no_grad():
+                weight += sign * 1e-5 * direction
+                around.append(loss(batch).item())
+                weight -= sign * 1e-5 * direction
+        assert (around[0] - around[1]) / 2e-5 == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("teacher", (False, True))
+@pytest.mark.parametrize("style", STYLES_IN_SMALL)
+def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypatch):
+    """Three rounds of every style, two rows at once here and one after the other there.
+
+    In float64 on both sides: in float32 rounding alone moves some gradients by more than a mistake might. transformers names
+    float32 in places; there, too, it is given float64.
+    """
+    pytest.importorskip("transformers")
+    import reference
+    system = double(load(folders, style))
+    loss, batch = OuterLoss(system, Settings(rounds=3, latent_steps=2), teacher, others=0.5), lessons(STYLES[style])
+    mean = loss(batch)
+    ours = gradients(mean, loss)
+    agents, links = reference.parts(style, folders[style])
+    for agent in agents.values():
+        agent.model.double()
+        agent.inner = {name: t.double() for name, t in agent.inner.items()}
+    links = {edge: {name: t.double().requires_grad_(True) for name, t in link.items()} for edge, link in links.items()}
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    total = 0
+    for lesson in batch:
+        texts = {role: said[0] for role, said in lesson.texts.items()}
+        *others, final = reference.outer_loss(style, agents, links, lesson.question.text, texts, 3, 2, teacher)
+        total = total + (final + 0.5 * sum(others) / 2) / len(batch)
+    total.backward()
+    assert mean.item() == pytest.approx(total.item(), rel=1e-6)
+    for i, edge in enumerate(system.outer_links):
+        for name, parameter in links[edge].items():
+            found, wanted = ours[f"links.{i}.{name}"], parameter.grad
+            assert (found - wanted).norm() <= 1e-6 * wanted.norm(), (edge, name)
+
+
+@pytest.mark.parametrize("teacher", (False, True))
+@pytest.mark.parametrize("style", STYLES_IN_SMALL)
+def test_checkpointed_blocks_change_nothing(folders, style, teacher):
+    batch, results = lessons(STYLES[style]), []
+    for again in False, True:
+        system = double(load(folders, style))
+        if again:
+            objective.checkpoint_blocks(system)
+        loss = OuterLoss(system, Settings(rounds=2, latent_steps=3), teacher)
+        value = loss(batch)
+        results.append((value.item(), gradients(value, loss)))
+    (value, plain), (value_again, computed_again) = results
+    assert value == pytest.approx(value_again, rel=1e-12)
+    assert all((plain[name] - computed_again[name]).norm() <= 1e-9 * plain[name].norm() for name in plain)
+
+
+def test_the_loss_is_that_of_inference(folders):
+    """The training graph (a cache that grows) and the run (a cache written in place) send the same latents."""
+    system, sent = load(folders), {}
+    result = system.run(["1 + 1?"], rounds=2, latent_steps=3, max_new_tokens=1, retry=False, keep_latents=True)[0]
+    with torch.enable_grad():
+        minimas.recurse.recurse(system, system.read(["1 + 1?"]), Settings(rounds=2, latent_steps=3), hear=lambda r, edge, z, _: sent.update({(r, *edge): z[0]}))
+    assert sent.keys() == result.latents.keys() and all((sent[key] - result.latents[key]).abs().max() < 1e-5 for key in sent)
+
+
+def test_teacher_latents_are_the_states_at_the_first_tokens(folders):
+    system, sent = load(folders), {}
+    loss, batch = OuterLoss(system, Settings(rounds=1, latent_steps=4), teacher=True), lessons(STYLES["sequential_light"])
+    recurse = objective.recurse
+    try:
+        objective.recurse = lambda *args, **options: recurse(*args, hear=lambda r, edge, z, _: sent.update({edge: z}), **options)
+        loss(batch)
+    finally:
+        objective.recurse = recurse
+    planner, link = system.agents["planner"], system.outer_links["planner", "critic"]
+    for lesson, latents in zip(batch, sent["planner", "critic"]):
+        ids = planner.tokenizer.encode(lesson.text("planner", 1) + "<|im_end|>")
+        x, positions = planner.embed([[*system.prompts("planner", [lesson.question], {})[0], torch.tensor(ids)]])
+        h = planner.model(x, positions, planner.model.make_cache(1))[0, -len(ids):]
+        assert (latents - link(planner.inner_link(h[:4]))).abs().max() < 1e-5
+
+
+def test_texts_of_each_round(folders):
+    """A lesson with a text for each round is answered with that of the round; other rounds weigh in by `others`."""
+    system = load(folders)
+    batch = [Lesson(Question("1 + 1?"), {"planner": ("a", "b"), "critic": ("c",), "solver": ("one", "two", "three")})]
+    means = [OuterLoss(system, Settings(rounds=r, latent_steps=2))(batch).item() for r in (1, 2, 3)]
+    loss = OuterLoss(system, Settings(rounds=3, latent_steps=2), others=0.4)(batch).item()
+    assert loss == pytest.approx(means[2] + 0.4 * (means[0] + means[1]) / 2, rel=1e-5)
+    assert batch[0].turn(system.style, "planner", 2) == Turn(batch[0].question, {"solver": "one"}, "b")
+    assert batch[0].turn(system.style, "solver", 3) == Turn(batch[0].question, {"critic": "c"}, "three")
+
+
+def test_inner_loss(folders):
+    """1 - cos between what the link makes of the state before a token and the token's embedding, and the squared error."""
+    system = load(folders)
+    critic, loss = system.agents["critic"], InnerLoss(system, "critic", mse=0.5)
+    expected = []
+    for turn in TURNS:
+        h, ids = objective.forced_turns(system, "critic", [turn])
+        found, wanted = critic.inner_link(h[0, :-1]), critic.model.embed(ids[0])
+        cosines = (found * wanted).sum(1) / found.norm(dim=1) / wanted.norm(dim=1)
+        expected.append((1 - cosines + 0.5 * ((found - wanted) ** 2).mean(1)).mean())
+    assert loss(TURNS).item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
+
+
+def test_inner_training_lowers_its_loss_and_leaves_agents_alone(folders):
+    system = load(folders)
+    before = {name: p.clone() for name, p in system.agents["critic"].model.named_parameters()}
+    loss = InnerLoss(system, "critic")
+    losses = fit(lambda step, part: loss(TURNS), [adamw(loss, 3e-3)], 30, "inner")
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(p, before[name]) for name, p in system.agents["critic"].model.named_parameters())
+
+
+def test_outer_training_lowers_its_loss(folders):
+    system = load(folders)
+    loss, batch = OuterLoss(system, Settings(rounds=2, latent_steps=2)), lessons(STYLES["sequential_light"])
+    losses = fit(lambda step, part: loss(batch), [adamw(loss, 3e-3)], 15, "outer")
+    assert losses[-1] < losses[0]
+    assert not any(p.requires_grad for agent in system.agents.values() for p in [*agent.model.parameters(), *agent.inner_link.parameters()])
+
+
+def test_ridge_start_is_the_regression(folders):
+    """No other map of the same turns does better by the regression's own measure, and the link is that map."""
+    system, edge = double(load(folders)), ("planner", "critic")
+    planner, link = system.agents["planner"], system.outer_links[edge]
+    turns = [Turn(Question(f"{n} + {n}?"), {}, f"Add {n} to {n} and say {2 * n}.") for n in range(40)]
+    objective.ridge_start(system, edge, turns, strength=0.05)
+    xs, ys = [], []
+    for turn in turns:
+        h, ids = objective.forced_turns(system, "planner", [turn])
+        xs.append(planner.inner_link(h[0, :-2])), ys.append(objective.same_text(planner, system.agents["critic"], turn.reply))
+    x, y = torch.cat(xs), torch.cat(ys)
+    b, s = y.mean(0), y.std(0, unbiased=False)
+    assert torch.allclose(link.ln_target.weight, s, rtol=1e-6) and torch.allclose(link.ln_target.bias, b, rtol=1e-6)
+    W, x0 = link.residual_proj.weight, x - x.mean(0)
+    penalty = 0.05 * x0.square().mean(0).mean()
+    gradient = (x0 @ W.T - (y - b) / s).T @ x0 / len(x) + penalty * W
+    assert gradient.norm() < 1e-8 * W.norm(), "at the minimum"
+    expected = F.layer_norm((x - x.mean(0)) @ W.T, (len(b),)) * s + b
+    assert (link(x) - expected).abs().max() < 1e-10
+    assert F.cosine_similarity(link(x) - b, y - b).mean() > 0.5
+
+
+def test_ridge_alone_carries_the_tiny_system():
+    """Chains of up to nine steps, over links that no gradient has touched."""
+    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    torch.manual_seed(0)
+    for edge, link in system.outer_links.items():
+        objective.new_link(link, system.agents[edge[1]])
+    chains = questions("validation", 10)
+    assert build.accuracy(system, chains, rounds=3)["percent"] < 30
+    for edge in system.outer_links:
+        objective.ridge_start(system, edge, build.turns(random.Random(str(edge)), edge[0], 300))
+    assert build.accuracy(system, chains, rounds=3)["percent"] > 75
+
+
+def test_same_text_aligns_tokenizers(folders):
+    """Each source token is met by the mean of the target's tokens that cover the same characters."""
+    system = load(folders)
+    planner, critic = system.agents["planner"], system.agents["critic"]
+    wanted = objective.same_text(planner, critic, "a=1")
+    assert torch.equal(wanted, critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1"))))
+    words = checkpoints.byte_tokenizer([])
+    words.add_tokens(["a="])
+    planner.tokenizer.fast = words
+    wanted = objective.same_text(planner, critic, "a=1")
+    tokens = critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1")))
+    assert torch.allclose(wanted, torch.stack([tokens[:2].mean(0), tokens[2]]))
+
+
+def test_lessons_of_the_tiny_task_are_its_notes():
+    first = load_lessons("tiny", STYLES["tiny"], STYLES["tiny"].order, limit=50)
+    assert len(first) == 50
+    for lesson in first:
+        steps = len(lesson.question.text.split()) - 1
+        assert lesson.text("solver", 3).endswith("}") and [len(lesson.texts[role]) for role in ("planner", "critic", "solver")] == [3, 3, 3]
+        assert lesson.text("planner", 1).startswith("a") and lesson.text("solver", 3).startswith("abcdefghi"[steps - 1])
