@@ -50,6 +50,13 @@ def add_answering(parser):
     return parser
 
 
+def pairs(parts):
+    """An option of the form a=b,c=d, read by `names`, as a dict."""
+    if wrong := [part for part in parts if not all(part.partition("="))]:
+        raise InputError(f"--columns has {wrong[0]!r}, expected NAME=COLUMN")
+    return dict(part.partition("=")[::2] for part in parts)
+
+
 def names(text):
     """An option that lists names: a,b,c."""
     return tuple(name for name in text.split(",") if name)
@@ -93,7 +100,11 @@ def join_others(args, backend=None, timeout=None):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return rank, world, silent
-    if args.device in (None, "cuda") and torch.cuda.is_available():
+    if args.device not in (None, "cpu", "cuda"):
+        raise InputError(f"--device is {args.device}, but there are {world} processes, and each takes the GPU of its number: leave it out")
+    if args.device != "cpu" and torch.cuda.is_available():
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise InputError(f"there are more processes than the {torch.cuda.device_count()} GPUs of this machine: start one for each")
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(args.device)
     torch.distributed.init_process_group(backend, timeout=timeout)
@@ -115,6 +126,11 @@ def show(result, settings, as_json):
         own = {name: getattr(result, name) for name in ("question", "text", "answer", "new_tokens", "seconds")}
         return json.dumps(own | {"rounds": settings.rounds, "latent_steps": settings.latent_steps}, ensure_ascii=False)
     return result.text if result.answer is None or "\n" in result.answer else f"{result.text}\nanswer: {result.answer}"
+
+
+def out_of_memory(error):
+    words = "out of memory", "ALLOC_FAILED", "can't allocate memory"  # of CUDA, its libraries, the CPU
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def told(error):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from . import InputError, __version__, grade
 from .agent import silent
-from .cli import add_answering, checkpoints, command, join_others, make_parser, names, unchanged
+from .cli import add_answering, checkpoints, command, join_others, make_parser, names, out_of_memory, pairs, unchanged
 from .data import DATASETS, complain, load_dataset, settings_for
 from .plot import save_charts
 from .recurse import STYLES, Settings, load_mas_system
@@ -112,11 +112,6 @@ def record(index, example, results, point, graders):
 
 
 # Answering
-
-def out_of_memory(error):
-    words = "out of memory", "ALLOC_FAILED", "can't allocate memory"  # of CUDA, its libraries, the CPU
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
 
 def answers(system, questions, settings, size):
     """Results of a batch, asked in pieces of at most `size` questions, and the size: out of memory, it is halved and all asked again."""
@@ -252,9 +247,8 @@ def main():
     args = arguments()
     points, graders = plan(args)
     rank, world, wait = join_others(args, "gloo", timedelta(days=30))  # only to wait for one another
-    columns = dict(pair.partition("=")[::2] for pair in args.columns)
     tell = complain if rank == 0 else silent
-    examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell)
+    examples = load_dataset(args.dataset, args.file, pairs(args.columns), args.task, args.limit, args.seed, tell)
     file = args.out or Path(f"{args.style}-{Path(args.dataset).stem}.jsonl")
     named = ("style", "dataset", "file", "columns", "task", "limit", "checkpoint", "dtype")
     settings = {"minimas": __version__, **{name: getattr(args, name) for name in named}, "questions": len(examples), "graders": graders}

@@ -49,21 +49,21 @@ class Lesson:
         return Turn(self.question, {source: self.text(source, n) for source, n in said_in.items() if n}, self.text(role, r))
 
 
-def load_lessons(data, style, roles, columns=None, task="math", limit=None, answer=False, tell=complain):
+def load_lessons(data, style, roles, columns=None, task="math", limit=None, answer_first=False, tell=complain):
     """The Lessons of a data set for these roles of a style, in its order.
 
     columns  {question, fn_name, type, task_family, or a role: what the file calls it}
     task     math, choice or code, where a row has no task_family
     limit    read no more than so many rows
-    answer   the last role's text is the row's answer, if it has one, before the text it was given to learn from
+    answer_first  the last role's text is the row's answer, if it has one, before what it was given to learn from
     tell     is called with a sentence on rows that are left out, for their question or a text is empty
-    Raises InputError on data that is not there or damaged, and on a column that is missing.
+    Raises InputError on data that is not there or damaged, a column that is missing, a question that the style cannot read.
     """
     named, columns, lessons, empty = COLUMNS[style.prompts], columns or {}, [], []
     if unknown := set(columns) - {"question", "fn_name", "type", "task_family", *style.order}:
         raise InputError(f"a column is given for {min(unknown)!r}, expected question, fn_name, type, task_family or one of {', '.join(style.order)}")
     candidates = {role: (columns[role],) if role in columns else named[role] for role in roles}
-    if answer and style.order[-1] not in columns:
+    if answer_first and style.order[-1] not in columns:
         candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
     rows = rows_of(data, columns)
     for n, row in enumerate(rows, 1):
@@ -72,6 +72,7 @@ def load_lessons(data, style, roles, columns=None, task="math", limit=None, answ
         texts = {role: texts_of(row, role, names) for role, names in candidates.items()}
         question = question_of(row, task)
         if question.text and all(texts.values()):
+            style.read(question.text)  # only to refuse now what could not be read later
             lessons.append(Lesson(question, texts))
         else:
             empty.append(str(row))
@@ -113,10 +114,10 @@ def texts_of(row, role, names):
         raise InputError(f"{row} has no column {' or '.join(names)} for {role}, only {', '.join(row.cells) or 'an empty row'}: "
                          f"say which it is with --columns {role}=COLUMN")
     for name in there:
-        cell = row.cells[name]
-        texts = tuple("" if text is None else str(text).strip() for text in (cell if isinstance(cell, list) else [cell]))
-        if isinstance(cell, dict) or any(isinstance(text, (list, dict)) for text in texts):
-            raise InputError(f"{row}: column {name!r} holds a {type(cell).__name__}, expected a text, or a list with one for each round")
+        cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
+        if wrong := [cell for cell in cells if isinstance(cell, (list, dict))]:
+            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, expected a text, or a list with one for each round")
+        texts = tuple("" if cell is None else str(cell).strip() for cell in cells)
         if texts and all(texts):
             return texts
     return ()

@@ -11,18 +11,21 @@ Letters: B rows, N reply tokens of the longest, T tokens, D width, m latents, V 
 """
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .link import InnerLink
 from .llama import widen
 from .recurse import recurse
+from .tokenizer import DATE
 
 IGNORED = -100  # in place of a token where a row has none
 LONGEST = 4096  # positions of a prompt and its reply, as in the released recipe
-AT_ONCE = 512  # states whose scores over the vocabulary are in memory together
+AT_ONCE = 128  # states whose scores over the vocabulary are in memory together
 
 
 # Teacher forcing
@@ -32,7 +35,7 @@ def teacher_forced(agent, prompts, replies, longest=LONGEST):
     the tokens (B, N).
 
     What ends a reply counts as one of its N; shorter replies stand at the right, with IGNORED on their left. A reply is cut
-    where it and its prompt pass `longest` positions.
+    where it and its prompt pass `longest` positions, down to one token.
     """
     prompts = [agent.tokens(prompt) for prompt in prompts]
     room = [max(1, longest - sum(map(len, prompt))) for prompt in prompts]
@@ -42,12 +45,12 @@ def teacher_forced(agent, prompts, replies, longest=LONGEST):
     return h, torch.stack([F.pad(reply, (N - len(reply), 0), value=IGNORED) for reply in ids])
 
 
-def forced_turns(system, role, turns, longest=LONGEST):
+def forced_turns(system, role, turns, longest=LONGEST, date=DATE):
     """teacher_forced for turns of `role`, what it had heard put into its prompt as text."""
     prompts = []
     for turn in turns:
-        inbox = {(source, role): [text] for source, text in turn.inbox.items()}
-        prompts += system.prompts(role, [turn.question], inbox)
+        heard = {(source, role): [text] for source, text in turn.inbox.items()}  # as recurse keeps it: a text for each question
+        prompts += system.prompts(role, [turn.question], heard, date)
     return teacher_forced(system.agents[role], prompts, [turn.reply for turn in turns], longest)
 
 
@@ -99,14 +102,14 @@ class TokenLoss(torch.autograd.Function):
 class InnerLoss(nn.Module):
     """The loss of one agent's inner link on a batch of turns; mse is the weight w."""
 
-    def __init__(self, system, role, mse=0.0, longest=LONGEST):
+    def __init__(self, system, role, mse=0.0, longest=LONGEST, date=DATE):
         super().__init__()
         self.link = system.agents[role].inner_link.requires_grad_(True)
-        self.system, self.role, self.mse, self.longest = system, role, mse, longest
+        self.system, self.role, self.mse, self.longest, self.date = system, role, mse, longest, date
 
     def forward(self, turns):
         with torch.no_grad():
-            h, ids = forced_turns(self.system, self.role, turns, longest=self.longest)
+            h, ids = forced_turns(self.system, self.role, turns, self.longest, self.date)
             kept = ids != IGNORED
             wanted = widen(self.system.agents[self.role].model.embed(ids[kept]))
         found = widen(self.link(h[:, :-1][kept]))
@@ -117,65 +120,60 @@ class InnerLoss(nn.Module):
 class OuterLoss(nn.Module):
     """The loss of all outer links on a batch of lessons, of which only the last agent's texts are needed unless `teacher`.
 
-    teacher    agents send the states at the tokens of their lesson's text, the first so many, instead of thinking for
-               themselves; the release was trained so. What they send then knows the text, the later rounds' the answer.
-    others     weight of the mean of the other rounds' losses
+    teacher        agents send the states at the tokens of their lesson's text, the first so many, instead of thinking for
+                   themselves; the release was trained so. What they send then knows the text, the later rounds' the answer.
+    other_rounds   weight of the mean of the other rounds' losses
     """
 
-    def __init__(self, system, settings, teacher=False, others=0.0, longest=LONGEST):
+    def __init__(self, system, settings, teacher=False, other_rounds=0.0, longest=LONGEST):
         super().__init__()
         self.links = nn.ModuleList(system.outer_links.values()).requires_grad_(True)
-        self.system, self.settings, self.teacher, self.others, self.longest = system, settings, teacher, others, longest
+        self.system, self.settings, self.teacher, self.other_rounds, self.longest = system, settings, teacher, other_rounds, longest
 
-    def forward(self, lessons, settings=None):
-        settings, last, losses = settings or self.settings, self.system.style.order[-1], []
-
-        def forced(r, role, prompts):
-            return teacher_forced(self.system.agents[role], prompts, [lesson.text(role, r) for lesson in lessons], longest=self.longest)
-
-        def answered(h, ids):
-            losses.append(next_token_loss(self.system.agents[last], h[:, :-1], ids))
+    def forward(self, lessons):
+        last, losses = self.system.style.order[-1], []
 
         def think(r, role, prompts):
-            supervised = role == last and self.others
+            supervised = role == last and self.other_rounds
             if self.teacher or supervised:
-                h, ids = forced(r, role, prompts)
+                h, ids = self.forced(lessons, r, role, prompts)
             if supervised:
-                answered(h, ids)
+                losses.append(next_token_loss(self.system.agents[last], h[:, :-1], ids))
             if self.teacher:
-                return [row[-n:][:settings.latent_steps] for row, n in zip(h, (ids != IGNORED).sum(1).tolist())]
-            return self.system.agents[role].think(prompts, settings.latent_steps)
+                return [row[-n:][:self.settings.latent_steps] for row, n in zip(h, (ids != IGNORED).sum(1).tolist())]
+            return self.system.agents[role].think(prompts, self.settings.latent_steps)
 
-        prompts = recurse(self.system, [lesson.question for lesson in lessons], settings, think=think)
-        answered(*forced(settings.rounds, last, prompts))
-        *before, final = losses
-        return final + self.others * sum(before) / len(before) if before else final
+        prompts = recurse(self.system, [lesson.question for lesson in lessons], self.settings, think=think)
+        h, ids = self.forced(lessons, self.settings.rounds, last, prompts)
+        loss = next_token_loss(self.system.agents[last], h[:, :-1], ids)
+        return loss + self.other_rounds * sum(losses) / len(losses) if losses else loss
+
+    def forced(self, lessons, r, role, prompts):
+        return teacher_forced(self.system.agents[role], prompts, [lesson.text(role, r) for lesson in lessons], self.longest)
 
 
-# Starting points, and what saves memory
+# Starting points
 
-def new_link(link, agent):
-    """Reset a link whose results `agent` reads: its last gain starts at the scale of that agent's embeddings."""
-    for module in link.children():
-        module.reset_parameters()
-    norm = link.post_ln if hasattr(link, "post_ln") else link.ln_target
-    nn.init.constant_(norm.weight, embedding_scale(agent))
+def start_gain(link, agent):
+    """Let the last gain of a new link, whose results `agent` reads, start at the scale of that agent's embeddings."""
+    nn.init.constant_((link.post_ln if isinstance(link, InnerLink) else link.ln_target).weight, embedding_scale(agent))
 
 
 @torch.no_grad()
-def ridge_start(system, edge, turns, strength=0.01):
+def ridge_start(system, edge, turns, strength=0.01, longest=LONGEST, date=DATE):
     """Start the outer link of an edge from ridge regression: it says what its source says in the target's embeddings.
 
     turns of the source give pairs of x_t = R_in(h_t) and y_t, the target's embedding of the text of token t+1. With the
-    spread s and mean b of y, residual_proj = argmin_W |(y - b) / s - W (x - mean x)|^2 + strength tr(X'X)/D |W|^2, the last
-    norm scales by s and shifts by b, and the other branch starts at zero.
+    spread s and mean b of y, residual_proj = argmin_W |(y - b) / s - W (x - mean x)|^2 + strength tr(C) / D |W|^2 on average,
+    C the covariance of x; the last norm scales by s and shifts by b, and the other branch starts at zero.
     """
     source, target, link = *(system.agents[role] for role in edge), system.outer_links[edge]
     D, rows, products = source.model.config.hidden_size, 0, 0
     for turn in turns:
-        h, _ = forced_turns(system, edge[0], [turn])
-        y = same_text(source, target, turn.reply)[:h.shape[1] - 1].to(h.device)
-        both = torch.cat([source.inner_link(h[0, :len(y)]), y], 1).double()
+        h, _ = forced_turns(system, edge[0], [turn], longest, date)
+        numbers, y = same_text(source, target, turn.reply)
+        numbers = [i for i in numbers if i < h.shape[1] - 1]  # what was not cut off
+        both = torch.cat([source.inner_link(h[0, numbers]), y[:len(numbers)].to(h.device)], 1).double()
         rows, products = rows + len(y), products + torch.cat([both, both[:, :1] * 0 + 1], 1).T @ both  # sums in the last row
     means = products[-1] / rows
     covariance = products[:-1] / rows - means[:, None] * means
@@ -188,36 +186,44 @@ def ridge_start(system, edge, turns, strength=0.01):
 
 
 def same_text(source, target, reply):
-    """For each token of `reply` in the source's tokenizer the target's mean embedding (n, D) of the tokens that overlap it."""
+    """Which tokens of `reply` in the source's tokenizer have a counterpart in the target's, and for each of them (n) the mean
+    embedding (n, D) of the tokens there that overlap it."""
     ours, theirs = (agent.tokenizer.fast.encode(reply, add_special_tokens=False) for agent in (source, target))
-    embeddings = target.model.embed(torch.tensor(theirs.ids, device=target.device))
-    overlap = [[a < d and c < b for c, d in theirs.offsets] for a, b in ours.offsets]
-    weight = torch.tensor(overlap, dtype=embeddings.dtype, device=target.device)
-    return weight @ embeddings / weight.sum(1, keepdim=True)
+    embeddings = target.model.embed(torch.tensor(theirs.ids, dtype=torch.long, device=target.device))
+    numbers, means, first = [], [], 0
+    for i, (a, b) in enumerate(ours.offsets):  # both lists are in the order of the text
+        while first < len(theirs.offsets) and theirs.offsets[first][1] <= a:
+            first += 1
+        last = first
+        while last < len(theirs.offsets) and theirs.offsets[last][0] < b:
+            last += 1
+        if last > first and b > a:
+            numbers.append(i)
+            means.append(embeddings[first:last].mean(0))
+    return numbers, torch.stack(means) if means else embeddings[:0]
 
 
-class Checkpointed(nn.Module):
-    """A block that keeps nothing but its input, and computes itself again for its gradient (arXiv 1604.06174)."""
+# What saves memory
 
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, x, positions, rope, mask, cache):
-        if not x.requires_grad:
-            return self.block(x, positions, rope, mask, cache)
-        before = copy.copy(cache)
-
-        def run():
-            after = copy.copy(before)  # each time it begins with what the cache held then
-            return self.block(x, positions, rope, mask, after), after
-
-        y, after = checkpoint(run, use_reentrant=False, preserve_rng_state=False)
-        vars(cache).update(vars(after))
-        return y
-
-
-def checkpoint_blocks(system):
-    """Let the agents' blocks compute themselves again instead of remembering."""
+def compute_again(system):
+    """Let blocks and links keep nothing but their input, and compute themselves again for their gradient (arXiv 1604.06174)."""
+    links = [*system.outer_links.values(), *(agent.inner_link for agent in system.agents.values())]
+    for link in links:
+        link.forward = partial(checkpoint, link.forward, use_reentrant=False, preserve_rng_state=False)
     for agent in system.agents.values():
-        agent.model.layers = nn.ModuleList(map(Checkpointed, agent.model.layers))
+        for block in agent.model.layers:
+            block.forward = partial(block_again, block.forward)
+
+
+def block_again(forward, x, positions, rope, mask, cache):
+    if not x.requires_grad:
+        return forward(x, positions, rope, mask, cache)
+    before = copy.copy(cache)  # enough, since in training a cache takes new attributes and never writes into the old ones
+
+    def run():
+        after = copy.copy(before)  # each time it begins with what the cache held then
+        return forward(x, positions, rope, mask, after), after
+
+    y, after = checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+    vars(cache).update(vars(after))
+    return y

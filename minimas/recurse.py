@@ -297,19 +297,19 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     return System(style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task)
 
 
-def sources(style, checkpoints):
-    """{role, or "links": folder or hub id} of a style, with what the user gave."""
+def sources(style, checkpoints, needed=None):
+    """{role, or "links": folder or hub id} of a style, with what the user gave; a folder for all must hold what is `needed` (all)."""
     if checkpoints is None or isinstance(checkpoints, dict):
         if unknown := set(checkpoints or {}) - set(style.checkpoints):
             raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has {', '.join(style.checkpoints)}")
         return style.checkpoints | (checkpoints or {})
-    folder, found = Path(checkpoints).expanduser(), {}
-    for name, released in style.checkpoints.items():
-        places = [folder / name, folder / Path(released).name]
+    folder, found, needed = Path(checkpoints).expanduser(), {}, needed or [*style.checkpoints]
+    for name in needed:
+        places = [folder / name, folder / Path(style.checkpoints[name]).name]
         found[name] = next((place for place in places if place.is_dir()), None)
         if found[name] is None:
             raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: "
-                             f"expected one each for {', '.join(style.checkpoints)}")
+                             f"expected one each for {', '.join(needed)}")
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+from . import InputError
 from .hub import find
 from .link import save_link
 from .load import weight_files
@@ -29,13 +30,18 @@ def by_task(file, task, entry, **head):
 
 
 def copy_agent(source, folder):
-    """Put an agent's files into `folder`, where an inner link makes it whole; weights as hard links where that is possible."""
+    """Put an agent's files into `folder`, where an inner link makes it whole; weights as hard links where that is possible.
+
+    InputError where the folder holds another agent's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = weight_files(source)
     index = [find(source, "model.safetensors.index.json")] if weights[0].name != "model.safetensors" else []
     files = [find(source, name, required=False) for name in SHARED] + index + weights
     for file in filter(None, files):
         if (folder / file.name).exists():
+            if (folder / file.name).stat().st_size != file.stat().st_size:
+                raise InputError(f"{folder / file.name} is of another agent than {source}: give another folder")
             continue
         try:
             if file not in weights:

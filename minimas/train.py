@@ -8,6 +8,7 @@ What the links learn is in objective.py. Here are the steps: AdamW, a cosine sch
 which a training that was killed goes on to the same weights (--resume), for everything a step depends on is in its state.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -21,12 +22,12 @@ from tqdm import tqdm
 
 from . import InputError, __version__
 from .agent import load_agent, silent
-from .cli import checkpoints, command, join_others, make_parser, names, unchanged
+from .cli import checkpoints, command, join_others, make_parser, names, out_of_memory, pairs, unchanged
 from .data import complain
 from .lessons import load_lessons
 from .link import OuterLink
 from .load import links_task, load_outer_links
-from .objective import LONGEST, InnerLoss, OuterLoss, checkpoint_blocks, new_link, ridge_start
+from .objective import LONGEST, InnerLoss, OuterLoss, compute_again, ridge_start, start_gain
 from .plot import save_charts
 from .prompts import TASKS
 from .recurse import STYLES, Settings, System, devices_of, sources, usable_dtype
@@ -44,22 +45,23 @@ def arguments():
     add("--task", default="math", help="math (default), choice or code, where the data does not say; and which links these are")
     add("--out", type=Path, required=True, help="the folder to write")
     add("--resume", action="store_true", help="go on where a training into this folder was killed")
-    add("--steps", type=int, default=20000, help="(default 20000)")
+    add("--steps", type=int, default=20000, help="0 writes links as they start (default 20000)")
     add("--batch-size", type=int, default=2, help="rows at once in each process (default 2)")
     add("--accumulate", type=int, default=1, help="batches to a step (default 1)")
     add("--lr", type=float, default=5e-4, help="highest learning rate (default 5e-4)")
-    add("--warm-up", type=int, default=10, help="steps up to it; from there it falls as a cosine (default 10)")
+    add("--warm-up", type=int, default=10, help="steps in which it rises, under a cosine that falls to 0 (default 10)")
     add("--clip", type=float, default=1.0, help="largest norm of a step's gradient (default 1)")
     add("--mse", type=float, default=0.0, help="inner: weight of the squared error beside the cosine (default 0)")
     add("--rounds", type=int, default=3, help="outer: of recursion (default 3)")
-    add("--latents", choices=("teacher", "rollout"), default="teacher",
-        help="outer: agents send states at the tokens of given texts, as the release was trained (default), or think as they will")
-    add("--latent-steps", type=int, help="latents a turn (default: the style's; with --latents teacher at most 80)")
+    add("--latents", choices=("rollout", "teacher"), default="rollout",
+        help="outer: agents think as they will (default), or send states at the tokens of given texts, as the release was trained")
+    add("--latent-steps", type=int, help="latents a turn (default: the style's; with --latents teacher 80 or as many as its text gives)")
     add("--supervise-all", type=float, default=0.0, metavar="WEIGHT", help="outer: weight of the other rounds' mean loss (default 0)")
-    add("--init", choices=("random", "ridge", "checkpoint"), default="random",
-        help="new links (default), new ones that start from a ridge regression (outer), or those of the checkpoint")
+    add("--init", choices=("ridge", "random", "checkpoint"),
+        help="where links start: new ones at a ridge regression over all roles' texts (default for outer) or at random (for inner), "
+             "or those of the checkpoint")
     add("--ridge-rows", type=int, default=256, help="rows for the regression (default 256)")
-    add("--max-length", type=int, default=LONGEST, help=f"positions of a prompt with its text; what is longer is cut (default {LONGEST})")
+    add("--max-length", type=int, default=LONGEST, help=f"positions of a prompt with its text; longer texts are cut, prompts never (default {LONGEST})")
     add("--keep-activations", action="store_true", help="remember what blocks compute: faster, for more memory")
     add("--save-every", type=int, default=100, help="steps between two states to go on from (default 100)")
     add("--plot", type=Path, help="draw the loss there, as SVG")
@@ -75,39 +77,55 @@ def checked(args):
         raise InputError(f"--role is {args.role!r}: an inner link is of one of {', '.join(style.order)}")
     if args.what == "outer" and args.role:
         raise InputError("--role is for inner links: the outer ones of a style are trained together")
+    args.init = args.init or {"inner": "random", "outer": "ridge"}[args.what]
     if args.what == "inner" and args.init == "ridge":
         raise InputError("--init ridge is for outer links: it goes from one agent to another")
     if args.task not in TASKS:
         raise InputError(f"task {args.task!r} is not known, expected one of {', '.join(TASKS)}")
-    for name in "steps", "batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every", "warm_up", "lr", "clip":
+    if args.steps < 0:
+        raise InputError(f"--steps is {args.steps}, expected 0 or more")
+    if min(args.mse, args.supervise_all) < 0:
+        raise InputError("--mse and --supervise-all are weights, expected 0 or more")
+    if args.plot and not args.plot.absolute().parent.is_dir() or args.out.exists() and not args.out.is_dir():
+        raise InputError(f"{args.plot or args.out} cannot be written: expected a file in a folder that is there for --plot, a folder for --out")
+    for name in "batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every", "warm_up", "lr", "clip":
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
+    if state_file(args, style).exists() and not args.resume:
+        raise InputError(f"{args.out} holds a training already: go on with it by --resume, or give another --out")
     return style
 
 
+def task_of_links(args, style):
+    """The task that the links' files are named by, None for a style that has one set."""
+    return links_task(args.task) if style.links_by_task else None
+
+
+def state_file(args, style):
+    return args.out / f"training{suffix(task_of_links(args, style))}.pt"
+
+
 def system_to_train(args, style):
-    """The agents whose links are to be trained, in the plain form, links in float32 whatever the agents compute in."""
-    where, devices = sources(style, checkpoints(args)), devices_of(style, args.device)
-    new = args.init != "checkpoint"
-    roles = [args.role] if args.what == "inner" else style.order
-    agents = {role: load_agent(where[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True,
-                               untrained=new and args.what == "inner") for role in roles}
+    """The agents whose links are to be trained, in the plain form; these links in float32, whatever the agents compute in."""
+    new, inner = args.init != "checkpoint", args.what == "inner"
+    roles = [args.role] if inner else style.order
+    where = sources(style, checkpoints(args), roles if new or inner else [*roles, "links"])
+    devices = devices_of(style, args.device)
+    torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same for every device
+    agents = {role: load_agent(where[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True, untrained=new and inner)
+              for role in roles}
     models, links = {role: agent.model for role, agent in agents.items()}, {}
-    torch.manual_seed(args.seed)  # new links are drawn on the CPU: the same ones on every device
-    if args.what == "outer" and new:
-        width = {role: model.config.hidden_size for role, model in models.items()}
-        links = {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges}
-    elif args.what == "outer":
+    if not inner and new:
+        links = {(source, target): OuterLink(models[source].config.hidden_size, models[target].config.hidden_size) for source, target in style.edges}
+    elif not inner:
         links = load_outer_links(where["links"], args.task, style.edges, models, devices)
-    if new:
-        for link, role in [(agents[role].inner_link, role) for role in roles] if args.what == "inner" else [(links[edge], edge[1]) for edge in links]:
-            new_link(link, agents[role])
-    for edge, link in links.items():
-        link.float().to(devices[edge[0]])
-    if args.what == "inner":
-        agents[args.role].inner_link.float()
-    return System(style, agents, links, args.task)
+    readers = [(agent.inner_link, agent) for agent in agents.values()] if inner else [(link, agents[edge[1]]) for edge, link in links.items()]
+    for link, reader in readers:
+        if new:
+            start_gain(link, reader)
+        link.float()
+    return System(style, agents, {edge: link.to(devices[edge[0]]) for edge, link in links.items()}, args.task)
 
 
 class Order:
@@ -130,22 +148,22 @@ class Order:
 
 # Steps
 
-OF_THE_DAY = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # options that do not change what is learnt
+NOT_LEARNT_FROM = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # options that do not change what is learnt
 
 
 def adamw(module, lr):
     return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, alone=nullcontext, run=None):
+def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, unsynced=nullcontext, run=None):
     """Take `steps` steps down the mean of the losses loss_at(step, part) of their parts; returns the losses.
 
-    alone  the context of all parts but the last: that in which DistributedDataParallel does not speak to other processes
-    run    a Run that resumes, keeps and tells
-    Raises InputError when a loss is not finite, before it reaches the weights.
+    unsynced  the context of all parts but the last: that in which DistributedDataParallel does not speak to other processes
+    run       a Run that resumes, keeps and tells
+    Raises InputError when a loss or a gradient is not finite, before it reaches the weights, and keeps what was learnt till then.
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     first, losses = run.resume(optimizers, schedules) if run else 0, []
     with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=run is not None and run.rank > 0) as bar:
@@ -154,18 +172,20 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, alone=n
                 optimizer.zero_grad()
             shares = []
             for part in range(parts):
-                with alone() if part < parts - 1 else nullcontext():
+                with unsynced() if part < parts - 1 else nullcontext():
                     share = loss_at(step, part) / parts
                     share.backward()
                 shares.append(share.detach())
             losses.append(over_all(sum(shares)))
-            if not math.isfinite(losses[-1]):
-                raise InputError(f"the loss is {losses[-1]} at step {step + 1}: what was saved before stays; try a lower --lr, or "
-                                 "look at the rows of this step")
             norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+            if not math.isfinite(losses[-1] + norm):
+                if run:
+                    run.keep(step)
+                raise InputError(f"the loss is {losses[-1]} and its gradient {norm} long at step {step + 1}: what was learnt before is "
+                                 "kept; go on from those links by --init checkpoint with a lower --lr, into another --out")
             lr = schedules[0].get_last_lr()[0]
-            for stepper in (*optimizers, *schedules):
-                stepper.step()
+            for own in (*optimizers, *schedules):
+                own.step()
             bar.set_postfix(loss=f"{losses[-1]:.4f}", **(run.after(step + 1, losses[-1], lr, norm) if run else {}))
     return losses
 
@@ -181,15 +201,13 @@ def over_all(loss):
 class Run:
     """The folder of a training: training.pt, from which it goes on; metrics.jsonl, a line a step; and the links, by save_links()."""
 
-    def __init__(self, args, rank, world, rows, trained, save_links, suffix=""):
-        self.state_file, self.metrics_file = args.out / f"training{suffix}.pt", args.out / f"metrics{suffix}.jsonl"
+    def __init__(self, args, style, rank, settings, trained, save_links):
+        self.state_file = state_file(args, style)
+        self.metrics_file = args.out / f"metrics{suffix(task_of_links(args, style))}.jsonl"
         self.steps, self.every, self.rank, self.trained, self.save_links = args.steps, args.save_every, rank, trained, save_links
-        own = {name: value for name, value in vars(args).items() if name not in OF_THE_DAY}
-        self.settings = json.loads(json.dumps({"minimas": __version__, **own, "rows": rows, "processes": world}))
+        own = {name: value for name, value in vars(args).items() if name not in NOT_LEARNT_FROM}
+        self.settings = json.loads(json.dumps({"minimas": __version__, **own, **settings}))
         self.positions, self.started = 0, time.perf_counter()
-        if self.state_file.exists() and not args.resume:
-            raise InputError(f"{args.out} holds a training already: go on with it by --resume, or give another --out")
-        args.out.mkdir(parents=True, exist_ok=True)
 
     def count(self, agents):
         """Count the positions that agents read from now on."""
@@ -202,7 +220,11 @@ class Run:
         """Take up the last state that was kept, if there is one; returns the step it stands at."""
         self.optimizers, self.schedules, step = optimizers, schedules, 0
         if self.state_file.exists():
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+            try:
+                state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+                state["settings"], state["steppers"]
+            except Exception as e:  # a damaged file can raise anything
+                raise InputError(f"{self.state_file} is damaged, or not of a training ({type(e).__name__}): give another --out") from e
             unchanged(self.state_file, state["settings"], self.settings, "--out")
             self.trained.load_state_dict(state["links"])
             for own, kept in zip((*optimizers, *schedules), state["steppers"]):
@@ -222,29 +244,34 @@ class Run:
             line = {"step": step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens_per_second": round(pace), "seconds": round(seconds, 3)}
             with open(self.metrics_file, "a") as out:
                 out.write(json.dumps(line) + "\n")
-            if step % self.every == 0 or step == self.steps:
-                self.keep(step)
+        if step % self.every == 0 or step == self.steps:
+            self.keep(step)
         return {"tokens/s": f"{pace:.0f}"}
 
     def keep(self, step):
+        """Write the links, and the state after so many steps."""
+        if self.rank > 0:
+            return
         state = {"settings": self.settings, "step": step, "links": self.trained.state_dict(), "random": torch.get_rng_state(),
                  "steppers": [own.state_dict() for own in (*self.optimizers, *self.schedules)]}
+        self.save_links()  # before the state: a kill between them repeats these steps, and writes the links again
         write_whole(self.state_file, lambda file: torch.save(state, file))
-        self.save_links()
 
     def draw(self, file):
         """The curve of the loss, of long trainings in means of steps that follow one another."""
         losses = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
-        size = -(-len(losses) // 400)
+        size = max(1, -(-len(losses) // 400))
         means = [(i + size / 2, sum(losses[i:i + size]) / len(losses[i:i + size])) for i in range(0, len(losses), size)]
         save_charts(file, [(f"loss, {self.settings['what']} of {self.settings['style']}", "steps", {self.settings["data"]: means})])
 
-    def report(self, args, losses):
+    def report(self, losses, plot):
         """Say what came out; a training that was done already took no steps now."""
-        if args.plot:
-            self.draw(args.plot)
-        as_checkpoint = f"{args.role or 'links'}={args.out}"
-        print(f"{args.what} of {args.style}: {args.steps} steps" + (f", loss {losses[-1]:.4f}" if losses else "") + f"; --checkpoint {as_checkpoint}")
+        if self.steps == 0:
+            self.keep(0)
+        elif plot and self.metrics_file.read_text():
+            self.draw(plot)
+        loss, role = f", loss {losses[-1]:.4f}" if losses else "", self.settings["role"] or "links"
+        print(f"{self.settings['what']} of {self.settings['style']}: {self.steps} steps{loss}; --checkpoint {role}={self.metrics_file.parent}")
 
 
 # The command
@@ -260,11 +287,11 @@ def roles_needed(args, style):
 def objective_of(args, style, system, lessons):
     """What is to be minimised, and the rows it is given."""
     if args.what == "inner":
-        return InnerLoss(system, args.role, args.mse, args.max_length), [lesson.turn(style, args.role) for lesson in lessons]
-    if args.init == "ridge":
+        return InnerLoss(system, args.role, args.mse, args.max_length, args.date), [lesson.turn(style, args.role) for lesson in lessons]
+    if args.init == "ridge" and not state_file(args, style).exists():  # a training that goes on has left its start behind
         for edge in tqdm(style.edges, "ridge regression", unit="link", leave=False):
             turns = [lesson.turn(style, edge[0], r) for lesson in lessons[:args.ridge_rows] for r in range(1, len(lesson.texts[edge[0]]) + 1)]
-            ridge_start(system, edge, turns)
+            ridge_start(system, edge, turns, longest=args.max_length, date=args.date)
     latent_steps = args.latent_steps or (80 if args.latents == "teacher" else style.latent_steps)
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
     return OuterLoss(system, settings, args.latents == "teacher", args.supervise_all, args.max_length), lessons
@@ -273,30 +300,46 @@ def objective_of(args, style, system, lessons):
 def main():
     args = arguments()
     style = checked(args)
+    task = task_of_links(args, style)
     rank, world, _ = join_others(args)
-    columns = dict(pair.partition("=")[::2] for pair in args.columns)
-    lessons = load_lessons(args.data, style, roles_needed(args, style), columns, args.task, args.limit, answer=args.what == "outer",
-                           tell=complain if rank == 0 else silent)
+    lessons = load_lessons(args.data, style, roles_needed(args, style), pairs(args.columns), args.task, args.limit,
+                           answer_first=args.what == "outer", tell=complain if rank == 0 else silent)
     system = system_to_train(args, style)
     if not args.keep_activations:
-        checkpoint_blocks(system)
+        compute_again(system)
     objective, rows = objective_of(args, style, system, lessons)
-    trained = DistributedDataParallel(objective, find_unused_parameters=True) if world > 1 else objective
-    task = links_task(args.task) if style.links_by_task else None
+    if rank == 0:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.what == "inner":
+            copy_agent(sources(style, checkpoints(args), [args.role])[args.role], args.out)
 
     def save_links():
         if args.what == "outer":
-            return save_outer_links(args.out, style, task, system.outer_links)
-        copy_agent(sources(style, checkpoints(args))[args.role], args.out)
-        save_inner_link(args.out, style, task, system.agents[args.role].inner_link)
+            save_outer_links(args.out, style, task, system.outer_links)
+        else:
+            save_inner_link(args.out, style, task, system.agents[args.role].inner_link)
 
-    run = Run(args, rank, world, len(rows), objective, save_links, suffix(task))
+    trained, unsynced = objective, nullcontext
+    if world > 1:
+        trained = DistributedDataParallel(objective, find_unused_parameters=True)
+        unsynced = trained.no_sync
+    computed_in = {role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()}
+    known = {"data_hash": hashlib.sha256(repr(rows).encode()).hexdigest(), "processes": world, "dtypes": computed_in}
+    run, order = Run(args, style, rank, known, objective, save_links), Order(rows, args.seed)
     run.count(system.agents)
-    order = Order(rows, args.seed)
-    losses = fit(lambda step, part: trained(order.batch((step * args.accumulate + part) * world + rank, args.batch_size)),
-                 [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, trained.no_sync if world > 1 else nullcontext, run)
+
+    def loss_at(step, part):
+        return trained(order.batch((step * args.accumulate + part) * world + rank, args.batch_size))
+
+    try:
+        losses = fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, unsynced, run)
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        raise InputError("out of memory: take a smaller --batch-size with more --accumulate for the same steps, a shorter --max-length, "
+                         "or fewer --latent-steps") from e
     if rank == 0:
-        run.report(args, losses)
+        run.report(losses, args.plot)
     if world > 1:
         distributed.destroy_process_group()
 

@@ -30,7 +30,7 @@ def test_released_columns(tmp_path, style):
     data, order = write(tmp_path / "rows.json", {"data": [RELEASED_ROWS[style]]}), STYLES[style].order
     lesson, = load_lessons(data, STYLES[style], order)
     assert lesson.texts == {role: (text,) for role, text in zip(order, SAID[style])}
-    answered, = load_lessons(data, STYLES[style], order[-1:], answer=True)
+    answered, = load_lessons(data, STYLES[style], order[-1:], answer_first=True)
     assert answered.texts == {order[-1]: ("A" if "answer" in RELEASED_ROWS[style] else "L",)}
     assert lesson.question == Question("1+1?", "", task="choice" if style == "mixture" else "math")
 
@@ -74,6 +74,7 @@ def test_columns_of_one_s_own(tmp_path):
     ({"question": "?", "x": 1}, {}, "no column distill_expert or refined_plan or expert_plan for expert, only question, x: say which it is with --columns expert=COLUMN"),
     ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan: say which it is, as in question=COLUMN"),
     ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected a text, or a list with one for each round"),
+    ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected a text"),
     ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}}, "a column is given for 'planner', expected question, fn_name"),
 ])
 def test_bad_rows(tmp_path, row, options, complaint):

@@ -71,7 +71,7 @@ def test_what_it_says_and_leaves(unbroken):
 
 
 @pytest.mark.parametrize("after", (1, 7))
-def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys, after):
+def test_killed_and_resumed(unbroken, tmp_path, after):
     """Before the first state was kept, and after; the metrics it had written beyond it are dropped."""
     args = [*TINY, "--steps", "12", "--save-every", "5", "--out", str(tmp_path)]
     child = subprocess.Popen([sys.executable, "-m", "minimas.train", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
@@ -81,10 +81,8 @@ def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys, after):
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert after <= metrics.read_bytes().count(b"\n") < 12
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the unbroken one: bits depend on it
-    run(monkeypatch, capsys, *args, "--resume")
-    torch.set_num_threads(threads)
+    done = subprocess.run([sys.executable, "-m", "minimas.train", *args, "--resume"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
     assert same(state(tmp_path), state(unbroken[0])) and curve(tmp_path) == curve(unbroken[0])
     for file in unbroken[0].glob("*Outerlink*.pt"):
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
@@ -102,13 +100,17 @@ def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
     assert run(monkeypatch, capsys, *args, "12", "--resume").out == f"outer of tiny: 12 steps; --checkpoint links={folder}\n", "nothing to do"
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+@pytest.mark.parametrize("rounds, share", [("2", ["--batch-size", "2"]), ("1", ["--batch-size", "1", "--accumulate", "2"])])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, rounds, share):
+    """With one round a link gets no gradient; with two parts to a step only the last one is shared."""
     one, two = tmp_path / "one", tmp_path / "two"
-    alone = subprocess.Popen([sys.executable, "-m", "minimas.train", *TINY, "--steps", "6", "--out", str(one)], stderr=subprocess.PIPE, env=ENVIRONMENT)
-    pair = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533", "-m", "minimas.train",
-                             *TINY, "--batch-size", "2", "--steps", "6", "--out", str(two)], stderr=subprocess.PIPE, env=ENVIRONMENT)
+    common = [*TINY, "--steps", "5", "--rounds", rounds]
+    alone = subprocess.Popen([sys.executable, "-m", "minimas.train", *common, "--out", str(one)], stderr=subprocess.PIPE, env=ENVIRONMENT)
+    pair = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minimas.train",
+                             *common, *share, "--out", str(two)], stderr=subprocess.PIPE, env=ENVIRONMENT)
     for child in alone, pair:
-        assert child.wait() == 0, child.stderr.read()
+        errors = child.communicate()[1]
+        assert child.returncode == 0, errors
     assert curve(two) == pytest.approx(curve(one), rel=1e-4)
     ours, theirs = (state(folder)["links"] for folder in (two, one))
     assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
@@ -121,12 +123,48 @@ def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
     assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_reaches_no_weight():
-    link = torch.nn.Linear(1, 1)
-    before = link.weight.clone()
-    with pytest.raises(minimas.InputError, match="the loss is nan at step 3"):
-        train.fit(lambda step, part: link.weight.sum() * (float("nan") if step == 2 else 0.0), [train.adamw(link, 1.0)], 5, "test")
-    assert torch.equal(link.weight, before)
+@pytest.mark.parametrize("loss, found", [(lambda w: w.sum() * float("nan"), "loss is nan"),
+                                         (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "loss is 1.0 and its gradient nan long")])
+def test_what_is_not_finite_reaches_no_weight(loss, found):
+    link, kept = torch.nn.Linear(1, 1), []
+    before, run = link.weight.clone(), type("", (), {"rank": 0, "resume": lambda *_: 0, "after": lambda *_: {}, "keep": lambda _, step: kept.append(step)})()
+    with pytest.raises(minimas.InputError, match=f"{found}.* at step 3"):
+        train.fit(lambda step, part: loss(link.weight) if step == 2 else 0 * link.weight.sum(), [train.adamw(link, 1.0)], 5, "test", run=run)
+    assert torch.equal(link.weight, before) and kept == [2]
+
+
+def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys):
+    """The links are written, the state is not: the steps since the last one are taken again."""
+    args, whole = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.write_whole
+
+    def fails(file, write):
+        if file.name == "training.pt" and file.exists():
+            raise KeyboardInterrupt
+        whole(file, write)
+
+    monkeypatch.setattr(train, "write_whole", fails)
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args)
+    assert end.value.code == 130 and state(tmp_path)["step"] == 5
+    monkeypatch.setattr(train, "write_whole", whole)
+    run(monkeypatch, capsys, *args, "--resume")
+    assert curve(tmp_path) == pytest.approx(curve(unbroken[0]), rel=1e-4) and state(tmp_path)["step"] == 12
+
+
+def test_other_data_of_the_same_size_are_refused(tmp_path, monkeypatch, capsys):
+    rows = [{"question": "7 +5", "plan": "a+5=2.", "refined_plan": "a+5=2.", "answer": "a+5\\boxed{2}"}] * 3
+    data, args = tmp_path / "rows.json", ["outer", "--data", tmp_path / "rows.json", "--batch-size", "2", "--device", "cpu", "--steps", "1", "--out", tmp_path / "out"]
+    data.write_text(json.dumps(rows))
+    run(monkeypatch, capsys, *args)
+    data.write_text(json.dumps([rows[0] | {"answer": "a+5\\boxed{3}"}, *rows[1:]]))
+    (tmp_path / "other.pt").write_text("?")
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args, "--resume")
+    assert end.value.code == 2 and "data_hash" in capsys.readouterr().err
+    (tmp_path / "out" / "training.pt").write_text("?")
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args, "--resume")
+    assert end.value.code == 2 and "training.pt is damaged, or not of a training" in capsys.readouterr().err
 
 
 def test_rows_come_in_permutations():
@@ -210,6 +248,9 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["both"], "argument what: invalid choice: 'both'"),
     (["outer", "--latents", "none"], "argument --latents: invalid choice: 'none'"),
     (["outer", "--data", "nothing.json"], "nothing.json is not there"),
+    (["outer", "--mse", "-1"], "--mse and --supervise-all are weights"),
+    (["outer", "--columns", "question"], "--columns has 'question', expected NAME=COLUMN"),
+    (["outer", "--plot", "/nowhere/loss.svg"], "/nowhere/loss.svg cannot be written"),
     (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere is not a folder"),
 ])
 def test_bad_options(args, complaint, tmp_path, monkeypatch, capsys):

@@ -23,12 +23,12 @@ from ..cli import command
 from ..link import InnerLink, OuterLink
 from ..lessons import Lesson, Turn
 from ..load import load_generation, load_model, load_tokenizer, read_config
-from ..objective import IGNORED, InnerLoss, OuterLoss, embedding_scale, forced_turns, new_link, ridge_start
+from ..objective import IGNORED, InnerLoss, OuterLoss, embedding_scale, forced_turns, ridge_start, start_gain
 from ..prompts import Question
 from ..recurse import STYLES, Settings, System, load_mas_system
 from ..save import save_inner_link, save_outer_links
 from ..train import adamw, fit
-from .task import OPERATIONS, ROLES, WORDS, draw, exercise, length_up_to, note, questions
+from .task import OPERATIONS, ROLES, WORDS, draw, exercise, note, questions
 
 QWEN_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }} {{ message.content }}<|im_end|>
@@ -151,12 +151,10 @@ def save_agent(folder, agent):
     agent.model = load_model(folder, dtype=torch.float32)
 
 
-def answers_to_learn(rng, batch, latent_steps):
-    """Questions with the solver's last notes, and how many rounds to take for them: any length that so many rounds can walk."""
-    rounds = rng.randint(1, 5)
-    chains = [draw(rng, length_up_to(min(9, 3 * rounds), rng)) for _ in range(batch)]
-    lessons = [Lesson(Question(chain.question), {"solver": (note("solver", chain, len(chain.steps), chain.answer),)}) for chain in chains]
-    return lessons, Settings(rounds=rounds, latent_steps=latent_steps)
+def answers_to_learn(rng, batch):
+    """Chains of any length with the solver's last notes: what is to come of three rounds."""
+    chains = [draw(rng, rng.randint(1, 9)) for _ in range(batch)]
+    return [Lesson(Question(chain.question), {"solver": (note("solver", chain, len(chain.steps), chain.answer),)}) for chain in chains]
 
 
 def accuracy(system, chains, **options):
@@ -205,17 +203,17 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
         save_agent(out / role, agent)
     for role, agent in agents.items():
         rng = random.Random(f"{seed} inner {role}")
-        new_link(agent.inner_link, agent)
+        start_gain(agent.inner_link, agent)
         loss = InnerLoss(system, role, mse=0.1)
         fit(lambda step, part: loss(turns(rng, role, batch)), [adamw(loss, 3e-3)], steps(400), f"inner link of {role}")
         agent.inner_link.requires_grad_(False)
         save_inner_link(out / role, style, None, agent.inner_link)
     for edge, link in system.outer_links.items():
-        new_link(link, agents[edge[1]])
+        start_gain(link, agents[edge[1]])
         ridge_start(system, edge, turns(random.Random(f"{seed} ridge {edge}"), edge[0], 1000))
     rng = random.Random(f"{seed} outer")
-    loss = OuterLoss(system, Settings())
-    fit(lambda step, part: loss(*answers_to_learn(rng, batch, style.latent_steps)), [adamw(loss, 2e-4)], steps(250), "outer links")
+    loss = OuterLoss(system, Settings(rounds=3, latent_steps=style.latent_steps))
+    fit(lambda step, part: loss(answers_to_learn(rng, batch)), [adamw(loss, 1e-3)], steps(300), "outer links")
     save_outer_links(out / "links", style, None, system.outer_links)
     trained = time.perf_counter() - started
     report = {"seed": seed, "training_minutes": round(trained / 60, 1),
