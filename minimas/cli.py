@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from . import InputError, __version__
 from .agent import silent
+from .peek import peek, table
 from .recurse import STYLES, Settings, load_mas_system
 from .tokenizer import DATE
 
@@ -75,6 +76,7 @@ def arguments():
     add("--rollouts", type=int, default=1, help="texts per question, out of the same latents (default 1)")
     add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
     add("--json", action="store_true", help="print one JSON object a question")
+    add("--peek", action="store_true", help="show what agents think: the tokens that each of their latents is closest to")
     return parser.parse_args()
 
 
@@ -121,11 +123,14 @@ def read_questions(prompts):
     return questions
 
 
-def show(result, settings, as_json):
+def show(result, settings, as_json, seen=None):
+    """What is printed of a result; seen: the rows of peek, if they are wanted."""
     if as_json:
         own = {name: getattr(result, name) for name in ("question", "text", "answer", "new_tokens", "seconds")}
-        return json.dumps(own | {"rounds": settings.rounds, "latent_steps": settings.latent_steps}, ensure_ascii=False)
-    return result.text if result.answer is None or "\n" in result.answer else f"{result.text}\nanswer: {result.answer}"
+        own |= {"rounds": settings.rounds, "latent_steps": settings.latent_steps}
+        return json.dumps(own if seen is None else own | {"peek": seen}, ensure_ascii=False)
+    text = result.text if result.answer is None or "\n" in result.answer else f"{result.text}\nanswer: {result.answer}"
+    return f"{table(seen)}\n\n{text}" if seen else text
 
 
 def out_of_memory(error):
@@ -159,7 +164,9 @@ def main():
     options = {f.name: getattr(args, f.name) for f in fields(Settings)}
     settings = Settings(**options).completed(system.style)
     fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)
-    for result in system.stream(questions, fn_names=fn_names, progress=True, **options):
-        tqdm.write(show(result, settings, args.json))
+    if args.peek and settings.channel == "text":
+        raise InputError("--peek shows latents, and with --channel text there are none: leave one of them out")
+    for result in system.stream(questions, fn_names=fn_names, progress=True, keep_states=args.peek, **options):
+        tqdm.write(show(result, settings, args.json, peek(system, result.states) if args.peek else None))
         if result.answer is None:
             tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)

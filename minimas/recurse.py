@@ -167,6 +167,7 @@ class Result:
     seconds: float  # the text's share of its batch's wall time
     heard_tokens: int  # that the other agents decoded for the question: none, but on the text channel
     latents: dict = field(default_factory=dict)  # (round, source, target) -> (m, D of target), or its text
+    states: dict = field(default_factory=dict)  # (round, role) -> (m, D): what an agent collected while it thought
 
 
 class System:
@@ -205,6 +206,7 @@ class System:
         """One Result per question, in their order (with rollouts=k: k, one after another). Options: the fields of Settings, and
 
         keep_latents=False  put what passed each edge into Result.latents
+        keep_states=False   put what each agent thought into Result.states
         fn_names=None       task code: a name per question, None for a function without a name, "" for a whole program
         dataset=None        name of the data set the questions are from: gpqa has a prompt of its own
         progress=False      show a bar on stderr
@@ -214,7 +216,7 @@ class System:
         return list(self.stream(questions, **options))
 
     @torch.no_grad()
-    def stream(self, questions, *, keep_latents=False, fn_names=None, dataset=None, progress=False, **options):
+    def stream(self, questions, *, keep_latents=False, keep_states=False, fn_names=None, dataset=None, progress=False, **options):
         """As run, but yields the results of a batch as soon as it is done."""
         settings = Settings(**options).completed(self.style)
         questions = self.read(questions, fn_names, dataset)
@@ -222,12 +224,12 @@ class System:
         per_batch = (settings.rounds * len(self.style.order) - 1) * settings.latent_steps + settings.max_new_tokens
         with tqdm(total=len(batches) * per_batch, unit="token", leave=False, disable=not progress) as bar:
             for i, batch in enumerate(batches):
-                yield from self.answer(batch, settings, keep_latents, bar.update)
+                yield from self.answer(batch, settings, keep_latents, keep_states, bar.update)
                 bar.update((i + 1) * per_batch - bar.n)  # texts that ended early
 
-    def answer(self, questions, settings, keep_latents=False, tick=silent):
+    def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=silent):
         """One batch, from questions to Results, settings.rollouts for each."""
-        started, latents, heard = time.perf_counter(), [{} for _ in questions], [{} for _ in questions]
+        started, (latents, heard, states) = time.perf_counter(), ([{} for _ in questions] for _ in range(3))
 
         def keep(r, edge, messages, tokens):
             for b, message in enumerate(messages):
@@ -235,7 +237,13 @@ class System:
                 if keep_latents:
                     latents[b][r, *edge] = message.clone() if torch.is_tensor(message) else message
 
-        prompts = recurse(self, questions, settings, hear=keep, tick=tick)
+        def think(r, role, prompts):
+            H = self.agents[role].think(prompts, settings.latent_steps, tick)
+            for own, h in zip(states, H):
+                own[r, role] = h
+            return H
+
+        prompts = recurse(self, questions, settings, keep, tick, think if keep_states else None)
         agent, k = self.agents[self.style.order[-1]], settings.rollouts
         text_seeds = seeds(questions, settings.seed, rollouts=k)
         asked = [question for question in questions for _ in range(k)]
@@ -247,8 +255,8 @@ class System:
             if settings.retry:
                 self.retry(agent, texts, ids, new_tokens, text_seeds, settings)
         seconds = (time.perf_counter() - started) / len(asked)
-        return [Result(question.text, text, extract(text, self.task), row, new, seconds, sum(heard[i // k].values()), latents[i // k])
-                for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
+        return [Result(question.text, text, extract(text, self.task), row, new, seconds, sum(heard[i // k].values()), latents[i // k],
+                       states[i // k]) for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
 
     def retry(self, agent, texts, ids, new_tokens, text_seeds, settings):
         """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place.
