@@ -92,9 +92,11 @@ def checkpoints(args):
 
 def unchanged(file, before, now, option):
     """InputError where a run that is to go on in `file` had other settings."""
-    changed = [f"{name}: {before.get(name)} there, {now.get(name)} now" for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    changed = [f"{name}: {before.get(name)} there, {now.get(name)} now" for name in sorted({**before, **now})
+               if before.get(name) != now.get(name)]
     if changed:
-        raise InputError(f"{file} holds another run ({'; '.join(changed)}): take the same settings to go on, or another name with {option}")
+        raise InputError(f"{file} holds another run ({'; '.join(changed)}): take the same settings to go on, "
+                         f"or another name with {option}")
 
 
 def join_others(args, backend=None, timeout=None):
@@ -103,7 +105,7 @@ def join_others(args, backend=None, timeout=None):
     if world == 1:
         return rank, world, silent
     if args.device not in (None, "cpu", "cuda"):
-        raise InputError(f"--device is {args.device}, but there are {world} processes, and each takes the GPU of its number: leave it out")
+        raise InputError(f"--device is {args.device}, but each of the {world} processes takes the GPU of its number: leave it out")
     if args.device != "cpu" and torch.cuda.is_available():
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise InputError(f"there are more processes than the {torch.cuda.device_count()} GPUs of this machine: start one for each")

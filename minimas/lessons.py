@@ -18,9 +18,12 @@ from .viewer import viewer_rows
 COLUMNS = {  # by style's prompts and role; the first that a row has and that is not empty
     "sequential": {"planner": ("plan",), "critic": ("refined_plan",), "solver": ("answer",)},
     "tiny": {"planner": ("plan",), "critic": ("refined_plan",), "solver": ("answer",)},
-    "mixture": {"math": ("hie_math_expert", "math_expert", "expert_math"), "code": ("hie_code_expert", "code_expert", "expert_code"),
-                "science": ("hie_science_expert", "science_expert", "expert_science"), "summarizer": ("hie_summarizer", "summary", "answer")},
-    "distillation": {"expert": ("distill_expert", "refined_plan", "expert_plan"), "learner": ("distill_learner", "answer", "learner_answer")},
+    "mixture": {"math": ("hie_math_expert", "math_expert", "expert_math"),
+                "code": ("hie_code_expert", "code_expert", "expert_code"),
+                "science": ("hie_science_expert", "science_expert", "expert_science"),
+                "summarizer": ("hie_summarizer", "summary", "answer")},
+    "distillation": {"expert": ("distill_expert", "refined_plan", "expert_plan"),
+                     "learner": ("distill_learner", "answer", "learner_answer")},
     "deliberation": {"reflector": ("deliberation_reflector", "answer"), "toolcaller": ("deliberation_toolcaller", "answer")},
 }
 
@@ -60,8 +63,9 @@ def load_lessons(data, style, roles, columns=None, task="math", limit=None, answ
     Raises InputError on data that is not there or damaged, a column that is missing, a question that the style cannot read.
     """
     named, columns, lessons, empty = COLUMNS[style.prompts], columns or {}, [], []
-    if unknown := set(columns) - {"question", "fn_name", "type", "task_family", *style.order}:
-        raise InputError(f"a column is given for {min(unknown)!r}, expected question, fn_name, type, task_family or one of {', '.join(style.order)}")
+    nameable = ("question", "fn_name", "type", "task_family", *style.order)
+    if unknown := set(columns) - set(nameable):
+        raise InputError(f"a column is given for {min(unknown)!r}, expected one of {', '.join(nameable)}")
     candidates = {role: (columns[role],) if role in columns else named[role] for role in roles}
     if answer_first and style.order[-1] not in columns:
         candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
@@ -116,7 +120,8 @@ def texts_of(row, role, names):
     for name in there:
         cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
         if wrong := [cell for cell in cells if isinstance(cell, (list, dict))]:
-            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, expected a text, or a list with one for each round")
+            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, expected a text, "
+                             "or a list with one for each round")
         texts = tuple("" if cell is None else str(cell).strip() for cell in cells)
         if texts and all(texts):
             return texts

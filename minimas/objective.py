@@ -39,7 +39,8 @@ def teacher_forced(agent, prompts, replies, longest=LONGEST):
     """
     prompts = [agent.tokens(prompt) for prompt in prompts]
     room = [max(1, longest - sum(map(len, prompt))) for prompt in prompts]
-    ids = [torch.tensor(agent.tokenizer.encode(reply + agent.tokenizer.ending)[:n], device=agent.device) for reply, n in zip(replies, room)]
+    encode, ending = agent.tokenizer.encode, agent.tokenizer.ending
+    ids = [torch.tensor(encode(reply + ending)[:n], device=agent.device) for reply, n in zip(replies, room)]
     N = max(map(len, ids))
     h, _, _ = agent.read([[*prompt, reply] for prompt, reply in zip(prompts, ids)], N + 1)
     return h, torch.stack([F.pad(reply, (N - len(reply), 0), value=IGNORED) for reply in ids])
@@ -178,11 +179,13 @@ def ridge_start(system, edge, turns, strength=0.01, longest=LONGEST, date=DATE):
     means = products[-1] / rows
     covariance = products[:-1] / rows - means[:, None] * means
     middle, b, s = means[:D], means[D:], covariance.diagonal()[D:].sqrt() + 1e-12
-    squares = covariance[:D, :D]
-    W = torch.linalg.solve(squares + strength * squares.diagonal().mean() * torch.eye(D, device=squares.device), covariance[:D, D:] / s).T
-    for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ middle), (link.ln_target.weight, s),
-                             (link.ln_target.bias, b), (link.proj2.weight, 0 * link.proj2.weight), (link.proj2.bias, 0 * link.proj2.bias)):
+    C = covariance[:D, :D]
+    W = torch.linalg.solve(C + strength * C.diagonal().mean() * torch.eye(D, device=C.device), covariance[:D, D:] / s).T
+    for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ middle),
+                             (link.ln_target.weight, s), (link.ln_target.bias, b)):
         parameter.copy_(value)
+    nn.init.zeros_(link.proj2.weight)
+    nn.init.zeros_(link.proj2.bias)
 
 
 def same_text(source, target, reply):

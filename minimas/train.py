@@ -34,13 +34,17 @@ from .recurse import STYLES, Settings, System, devices_of, sources, usable_dtype
 from .save import copy_agent, save_inner_link, save_outer_links, suffix, write_whole
 
 
+POSITIVE = ("batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every", "warm_up", "lr", "clip")
+
+
 def arguments():
     parser = make_parser("train", "Train the links of a recursive multi-agent system; its agents stay as they are.")
     add = parser.add_argument
     add("what", choices=("inner", "outer"), help="the inner link of one role, or all outer links of a style together")
     add("--role", help="inner: whose link")
     add("--data", required=True, help="a .json, .jsonl or .csv file, a hub id like RecursiveMAS/Sequential-Math, or tiny")
-    add("--columns", type=names, default=(), metavar="question=COLUMN,...", help="what the data calls question, fn_name, type, or a role's text")
+    add("--columns", type=names, default=(), metavar="question=COLUMN,...",
+        help="what the data calls question, fn_name, type, or a role's text")
     add("--limit", type=int, help="only the first so many rows")
     add("--task", default="math", help="math (default), choice or code, where the data does not say; and which links these are")
     add("--out", type=Path, required=True, help="the folder to write")
@@ -55,13 +59,15 @@ def arguments():
     add("--rounds", type=int, default=3, help="outer: of recursion (default 3)")
     add("--latents", choices=("rollout", "teacher"), default="rollout",
         help="outer: agents think as they will (default), or send states at the tokens of given texts, as the release was trained")
-    add("--latent-steps", type=int, help="latents a turn (default: the style's; with --latents teacher 80 or as many as its text gives)")
+    add("--latent-steps", type=int,
+        help="latents a turn (default: the style's; with --latents teacher 80, or as many as its text gives)")
     add("--supervise-all", type=float, default=0.0, metavar="WEIGHT", help="outer: weight of the other rounds' mean loss (default 0)")
     add("--init", choices=("ridge", "random", "checkpoint"),
         help="where links start: new ones at a ridge regression over all roles' texts (default for outer) or at random (for inner), "
              "or those of the checkpoint")
     add("--ridge-rows", type=int, default=256, help="rows for the regression (default 256)")
-    add("--max-length", type=int, default=LONGEST, help=f"positions of a prompt with its text; longer texts are cut, prompts never (default {LONGEST})")
+    add("--max-length", type=int, default=LONGEST,
+        help=f"positions of a prompt with its text; longer texts are cut, prompts never (default {LONGEST})")
     add("--keep-activations", action="store_true", help="remember what blocks compute: faster, for more memory")
     add("--save-every", type=int, default=100, help="steps between two states to go on from (default 100)")
     add("--plot", type=Path, help="draw the loss there, as SVG")
@@ -86,9 +92,11 @@ def checked(args):
         raise InputError(f"--steps is {args.steps}, expected 0 or more")
     if min(args.mse, args.supervise_all) < 0:
         raise InputError("--mse and --supervise-all are weights, expected 0 or more")
-    if args.plot and not args.plot.absolute().parent.is_dir() or args.out.exists() and not args.out.is_dir():
-        raise InputError(f"{args.plot or args.out} cannot be written: expected a file in a folder that is there for --plot, a folder for --out")
-    for name in "batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every", "warm_up", "lr", "clip":
+    if args.plot and not args.plot.absolute().parent.is_dir():
+        raise InputError(f"--plot {args.plot}: its folder is not there")
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out} is a file, expected a folder")
+    for name in POSITIVE:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
@@ -104,28 +112,6 @@ def task_of_links(args, style):
 
 def state_file(args, style):
     return args.out / f"training{suffix(task_of_links(args, style))}.pt"
-
-
-def system_to_train(args, style):
-    """The agents whose links are to be trained, in the plain form; these links in float32, whatever the agents compute in."""
-    new, inner = args.init != "checkpoint", args.what == "inner"
-    roles = [args.role] if inner else style.order
-    where = sources(style, checkpoints(args), roles if new or inner else [*roles, "links"])
-    devices = devices_of(style, args.device)
-    torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same for every device
-    agents = {role: load_agent(where[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True, untrained=new and inner)
-              for role in roles}
-    models, links = {role: agent.model for role, agent in agents.items()}, {}
-    if not inner and new:
-        links = {(source, target): OuterLink(models[source].config.hidden_size, models[target].config.hidden_size) for source, target in style.edges}
-    elif not inner:
-        links = load_outer_links(where["links"], args.task, style.edges, models, devices)
-    readers = [(agent.inner_link, agent) for agent in agents.values()] if inner else [(link, agents[edge[1]]) for edge, link in links.items()]
-    for link, reader in readers:
-        if new:
-            start_gain(link, reader)
-        link.float()
-    return System(style, agents, {edge: link.to(devices[edge[0]]) for edge, link in links.items()}, args.task)
 
 
 class Order:
@@ -148,6 +134,7 @@ class Order:
 
 # Steps
 
+TEACHER_LATENTS = 80  # the most that a text sends in the released recipe
 NOT_LEARNT_FROM = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # options that do not change what is learnt
 
 
@@ -241,7 +228,8 @@ class Run:
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
         pace, self.positions = self.positions / seconds, 0
         if self.rank == 0:
-            line = {"step": step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens_per_second": round(pace), "seconds": round(seconds, 3)}
+            line = {"step": step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens_per_second": round(pace),
+                    "seconds": round(seconds, 3)}
             with open(self.metrics_file, "a") as out:
                 out.write(json.dumps(line) + "\n")
         if step % self.every == 0 or step == self.steps:
@@ -262,7 +250,8 @@ class Run:
         losses = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
         size = max(1, -(-len(losses) // 400))
         means = [(i + size / 2, sum(losses[i:i + size]) / len(losses[i:i + size])) for i in range(0, len(losses), size)]
-        save_charts(file, [(f"loss, {self.settings['what']} of {self.settings['style']}", "steps", {self.settings["data"]: means})])
+        title = f"loss, {self.settings['what']} of {self.settings['style']}"
+        save_charts(file, [(title, "steps", {self.settings["data"]: means})])
 
     def report(self, losses, plot):
         """Say what came out; a training that was done already took no steps now."""
@@ -276,25 +265,56 @@ class Run:
 
 # The command
 
-def roles_needed(args, style):
-    """Whose texts a training learns from."""
+def texts_needed(args, style):
+    """Roles whose texts a training learns from."""
     if args.what == "inner":
-        heard = style.order[:style.order.index(args.role)]
-        return [*(role for role in heard if (role, args.role) in style.edges), args.role]
+        before = style.order[:style.order.index(args.role)]
+        return [*(role for role in before if (role, args.role) in style.edges), args.role]
     return style.order if args.latents == "teacher" or args.init == "ridge" else style.order[-1:]
 
 
-def objective_of(args, style, system, lessons):
-    """What is to be minimised, and the rows it is given."""
-    if args.what == "inner":
-        return InnerLoss(system, args.role, args.mse, args.max_length, args.date), [lesson.turn(style, args.role) for lesson in lessons]
+def agents_to_train(args, style, roles, where, untrained=False):
+    """The agents of these roles, in the plain form, from {role: folder or hub id}."""
+    devices = devices_of(style, args.device)
+    return {role: load_agent(where[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True, untrained=untrained)
+            for role in roles}
+
+
+def prepare_inner(args, style, lessons):
+    """The system of one agent, what its link is to minimise, and the rows for it."""
+    where, new = sources(style, checkpoints(args), [args.role]), args.init == "random"
+    agents = agents_to_train(args, style, [args.role], where, untrained=new)
+    link = agents[args.role].inner_link.float()
+    if new:
+        start_gain(link, agents[args.role])
+    system = System(style, agents, {}, args.task)
+    return system, InnerLoss(system, args.role, args.mse, args.max_length, args.date), [lesson.turn(style, args.role) for lesson in lessons]
+
+
+def prepare_outer(args, style, lessons):
+    """The system, what its outer links are to minimise together, and the rows for it."""
+    known = args.init == "checkpoint"
+    where = sources(style, checkpoints(args), [*style.order, "links"] if known else style.order)
+    agents = agents_to_train(args, style, style.order, where)
+    models = {role: agent.model for role, agent in agents.items()}
+    width = {role: model.config.hidden_size for role, model in models.items()}
+    if known:
+        links = load_outer_links(where["links"], args.task, style.edges, models, {role: agent.device for role, agent in agents.items()})
+    else:
+        links = {(source, target): OuterLink(width[source], width[target]).to(agents[source].device) for source, target in style.edges}
+    for (_, target), link in links.items():
+        link.float()
+        if not known:
+            start_gain(link, agents[target])
+    system = System(style, agents, links, args.task)
     if args.init == "ridge" and not state_file(args, style).exists():  # a training that goes on has left its start behind
         for edge in tqdm(style.edges, "ridge regression", unit="link", leave=False):
-            turns = [lesson.turn(style, edge[0], r) for lesson in lessons[:args.ridge_rows] for r in range(1, len(lesson.texts[edge[0]]) + 1)]
+            source = edge[0]
+            turns = [lesson.turn(style, source, r) for lesson in lessons[:args.ridge_rows] for r in range(1, len(lesson.texts[source]) + 1)]
             ridge_start(system, edge, turns, longest=args.max_length, date=args.date)
-    latent_steps = args.latent_steps or (80 if args.latents == "teacher" else style.latent_steps)
+    latent_steps = args.latent_steps or (TEACHER_LATENTS if args.latents == "teacher" else style.latent_steps)
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
-    return OuterLoss(system, settings, args.latents == "teacher", args.supervise_all, args.max_length), lessons
+    return system, OuterLoss(system, settings, args.latents == "teacher", args.supervise_all, args.max_length), lessons
 
 
 def main():
@@ -302,12 +322,12 @@ def main():
     style = checked(args)
     task = task_of_links(args, style)
     rank, world, _ = join_others(args)
-    lessons = load_lessons(args.data, style, roles_needed(args, style), pairs(args.columns), args.task, args.limit,
+    lessons = load_lessons(args.data, style, texts_needed(args, style), pairs(args.columns), args.task, args.limit,
                            answer_first=args.what == "outer", tell=complain if rank == 0 else silent)
-    system = system_to_train(args, style)
+    torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same for every device
+    system, objective, rows = (prepare_inner if args.what == "inner" else prepare_outer)(args, style, lessons)
     if not args.keep_activations:
         compute_again(system)
-    objective, rows = objective_of(args, style, system, lessons)
     if rank == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.what == "inner":
@@ -332,7 +352,8 @@ def main():
         return trained(order.batch((step * args.accumulate + part) * world + rank, args.batch_size))
 
     try:
-        losses = fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, unsynced, run)
+        losses = fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate,
+                     unsynced, run)
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise

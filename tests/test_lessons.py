@@ -75,7 +75,7 @@ def test_columns_of_one_s_own(tmp_path):
     ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan: say which it is, as in question=COLUMN"),
     ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected a text, or a list with one for each round"),
     ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected a text"),
-    ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}}, "a column is given for 'planner', expected question, fn_name"),
+    ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}}, "a column is given for 'planner', expected one of question, fn_name"),
 ])
 def test_bad_rows(tmp_path, row, options, complaint):
     with pytest.raises(minimas.InputError, match=complaint):

@@ -250,7 +250,7 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["outer", "--data", "nothing.json"], "nothing.json is not there"),
     (["outer", "--mse", "-1"], "--mse and --supervise-all are weights"),
     (["outer", "--columns", "question"], "--columns has 'question', expected NAME=COLUMN"),
-    (["outer", "--plot", "/nowhere/loss.svg"], "/nowhere/loss.svg cannot be written"),
+    (["outer", "--plot", "/nowhere/loss.svg"], "--plot /nowhere/loss.svg: its folder is not there"),
     (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere is not a folder"),
 ])
 def test_bad_options(args, complaint, tmp_path, monkeypatch, capsys):
