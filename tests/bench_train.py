@@ -151,7 +151,7 @@ def main():
     add("--reply-tokens", type=int, default=100, help=f"of every text, {LATENTS} or more")
     add("--latent-steps", type=int, default=32, help="of the roll-out")
     add("--repeats", type=int, default=3)
-    add("--only", help="names of the table, parted by semicolons, instead of all")
+    add("--only", help="names of the table, parted by semicolons, that are run beside minimas, instead of all")
     args = parser.parse_args()
     args.dtype = args.dtype or {"cpu": "float32", "cuda": "bfloat16"}[args.device]
     transformers.utils.logging.set_verbosity_error()
@@ -180,13 +180,13 @@ def main():
     runners = [ours, Ours("minimas, 2 rows at once", teacher, 2), Ours("minimas, row by row", teacher, 1),
                Ours("minimas, keeping activations", OuterLoss(kept, forced, teacher=True), B),
                Ours(f"minimas, roll-outs of {args.latent_steps}", OuterLoss(system, thought), B), *peers]
-    runners = [runner for runner in runners if not args.only or runner.name in args.only.split(";")]
+    runners = [runner for runner in runners if not args.only or runner.name in ["minimas", *args.only.split(";")]]
     losses, theirs, seconds, memory = {}, {}, {}, {}
     for i in range(-1, args.repeats + 1):  # to warm up; to see memory; to see time
         if args.device == "cpu":  # to see memory, what is freed goes back at once
             LIBC.mallopt(-3, 1 << 20 if i == 0 else 1 << 25)  # M_MMAP_THRESHOLD
         for runner in runners:
-            loss, s, taken = peak(lambda: runner.step(lessons, args.rounds), args.device)
+            loss, s, taken = peak(lambda: runner.step(lessons[:1] if i < 0 else lessons, args.rounds), args.device)
             if i > 0:
                 seconds.setdefault(runner.name, []).append(s)
             if i == 0:
