@@ -180,7 +180,8 @@ def ridge_start(system, edge, turns, strength=0.01, longest=LONGEST, date=DATE):
     covariance = products[:-1] / rows - means[:, None] * means
     middle, b, s = means[:D], means[D:], covariance.diagonal()[D:].sqrt() + 1e-12
     C = covariance[:D, :D]
-    W = torch.linalg.solve(C + strength * C.diagonal().mean() * torch.eye(D, device=C.device), covariance[:D, D:] / s).T
+    more = strength * C.diagonal().mean() + 1e-12  # the last bit for turns that are all alike
+    W = torch.linalg.solve(C + more * torch.eye(D, device=C.device), covariance[:D, D:] / s).T
     for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ middle),
                              (link.ln_target.weight, s), (link.ln_target.bias, b)):
         parameter.copy_(value)

@@ -260,6 +260,14 @@ def test_ridge_start_is_the_regression(folders):
     assert F.cosine_similarity(link(x) - b, y - b).mean() > 0.5
 
 
+def test_ridge_start_of_one_token_is_finite(folders):
+    system, edge = load(folders), ("planner", "critic")
+    objective.ridge_start(system, edge, [Turn(Question("1?"), {}, "1")] * 2)
+    h = torch.randn(3, system.agents["planner"].model.config.hidden_size)
+    one = system.agents["critic"].model.embed(torch.tensor(system.agents["critic"].tokenizer.encode("1")))
+    assert (system.outer_links[edge](h) - one).abs().max() < 1e-3, "there is but one thing to say"
+
+
 def test_ridge_alone_carries_the_tiny_system():
     """Chains of up to nine steps, over links that no gradient has touched."""
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
