@@ -194,7 +194,7 @@ class Run:
         self.steps, self.every, self.rank, self.trained, self.save_links = args.steps, args.save_every, rank, trained, save_links
         own = {name: value for name, value in vars(args).items() if name not in NOT_LEARNT_FROM}
         self.settings = json.loads(json.dumps({"minimas": __version__, **own, **settings}))
-        self.positions, self.started = 0, time.perf_counter()
+        self.positions, self.started = 0, 0.0
 
     def count(self, agents):
         """Count the positions that agents read from now on."""
@@ -221,6 +221,7 @@ class Run:
         if self.rank == 0:
             before = self.metrics_file.read_text().splitlines(keepends=True) if self.metrics_file.exists() else []
             write_whole(self.metrics_file, lambda file: file.write_text("".join(before[:step])))
+        self.started = time.perf_counter()
         return step
 
     def after(self, step, loss, lr, norm):
