@@ -21,7 +21,7 @@ from .save import write_whole
 PARTS = re.split(r"<!-- (\w+) -->\n", Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
 PARTS = {name: Template(part) for name, part in zip(PARTS[1::2], PARTS[2::2])}
 PICTURES = {i: 0x2400 + i for i in range(32)} | {127: 0x2421}  # of control characters, which HTML forbids
-BOX, HEIGHT, GAP, RISE = 110, 44, 70, 34  # pixels of the graph: an agent's width and height, between two, of an arc over one
+BOX, HEIGHT, GAP, RISE = 110, 44, 70, 40  # pixels of the graph: an agent's width and height, between two, of an arc over one
 
 
 def put(part, **values):
@@ -49,11 +49,11 @@ def graph(system):
         parts += [f'<rect x="{x - BOX // 2}" y="{top}" width="{BOX}" height="{HEIGHT}" rx="6"/>',
                   f'<text x="{x}" y="{top + 18}">{prose(role)}</text>',
                   f'<text x="{x}" y="{top + 35}">{system.agents[role].model.config.hidden_size} wide</text>']
-    for (source, target), n in far.items():
-        side, y = (1, top) if n > 0 else (-1, top + HEIGHT)
-        start, end, peak = middle[source] + 20 * side, middle[target] - 20 * side, y - RISE * n
-        x = (start + end) / 2
-        parts += [f'<path d="M{start},{y}Q{x},{2 * peak - y} {end},{y}" marker-end="url(#arrow)"/>',
+    for (source, target), n in sorted(far.items(), key=lambda link: -abs(link[1])):  # names of narrow arcs over wide ones
+        y, aside = (top, max(8, 50 - 14 * n)) if n > 0 else (top + HEIGHT, min(-8, -50 - 14 * n))
+        start, end, peak = middle[source] + aside, middle[target] - aside, y - RISE * n
+        x, bend = (start + end) / 2, y - RISE * n * 4 / 3
+        parts += [f'<path d="M{start},{y}C{start},{bend:.1f} {end},{bend:.1f} {end},{y}" marker-end="url(#arrow)"/>',
                   f'<text x="{x}" y="{peak - 5 if n > 0 else peak + 15}">{prose(edges[source, target])}</text>']
     links = ", ".join(f"{source} to {target} by {key}" for (source, target), key in edges.items())
     return put("graph", width=len(order) * (BOX + GAP) - GAP + 2, height=top + HEIGHT + bottom, parts="\n".join(parts),
