@@ -168,7 +168,7 @@ class Result:
     heard_tokens: int  # that the other agents decoded for the question: none, but on the text channel
     latents: dict = field(default_factory=dict)  # (round, source, target) -> (m, D of target), or its text
     states: dict = field(default_factory=dict)  # (round, role) -> (m, D): what an agent collected while it thought
-    stages: dict = field(default_factory=dict)  # (round, role) -> seconds from its batch's start to the stage's end, the prompt's pieces
+    stages: dict = field(default_factory=dict)  # (round, role) -> seconds from its batch's start to its end, its prompt
 
 
 class System:
@@ -266,7 +266,8 @@ class System:
             done(settings.rounds, self.style.order[-1], prompts)
         seconds = (time.perf_counter() - started) / len(asked)
         return [Result(question.text, text, extract(text, self.task), row, new, seconds, sum(heard[i // k].values()), latents[i // k],
-                       states[i // k], stages[i // k]) for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
+                       states[i // k], stages[i // k])
+                for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
 
     def retry(self, agent, texts, ids, new_tokens, text_seeds, settings):
         """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place.

@@ -79,7 +79,7 @@ def heat(cosine):
 
 
 def strip(title, rows):
-    """What an agent thought in a stage: the rows of peek, each a column."""
+    """What an agent thought in the stage of that title (HTML): the rows of peek, each a column."""
     lines = {"step": [f'<th scope="col">{row["step"]}</th>' for row in rows]}
     for i, rank in enumerate(("closest token", "second", "third")):
         lines[rank] = [f"<td>{shown(text)} {p:.0%}</td>" for text, p in (row["tokens"][i] for row in rows)]
@@ -122,7 +122,7 @@ def page(system, results):
 
 def usable_file(name):
     """The Path of a page that is to be written; InputError where it cannot be."""
-    file = Path(name).expanduser()
+    file = Path(name)
     try:
         if file.exists() and not file.is_file():
             raise OSError("it is no ordinary file")

@@ -303,6 +303,10 @@ def test_in_a_browser(made, request, tmp_path):
                 strip.focus()
                 tab.keyboard.press("ArrowRight")
                 tab.wait_for_function("e => e.scrollLeft > 0", arg=strip.element_handle())
+                strip.evaluate("e => e.scrollLeft = 1e6")  # names of lines stay in sight, and do not lie on what they name
+                names, steps = strip.locator("th:first-child").first.bounding_box(), strip.locator("th[scope=col]:not(:first-child)")
+                start, end = steps.first.bounding_box(), steps.last.bounding_box()
+                assert start["x"] < names["x"] < names["x"] + names["width"] <= end["x"] < end["x"] + end["width"] <= width
             tab.close()
         tab = browser.new_page()
         tab.goto(file.as_uri())
