@@ -15,7 +15,7 @@ from minimas.peek import peek
 from minimas.trace import page, prose, shown
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
-HOSTILE = "<script>alert(1)</script> {critic} [slot 0] $question \"&amp;' </pre><!-- \x00\x1b ${n}"
+HOSTILE = "<script>alert(1)</script> {math} [slot 0] $question \"&amp;' </pre><!-- \x00\x1b ${n}"
 KEEP = {"keep_states": True, "keep_latents": True}
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -216,7 +216,7 @@ def test_hostile_text_is_shown_as_typed(hostile):
     _, (result,), html, root = hostile
     assert "<script" not in html.lower() and "alert(1)" in html and html.count("<!--") == 0
     assert words(find(root, "pre")[0]) == seen(result.question) and HOSTILE in result.question
-    assert html.count("[slot 0]") == 13 and html.count("{critic}") == 13  # the question, and in each of twelve prompts
+    assert html.count("[slot 0]") == 13 and html.count("{math}") == 13  # the question, and in each of twelve prompts
     assert prose("<\x07\r\n") == "&lt;\u2407\u240d\n" and shown("<b> \n") == "<code>&lt;b&gt;\u2423\u240a</code>"
 
 
