@@ -15,6 +15,7 @@ from .agent import silent
 from .peek import peek, table
 from .recurse import STYLES, Settings, load_mas_system
 from .tokenizer import DATE
+from .trace import page, save_page, usable_file
 
 
 def refuse(message):
@@ -77,6 +78,7 @@ def arguments():
     add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
     add("--json", action="store_true", help="print one JSON object a question")
     add("--peek", action="store_true", help="show what agents think: the tokens that each of their latents is closest to")
+    add("--trace", metavar="FILE.html", help="write a page that shows each stage: its prompt, latents, time and text")
     return parser.parse_args()
 
 
@@ -161,14 +163,20 @@ def main():
     questions = read_questions(args.prompt)
     if not questions:
         raise InputError("there is no question on stdin: give one a line")
+    file = None if args.trace is None else usable_file(args.trace)
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype, task=args.task,
                              offload=args.offload, plain=args.plain)
     options = {f.name: getattr(args, f.name) for f in fields(Settings)}
     settings = Settings(**options).completed(system.style)
     fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)
-    if args.peek and settings.channel == "text":
-        raise InputError("--peek shows latents, and with --channel text there are none: leave one of them out")
-    for result in system.stream(questions, fn_names=fn_names, progress=True, keep_states=args.peek, **options):
+    if (args.peek or file) and settings.channel == "text":
+        name = "--peek" if args.peek else "--trace"
+        raise InputError(f"{name} shows latents, and with --channel text there are none: leave one of them out")
+    keep, results = {"keep_states": args.peek or file is not None, "keep_latents": file is not None}, []
+    for result in system.stream(questions, fn_names=fn_names, progress=True, **keep, **options):
         tqdm.write(show(result, settings, args.json, peek(system, result.states) if args.peek else None))
         if result.answer is None:
             tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
+        results += [result] if file else []
+    if file:
+        save_page(file, page(system, results))

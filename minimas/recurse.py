@@ -168,6 +168,7 @@ class Result:
     heard_tokens: int  # that the other agents decoded for the question: none, but on the text channel
     latents: dict = field(default_factory=dict)  # (round, source, target) -> (m, D of target), or its text
     states: dict = field(default_factory=dict)  # (round, role) -> (m, D): what an agent collected while it thought
+    stages: dict = field(default_factory=dict)  # (round, role) -> seconds from its batch's start to its end, its prompt
 
 
 class System:
@@ -206,7 +207,7 @@ class System:
         """One Result per question, in their order (with rollouts=k: k, one after another). Options: the fields of Settings, and
 
         keep_latents=False  put what passed each edge into Result.latents
-        keep_states=False   put what each agent thought into Result.states
+        keep_states=False   put what each agent thought into Result.states, when and after which prompt into Result.stages
         fn_names=None       task code: a name per question, None for a function without a name, "" for a whole program
         dataset=None        name of the data set the questions are from: gpqa has a prompt of its own
         progress=False      show a bar on stderr
@@ -229,7 +230,7 @@ class System:
 
     def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=silent):
         """One batch, from questions to Results, settings.rollouts for each."""
-        started, (latents, heard, states) = time.perf_counter(), ([{} for _ in questions] for _ in range(3))
+        started, (latents, heard, states, stages) = time.perf_counter(), ([{} for _ in questions] for _ in range(4))
 
         def keep(r, edge, messages, tokens):
             for b, message in enumerate(messages):
@@ -241,7 +242,14 @@ class System:
             H = self.agents[role].think(prompts, settings.latent_steps, tick)
             for own, h in zip(states, H):
                 own[r, role] = h
+            done(r, role, prompts)
             return H
+
+        def done(r, role, prompts):
+            if self.agents[role].device.type == "cuda":
+                torch.cuda.synchronize(self.agents[role].device)  # the work is done then, not only launched
+            for own, pieces in zip(stages, prompts):
+                own[r, role] = time.perf_counter() - started, pieces
 
         prompts = recurse(self, questions, settings, keep, tick, think if keep_states else None)
         agent, k = self.agents[self.style.order[-1]], settings.rollouts
@@ -254,9 +262,12 @@ class System:
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
                 self.retry(agent, texts, ids, new_tokens, text_seeds, settings)
+        if keep_states:
+            done(settings.rounds, self.style.order[-1], prompts)
         seconds = (time.perf_counter() - started) / len(asked)
         return [Result(question.text, text, extract(text, self.task), row, new, seconds, sum(heard[i // k].values()), latents[i // k],
-                       states[i // k]) for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
+                       states[i // k], stages[i // k])
+                for i, (question, text, row, new) in enumerate(zip(asked, texts, ids, new_tokens))]
 
     def retry(self, agent, texts, ids, new_tokens, text_seeds, settings):
         """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; in place.
