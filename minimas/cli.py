@@ -163,15 +163,15 @@ def main():
     questions = read_questions(args.prompt)
     if not questions:
         raise InputError("there is no question on stdin: give one a line")
+    if (args.peek or args.trace) and args.channel == "text":
+        name = "--peek" if args.peek else "--trace"
+        raise InputError(f"{name} shows latents, and with --channel text there are none: leave one of them out")
     file = None if args.trace is None else usable_file(args.trace)
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype, task=args.task,
                              offload=args.offload, plain=args.plain)
     options = {f.name: getattr(args, f.name) for f in fields(Settings)}
     settings = Settings(**options).completed(system.style)
     fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)
-    if (args.peek or file) and settings.channel == "text":
-        name = "--peek" if args.peek else "--trace"
-        raise InputError(f"{name} shows latents, and with --channel text there are none: leave one of them out")
     keep, results = {"keep_states": args.peek or file is not None, "keep_latents": file is not None}, []
     for result in system.stream(questions, fn_names=fn_names, progress=True, **keep, **options):
         tqdm.write(show(result, settings, args.json, peek(system, result.states) if args.peek else None))

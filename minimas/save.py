@@ -43,12 +43,18 @@ def copy_agent(source, folder):
             if (folder / file.name).stat().st_size != file.stat().st_size:
                 raise InputError(f"{folder / file.name} is of another agent than {source}: give another folder")
             continue
-        try:
-            if file not in weights:
-                raise OSError("small files are copied, so that they can be edited")
-            os.link(file.resolve(), folder / file.name)
-        except OSError:
-            write_whole(folder / file.name, lambda path: shutil.copyfile(file, path))
+        (link_or_copy if file in weights else copy)(file, folder / file.name)
+
+
+def copy(file, target):
+    write_whole(target, lambda path: shutil.copyfile(file, path))
+
+
+def link_or_copy(file, target):
+    try:
+        os.link(file.resolve(), target)
+    except OSError:  # another file system, or one without hard links
+        copy(file, target)
 
 
 def save_inner_link(folder, style, task, link):

@@ -345,8 +345,8 @@ def main():
         trained = DistributedDataParallel(objective, find_unused_parameters=True)
         unsynced = trained.no_sync
     computed_in = {role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()}
-    known = {"data_hash": hashlib.sha256(repr(rows).encode()).hexdigest(), "processes": world, "dtypes": computed_in}
-    run, order = Run(args, style, rank, known, objective, save_links), Order(rows, args.seed)
+    settings = {"data_hash": hashlib.sha256(repr(rows).encode()).hexdigest(), "processes": world, "dtypes": computed_in}
+    run, order = Run(args, style, rank, settings, objective, save_links), Order(rows, args.seed)
     run.count(system.agents)
 
     def loss_at(step, part):
