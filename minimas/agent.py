@@ -1,15 +1,24 @@
 """An agent: a frozen decoder that reads prompts of text and latents, thinks in latents, and writes text.
 
+A prompt is a list of pieces: text, token ids, or latents. What an agent does with it:
+
+    think    m latent steps: h_1 = last state of the prompt, h_{i+1} = state at the next input R_in(h_i)
+    decode   tokens, one after another, until one of them ends the text
+
+Both repeat a step, a function of tensors that returns the tensors of the next step and one output. These tensors, the state,
+have a row for each prompt; the first two are always the next inputs x (B, 1, D) and their positions (B, 1).
+
 Letters: B prompts, T their tokens, D the agent's width, m latent steps.
 """
 
 from contextlib import contextmanager
 from itertools import groupby, takewhile
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from .cache import KVCache, front, grow, select, spread
+from .cache import KVCache, first_rows, grow, keep_rows, repeat_rows
 from .fast import Graphs, prepare
 from .link import InnerLink, fused
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
@@ -17,36 +26,30 @@ from .sample import sample, uniform
 
 
 def silent(*_):
-    """Hears everything and says nothing: the default of callbacks."""
+    """Default callback: does nothing."""
 
 
 def no_reply(b, ids):
-    """The default of Agent.decode: nothing is put behind any token."""
+    """Default of Agent.decode: nothing is inserted into a text."""
     return []
 
 
-def filled_up(going, B):
-    """Of B rows those that go on, and some that have ended until they are a power of two: few sizes make few graphs."""
-    size = min(B, 1 << max(0, len(going) - 1).bit_length())
-    ended = [i for i in range(B) if i not in going]
-    return sorted(going + ended[:size - len(going)])
-
-
-def shared(a, b):
-    """How many items two lists begin with alike."""
+def common_prefix(a, b):
+    """Number of items that two lists begin with alike."""
     return next((n for n, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
 
 
-def left_pad(rows):
-    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), negative there."""
-    T = max(len(row) for row in rows)
+def left_pad(rows, starts=0):
+    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there; row b begins at starts[b], (B, 1)."""
+    T = max(map(len, rows))
     x = torch.stack([F.pad(row, (0, 0, T - len(row), 0)) for row in rows])
     padding = torch.tensor([[T - len(row)] for row in rows], device=x.device)
-    return x, torch.arange(T, device=x.device) - padding
+    columns = torch.arange(T, device=x.device) - padding
+    return x, torch.where(columns < 0, -1, columns + starts)
 
 
-def repeat(step, state, times, tick=silent):
-    """Apply step(*state) -> (state, output) so many times: the state after them, and their outputs."""
+def run_steps(step, state, times, tick=silent):
+    """Apply step(*state) -> (state, output) `times` times; returns the last state and the list of outputs."""
     outputs = []
     for _ in range(times):
         state, output = step(*state)
@@ -55,28 +58,38 @@ def repeat(step, state, times, tick=silent):
     return state, outputs
 
 
+class LastRead(NamedTuple):
+    """What an agent read last: the ids of the text that each prompt begins with, and the cache that holds them."""
+    beginnings: list[list[int]]
+    cache: list
+    capacity: int  # positions that the cache was made for
+
+
 class Agent:
     """A frozen decoder with its tokenizer, its inner link, and how it generates (load.Generation).
 
-    graphs: the fast.Graphs that replay its steps, on CUDA; read_every: tokens between looks at what it writes.
+    graphs       the fast.Graphs that replay its steps on CUDA, else None
+    sync_every   tokens that are generated before the host looks at them
     """
 
     def __init__(self, model, tokenizer, inner_link, generation, offload=False):
         self.model, self.tokenizer, self.inner_link, self.generation = model, tokenizer, inner_link, generation
-        self.offload, self.graphs, self.read_every = offload, None, 1
-        self.last_read = None  # what the last think began with and where it lies: see `begin`
+        self.offload, self.graphs, self.sync_every = offload, None, 1
+        self.last_read = None
 
     @property
     def device(self):
-        return self.inner_link.post_ln.weight.device  # the model's weights may rest elsewhere
+        return self.inner_link.post_ln.weight.device  # the model's own weights may be offloaded
+
+    # Prompts
 
     def embed(self, prompts, special=False):
         """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
 
-        A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm a family may
-        give its token embeddings. A chat template writes its special tokens itself; `special` adds a plain text's.
+        A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm that a family
+        may give its token embeddings. `special` adds the special tokens of a plain text; a chat template writes its own.
         """
-        return left_pad([self.embed_row(self.tokens(pieces, special)) for pieces in prompts])
+        return left_pad([self.embed_pieces(self.tokens(pieces, special)) for pieces in prompts])
 
     def tokens(self, pieces, special=False):
         """The pieces with texts as token ids; texts that touch are one text to the tokenizer."""
@@ -85,17 +98,61 @@ class Agent:
             row += [torch.tensor(self.tokenizer.encode("".join(group), special), dtype=torch.long)] if is_text else group
         return row
 
-    def embed_row(self, row):
+    def embed_pieces(self, pieces):
         """Token ids and latents -> (T, D)."""
         w = self.model.embed_tokens.weight
-        return torch.cat([piece.to(w) if piece.is_floating_point() else self.model.embed(piece.to(w.device)) for piece in row])
+        return torch.cat([piece.to(w) if piece.is_floating_point() else self.model.embed(piece.to(w.device)) for piece in pieces])
+
+    # Reading
+
+    def prefill(self, prompts, m):
+        """Read B prompts, with room for m more positions -> last states (B, 1, D), positions (B, T), and the cache.
+
+        A prompt that begins like the last round's is read from where they part, for the keys and values of what they share are
+        still in the cache. That takes a cache of every position (no windows, no states), and memory to keep it (no offload).
+        """
+        prompts = [self.tokens(pieces) for pieces in prompts]
+        rows, beginnings = [self.embed_pieces(pieces) for pieces in prompts], [pieces[0].tolist() for pieces in prompts]
+        needed, before = max(map(len, rows)) + m, self.last_read
+        self.forget()  # until the cache is whole again
+        if before and len(before.beginnings) == len(rows) and needed <= before.capacity:
+            _, cache, capacity = before
+            shared = [min(common_prefix(*pair), len(row) - 1) for *pair, row in zip(beginnings, before.beginnings, rows)]
+            for c in cache:
+                c.filled = max(shared)
+        else:
+            before = None  # frees its memory for the new cache
+            cache, capacity, shared = self.make_cache(len(rows), needed), needed, [0] * len(rows)
+        starts = torch.tensor(shared, device=rows[0].device)[:, None]
+        x, positions = left_pad([row[n:] for n, row in zip(shared, rows)], starts)
+        h = self.model(x, positions, cache, last=1)
+        if not self.offload and all(isinstance(c, KVCache) for c in cache):
+            self.last_read = LastRead(beginnings, cache, capacity)
+        return h, positions, cache
+
+    def prefill_with_gradient(self, prompts, last):
+        """Read B prompts for training -> states of their last `last` positions (B, last, D), positions (B, T), growing cache.
+
+        The text before a prompt's first latents has no gradient and is read without a graph.
+        """
+        prompts = [self.tokens(pieces) for pieces in prompts]
+        x, positions = left_pad([self.embed_pieces(pieces) for pieces in prompts])
+        cache, T = self.model.make_cache(len(x)), x.shape[1]
+        texts = [sum(map(len, takewhile(lambda piece: not piece.is_floating_point(), pieces))) for pieces in prompts]
+        start = min(T - sum(map(len, pieces)) + text for pieces, text in zip(prompts, texts))
+        start = start if x.requires_grad and start < T - last else 0
+        if start:
+            with torch.no_grad():
+                self.model(x[:, :start], positions[:, :start], cache, last=1)
+        return self.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
 
     def make_cache(self, B, S):
+        """An empty cache for B rows of S positions; with graphs in the same memory as before, so what was read last is gone."""
         self.forget()
         return (self.graphs or self.model).make_cache(B, S)
 
     def forget(self):
-        """Let go of the prompts that were read last."""
+        """Let go of what was read last."""
         self.last_read = None
 
     def release(self):
@@ -104,64 +161,23 @@ class Agent:
         if self.graphs:
             self.graphs.release()
 
-    def begin(self, prompts, m):
-        """What is to be read of B prompts before m more positions, (B, T, D) and positions (B, T); the cache to read it into; and
-        what to keep as self.last_read once it is read: what the prompts begin with, that cache, and its room.
-
-        A prompt that begins with the same words as in the last round, whose keys and values lie where they were, goes on
-        behind them. That takes a cache that holds every position: no windows, no states.
-        """
-        prompts = [self.tokens(pieces) for pieces in prompts]
-        rows, heads = [self.embed_row(row) for row in prompts], [row[0].tolist() for row in prompts]
-        longest, known = max(map(len, rows)), [0] * len(rows)
-        before, cache, room = self.last_read or ([], None, 0)
-        self.forget()
-        if len(before) == len(heads) and longest + m <= room:
-            known = [min(shared(a, b), len(row) - 1) for a, b, row in zip(heads, before, rows)]
-            for c in cache:
-                c.used = max(known)
-        else:
-            room = longest + m
-            cache = self.make_cache(len(rows), room)
-        x, positions = left_pad([row[n:] for n, row in zip(known, rows)])
-        positions = torch.where(positions < 0, -1, positions + torch.tensor(known, device=x.device)[:, None])
-        return x, positions, cache, (heads, cache, room) if all(isinstance(c, KVCache) for c in cache) else None
-
-    def read(self, prompts, last):
-        """B prompts for training -> states of their last so many positions (B, last, D), positions (B, T), and the grown cache.
-
-        What stands before all latents has no gradient, so that it is read without a graph.
-        """
-        prompts = [self.tokens(pieces) for pieces in prompts]
-        x, positions = left_pad([self.embed_row(row) for row in prompts])
-        cache, T = self.model.make_cache(len(x)), x.shape[1]
-        texts = [sum(map(len, takewhile(lambda piece: not piece.is_floating_point(), row))) for row in prompts]
-        start = min(T - sum(map(len, row)) + text for row, text in zip(prompts, texts))
-        start = start if x.requires_grad and start < T - last else 0
-        if start:
-            with torch.no_grad():
-                self.model(x[:, :start], positions[:, :start], cache, last=1)
-        return self.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
-
-    def repeat(self, step, state, times, cache, tick, *kind):
-        """The steps of one kind, replayed as graphs where that is possible: one token a row on CUDA."""
+    def steps(self, step, state, times, cache, tick, *kind):
+        """run_steps; on CUDA, steps of one token a row are replayed as graphs, one for each kind."""
         if self.graphs and state[0].shape[1] == 1 and not torch.is_grad_enabled():
-            return self.graphs.repeat(step, state, times, cache, tick, kind)
-        return repeat(step, state, times, tick)
+            return self.graphs.steps(step, state, times, cache, tick, kind)
+        return run_steps(step, state, times, tick)
+
+    # Thinking
 
     def think(self, prompts, m, tick=silent):
-        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D); each goes back in through the inner link.
+        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D); each enters again through the inner link.
 
-        Where gradients are recorded (training) the cache grows by concatenation, else it is allocated once.
+        If gradients are recorded (training), the cache grows by concatenation; else it is allocated once.
         """
         if not m:
             return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
-        if torch.is_grad_enabled():
-            h, positions, cache = self.read(prompts, 1)
-        else:
-            x, positions, cache, last_read = self.begin(prompts, m)
-            h = self.model(x, positions, cache, last=1)  # (B, 1, D)
-            self.last_read = last_read
+        graph = torch.is_grad_enabled()
+        h, positions, cache = self.prefill_with_gradient(prompts, 1) if graph else self.prefill(prompts, m)
 
         def next_input(h, positions):
             return self.inner_link(h).to(h.dtype), positions[:, -1:] + 1
@@ -171,80 +187,96 @@ class Agent:
             return next_input(h, positions), h
 
         tick()
-        _, others = self.repeat(step, next_input(h, positions), m - 1, cache, tick, "latent")
+        _, others = self.steps(step, next_input(h, positions), m - 1, cache, tick, "latent")
         return torch.cat([h, *others], 1)
 
-    def decode(self, x, positions, seeds, settings, tick=silent, reply=no_reply):
-        """Lists of the token ids that follow B prompts, the one that ended a text included.
+    # Writing
 
-        seeds: k integers a prompt, one for each of the texts that shall follow it; the prompt is read once for all of them.
-        settings: a recurse.Settings (max_new_tokens, temperature, top_p, top_k).
-        reply(b, ids) gives the ids that are put behind text b's last token, such as a tool's result; mostly none. A row waits
-        for nobody: the others go on by one token while it reads its reply, and leave the batch when they end.
+    def decode(self, x, positions, seeds, settings, tick=silent, reply=no_reply):
+        """Write after B prompts, embedded as x (B, T, D) at positions (B, T) -> a list of token ids for each text.
+
+        A text ends with one of the generation's eos_ids, which is part of it, or after settings.max_new_tokens.
+        seeds     an integer for each text: k of them for each prompt, which is read once for all k
+        settings  max_new_tokens, temperature, top_p, top_k (None: the generation's), as in recurse.Settings
+        reply     reply(b, ids) gives ids to insert after text b's last token, such as a tool's result; mostly none. While one
+                  row reads its reply, the others go on by a token each.
         """
         sampling = settings.temperature, self.generation.top_k if settings.top_k is None else settings.top_k, settings.top_p
-        ids, rows, k = [[] for _ in seeds], list(range(len(seeds))), len(seeds) // len(x)
-        cache, left = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens), settings.max_new_tokens - 1
+        ids, rows, left = [[] for _ in seeds], list(range(len(seeds))), settings.max_new_tokens - 1
+        cache = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens)
+        seeds = torch.tensor(seeds, device=x.device)
 
-        def drawn(h, positions, seeds, n):
+        def draw(h, positions, seeds, n):
             tokens = sample(self.model.logits(h[:, -1]), uniform(seeds, n), *sampling)  # (rows,)
             return (self.model.embed(tokens[:, None]), positions[:, -1:] + 1, seeds, n + 1), tokens
 
         def step(x, positions, seeds, n):
-            return drawn(self.model(x, positions, cache, last=1), positions, seeds, n)
+            return draw(self.model(x, positions, cache, last=1), positions, seeds, n)
 
-        of_prompts = front(cache, len(x)) if k > 1 else cache
-        h = self.model(x, positions, of_prompts, last=1)
-        if k > 1:
-            spread(cache, of_prompts, k)
-        seeds, n = torch.tensor(seeds, device=x.device), torch.zeros((), dtype=torch.long, device=x.device)
-        state, first = drawn(h.repeat_interleave(k, 0), positions.repeat_interleave(k, 0), seeds, n)
-        tokens = [first]
+        state, tokens = draw(*self.prefill_copies(x, positions, cache, len(seeds) // len(x)), seeds, torch.zeros_like(seeds))
+        tokens = [tokens]
         tick()
         while True:
             written = torch.stack(tokens, 1).tolist()  # here, and only here, the host waits for the device
             going = [i for i, b in enumerate(rows) if b is not None and not self.ended(ids[b], written[i])]
-            if not going:
+            if not going or not left:
                 return ids
-            stay = going if not self.graphs else filled_up(going, len(rows))
-            rows = [rows[i] if i in going else None for i in stay]  # None: a row that only fills up a graph's batch
-            if len(stay) < len(written):
-                index = torch.tensor(stay, device=x.device)
-                select(cache, index)
-                state = *(value[index] for value in state[:3]), state[3]
+            state, rows = self.without_ended(state, rows, going, cache)
             replies = [[] if b is None else reply(b, ids[b]) for b in rows]
             if any(replies):
-                state = *self.read_replies(replies, ids, rows, state, cache), *state[2:]
-            if not left:
-                return ids
-            times = 1 if state[0].shape[1] > 1 or reply is not no_reply else min(self.read_every, left)
-            state, tokens = self.repeat(step, state, times, cache, tick, "text", *sampling)
+                state = *self.insert_replies(replies, ids, rows, state, cache), *state[2:]
+            times = 1 if state[0].shape[1] > 1 or reply is not no_reply else min(self.sync_every, left)
+            state, tokens = self.steps(step, state, times, cache, tick, "text", *sampling)
             left -= times
 
+    def prefill_copies(self, x, positions, cache, k):
+        """Read B prompts once into a cache of k rows for each -> last states (B k, 1, D) and positions (B k, T)."""
+        of_prompts = first_rows(cache, len(x)) if k > 1 else cache
+        h = self.model(x, positions, of_prompts, last=1)
+        if k > 1:
+            repeat_rows(cache, of_prompts, k)
+        return h.repeat_interleave(k, 0), positions.repeat_interleave(k, 0)
+
     def ended(self, ids, written):
-        """Append to `ids` what was written, up to a token that ends a text; whether there was one."""
+        """Append to `ids` what was written, up to a token that ends the text; whether there was one."""
         for token in written:
             ids.append(token)
             if token in self.generation.eos_ids:
                 return True
         return False
 
-    def read_replies(self, replies, ids, rows, state, cache):
-        """Put replies behind the rows' last tokens -> the embeddings and positions that are to be read next."""
+    def without_ended(self, state, rows, going, cache):
+        """Let rows that have ended leave the batch -> the state and the text numbers of the rows that stay.
+
+        Graphs are made for batches of powers of two: some ended rows stay to fill the batch up, with None for their text.
+        """
+        size = min(len(rows), 1 << (len(going) - 1).bit_length()) if self.graphs else len(going)
+        ended = [i for i in range(len(rows)) if i not in going]
+        stay = sorted(going + ended[:size - len(going)])
+        if len(stay) < len(rows):
+            index = torch.tensor(stay, device=state[0].device)
+            keep_rows(cache, index)
+            state = tuple(value[index] for value in state)
+        return state, [rows[i] if i in going else None for i in stay]
+
+    def insert_replies(self, replies, ids, rows, state, cache):
+        """Append replies to the texts -> the next inputs and their positions: each row's last token and its reply."""
+        x, positions, *_ = state
         more = max(map(len, replies))
         grow(cache, more)
         if self.graphs:
-            self.graphs.adopt(cache, len(rows), self.graphs.room[1] + more)
-        x, positions = left_pad([torch.cat([last, self.model.embed(torch.tensor(reply, dtype=torch.long, device=last.device))])
-                                 for last, reply in zip(state[0], replies)])
+            self.graphs.adopt(cache, len(rows), self.graphs.capacity[1] + more)
         for b, reply in zip(rows, replies):
             if reply:
                 ids[b] += reply
-        return x, torch.where(positions < 0, -1, positions + state[1])
+        replies = [self.model.embed(torch.tensor(reply, dtype=torch.long, device=x.device)) for reply in replies]
+        return left_pad([torch.cat([last, reply]) for last, reply in zip(x, replies)], positions)
+
+    # Weights
 
     @contextmanager
     def at_work(self):
-        """Within, the weights are on the agent's device; an agent that is offloaded keeps them in main memory otherwise."""
+        """Within, the weights are on the agent's device; an offloaded agent has them in main memory otherwise."""
         if not self.offload:
             yield
             return
@@ -260,10 +292,13 @@ class Agent:
 
 
 def load_agent(source, task, device, dtype, offload=False, plain=False, untrained=False):
-    """Agent of a folder or repository in the released layout; `offload` keeps its weights in main memory while it rests.
+    """The agent of a folder or repository in the released layout.
 
-    It is put on the fast path unless `plain`, or offloaded: its weights must stay where they are. `untrained` gives it a new
-    inner link, so that the folder may be that of a base model.
+    task       math, choice or code: which inner link is taken if there are several
+    offload    keep the weights in main memory while the agent rests
+    plain      leave out the fast path; an offloaded agent has none, for the fast path needs weights that stay where they are
+    untrained  give it a new inner link: the folder may be that of a base model
+    Raises InputError if the folder is not whole.
     """
     model, tokenizer = load_model(source, device, dtype, "cpu" if offload else None), load_tokenizer(source)
     D = model.config.hidden_size
@@ -272,5 +307,5 @@ def load_agent(source, task, device, dtype, offload=False, plain=False, untraine
     if not (plain or offload):
         agent.model, agent.inner_link = prepare(model), fused(inner_link)
         if agent.device.type == "cuda":
-            agent.graphs, agent.read_every = Graphs(model), 16
+            agent.graphs, agent.sync_every = Graphs(model), 16
     return agent

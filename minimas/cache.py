@@ -1,15 +1,14 @@
 """What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
 
-The cache of an attention layer gives
-    mask(positions, last)    -> (B, 1, last, S) bool: which of S remembered and new keys the last so many of T new queries see,
-                                or None for plain causal (asked by the model, once for all layers of one window: see `masks`)
-    update(k, v, positions)  -> these S keys and values, (B, K, S, d) each (asked by the layer)
-    tensors                  names of its attributes that have a row for each of the batch
+    mask(positions, last)      which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None stands
+                               for ordinary causal attention. The model calls it, once for all layers of one kind (`masks`)
+    update(k, v, positions)    remember new keys and values (B, K, T, d); returns all S that are remembered. The layer calls it
+    tensors                    names of the attributes that hold one row per prompt of the batch
 
-`positions` (B, T) counts a row's tokens from 0; padding, which stands on the left of a chunk, is negative. That is all the
-state a batch needs: rows of unequal length stand side by side because a key is addressed by its position, not its column.
+`positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk. A key is
+addressed by its position, not by its column: rows of unequal length then share a batch with no other bookkeeping.
 
-Letters: B batch, T new tokens, S keys, K key/value heads, d head width.
+Letters: B batch, T new tokens, S remembered keys, K key/value heads, d head width.
 """
 
 import copy
@@ -19,9 +18,9 @@ import torch.nn.functional as F
 
 
 def causal_mask(positions, key_positions, window=None):
-    """(B, T), (B, S) positions -> (B, 1, T, S) bool: keys at or before the query, at most window - 1 back, never padding.
+    """positions (B, T), key_positions (B, S) -> (B, 1, T, S) bool: keys at or before the query, fewer than `window` back, no padding.
 
-    A padding query sees everything: its result is thrown away, but a softmax over nothing would be NaN, which spreads.
+    A padding query sees every key: its output is discarded, but a softmax over no keys at all would be NaN, and NaN spreads.
     """
     q, k = positions[:, None, :, None], key_positions[:, None, None, :]
     seen = (k >= 0) & (k <= q)
@@ -31,46 +30,46 @@ def causal_mask(positions, key_positions, window=None):
 
 
 def plain_causal(positions, last, window):
-    """Whether the first chunk of a cache needs no mask: nothing is padding, out of the window, or left out."""
+    """Whether an empty cache needs no mask for this chunk: no padding, nothing beyond the window, every query wanted."""
     T = positions.shape[1]
     return 1 < T == last and (window is None or T <= window) and bool((positions[:, 0] == 0).all())
 
 
 class KVCache:
-    """Preallocated keys and values of one layer, written in place: position p of a row lies in its slot p."""
+    """Keys and values of one attention layer, allocated for S positions and written in place: position p is in slot p."""
     tensors = ("k", "v")
 
     def __init__(self, B, K, S, d, like, window=None):
         self.window = window
-        # Slot S takes what padding writes and is never read. Zeros, since a masked weight of 0 times NaN is NaN.
+        # The last slot takes what padding writes and is never read. Zeros, since a masked weight of 0 times NaN is NaN.
         self.k, self.v = like.new_zeros(B, K, S + 1, d), like.new_zeros(B, K, S + 1, d)
-        self.used = 0  # slots that may hold a token, an upper bound over the rows, known without asking the device
-
-    def mask(self, positions, last):
-        if self.used == 0 and plain_causal(positions, last, self.window):
-            return None
-        slots = torch.arange(self.reach(positions), device=positions.device)
-        return causal_mask(positions[:, -last:], slots.expand(len(positions), -1), self.window)
-
-    def grow(self, n):
-        """Make room for n positions more."""
-        self.k, self.v = (F.pad(x, (0, 0, 0, n)) for x in (self.k, self.v))
-        self.k[:, :, -n - 1] = self.v[:, :, -n - 1] = 0  # what took the padding is a slot like any other now
+        self.filled = 0  # slots that may hold a token: an upper bound over the rows, kept on the host
 
     @property
-    def room(self):
-        """Positions there is space for."""
+    def capacity(self):
+        """Positions there is room for."""
         return self.k.shape[2] - 1
 
-    def reach(self, positions):
-        return min(self.used + positions.shape[1], self.room)
+    def filled_after(self, positions):
+        return min(self.filled + positions.shape[1], self.capacity)
+
+    def mask(self, positions, last):
+        if self.filled == 0 and plain_causal(positions, last, self.window):
+            return None
+        slots = torch.arange(self.filled_after(positions), device=positions.device)
+        return causal_mask(positions[:, -last:], slots.expand(len(positions), -1), self.window)
 
     def update(self, k, v, positions):
-        self.used = self.reach(positions)
-        slots = torch.where(positions < 0, self.room, positions)
-        write(self.k, slots, k)
-        write(self.v, slots, v)
-        return self.k[:, :, :self.used], self.v[:, :, :self.used]
+        self.filled = self.filled_after(positions)
+        slots = torch.where(positions < 0, self.capacity, positions)
+        write_slots(self.k, slots, k)
+        write_slots(self.v, slots, v)
+        return self.k[:, :, :self.filled], self.v[:, :, :self.filled]
+
+    def grow(self, n):
+        """Make room for n more positions."""
+        self.k, self.v = (F.pad(x, (0, 0, 0, n)) for x in (self.k, self.v))
+        self.k[:, :, -n - 1] = self.v[:, :, -n - 1] = 0  # the old padding slot is an ordinary one from now on
 
 
 class WindowCache:
@@ -83,9 +82,9 @@ class WindowCache:
         self.positions = torch.full((B, window + 1), -1, device=like.device)
 
     def slots(self, positions):
-        last = positions.amax(1, keepdim=True)  # of a long chunk only the end stays: two keys must not meet in a slot
-        stays = (positions >= 0) & (positions > last - self.window)
-        return torch.where(stays, positions % self.window, self.window)
+        last = positions.amax(1, keepdim=True)  # of a long chunk only the end is kept: no two keys may share a slot
+        kept = (positions >= 0) & (positions > last - self.window)
+        return torch.where(kept, positions % self.window, self.window)
 
     def mask(self, positions, last):
         if positions.shape[1] == 1:
@@ -95,60 +94,21 @@ class WindowCache:
         return causal_mask(positions[:, -last:], keys, self.window)
 
     def update(self, k, v, positions):
-        # A single token drops the one key it can no longer see. A chunk still needs what it will overwrite.
+        # A single token overwrites just the key that it can no longer see. A chunk still needs what it overwrites.
         one, slots = positions.shape[1] == 1, self.slots(positions)
         before = None if one else (torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
-        write(self.k, slots, k)
-        write(self.v, slots, v)
+        write_slots(self.k, slots, k)
+        write_slots(self.v, slots, v)
         self.positions.scatter_(1, slots, positions.where(slots < self.window, -1))
         return (self.k, self.v) if one else before
 
 
-def write(memory, slots, new):
-    """memory (B, K, slots, d) takes new (B, K, T, d) at slots (B, T)."""
-    rows = torch.arange(len(slots), device=slots.device)[:, None]
-    memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
-
-
-def front(cache, B):
-    """Cache objects for the first B rows, in the same memory."""
-    copies = [copy.copy(c) for c in cache]
-    for c in copies:
-        for name in c.tensors:
-            setattr(c, name, getattr(c, name)[:B])
-    return copies
-
-
-def select(cache, rows):
-    """Keep these rows only, moved to the front in place."""
-    for c in cache:
-        for name in c.tensors:
-            memory = getattr(c, name)
-            memory[:len(rows)] = memory[rows]
-            setattr(c, name, memory[:len(rows)])
-
-
-def spread(cache, few, k):
-    """Fill `cache` with every row of `few`, which is its front, k times."""
-    for c, source in zip(cache, few):
-        for name in c.tensors:
-            getattr(c, name).copy_(getattr(source, name).repeat_interleave(k, 0))
-        if isinstance(c, KVCache):
-            c.used = source.used
-
-
-def grow(cache, n):
-    """Make room for n positions more in a model's caches; those of windows and states need none."""
-    for c in cache:
-        if isinstance(c, KVCache):
-            c.grow(n)
-
-
 class GrowingCache:
-    """Either of them by concatenation, which keeps the graph: for training, and as the plain truth of the tests."""
+    """Keys and values by concatenation, which keeps the graph: for training, and as the plain truth of the tests."""
 
     def __init__(self, window=None):
-        self.window, self.chunks = window, []  # (k, v, positions) of each; a copy of the cache shares them and goes its own way
+        self.window = window
+        self.chunks = []  # (k, v, positions) of each chunk; the list is replaced, never changed, so that a copy is a snapshot
 
     def mask(self, positions, last):
         if not self.chunks and plain_causal(positions, last, self.window):
@@ -161,41 +121,24 @@ class GrowingCache:
         return torch.cat([chunk[0] for chunk in self.chunks], 2), torch.cat([chunk[1] for chunk in self.chunks], 2)
 
 
-def attention_cache(B, K, S, d, like, window=None):
-    """The cache of one attention layer: growing when S is None, else for S positions, or for the window where that is shorter."""
-    if S is None:
-        return GrowingCache(window)
-    return KVCache(B, K, S, d, like, window) if window is None or window >= S else WindowCache(B, K, window, d, like)
-
-
-def masks(cache, positions, last):
-    """The mask of each layer of a model; attention layers of one window share it, and the last layer's has `last` rows.
-
-    A Gated DeltaNet's is (B, T, 1): True where there is a token.
-    """
-    made = {}
-
-    def mask(c, last):
-        if isinstance(c, DeltaCache):
-            return (positions >= 0)[..., None]
-        if (c.window, last) not in made:
-            made[c.window, last] = c.mask(positions, last)
-        return made[c.window, last]
-
-    return [mask(c, positions.shape[1]) for c in cache[:-1]] + [mask(cache[-1], last)]
-
-
 class DeltaCache:
-    """What a Gated DeltaNet layer remembers: the last few inputs of its convolution, and its state."""
-    tensors = ("conv", "state")
+    """What a Gated DeltaNet layer remembers: the last inputs of its convolution, and its state. No keys, so no `update`."""
+    tensors, window = ("conv", "state"), None
 
     def __init__(self, conv, state):
         self.conv = conv  # (B, channels, kernel - 1)
         self.state = state  # (B, heads, d_k, d_v) float32
 
-    def extend(self, x, positions):
-        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T) with what came before in front of each row's first
-        token; and the end of it, which is to be remembered."""
+    def mask(self, positions, last):
+        """(B, T, 1): True where there is a token."""
+        return (positions >= 0)[..., None]
+
+    def with_history(self, x, positions):
+        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T), the remembered inputs in front of each row's first
+        token; and the last kernel - 1 of them, to be remembered next.
+
+        With kernel 4, memory m0 m1 m2 and a row padded by two, m0 m1 m2 | - - x2 x3 becomes m0 m0 m0 m1 m2 x2 x3.
+        """
         n = self.conv.shape[2]
         columns, padding = torch.arange(n + x.shape[2], device=x.device), (positions < 0).sum(1, keepdim=True)
         source = torch.where(columns < padding + n, (columns - padding).clamp(min=0), columns)  # (B, kernel - 1 + T)
@@ -203,9 +146,67 @@ class DeltaCache:
         return x, x[:, :, -n:]
 
     def store(self, conv, state):
-        """Remember these: in place, or, where gradients are recorded, without touching what the graph holds."""
+        """Remember these: in place or, where gradients are recorded, without touching what the graph holds."""
         if torch.is_grad_enabled():
             self.conv, self.state = conv, state
         else:
             self.conv.copy_(conv)
             self.state.copy_(state)
+
+
+def attention_cache(B, K, S, d, like, window=None):
+    """The cache of one attention layer: growing if S is None, else for S positions, or for the window if that is shorter."""
+    if S is None:
+        return GrowingCache(window)
+    return KVCache(B, K, S, d, like, window) if window is None or window >= S else WindowCache(B, K, window, d, like)
+
+
+def masks(cache, positions, last):
+    """The mask of each layer of a model, made once for all layers of one kind; the last layer's has `last` rows only."""
+    made, wanted = {}, [positions.shape[1]] * (len(cache) - 1) + [last]
+    for c, n in zip(cache, wanted):
+        if (type(c), c.window, n) not in made:
+            made[type(c), c.window, n] = c.mask(positions, n)
+    return [made[type(c), c.window, n] for c, n in zip(cache, wanted)]
+
+
+def write_slots(memory, slots, new):
+    """Write new (B, K, T, d) into memory (B, K, slots, d) at slots (B, T)."""
+    rows = torch.arange(len(slots), device=slots.device)[:, None]
+    memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
+
+
+# Whole caches, the list of all layers', when the batch changes
+
+def first_rows(cache, B):
+    """Cache objects for the first B rows, in the same memory."""
+    copies = [copy.copy(c) for c in cache]
+    for c in copies:
+        for name in c.tensors:
+            setattr(c, name, getattr(c, name)[:B])
+    return copies
+
+
+def keep_rows(cache, rows):
+    """Keep these rows only, moved to the front in place."""
+    for c in cache:
+        for name in c.tensors:
+            memory = getattr(c, name)
+            memory[:len(rows)] = memory[rows]
+            setattr(c, name, memory[:len(rows)])
+
+
+def repeat_rows(cache, few, k):
+    """Fill `cache` with k copies of every row of `few`, which is its front."""
+    for c, source in zip(cache, few):
+        for name in c.tensors:
+            getattr(c, name).copy_(getattr(source, name).repeat_interleave(k, 0))
+        if isinstance(c, KVCache):
+            c.filled = source.filled
+
+
+def grow(cache, n):
+    """Make room for n more positions; windows and states need none."""
+    for c in cache:
+        if isinstance(c, KVCache):
+            c.grow(n)

@@ -1,7 +1,7 @@
 """The gated delta rule (Gated DeltaNet, arXiv 2412.06464), twice: as the paper's recurrence, and in chunks.
 
-A state S is a small associative memory: reading it with a key k gives the value S'k stored there. Each token lets the
-memory fade, looks up what its key holds, and writes the difference to its own value back, as far as beta says:
+A state S is a small associative memory: reading it with a key k gives the value S'k stored there (' is the transpose). Each
+token lets the memory fade, looks up what its key holds, and writes back the difference to its own value, to the degree beta:
 
     S <- exp(g_t) S                              forget
     S <- S + k_t (beta_t (v_t - S' k_t))'        correct the value under k_t
@@ -11,7 +11,7 @@ memory fade, looks up what its key holds, and writes the difference to its own v
     v, o   (B, H, T, d_v)  value and output
     g      (B, H, T)       log of the decay, at most 0
     beta   (B, H, T)       strength of writing, 0 to 1
-    S      (B, H, d_k, d_v) state, float32
+    S      (B, H, d_k, d_v) state, float32 (elsewhere in this package S is a number of keys)
     C                      tokens in a chunk
 
 A token with beta = 0 and g = 0 leaves the state as it is: that is how padding is passed over.
@@ -33,7 +33,7 @@ def recurrent(q, k, v, g, beta, S):
 
 
 def chunked(q, k, v, g, beta, S, C=64):
-    """The same, C tokens at a time, in matrix products.
+    """The same in matrix products, C tokens at a time.
 
     Within a chunk the corrections u_t = beta_t (v_t - S_t' k_t) depend on one another through the keys written before:
     u + A u = beta (v - decay k S_0), with A[t, s] = beta_t decay(s -> t) k_t.k_s below the diagonal. One triangular solve
@@ -41,17 +41,19 @@ def chunked(q, k, v, g, beta, S, C=64):
     """
     T = q.shape[2]
     q, k, v, g, beta = (F.pad(x, (0, 0) * (x.ndim - 3) + (0, -T % C)).unflatten(2, (-1, C)) for x in (q, k, v, g, beta))
-    total = g.cumsum(-1)  # (B, H, chunks, C): log decay from the chunk's start
+    since_start = g.cumsum(-1)  # (B, H, chunks, C): log decay from the chunk's start to the token
+    whole = since_start[..., -1:]  # (B, H, chunks, 1): over the whole chunk
     ahead = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill(ahead, -torch.inf).exp()  # from column to row
+    decay = (since_start[..., :, None] - since_start[..., None, :]).masked_fill(ahead, -torch.inf).exp()  # from column to row
     A = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
-    right = beta[..., None] * torch.cat([v, k * total[..., None].exp()], -1)
-    U, W = torch.linalg.solve_triangular(A, right, upper=False, unitriangular=True).split([v.shape[-1], k.shape[-1]], -1)
-    seen, q, fade = (q @ k.mT) * decay, q * total[..., None].exp(), total[..., -1:]
-    k = k * (fade - total)[..., None].exp()  # from the token to the chunk's end
+    rhs = beta[..., None] * torch.cat([v, k * since_start[..., None].exp()], -1)
+    U, W = torch.linalg.solve_triangular(A, rhs, upper=False, unitriangular=True).split([v.shape[-1], k.shape[-1]], -1)
+    scores = (q @ k.mT) * decay
+    q = q * since_start[..., None].exp()  # reads what the chunk began with
+    k = k * (whole - since_start)[..., None].exp()  # writes what the chunk ends with
     outputs = []
     for c in range(q.shape[2]):
         u = U[:, :, c] - W[:, :, c] @ S  # (B, H, C, d_v)
-        outputs.append(q[:, :, c] @ S + seen[:, :, c] @ u)
-        S = S * fade[:, :, c, :, None].exp() + k[:, :, c].mT @ u
+        outputs.append(q[:, :, c] @ S + scores[:, :, c] @ u)
+        S = S * whole[:, :, c, :, None].exp() + k[:, :, c].mT @ u
     return torch.cat(outputs, 2)[:, :, :T], S

@@ -1,9 +1,9 @@
 """The fast path: the same decoders and links in fewer and larger steps. Nothing here changes what is computed.
 
-    on a CPU    matrix products of one input become one, and their weights are laid out for oneDNN once, at load; a weight
-                that is needed elsewhere (tied embeddings) stays as it is and is read by the same kernels
-    on CUDA     matrix products of one input become one, and a step that reads one token per row (latent or text) is captured
-                as a CUDA graph and replayed, so that the host launches one thing a token instead of hundreds
+    on a CPU    matrix products of one input become one, [q; k; v] = [W_q; W_k; W_v] x, and their weights are laid out for
+                oneDNN once, at load; a weight that is used elsewhere, too (tied embeddings), keeps its layout
+    on CUDA     matrix products of one input become one, and a step of one token per row (latent or text) is captured as a
+                CUDA graph and replayed: the host launches one thing per token instead of hundreds
 
 A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with plain=True.
 """
@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import InputError
-from .cache import KVCache, front
+from .cache import KVCache, first_rows
 
-CHUNK = 256  # cache slots by which a graph's reach grows: a step reads the used part of the cache, rounded up to this
-SPARE = 64  # the cache's own size is rounded up to this, so that a slightly longer prompt finds room
+CHUNK = 256  # cache slots: a graph reads the filled part of the cache, rounded up to a multiple of this
+SPARE = 64  # cache slots: capacities are rounded up to a multiple of this, so that a slightly longer prompt still fits
 
 
 class Product:
-    """x (..., D) -> x W' + b (..., N), for W (N, D) of several weights on top of one another."""
+    """x (..., D) -> x W' + b (..., N), for W (N, D) made of several weights on top of one another."""
 
     def __init__(self, weights, biases, keep=False):
-        """keep: the weight is not ours alone, leave it where and as it is."""
+        """`keep`: the weight is used elsewhere, too, so leave its layout alone."""
         self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
         self.bias = None if biases[0] is None else torch.cat(list(biases))
-        self.onednn = has_kernels(self.weight)
+        self.onednn = can_pack(self.weight)
         if self.onednn and not keep:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
 
@@ -38,8 +38,8 @@ class Product:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def has_kernels(weight):
-    """Whether oneDNN multiplies by this weight faster than plain torch; its operators are not public, so ask for each."""
+def can_pack(weight):
+    """Whether oneDNN has its own layout and product for this weight; its operators are not public in torch, so look for each."""
     if weight.device.type != "cpu" or weight.requires_grad or not torch.backends.mkldnn.is_available():
         return False
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
@@ -54,7 +54,7 @@ class Joint:
         self.sizes = [linear.out_features for linear in linears]
         self.product = Product([linear.weight for linear in linears], [linear.bias for linear in linears])
         views = [None] * len(linears) if self.product.onednn else self.product.weight.split(self.sizes)
-        for linear, view in zip(linears, views):  # nothing is held twice
+        for linear, view in zip(linears, views):  # no weight is in memory twice
             linear.weight = None if view is None else nn.Parameter(view, requires_grad=False)
 
     def __call__(self, x):
@@ -64,16 +64,16 @@ class Joint:
 def prepare(model):
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it.
 
-    A module's table `joint` says which of its methods is one product of which of its linears.
+    A module's `joint` is {method: names of the linears that it applies to one input}.
     """
     tied = model.lm_head.weight is model.embed_tokens.weight
     for module in model.modules():
         for method, names in getattr(module, "joint", {}).items():
             linears = [getattr(module, name) for name in names]
-            if linears[0].weight.is_cuda or has_kernels(linears[0].weight):
+            if linears[0].weight.is_cuda or can_pack(linears[0].weight):
                 setattr(module, method, Joint(linears))
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight is not None and has_kernels(module.weight):
+        if isinstance(module, nn.Linear) and module.weight is not None and can_pack(module.weight):
             keep = tied and module is model.lm_head
             module.forward = Product([module.weight], [module.bias], keep)
             module.weight = module.weight if keep else None
@@ -81,10 +81,10 @@ def prepare(model):
 
 
 class Graphs:
-    """An agent's steps as CUDA graphs, over one cache that stays where it is from question to question.
+    """An agent's steps (see agent.py) as CUDA graphs, over one cache that stays in place from question to question.
 
-    A graph reads and writes the memory it was captured with, so one holds for one kind of step, one number of rows, and one
-    reach: the cache slots it reads, the used ones rounded up.
+    A graph reads and writes the memory that it was captured with. So there is one for each kind of step, number of rows, and
+    reach: the number of cache slots that it reads, which is the filled part rounded up.
     """
 
     def __init__(self, model):
@@ -93,81 +93,81 @@ class Graphs:
 
     def release(self):
         """Let go of the cache and the graphs."""
-        self.base, self.room, self.graphs = None, (0, 0), {}
+        self.base, self.capacity, self.graphs = None, (0, 0), {}
 
     def adopt(self, cache, B, S):
-        """Stay in this cache of B rows and S positions from now on; graphs of another one are void, and so is their memory pool."""
-        self.base, self.room, self.graphs = cache, (B, S), {}
+        """Use this cache of B rows and S positions from now on; the graphs of another one are discarded with their memory."""
+        self.base, self.capacity, self.graphs = cache, (B, S), {}
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
     def make_cache(self, B, S):
-        """The model's cache for B rows of S positions, empty; the same memory as before where that suffices."""
-        if B > self.room[0] or S > self.room[1]:
-            room = max(B, self.room[0]), -(-max(S, self.room[1]) // SPARE) * SPARE
-            self.release()  # free the old one before there is another
-            self.adopt(self.model.make_cache(*room), *room)
-        cache = front(self.base, B)
+        """An empty cache for B rows of S positions, in the same memory as before if that suffices."""
+        if B > self.capacity[0] or S > self.capacity[1]:
+            capacity = max(B, self.capacity[0]), -(-max(S, self.capacity[1]) // SPARE) * SPARE
+            self.release()  # free the old cache before the new one is allocated
+            self.adopt(self.model.make_cache(*capacity), *capacity)
+        cache = first_rows(self.base, B)
         for c in cache:
             for name in c.tensors:
-                getattr(c, name).fill_(-1 if name == "positions" else 0)  # nothing, not even a NaN, is left for the next question
+                getattr(c, name).fill_(-1 if name == "positions" else 0)  # nothing, not even a NaN, reaches the next question
             if isinstance(c, KVCache):
-                c.used = 0
+                c.filled = 0
         return cache
 
-    def repeat(self, step, state, times, cache, tick, kind):
-        """As agent.repeat, by replaying: the first step of a kind, size and reach goes as it is, then it is captured."""
-        outputs, full = [], [c for c in cache if isinstance(c, KVCache)]
+    def steps(self, step, state, times, cache, tick, kind):
+        """run_steps by replay. The first step of each kind, number of rows and reach runs as it is and is then captured."""
+        outputs, kv = [], [c for c in cache if isinstance(c, KVCache)]
         while len(outputs) < times:
-            used, room = (full[0].used, full[0].room) if full else (0, 0)
-            reach = min(-(-(used + 1) // CHUNK) * CHUNK, room)
+            filled, capacity = (kv[0].filled, kv[0].capacity) if kv else (0, 0)
+            reach = min(-(-(filled + 1) // CHUNK) * CHUNK, capacity)
             key = (*kind, len(state[0]), reach)
             if key in self.graphs:
-                n = times - len(outputs) if reach == room else min(times - len(outputs), reach - used)
-                state, more = replayed(*self.graphs[key], state, n, tick)
+                n = times - len(outputs) if reach == capacity else min(times - len(outputs), reach - filled)
+                state, more = replay_steps(*self.graphs[key], state, n, tick)
             else:
                 n = 1
-                set_used(full, reach - 1)  # of the shapes that will be captured: what is set up on first use is set up now
+                set_filled(kv, reach - 1)  # the shapes of the capture, so that first-use initialisation happens now
                 state, output = step(*state)
                 tick()
-                self.graphs[key], more = self.captured(step, state, output, full, reach), [output]
+                self.graphs[key], more = self.record(step, state, output, kv, reach), [output]
             outputs += more
-            set_used(full, min(used + n, room))
+            set_filled(kv, min(filled + n, capacity))
         return state, outputs
 
-    def captured(self, step, state, output, full, reach):
-        """(state buffers, output buffer, replay): replay() takes one step from the buffers, into the buffers."""
-        static, out = [value.clone() for value in state], output.clone()
+    def record(self, step, state, output, kv, reach):
+        """A captured step: (state buffers, output buffer, replay); replay() takes one step from the buffers into the buffers."""
+        buffers, out = [value.clone() for value in state], output.clone()
 
         def in_place():
-            set_used(full, reach - 1)
-            new, output = step(*static)
-            for buffer, value in zip([*static, out], [*new, output]):
+            set_filled(kv, reach - 1)
+            new, output = step(*buffers)
+            for buffer, value in zip([*buffers, out], [*new, output]):
                 buffer.copy_(value)
 
         if out.is_cuda and self.stream is None:
             self.stream = torch.cuda.Stream(out.device)
-        return static, out, capture(in_place, self.pool, self.stream)
+        return buffers, out, capture(in_place, self.pool, self.stream)
 
 
-def set_used(full, n):
-    for c in full:
-        c.used = n
+def set_filled(kv, n):
+    for c in kv:
+        c.filled = n
 
 
-def replayed(static, out, replay, state, n, tick):
-    """n steps from `state`: the state after them, and their outputs."""
-    for buffer, value in zip(static, state):
+def replay_steps(buffers, out, replay, state, n, tick):
+    """n captured steps from `state`: the last state and the list of outputs."""
+    for buffer, value in zip(buffers, state):
         buffer.copy_(value)
     outputs = []
     for _ in range(n):
         replay()
         outputs.append(out.clone())
         tick()
-    return [buffer.clone() for buffer in static], outputs
+    return [buffer.clone() for buffer in buffers], outputs
 
 
 def capture(f, pool, stream):
-    """f(), which works in place on tensors that stay, as a CUDA graph on the stream's device -> what replays it."""
+    """Capture f(), which works in place on tensors that stay, as a CUDA graph on the stream's device; returns its replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(stream.device), torch.cuda.graph(graph, pool=pool, stream=stream):
         f()

@@ -18,7 +18,7 @@ from torch import nn
 
 from . import llama
 from .cache import attention_cache, masks
-from .llama import OffsetRMSNorm, attend, rope_frequencies, rotate, rotation
+from .llama import attend, rope_frequencies, rotate, rotation, widen
 
 
 @dataclass(kw_only=True)
@@ -38,14 +38,29 @@ class Config(llama.Config):
     def __post_init__(self):
         super().__post_init__()
         self.layer_types = self.layer_types or [
-            "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention" for i in range(self.num_hidden_layers)]
+            "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention"
+            for i in range(self.num_hidden_layers)]
 
     @property
     def windows(self):
         return [self.sliding_window if kind == "sliding_attention" else None for kind in self.layer_types]
 
 
+class OffsetRMSNorm(nn.Module):
+    """Llama's norm, but it scales by 1 + w, and before the cast."""
+
+    def __init__(self, D, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
+
+    def forward(self, x):
+        y = widen(x)
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * (1 + widen(self.weight))).to(x.dtype)
+
+
 class Attention(nn.Module):
+    """q and k have norms of their own; the scale of the scores is the config's."""
     joint = llama.Attention.joint
 
     def __init__(self, c):
@@ -61,13 +76,14 @@ class Attention(nn.Module):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def forward(self, x, positions, rope, mask, cache):
-        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H, T, d) and (B, K, T, d) twice
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H or K, T, d)
         q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
         return self.o_proj(attend(q, k, v, mask, self.scale))
 
 
 class MLP(nn.Module):
+    """Llama's with another gate."""
     joint = llama.MLP.joint
 
     def __init__(self, c):
@@ -85,6 +101,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Four norms: before and after attention, before and after the MLP."""
+
     def __init__(self, c):
         super().__init__()
         self.input_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -101,6 +119,8 @@ class Block(nn.Module):
 
 
 class Gemma3(nn.Module):
+    """The decoder; its methods are those of llama.Llama, with the same shapes."""
+
     def __init__(self, config):
         super().__init__()
         self.config = c = config
@@ -109,7 +129,7 @@ class Gemma3(nn.Module):
         self.norm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         for kind in ("sliding_attention", "full_attention"):
-            self.register_buffer(kind, rope_frequencies(c.rope_parameters[kind], c.head_dim), persistent=False)
+            self.register_buffer(f"frequency_{kind}", rope_frequencies(c.rope_parameters[kind], c.head_dim), persistent=False)
 
     def make_cache(self, B, S=None):
         c = self.config
@@ -117,10 +137,11 @@ class Gemma3(nn.Module):
 
     def embed(self, ids):
         w = self.embed_tokens.weight
-        return self.embed_tokens(ids) * torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype).item()
+        scale = torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype).item()  # rounded to the weights' dtype, as in transformers
+        return self.embed_tokens(ids) * scale
 
     def forward(self, x, positions, cache, last=None):
-        rope = {kind: rotation(positions, self.get_buffer(kind)) for kind in set(self.config.layer_types)}
+        rope = {kind: rotation(positions, self.get_buffer(f"frequency_{kind}")) for kind in set(self.config.layer_types)}
         last = last or x.shape[1]
         for layer, kind, mask, layer_cache in zip(self.layers, self.config.layer_types, masks(cache, positions, last), cache):
             x = layer(x, positions, rope[kind], mask, layer_cache)

@@ -58,28 +58,19 @@ class RMSNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
 
-class OffsetRMSNorm(nn.Module):
-    """Not Llama's, but the variant of Gemma and Qwen3.5: it scales by 1 + w, before the cast."""
-
-    def __init__(self, D, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
-
-    def forward(self, x):
-        y = widen(x)
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * (1 + widen(self.weight))).to(x.dtype)
-
-
 def rope_frequencies(rope_parameters, d):
-    """Angles per position, (d/2,) float32, for rope_type `default`, `linear` or `llama3` (as Llama 3.1 was trained)."""
+    """Angles per position in radians, (d/2,) float32, for d rotated dimensions of a head.
+
+    rope_type is `default`, `linear`, or `llama3`, the scaling that Llama 3.1 was trained with.
+    """
     p = rope_parameters
+    # On the CPU even while the model is built on the meta device: the buffer must hold numbers.
     frequency = 1.0 / p["rope_theta"] ** (torch.arange(0, d, 2, device="cpu").float() / d)
     if p["rope_type"] == "linear":
         frequency = frequency / p["factor"]
     if p["rope_type"] == "llama3":
-        # Waves that turned fewer than low_freq_factor times in the first training's context are stretched by `factor`,
-        # those that turned more than high_freq_factor times stay, and those between are mixed.
+        # Waves that turn fewer than low_freq_factor times within the original context are stretched by `factor`, those
+        # that turn more than high_freq_factor times stay as they are, and those between are mixed.
         turns = p["original_max_position_embeddings"] * frequency / (2 * math.pi)
         low, high = p["low_freq_factor"], p["high_freq_factor"]
         keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -95,7 +86,7 @@ def rotation(positions, frequency):
 
 
 def rotate(x, rope):
-    """Turn each pair (x_i, x_{i+d/2}) of x (B, heads, T, d) by its angle; in float32, back in x's dtype."""
+    """Rotate each pair (x_i, x_{i+d/2}) of x (B, heads, T, d) by its angle; in float32, back in x's dtype."""
     cos, sin = rope
     a, b = widen(x).chunk(2, -1)
     return (x * cos + torch.cat([-b, a], -1) * sin).to(x.dtype)
@@ -104,14 +95,14 @@ def rotate(x, rope):
 def attend(q, k, v, mask, scale=None):
     """Softmax attention of q (B, H, T, d) over k and v (B, K, S, d), each shared by H / K query heads -> (B, T', H d).
 
-    mask (B, 1, T', S) is that of cache.masks: it has rows for the last T' queries, the only ones computed; None is plain
-    causal, of S = T tokens with nothing before and no padding between.
+    mask (B, 1, T', S) comes from cache.masks and has a row for each of the last T' queries; the others are not computed.
+    None is ordinary causal attention of S = T tokens, with nothing before them and no padding.
     """
     if mask is None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return y.transpose(1, 2).flatten(2)
     q, group = q[:, :, -mask.shape[2]:], q.shape[1] // k.shape[1]
-    if q.shape[2] == 1:  # the heads of a group go as queries of one head: no copies of k and v
+    if q.shape[2] == 1:  # the H / K heads of a group become queries of one head: no copies of k and v
         y = F.scaled_dot_product_attention(q.reshape(len(q), -1, group, q.shape[3]), k, v, attn_mask=mask, scale=scale)
         return y.flatten(1)[:, None]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
@@ -119,7 +110,7 @@ def attend(q, k, v, mask, scale=None):
 
 
 class Attention(nn.Module):
-    joint = {"qkv": ("q_proj", "k_proj", "v_proj")}  # which method is one product of which weights on the fast path (fast.py)
+    joint = {"qkv": ("q_proj", "k_proj", "v_proj")}  # for fast.py: this method can be one product of these weights
 
     def __init__(self, c):
         super().__init__()
@@ -133,7 +124,7 @@ class Attention(nn.Module):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def forward(self, x, positions, rope, mask, cache):
-        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H, T, d) and (B, K, T, d) twice
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H or K, T, d)
         q, k = rotate(q, rope), rotate(k, rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
         return self.o_proj(attend(q, k, v, mask))
@@ -168,12 +159,12 @@ class Block(nn.Module):
 
     def forward(self, x, positions, rope, mask, cache):
         y = self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
-        x = x[:, -y.shape[1]:] + y  # in the last layer only the tokens that are asked for
+        x = x[:, -y.shape[1]:] + y  # the last layer computes only the tokens that are asked for
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Llama(nn.Module):
-    """The decoder. `attention` is what its blocks hold; a layer of another family may see a window only (config.windows)."""
+    """The decoder: embeddings in, hidden states after the final norm out. `attention(config)` makes what its blocks hold."""
 
     def __init__(self, config, attention=Attention):
         super().__init__()
@@ -185,7 +176,7 @@ class Llama(nn.Module):
         self.register_buffer("frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False)
 
     def make_cache(self, B, S=None):
-        """One cache per layer for B rows: S positions allocated at once, or growing and differentiable when S is None."""
+        """One cache per layer for B rows: S positions allocated at once, or growing and differentiable if S is None."""
         c = self.config
         return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window) for window in c.windows]
 
@@ -196,7 +187,7 @@ class Llama(nn.Module):
     def forward(self, x, positions, cache, last=None):
         """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final norm.
 
-        `last`: only those of the last so many tokens, (B, last, D); the last layer then computes no others.
+        `last` asks for the states of the last `last` tokens only, (B, last, D): the last layer then computes no others.
         """
         rope, last = rotation(positions, self.frequency), last or x.shape[1]
         for layer, mask, layer_cache in zip(self.layers, masks(cache, positions, last), cache):

@@ -42,7 +42,7 @@ def teacher_forced(agent, prompts, replies, longest=LONGEST):
     encode, ending = agent.tokenizer.encode, agent.tokenizer.ending
     ids = [torch.tensor(encode(reply + ending)[:n], device=agent.device) for reply, n in zip(replies, room)]
     N = max(map(len, ids))
-    h, _, _ = agent.read([[*prompt, reply] for prompt, reply in zip(prompts, ids)], N + 1)
+    h, _, _ = agent.prefill_with_gradient([[*prompt, reply] for prompt, reply in zip(prompts, ids)], N + 1)
     return h, torch.stack([F.pad(reply, (N - len(reply), 0), value=IGNORED) for reply in ids])
 
 

@@ -3,11 +3,12 @@
 What differs from Llama:
     Qwen2, 2.5   the q, k and v projections carry a bias; layers that config.json marks so attend to a sliding window
     Qwen3        q and k go through an RMSNorm of their own, per head, before the rotation
-    Qwen3.5      norms scale by 1 + w;
+    Qwen3.5      norms scale by 1 + w, as Gemma's do (but not the one inside the Gated DeltaNet);
                  three layers of four replace attention by a Gated DeltaNet, whose state does not grow with the text;
                  in the others the attention's output is gated, and only a quarter of each head is rotated
 
-Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
+Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache;
+in the Gated DeltaNet as in delta.py: d_k and d_v the widths of a key and a value head.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from torch import nn
 from . import llama
 from .cache import DeltaCache, attention_cache, masks
 from .delta import chunked, recurrent
-from .llama import MLP, Attention, Llama, OffsetRMSNorm, RMSNorm, attend, rope_frequencies, rotate, rotation, widen
+from .gemma import OffsetRMSNorm
+from .llama import MLP, Attention, Llama, RMSNorm, attend, rope_frequencies, rotate, rotation, widen
 
 
 @dataclass(kw_only=True)
@@ -41,14 +43,15 @@ class Config(llama.Config):
 
 
 def Qwen2Attention(c):
-    """Llama's attention with biases."""
+    """Llama's attention, but q, k and v have a bias; o has none."""
     attention = Attention(c)
-    for name, heads in ("q_proj", c.num_attention_heads), ("k_proj", c.num_key_value_heads), ("v_proj", c.num_key_value_heads):
-        setattr(attention, name, nn.Linear(c.hidden_size, heads * c.head_dim, bias=True))
+    for proj in attention.q_proj, attention.k_proj, attention.v_proj:
+        proj.bias = nn.Parameter(torch.zeros(proj.out_features))
     return attention
 
 
 class Qwen3Attention(nn.Module):
+    """Llama's attention with a norm on each head of q and k."""
     joint = Attention.joint
 
     def __init__(self, c):
@@ -64,7 +67,7 @@ class Qwen3Attention(nn.Module):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def forward(self, x, positions, rope, mask, cache):
-        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H, T, d) and (B, K, T, d) twice
+        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H or K, T, d)
         q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
         return self.o_proj(attend(q, k, v, mask))
@@ -93,7 +96,8 @@ class Config35(llama.Config):
     def __post_init__(self):
         super().__post_init__()
         self.layer_types = self.layer_types or [
-            "linear_attention" if (i + 1) % self.full_attention_interval else "full_attention" for i in range(self.num_hidden_layers)]
+            "linear_attention" if (i + 1) % self.full_attention_interval else "full_attention"
+            for i in range(self.num_hidden_layers)]
 
 
 class GatedAttention(nn.Module):
@@ -123,28 +127,31 @@ class GatedAttention(nn.Module):
 
 
 def rotate_part(x, rope):
-    """Rotate as much of each head as the angles reach."""
+    """Rotate the first dimensions of each head, as many as there are angles for."""
     n = rope[0].shape[-1]
     return torch.cat([rotate(x[..., :n], rope), x[..., n:]], -1)
 
 
 class GatedDeltaNet(nn.Module):
-    """q, k and v through a short causal convolution, the gated delta rule over them, a gated norm on what it reads."""
+    """q, k and v through a short causal convolution, the gated delta rule over them, a gated norm on its output.
+
+    Where there are fewer heads of q and k than of v, each is used by several of v that stand next to each other.
+    """
     joint = {"inputs": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")}
 
     def __init__(self, c):
         super().__init__()
-        self.keys, self.values = c.linear_num_key_heads, c.linear_num_value_heads
+        self.key_heads, self.value_heads = c.linear_num_key_heads, c.linear_num_value_heads
         self.d_k, self.d_v = c.linear_key_head_dim, c.linear_value_head_dim
-        channels = 2 * self.keys * self.d_k + self.values * self.d_v
+        channels = 2 * self.key_heads * self.d_k + self.value_heads * self.d_v
         self.in_proj_qkv = nn.Linear(c.hidden_size, channels, bias=False)
-        self.in_proj_z = nn.Linear(c.hidden_size, self.values * self.d_v, bias=False)
-        self.in_proj_b = nn.Linear(c.hidden_size, self.values, bias=False)
-        self.in_proj_a = nn.Linear(c.hidden_size, self.values, bias=False)
+        self.in_proj_z = nn.Linear(c.hidden_size, self.value_heads * self.d_v, bias=False)
+        self.in_proj_b = nn.Linear(c.hidden_size, self.value_heads, bias=False)
+        self.in_proj_a = nn.Linear(c.hidden_size, self.value_heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, c.linear_conv_kernel_dim, groups=channels, bias=False)
-        self.A_log, self.dt_bias = nn.Parameter(torch.zeros(self.values)), nn.Parameter(torch.ones(self.values))
+        self.A_log, self.dt_bias = nn.Parameter(torch.zeros(self.value_heads)), nn.Parameter(torch.ones(self.value_heads))
         self.norm = RMSNorm(self.d_v, c.rms_norm_eps)
-        self.out_proj = nn.Linear(self.values * self.d_v, c.hidden_size, bias=False)
+        self.out_proj = nn.Linear(self.value_heads * self.d_v, c.hidden_size, bias=False)
 
     def inputs(self, x):
         return self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
@@ -152,27 +159,30 @@ class GatedDeltaNet(nn.Module):
     def forward(self, x, positions, rope, mask, cache):
         B, T, _ = x.shape
         qkv, z, b, a = self.inputs(x * mask)
-        x, conv = cache.extend(qkv.mT, positions)
+        x, conv = cache.with_history(qkv.mT, positions)
         y = F.silu(self.conv1d(x)).mT  # (B, T, channels)
-        q, k, v = y.split([self.keys * self.d_k, self.keys * self.d_k, self.values * self.d_v], -1)
-        q, k = (unit(widen(part.reshape(B, T, self.keys, self.d_k))) for part in (q, k))
-        q, k = (part.repeat_interleave(self.values // self.keys, 2).transpose(1, 2) for part in (q, k))  # (B, heads of v, T, d_k)
-        v = widen(v.reshape(B, T, self.values, self.d_v)).transpose(1, 2)
-        g = -widen(self.A_log).exp() * F.softplus(widen(a) + widen(self.dt_bias)) * mask  # (B, T, heads of v)
+        q, k, v = y.split([self.key_heads * self.d_k, self.key_heads * self.d_k, self.value_heads * self.d_v], -1)
+        q, k = (l2_normalize(widen(part.reshape(B, T, self.key_heads, self.d_k))) for part in (q, k))
+        group = self.value_heads // self.key_heads
+        q, k = (part.repeat_interleave(group, 2).transpose(1, 2) for part in (q, k))  # (B, value heads, T, d_k)
+        v = widen(v.reshape(B, T, self.value_heads, self.d_v)).transpose(1, 2)
+        g = -widen(self.A_log).exp() * F.softplus(widen(a) + widen(self.dt_bias)) * mask  # (B, T, value heads)
         beta = widen(b).sigmoid() * mask  # padding forgets nothing (g = 0) and writes nothing (beta = 0)
         rule = recurrent if T == 1 else chunked
         o, state = rule(q * self.d_k ** -0.5, k, v, g.mT, beta.mT, cache.state)
         cache.store(conv, state)
-        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(widen(z.unflatten(-1, (self.values, self.d_v))))
+        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(widen(z.unflatten(-1, (self.value_heads, self.d_v))))
         return self.out_proj(o.to(x.dtype).flatten(2))
 
 
-def unit(x):
-    """Vectors of length 1."""
+def l2_normalize(x):
+    """Vectors of length 1 along the last dimension; as in transformers, eps is inside the root."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 class Block35(nn.Module):
+    """Llama's block with Gemma's norms, and in `mixer` either kind of layer."""
+
     def __init__(self, c, kind):
         super().__init__()
         self.input_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -188,6 +198,8 @@ class Block35(nn.Module):
 
 
 class Qwen35(nn.Module):
+    """The decoder; its methods are those of llama.Llama, with the same shapes."""
+
     def __init__(self, config):
         super().__init__()
         self.config = c = config
@@ -203,7 +215,8 @@ class Qwen35(nn.Module):
         channels = 2 * c.linear_num_key_heads * c.linear_key_head_dim + c.linear_num_value_heads * c.linear_value_head_dim
         state = (B, c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim)
         return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, w) if kind == "full_attention" else
-                DeltaCache(w.new_zeros(B, channels, c.linear_conv_kernel_dim - 1), widen(w.new_zeros(state))) for kind in c.layer_types]
+                DeltaCache(w.new_zeros(B, channels, c.linear_conv_kernel_dim - 1), widen(w.new_zeros(state)))
+                for kind in c.layer_types]
 
     def embed(self, ids):
         return self.embed_tokens(ids)

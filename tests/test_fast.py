@@ -78,7 +78,7 @@ def test_every_style(folders, style, temperature):
 def replayed(system):
     """The system with its steps driven as CUDA graphs are, and a look at what is written every third token."""
     for agent in system.agents.values():
-        agent.graphs, agent.read_every = fast.Graphs(agent.model), 3
+        agent.graphs, agent.sync_every = fast.Graphs(agent.model), 3
     return system
 
 
@@ -127,7 +127,7 @@ def test_graphs_and_caches_are_used_again(folders, captures):
 
 
 def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
-    """`used` is an upper bound over rows of unequal length: it may reach the room before any row does."""
+    """`filled` is an upper bound over rows of unequal length: it may reach the capacity before any row does."""
     model = load(folders, "sequential_light").agents["planner"].model
     graphs = fast.Graphs(model)
     cache = graphs.make_cache(1, 10)
@@ -136,9 +136,9 @@ def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
         h = model(x, positions, cache, last=1)
         return (h, positions + 1), h
     for c in cache:
-        c.used = c.room
-    _, outputs = graphs.repeat(step, (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)), 4, cache, lambda: None, ("x",))
-    assert len(outputs) == 4 and {c.used for c in cache} == {cache[0].room}
+        c.filled = c.capacity
+    _, outputs = graphs.steps(step, (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)), 4, cache, lambda: None, ("x",))
+    assert len(outputs) == 4 and {c.filled for c in cache} == {cache[0].capacity}
 
 
 @pytest.mark.parametrize("graphs", (False, True))
@@ -182,7 +182,10 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     options = OPTIONS | {"rounds": 3, "temperature": 0.0}
     plain, quick = (load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {}))
     for agent in plain.agents.values():
-        monkeypatch.setattr(agent, "begin", lambda prompts, m, agent=agent: (*agent.embed(prompts), agent.make_cache(len(prompts), 4000), None))
+        def read_anew(prompts, m, agent=agent, prefill=agent.prefill):
+            agent.forget()
+            return prefill(prompts, m)
+        monkeypatch.setattr(agent, "prefill", read_anew)
     if graphs:
         replayed(quick)
     read = {role: [] for role in quick.agents}
@@ -202,7 +205,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
 
 def test_joined_weights_are_held_once(monkeypatch, tmp_path):
     """Where weights are joined but not packed (CUDA), the parts are views of the whole."""
-    monkeypatch.setattr(fast, "has_kernels", lambda weight: False)
+    monkeypatch.setattr(fast, "can_pack", lambda weight: False)
     attention = load_model(checkpoints.make_agent(tmp_path, "qwen2")).layers[0].self_attn
     x = torch.randn(2, 3, 48)
     apart = attention.qkv(x)
