@@ -5,8 +5,8 @@ A prompt is a list of pieces: text, token ids, or latents. What an agent does wi
     think    m latent steps: h_1 = last state of the prompt, h_{i+1} = state at the next input R_in(h_i)
     decode   tokens, one after another, until one of them ends the text
 
-Both repeat a step, a function of tensors that returns the tensors of the next step and one output. These tensors, the state,
-have a row for each prompt; the first two are always the next inputs x (B, 1, D) and their positions (B, 1).
+Both repeat a step, a function of tensors that returns the tensors of the next step and one output. These tensors, the
+state, have a row for each prompt; the first two are always the next inputs x (B, 1, D) and their positions (B, 1).
 
 Letters: B prompts, T their tokens, D the agent's width, m latent steps.
 """
@@ -40,7 +40,9 @@ def common_prefix(a, b):
 
 
 def left_pad(rows, starts=0):
-    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there; row b begins at starts[b], (B, 1)."""
+    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there; row b begins at
+    starts[b], (B, 1).
+    """
     T = max(map(len, rows))
     x = torch.stack([F.pad(row, (0, 0, T - len(row), 0)) for row in rows])
     padding = torch.tensor([[T - len(row)] for row in rows], device=x.device)
@@ -86,8 +88,9 @@ class Agent:
     def embed(self, prompts, special=False):
         """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
 
-        A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm that a family
-        may give its token embeddings. `special` adds the special tokens of a plain text; a chat template writes its own.
+        A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm that a
+        family may give its token embeddings. `special` adds the special tokens of a plain text; a chat template writes
+        its own.
         """
         return left_pad([self.embed_pieces(self.tokens(pieces, special)) for pieces in prompts])
 
@@ -108,8 +111,9 @@ class Agent:
     def prefill(self, prompts, m):
         """Read B prompts, with room for m more positions -> last states (B, 1, D), positions (B, T), and the cache.
 
-        A prompt that begins like the last round's is read from where they part, for the keys and values of what they share are
-        still in the cache. That takes a cache of every position (no windows, no states), and memory to keep it (no offload).
+        A prompt that begins like the last round's is read from where they part, for the keys and values of what they
+        share are still in the cache. That takes a cache of every position (no windows, no states), and memory to keep
+        it (no offload).
         """
         prompts = [self.tokens(pieces) for pieces in prompts]
         rows, beginnings = [self.embed_pieces(pieces) for pieces in prompts], [pieces[0].tolist() for pieces in prompts]
@@ -131,7 +135,8 @@ class Agent:
         return h, positions, cache
 
     def prefill_with_gradient(self, prompts, last):
-        """Read B prompts for training -> states of their last `last` positions (B, last, D), positions (B, T), growing cache.
+        """Read B prompts for training -> states of their last `last` positions (B, last, D), positions (B, T), growing
+        cache.
 
         The text before a prompt's first latents has no gradient and is read without a graph.
         """
@@ -147,7 +152,9 @@ class Agent:
         return self.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
 
     def make_cache(self, B, S):
-        """An empty cache for B rows of S positions; with graphs in the same memory as before, so what was read last is gone."""
+        """An empty cache for B rows of S positions; with graphs in the same memory as before, so what was read last is
+        gone.
+        """
         self.forget()
         return (self.graphs or self.model).make_cache(B, S)
 
@@ -170,7 +177,8 @@ class Agent:
     # Thinking
 
     def think(self, prompts, m, tick=silent):
-        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D); each enters again through the inner link.
+        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D); each enters again through the
+        inner link.
 
         If gradients are recorded (training), the cache grows by concatenation; else it is allocated once.
         """
@@ -248,7 +256,8 @@ class Agent:
     def without_ended(self, state, rows, going, cache):
         """Let rows that have ended leave the batch -> the state and the text numbers of the rows that stay.
 
-        Graphs are made for batches of powers of two: some ended rows stay to fill the batch up, with None for their text.
+        Graphs are made for batches of powers of two: some ended rows stay to fill the batch up, with None for their
+        text.
         """
         size = min(len(rows), 1 << (len(going) - 1).bit_length()) if self.graphs else len(going)
         ended = [i for i in range(len(rows)) if i not in going]

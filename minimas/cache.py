@@ -1,12 +1,14 @@
 """What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
 
     mask(positions, last)      which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None stands
-                               for ordinary causal attention. The model calls it, once for all layers of one kind (`masks`)
+                               for ordinary causal attention. The model calls it, once for all layers of one kind
+                               (`masks`)
     update(k, v, positions)    remember new keys and values (B, K, T, d); returns all S that are remembered. The layer calls it
     tensors                    names of the attributes that hold one row per prompt of the batch
 
-`positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk. A key is
-addressed by its position, not by its column: rows of unequal length then share a batch with no other bookkeeping.
+`positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk. A
+key is addressed by its position, not by its column: rows of unequal length then share a batch with no other
+bookkeeping.
 
 Letters: B batch, T new tokens, S remembered keys, K key/value heads, d head width.
 """
@@ -18,9 +20,11 @@ import torch.nn.functional as F
 
 
 def causal_mask(positions, key_positions, window=None):
-    """positions (B, T), key_positions (B, S) -> (B, 1, T, S) bool: keys at or before the query, fewer than `window` back, no padding.
+    """positions (B, T), key_positions (B, S) -> (B, 1, T, S) bool: keys at or before the query, fewer than `window`
+    back, no padding.
 
-    A padding query sees every key: its output is discarded, but a softmax over no keys at all would be NaN, and NaN spreads.
+    A padding query sees every key: its output is discarded, but a softmax over no keys at all would be NaN, and NaN
+    spreads.
     """
     q, k = positions[:, None, :, None], key_positions[:, None, None, :]
     seen = (k >= 0) & (k <= q)
@@ -30,13 +34,15 @@ def causal_mask(positions, key_positions, window=None):
 
 
 def plain_causal(positions, last, window):
-    """Whether an empty cache needs no mask for this chunk: no padding, nothing beyond the window, every query wanted."""
+    """Whether an empty cache needs no mask for this chunk: no padding, nothing beyond the window, every query wanted.
+    """
     T = positions.shape[1]
     return 1 < T == last and (window is None or T <= window) and bool((positions[:, 0] == 0).all())
 
 
 class KVCache:
-    """Keys and values of one attention layer, allocated for S positions and written in place: position p is in slot p."""
+    """Keys and values of one attention layer, allocated for S positions and written in place: position p is in slot p.
+    """
     tensors = ("k", "v")
 
     def __init__(self, B, K, S, d, like, window=None):
@@ -122,7 +128,9 @@ class GrowingCache:
 
 
 class DeltaCache:
-    """What a Gated DeltaNet layer remembers: the last inputs of its convolution, and its state. No keys, so no `update`."""
+    """What a Gated DeltaNet layer remembers: the last inputs of its convolution, and its state. No keys, so no
+    `update`.
+    """
     tensors, window = ("conv", "state"), None
 
     def __init__(self, conv, state):
@@ -134,8 +142,8 @@ class DeltaCache:
         return (positions >= 0)[..., None]
 
     def with_history(self, x, positions):
-        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T), the remembered inputs in front of each row's first
-        token; and the last kernel - 1 of them, to be remembered next.
+        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T), the remembered inputs in front of each row's
+        first token; and the last kernel - 1 of them, to be remembered next.
 
         With kernel 4, memory m0 m1 m2 and a row padded by two, m0 m1 m2 | - - x2 x3 becomes m0 m0 m0 m1 m2 x2 x3.
         """
@@ -155,14 +163,17 @@ class DeltaCache:
 
 
 def attention_cache(B, K, S, d, like, window=None):
-    """The cache of one attention layer: growing if S is None, else for S positions, or for the window if that is shorter."""
+    """The cache of one attention layer: growing if S is None, else for S positions, or for the window if that is
+    shorter.
+    """
     if S is None:
         return GrowingCache(window)
     return KVCache(B, K, S, d, like, window) if window is None or window >= S else WindowCache(B, K, window, d, like)
 
 
 def masks(cache, positions, last):
-    """The mask of each layer of a model, made once for all layers of one kind; the last layer's has `last` rows only."""
+    """The mask of each layer of a model, made once for all layers of one kind; the last layer's has `last` rows only.
+    """
     made, wanted = {}, [positions.shape[1]] * (len(cache) - 1) + [last]
     for c, n in zip(cache, wanted):
         if (type(c), c.window, n) not in made:

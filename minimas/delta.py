@@ -1,7 +1,8 @@
 """The gated delta rule (Gated DeltaNet, arXiv 2412.06464), twice: as the paper's recurrence, and in chunks.
 
-A state S is a small associative memory: reading it with a key k gives the value S'k stored there (' is the transpose). Each
-token lets the memory fade, looks up what its key holds, and writes back the difference to its own value, to the degree beta:
+A state S is a small associative memory: reading it with a key k gives the value S'k stored there (' is the transpose).
+Each token lets the memory fade, looks up what its key holds, and writes back the difference to its own value, to the
+degree beta:
 
     S <- exp(g_t) S                              forget
     S <- S + k_t (beta_t (v_t - S' k_t))'        correct the value under k_t
@@ -36,8 +37,8 @@ def chunked(q, k, v, g, beta, S, C=64):
     """The same in matrix products, C tokens at a time.
 
     Within a chunk the corrections u_t = beta_t (v_t - S_t' k_t) depend on one another through the keys written before:
-    u + A u = beta (v - decay k S_0), with A[t, s] = beta_t decay(s -> t) k_t.k_s below the diagonal. One triangular solve
-    gives them all, as U - W S_0 (the WY form, section 3 of the paper).
+    u + A u = beta (v - decay k S_0), with A[t, s] = beta_t decay(s -> t) k_t.k_s below the diagonal. One triangular
+    solve gives them all, as U - W S_0 (the WY form, section 3 of the paper).
     """
     T = q.shape[2]
     q, k, v, g, beta = (F.pad(x, (0, 0) * (x.ndim - 3) + (0, -T % C)).unflatten(2, (-1, C)) for x in (q, k, v, g, beta))

@@ -262,7 +262,7 @@ def main():
     wait()  # and everybody has read it: it may be written to
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
                              task=examples[0].task, offload=args.offload, plain=args.plain)
-    questions = system.read([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
+    questions = system.questions([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
     own = file if rank == 0 else file.with_name(f"{file.name}.part{rank}")
     with torch.no_grad():
         answer_all(system, examples, questions, points, graders, done, own, (rank, world))

@@ -39,7 +39,9 @@ class Product:
 
 
 def can_pack(weight):
-    """Whether oneDNN has its own layout and product for this weight; its operators are not public in torch, so look for each."""
+    """Whether oneDNN has its own layout and product for this weight; its operators are not public in torch, so look for
+    each.
+    """
     if weight.device.type != "cpu" or weight.requires_grad or not torch.backends.mkldnn.is_available():
         return False
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
@@ -83,8 +85,8 @@ def prepare(model):
 class Graphs:
     """An agent's steps (see agent.py) as CUDA graphs, over one cache that stays in place from question to question.
 
-    A graph reads and writes the memory that it was captured with. So there is one for each kind of step, number of rows, and
-    reach: the number of cache slots that it reads, which is the filled part rounded up.
+    A graph reads and writes the memory that it was captured with. So there is one for each kind of step, number of
+    rows, and reach: the number of cache slots that it reads, which is the filled part rounded up.
     """
 
     def __init__(self, model):
@@ -96,7 +98,9 @@ class Graphs:
         self.base, self.capacity, self.graphs = None, (0, 0), {}
 
     def adopt(self, cache, B, S):
-        """Use this cache of B rows and S positions from now on; the graphs of another one are discarded with their memory."""
+        """Use this cache of B rows and S positions from now on; the graphs of another one are discarded with their
+        memory.
+        """
         self.base, self.capacity, self.graphs = cache, (B, S), {}
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
@@ -115,7 +119,9 @@ class Graphs:
         return cache
 
     def steps(self, step, state, times, cache, tick, kind):
-        """run_steps by replay. The first step of each kind, number of rows and reach runs as it is and is then captured."""
+        """run_steps by replay. The first step of each kind, number of rows and reach runs as it is and is then
+        captured.
+        """
         outputs, kv = [], [c for c in cache if isinstance(c, KVCache)]
         while len(outputs) < times:
             filled, capacity = (kv[0].filled, kv[0].capacity) if kv else (0, 0)
@@ -135,7 +141,9 @@ class Graphs:
         return state, outputs
 
     def record(self, step, state, output, kv, reach):
-        """A captured step: (state buffers, output buffer, replay); replay() takes one step from the buffers into the buffers."""
+        """A captured step: (state buffers, output buffer, replay); replay() takes one step from the buffers into the
+        buffers.
+        """
         buffers, out = [value.clone() for value in state], output.clone()
 
         def in_place():
@@ -167,7 +175,9 @@ def replay_steps(buffers, out, replay, state, n, tick):
 
 
 def capture(f, pool, stream):
-    """Capture f(), which works in place on tensors that stay, as a CUDA graph on the stream's device; returns its replay."""
+    """Capture f(), which works in place on tensors that stay, as a CUDA graph on the stream's device; returns its
+    replay.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(stream.device), torch.cuda.graph(graph, pool=pool, stream=stream):
         f()

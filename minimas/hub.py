@@ -1,6 +1,6 @@
-"""Where a checkpoint's and a data set's files come from: a local folder, or the Hugging Face hub, one file at a time.
+"""Files of checkpoints and data sets: from a local folder, or from the Hugging Face hub, one file at a time.
 
-Fetching by file gets exactly what a task needs, and works from a warm cache with HF_HUB_OFFLINE=1.
+Fetching single files gets exactly what a task needs, and works from a warm cache with HF_HUB_OFFLINE=1.
 """
 
 import re
@@ -11,9 +11,12 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntr
 
 from . import InputError
 
+NOT_CACHED = "HF_HUB_OFFLINE is set and it is not in the cache"
+
 
 def find(source, name, required=True):
-    """Path of file `name` of `source`, a folder or a hub id; None if it is not there and not required, InputError otherwise."""
+    """Path of file `name` in `source`, a folder or a hub id. If there is none: None, or InputError if it is required.
+    """
     folder, offline = Path(source).expanduser(), False
     if folder.is_dir():
         file = folder / name if (folder / name).is_file() else None
@@ -22,21 +25,23 @@ def find(source, name, required=True):
     else:
         raise InputError(f"{source} is not a folder, nor a hub id like Qwen/Qwen3-1.7B: give one that holds a checkpoint")
     if file is None and required:
-        raise unreachable(source, name, "HF_HUB_OFFLINE is set and it is not in the cache") if offline else InputError(
+        raise unreachable(source, name, NOT_CACHED) if offline else InputError(
             f"{source} has no {name}: a checkpoint in the released layout needs it; fetch the folder again")
     return file
 
 
 def data_file(repository, name, revision=None):
-    """Path of file `name` of a data set on the hub; a revision that is a commit needs no network once it is in the cache."""
+    """Path of file `name` of a data set on the hub; if the revision is a commit, a cached file needs no network."""
     if file := download(repository, name, repo_type="dataset", revision=revision):
         return file
-    raise unreachable(repository, name, "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE
-                      else "the repository has no such file", "dataset")
+    why = NOT_CACHED if constants.HF_HUB_OFFLINE else "the repository has no such file"
+    raise unreachable(repository, name, why, "dataset")
 
 
 def download(repository, name, repo_type="model", revision=None):
-    """A file of a hub repository through huggingface_hub's cache; None where it has none of that name (offline: none cached)."""
+    """A file of a hub repository, through huggingface_hub's cache; None if it has none of that name (offline: none
+    cached).
+    """
     try:
         return Path(hf_hub_download(repository, name, repo_type=repo_type, revision=revision))
     except GatedRepoError as e:
@@ -50,10 +55,13 @@ def download(repository, name, repo_type="model", revision=None):
         raise unreachable(repository, name, "no connection to the hub", repo_type) from e
     except EntryNotFoundError:
         return None
-    except Exception as e:  # whatever else the network stack raises: it is told, not a traceback
+    except Exception as e:  # whatever else the network stack raises becomes a sentence, not a traceback
         raise unreachable(repository, name, (str(e) or type(e).__name__).splitlines()[0], repo_type) from e
 
 
 def unreachable(repository, name, why, repo_type="model"):
-    instead = "folder with --checkpoint; --style" if repo_type == "model" else "file of the same columns; --dataset"
-    return InputError(f"{name} of {repository} cannot be fetched ({why}): check the network, or give a local {instead} tiny runs offline")
+    """The InputError for a file that cannot be fetched."""
+    problem = f"{name} of {repository} cannot be fetched ({why}): check the network, or give a local "
+    if repo_type == "model":
+        return InputError(problem + "folder with --checkpoint; --style tiny runs offline")
+    return InputError(problem + "file of the same columns; --dataset tiny runs offline")

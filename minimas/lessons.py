@@ -76,7 +76,7 @@ def load_lessons(data, style, roles, columns=None, task="math", limit=None, answ
         texts = {role: texts_of(row, role, names) for role, names in candidates.items()}
         question = question_of(row, task)
         if question.text and all(texts.values()):
-            style.read(question.text)  # only to refuse now what could not be read later
+            style.rewrite(question.text)  # only to refuse now what could not be read later
             lessons.append(Lesson(question, texts))
         else:
             empty.append(str(row))

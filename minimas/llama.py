@@ -95,8 +95,8 @@ def rotate(x, rope):
 def attend(q, k, v, mask, scale=None):
     """Softmax attention of q (B, H, T, d) over k and v (B, K, S, d), each shared by H / K query heads -> (B, T', H d).
 
-    mask (B, 1, T', S) comes from cache.masks and has a row for each of the last T' queries; the others are not computed.
-    None is ordinary causal attention of S = T tokens, with nothing before them and no padding.
+    mask (B, 1, T', S) comes from cache.masks and has a row for each of the last T' queries; the others are not
+    computed. None is ordinary causal attention of S = T tokens, with nothing before them and no padding.
     """
     if mask is None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
@@ -164,7 +164,9 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder: embeddings in, hidden states after the final norm out. `attention(config)` makes what its blocks hold."""
+    """The decoder: embeddings in, hidden states after the final norm out. `attention(config)` makes what its blocks
+    hold.
+    """
 
     def __init__(self, config, attention=Attention):
         super().__init__()
@@ -185,7 +187,8 @@ class Llama(nn.Module):
         return self.embed_tokens(ids)
 
     def forward(self, x, positions, cache, last=None):
-        """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final norm.
+        """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final
+        norm.
 
         `last` asks for the states of the last `last` tokens only, (B, last, D): the last layer then computes no others.
         """

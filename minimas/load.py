@@ -1,14 +1,15 @@
-"""From a folder or hub repository (a "source") in the released layout to a working decoder, tokenizer and links. Every
-exception of a checkpoint is here.
+"""From a "source", a folder or hub repository in the released layout, to a working decoder, tokenizer and links.
 
 An agent's folder: config.json, generation_config.json, model.safetensors (or shards and model.safetensors.index.json),
 tokenizer.json, tokenizer_config.json, chat_template.jinja, and its inner link, adapter.pt or adapter(TASK).pt.
 The links' folder: outerlink_config.json and the .pt files that it names.
 
-What is wrong with a file is found here, once, and told in a sentence; the rest of the package trusts what it is given.
+Every exception that a checkpoint needs is here, and every check of a file: the rest of the package trusts what it is
+given.
 """
 
 import json
+import pickle
 import re
 from dataclasses import MISSING, dataclass, fields
 
@@ -21,13 +22,13 @@ from tokenizers.processors import TemplateProcessing
 from . import InputError
 from . import gemma, llama, mistral, qwen
 from .hub import find
-from .link import InnerLink, OuterLink, load_link
+from .link import InnerLink, OuterLink
 from .tokenizer import Tokenizer
 
 LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
               "final_logit_softcapping": None}
-FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must not say otherwise
+FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must say if it says anything of it
     "llama": (llama.Llama, llama.Config, LLAMA_LIKE),
     "mistral": (llama.Llama, mistral.Config, LLAMA_LIKE),
     "qwen2": (qwen.Qwen2, qwen.Config, LLAMA_LIKE),
@@ -35,8 +36,10 @@ FAMILIES = {  # model_type in config.json -> decoder, its Config, and what confi
     "qwen3_5_text": (qwen.Qwen35, qwen.Config35, LLAMA_LIKE),
     "gemma3_text": (gemma.Gemma3, gemma.Config, GEMMA_LIKE),
 }
+LAYER_KINDS = {"qwen3_5_text": {"linear_attention", "full_attention"}}  # and of all others:
+ATTENTION_KINDS = {"sliding_attention", "full_attention"}
 TEXT_PART = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}  # models of text and images: the decoder is in text_config
-ROPE_TYPES = {  # and what each needs besides rope_theta
+ROPE_TYPES = {  # and the parameters that each needs besides rope_theta
     "default": (), "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -44,12 +47,13 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 
 @dataclass
 class Generation:
-    """What generation_config.json says of decoding: the token ids that end a text, and top_k (50 where it names none)."""
+    """What generation_config.json says of decoding: the ids of tokens that end a text, and top_k (0: no limit)."""
     eos_ids: tuple[int, ...] = ()
     top_k: int = 50
 
 
 def read_text(file):
+    """A text file; InputError if it is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
@@ -57,7 +61,7 @@ def read_text(file):
 
 
 def read_json(file):
-    """A JSON file that holds an object."""
+    """The object in a JSON file; InputError if there is none."""
     try:
         value = json.loads(read_text(file))
     except json.JSONDecodeError as e:
@@ -68,12 +72,14 @@ def read_json(file):
 
 
 def links_task(task):
-    """Links were trained for math and for code; questions of choice use those for math."""
+    """Which of the released links a task uses: they were trained for math and for code, and choice takes those for
+    math.
+    """
     return "code" if task == "code" else "math"
 
 
 def entry(file, value, *path):
-    """value[path[0]][path[1]]... of a manifest; InputError names what it lacks."""
+    """value[path[0]][path[1]]... of a manifest; InputError names the part that is missing."""
     for key in path:
         if not isinstance(value, dict) or key not in value:
             raise InputError(f"{file} has no {'.'.join(path)}: expected the manifest of the released layout; fetch it again")
@@ -82,7 +88,11 @@ def entry(file, value, *path):
 
 
 def read_config(source):
-    """config.json -> (decoder class, its Config, dtype of the weights), in transformers 5.3's spelling or the older one."""
+    """config.json -> (decoder class, its Config, dtype of the weights); in the spelling of transformers 5.3 or an older
+    one.
+
+    Raises InputError on a model that is not supported, and on fields that are missing or say what no decoder here does.
+    """
     file = find(source, "config.json")
     raw = read_json(file)
     if raw.get("model_type") in TEXT_PART:
@@ -92,12 +102,8 @@ def read_config(source):
         raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; "
                          f"minimas has {', '.join([*FAMILIES, *TEXT_PART])}")
     family, Config, fixed = FAMILIES[raw["model_type"]]
-    raw["rope_parameters"] = rope = rope_parameters(raw)
-    for part in rope.values() if "full_attention" in rope else [rope]:
-        if part["rope_type"] not in ROPE_TYPES:
-            raise InputError(f"{file}: rope type {part['rope_type']!r} is not supported, only {', '.join(ROPE_TYPES)}")
-        if lacking := {"rope_theta", *ROPE_TYPES[part["rope_type"]]} - set(part):
-            raise InputError(f"{file}: rope of type {part['rope_type']} lacks {', '.join(sorted(lacking))}; fetch the file again")
+    raw["rope_parameters"] = rope_parameters(raw)
+    check_rope(file, raw["rope_parameters"], raw["model_type"])
     for name, value in fixed.items():
         if raw.get(name, value) != value:
             raise InputError(f"{file}: {name} {raw[name]!r} is not supported, expected {value!r}")
@@ -107,11 +113,30 @@ def read_config(source):
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     if dtype not in DTYPES:
         raise InputError(f"{file}: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
-    return family, Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw}), DTYPES[dtype]
+    config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
+    kinds, allowed = getattr(config, "layer_types", None), LAYER_KINDS.get(raw["model_type"], ATTENTION_KINDS)
+    if kinds is not None and (len(kinds) != config.num_hidden_layers or not allowed.issuperset(kinds)):
+        raise InputError(f"{file}: layer_types has {len(kinds)} entries of {', '.join(sorted(map(str, set(kinds))))}, expected "
+                         f"{config.num_hidden_layers} of {', '.join(sorted(allowed))}")
+    return family, config, DTYPES[dtype]
+
+
+def check_rope(file, rope, model_type):
+    """InputError if the rope parameters of a config are not those of a kind that is supported."""
+    if model_type == "gemma3_text" and not ATTENTION_KINDS <= set(rope):
+        raise InputError(f"{file}: rope_parameters has {', '.join(rope)}, expected {' and '.join(sorted(ATTENTION_KINDS))}")
+    for part in rope.values() if model_type == "gemma3_text" else [rope]:
+        kind = part["rope_type"]
+        if kind not in ROPE_TYPES:
+            raise InputError(f"{file}: rope type {kind!r} is not supported, expected {', '.join(ROPE_TYPES)}")
+        if lacking := {"rope_theta", *ROPE_TYPES[kind]} - set(part):
+            raise InputError(f"{file}: rope of type {kind} lacks {', '.join(sorted(lacking))}; fetch the file again")
 
 
 def rope_parameters(raw):
-    """The rope values of a config as transformers 5 spells them: rope_type, rope_theta, ...; Gemma's per layer type."""
+    """The rope parameters of a config as transformers 5 spells them: rope_type, rope_theta, ...; Gemma's for each layer
+    type.
+    """
     if raw.get("rope_parameters"):
         rope = raw["rope_parameters"]
         if "full_attention" in rope:
@@ -119,12 +144,12 @@ def rope_parameters(raw):
         return {"rope_type": "default", **rope}
     scaling = dict(raw.get("rope_scaling") or {})
     kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    full = {"rope_theta": raw.get("rope_theta", 1e6 if raw["model_type"] == "gemma3_text" else 1e4), "rope_type": kind, **scaling}
+    gemma3 = raw["model_type"] == "gemma3_text"
+    full = {"rope_theta": raw.get("rope_theta", 1e6 if gemma3 else 1e4), "rope_type": kind, **scaling}
     if "partial_rotary_factor" in raw:
         full["partial_rotary_factor"] = raw["partial_rotary_factor"]
-    if raw["model_type"] != "gemma3_text":
-        return full
-    return {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": raw.get("rope_local_base_freq", 1e4)}}
+    sliding = {"rope_theta": raw.get("rope_local_base_freq", 1e4), "rope_type": "default"}
+    return {"full_attention": full, "sliding_attention": sliding} if gemma3 else full
 
 
 def weight_files(source):
@@ -137,7 +162,7 @@ def weight_files(source):
 
 
 def parameter_name(key):
-    """A tensor's name in a checkpoint -> its name in our decoder, or None for what a text decoder has no use for."""
+    """A tensor's name in a checkpoint -> its name in our decoder, or None if a text decoder has no use for it."""
     if re.match(r"(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\.", key) or key.endswith("rotary_emb.inv_freq"):
         return None
     for prefix in ("language_model.model.", "model.language_model.", "language_model.", "model."):
@@ -147,9 +172,10 @@ def parameter_name(key):
 
 
 def load_weights(model, source, device, dtype):
-    """Stream the weights of a folder into `model` (built on the meta device), one tensor at a time.
+    """Stream the weights of a source into `model`, which was built on the meta device, one tensor at a time.
 
-    Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of the shape config.json asks for.
+    Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of the shape that config.json
+    gives.
     """
     expected = dict(model.named_parameters(remove_duplicate=False))
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # may be stored all the same: then skipped
@@ -161,14 +187,7 @@ def load_weights(model, source, device, dtype):
                     name = parameter_name(key)
                     if name is None or name in tied:
                         continue
-                    tensor = tensors.get_tensor(key)
-                    if tensor.dtype not in DTYPES.values():
-                        raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}: "
-                                         "quantised weights are not supported")
-                    if name not in expected or tensor.shape != expected[name].shape:
-                        wanted = f"shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
-                        raise InputError(f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {wanted}: "
-                                         "weights and config.json are not of one model")
+                    tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
                     module, _, leaf = name.rpartition(".")
                     parameter = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
                     setattr(model.get_submodule(module), leaf, parameter)
@@ -176,55 +195,109 @@ def load_weights(model, source, device, dtype):
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
     if missing:
-        raise InputError(f"{source}: the weights lack {sorted(missing)[0]} and {len(missing) - 1} more tensors of {len(expected)}")
+        raise InputError(f"{source}: the weights lack {len(missing)} of {len(expected)} tensors, the first is {min(missing)}")
     if tied:
         model.lm_head.weight = model.embed_tokens.weight
 
 
-def load_model(source, device="cpu", dtype=None, rest=None):
-    """Decoder of a folder, frozen, in `dtype` (None: the one config.json names), on `device`; its weights on `rest` if given."""
+def checked_tensor(file, key, tensor, expected):
+    """The tensor, if it has the shape of the parameter `expected` (None: there is no such parameter) and a supported
+    dtype.
+    """
+    if tensor.dtype not in DTYPES.values():
+        raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}: "
+                         "quantised weights are not supported")
+    if expected is None or tensor.shape != expected.shape:
+        wanted = "no such tensor" if expected is None else f"shape {tuple(expected.shape)}"
+        raise InputError(f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {wanted}: "
+                         "weights and config.json are not of one model")
+    return tensor
+
+
+def load_model(source, device="cpu", dtype=None, weights_device=None):
+    """The frozen decoder of a source, in `dtype` (None: the one that config.json names) on `device`.
+
+    weights_device: where its weights are put instead, for an agent that is offloaded. Raises InputError as read_config
+    and load_weights do.
+    """
     family, config, stored = read_config(source)
     with torch.device("meta"):
         model = family(config)
-    load_weights(model, source, rest or device, dtype or stored)
+    load_weights(model, source, weights_device or device, dtype or stored)
     for name, buffer in model.named_buffers():
         setattr(model, name, buffer.to(device))
     return model.eval()
 
 
 def load_tokenizer(source):
-    """Tokenizer and chat template of a folder."""
+    """The Tokenizer of a source, with its chat template; InputError if a file is missing or damaged."""
     file = find(source, "tokenizer.json")
     try:
         fast = FastTokenizer.from_file(str(file))
     except Exception as e:  # tokenizers raises bare Exception
         raise InputError(f"{file} is damaged ({e}): fetch it again") from e
-    fast.no_truncation()  # a length limit of somebody's training may have been saved with it
+    fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
     config = read_json(find(source, "tokenizer_config.json"))
-    special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token") and isinstance(v, (str, dict))}
-    if "add_bos_token" in config or "add_eos_token" in config:  # goes over what tokenizer.json puts around a plain text
-        bos, eos = ([special[name]] if config.get(f"add_{name}") and name in special else [] for name in ("bos_token", "eos_token"))
+    special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items()
+               if k.endswith("_token") and isinstance(v, (str, dict))}
+    if "add_bos_token" in config or "add_eos_token" in config:  # overrides what tokenizer.json puts around a plain text
+        bos, eos = ([special[name]] if config.get(f"add_{name}") and name in special else []
+                    for name in ("bos_token", "eos_token"))
         ids = [(token, fast.token_to_id(token)) for token in bos + eos]
         fast.post_processor = TemplateProcessing(single=[*bos, "$A", *eos], special_tokens=ids)
-    in_config = config.get("chat_template")  # where some base models have it
+    in_config = config.get("chat_template")  # some base models have it there
     template = find(source, "chat_template.jinja", required=not isinstance(in_config, str))
     try:
         return Tokenizer(fast, special, read_text(template) if template else in_config)
     except jinja2.TemplateSyntaxError as e:
-        raise InputError(f"{template} is damaged, it is not a Jinja template ({e}): fetch it again") from e
+        raise InputError(f"{template or f'chat_template in tokenizer_config.json of {source}'} is damaged, it is not a Jinja "
+                         f"template ({e}): fetch it again") from e
 
 
 def load_generation(source, tokenizer):
-    """Stop ids and top_k of a folder; the tokenizer's own end token always stops."""
-    raw = read_json(find(source, "generation_config.json"))
-    eos = raw.get("eos_token_id") or []
+    """The Generation of a source; the tokenizer's own end token always ends a text, and top_k is 50 if none is named.
+    """
+    file = find(source, "generation_config.json")
+    raw = read_json(file)
+    eos, top_k = raw.get("eos_token_id") or [], raw.get("top_k", 50) or 0
     eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id} - {None}
-    return Generation(tuple(sorted(eos)), raw.get("top_k", 50))
+    if not all(isinstance(number, int) for number in [*eos, top_k]):
+        raise InputError(f"{file}: eos_token_id {raw.get('eos_token_id')!r} or top_k {top_k!r} is not a whole number: fetch it again")
+    return Generation(tuple(sorted(eos)), top_k)
+
+
+def load_link(link, file, device="cpu", dtype=None):
+    """Fill `link` from a released .pt file -> the link, frozen, on `device`, in the file's dtype or `dtype` if that is
+    wider.
+
+    Raises InputError if the file is not a plain state dict of floating tensors in one dtype, or its keys or shapes are
+    not the link's.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
+        raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again; minimas "
+                         "reads links with weights_only=True and runs no code from them") from e
+    if not isinstance(state, dict) or not all(torch.is_tensor(t) and t.is_floating_point() for t in state.values()):
+        raise InputError(f"{file} is not a plain state dict: expected floating tensors under {', '.join(link.state_dict())}")
+    found, expected = ({k: tuple(t.shape) for k, t in s.items()} for s in (state, link.state_dict()))
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise InputError(f"{file}: {key} has shape {found.get(key, 'none (missing)')}, expected "
+                             f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; "
+                             "is it another agent's link?")
+    dtypes = {t.dtype for t in state.values()}
+    if len(dtypes) != 1:
+        raise InputError(f"{file} mixes dtypes {sorted(map(str, dtypes))}: save all tensors in one")
+    stored, = dtypes
+    link.load_state_dict(state, assign=True)
+    return link.to(device, torch.promote_types(stored, dtype or stored)).requires_grad_(False)
 
 
 def load_inner_link(source, task, D, device="cpu", dtype=None):
-    """The inner link of a folder for the agent's width D and dtype: the one for the task if there are several."""
+    """The inner link of a source for an agent of width D and of this dtype: the one for the task if there are several.
+    """
     if manifest := find(source, "innerlink_config.json", required=False):
         file = find(source, entry(manifest, read_json(manifest), "tasks", links_task(task), "adapter.pt"))
     else:
@@ -235,7 +308,8 @@ def load_inner_link(source, task, D, device="cpu", dtype=None):
 def load_outer_links(source, task, edges, models, devices):
     """{(source, target): OuterLink} for `edges`, {(source, target): released key}, between decoders {role: model}.
 
-    A link lies on the device of its source; `devices` is {role: device}.
+    A link is put on the device of its source agent; `devices` is {role: device}. Raises InputError if the manifest
+    lacks a link or its widths are not those of the agents.
     """
     widths = {role: model.config.hidden_size for role, model in models.items()}
     file = find(source, "outerlink_config.json")
@@ -252,3 +326,24 @@ def load_outer_links(source, task, edges, models, devices):
         links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename")), devices[src],
                                     models[src].norm.weight.dtype)
     return links
+
+
+def usable_device(name):
+    """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+        if device.type == "meta":
+            raise TypeError("it holds no data")
+    except (RuntimeError, AssertionError, TypeError) as e:
+        raise InputError(f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
+    return device
+
+
+def usable_dtype(name, device):
+    """The torch dtype of that name; None stands for float32 on a CPU, and for config.json's elsewhere."""
+    if name is None:
+        return torch.float32 if device.type == "cpu" else None
+    if str(name).removeprefix("torch.") not in DTYPES:
+        raise InputError(f"dtype {str(name)!r} cannot be used, expected one of {', '.join(DTYPES)}")
+    return DTYPES[str(name).removeprefix("torch.")]

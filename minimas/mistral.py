@@ -1,7 +1,7 @@
 """Mistral, equal to transformers' MistralForCausalLM.
 
-What differs from Llama: every layer attends to a sliding window, config.json's sliding_window (null means none), so that
-its cache never holds more than that. Nothing else: the decoder is llama.Llama.
+What differs from Llama: every layer attends to a sliding window, config.json's sliding_window (null means none), so
+that its cache never holds more than that. Nothing else: the decoder is llama.Llama.
 """
 
 from dataclasses import dataclass

@@ -144,8 +144,8 @@ class OuterLoss(nn.Module):
                 return [row[-n:][:self.settings.latent_steps] for row, n in zip(h, (ids != IGNORED).sum(1).tolist())]
             return self.system.agents[role].think(prompts, self.settings.latent_steps)
 
-        prompts = recurse(self.system, [lesson.question for lesson in lessons], self.settings, think=think)
-        h, ids = self.forced(lessons, self.settings.rounds, last, prompts)
+        *_, final = recurse(self.system, [lesson.question for lesson in lessons], self.settings, think=think)
+        h, ids = self.forced(lessons, self.settings.rounds, last, final.prompts)
         loss = next_token_loss(self.system.agents[last], h[:, :-1], ids)
         return loss + self.other_rounds * sum(losses) / len(losses) if losses else loss
 

@@ -1,7 +1,7 @@
-"""What each agent is told: prompts.json, filled for a question, with the slots left open for what other agents send.
+"""What each agent reads: prompts.json, filled in for a question, with slots left open for what other agents send.
 
-The strings are interface data: the released links were trained under exactly these. A prompt is a list of pieces, text
-or Slot, and stays one until it is embedded, so that nothing a question contains can pass for a field or a slot.
+The strings are interface data: the released links were trained with exactly these. A prompt is a list of pieces, text
+or Slot, and stays one until it is embedded, so that nothing in a question can pass for a field or a slot.
 """
 
 import json
@@ -17,10 +17,11 @@ TASKS = ("math", "choice", "code")
 
 @dataclass(frozen=True)
 class Question:
-    """A question; for code also the name of the function asked for: None where it has no name, "" for a whole program.
+    """A question as an agent is asked it.
 
-    dataset: the data set it comes from, for prompts.json has a prompt of its own for one (`solver_gpqa`). task: where it is
-    not that of the system.
+    fn_name   task code: the name of the function that is asked for; None if it has no name, "" for a whole program
+    dataset   the data set that it comes from: prompts.json has a prompt of its own for one (`solver_gpqa`)
+    task      math, choice or code, if it is not the system's
     """
     text: str
     fn_name: str | None = ""
@@ -30,14 +31,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Slot:
-    """The place in a prompt where what `role` sent stands."""
+    """The place in a prompt for what `role` sent."""
     role: str
 
 
 def fill(template, templates, texts):
-    """A template -> pieces. `{name}` becomes texts[name] as typed, templates[name] filled in turn, or else a Slot.
+    """A template -> pieces. `{name}` becomes texts[name] as it is, or templates[name] filled in turn, or else
+    Slot(name).
 
-    Names are lower-case words that the caller knows; `\\boxed{1}` and `\\boxed{A}` in the strings are not fields.
+    Names are lower-case words of two letters or more; `\\boxed{1}` and `\\boxed{A}` in the strings are no fields.
     """
     pieces = []
     for i, part in enumerate(re.split(r"\{([a-z_]{2,})\}", template)):
@@ -51,49 +53,57 @@ def fill(template, templates, texts):
 
 
 def interface(fn_name):
-    """Which sentence tells what code to write: for a program (""), a function of that name, or one without a name (None)."""
+    """The sentence that says what code to write: a program (""), a function of that name, or one without a name (None).
+    """
     return PROMPTS["interface"]["program" if fn_name == "" else "function" if fn_name else "unnamed_function"]
 
 
-def final(family, question, task):
-    """Which sentence asks for the answer's form."""
+def answer_form(section, question, task):
+    """The sentence that asks for the form of the answer."""
     if task == "code":
         return PROMPTS["final"]["code"]
     lists_options = re.search(r"^[A-D][.):-][ \t]", question, re.MULTILINE | re.IGNORECASE)
-    if family == "sequential":
+    if section == "sequential":
         return PROMPTS["sequential"]["text"]["final"]["letter" if lists_options else "number"]
     return PROMPTS["final"]["letter" if lists_options or task == "choice" else "number"]
 
 
-def prompt(family, role, question, task, heard):
-    """System text and the user message's pieces for `role` of a family of prompts (a name in prompts.json).
+def prompt(section, role, question, task, has_feedback):
+    """System text, and the pieces of the user message, for `role` in a section of prompts.json.
 
-    heard: something lies in the agent's inbox already, so an agent that opened the first round now has a feedback slot.
+    has_feedback: an agent has sent something to this one, so that the opener of the first round now has a slot, too.
     """
-    table, context, text = PROMPTS[family], PROMPTS["context"][task], question.text
-    if family == "sequential":
+    table, context, text = PROMPTS[section], PROMPTS["context"][task], question.text
+    if section == "sequential":
         table = table["code" if task == "code" else "text"]
     elif task == "choice":
         text = text.rstrip()
         if "choose the correct option" in text.lower():
-            context = PROMPTS["context"]["math"]
-    system = table.get("system") or PROMPTS["system_deliberation" if family == "deliberation" else "system"]
-    template = heard and table.get(f"{role}_with_feedback") or table.get(f"{role}_{question.dataset}") or table[role]
-    templates = {"context": context, "final": final(family, text, task), "interface": interface(question.fn_name)}
+            context = PROMPTS["context"]["math"]  # as the release does when the question says so itself
+    system = table.get("system") or PROMPTS["system_deliberation" if section == "deliberation" else "system"]
+    names = [f"{role}_with_feedback"] if has_feedback else []
+    names += [f"{role}_{question.dataset}", role]
+    template = next(table[name] for name in names if name in table)
+    templates = {"context": context, "final": answer_form(section, text, task), "interface": interface(question.fn_name)}
     return system, fill(template, templates, {"question": text, "fn_name": question.fn_name or ""})
 
 
-def answer_retry(family, task):
-    """What is put after a text without an answer, so that the agent goes on with one; None where that was never taught."""
-    return PROMPTS[family].get("answer_retry", PROMPTS["answer_retry"]).get(task)
+def answer_retry(section, task):
+    """What is appended to a text without an answer, so that the agent goes on with one; None if that was never trained.
+    """
+    return PROMPTS[section].get("answer_retry", PROMPTS["answer_retry"]).get(task)
 
 
 def render(tokenizer, system, pieces, date):
-    """Put system text and pieces through the agent's chat template; the result is again pieces, slots in their places."""
+    """Put system text and pieces through the agent's chat template; the result is a list of pieces again, slots in
+    place.
+
+    Raises InputError if the template drops or repeats the user's message.
+    """
     n = 0
     while any(f"[slot {n}]" in p for p in pieces if isinstance(p, str)):
-        n += 1  # a mark that no text contains: brackets keep it from overlapping itself or what stands beside it
-    mark = f"[slot {n}]"
+        n += 1
+    mark = f"[slot {n}]"  # occurs in no piece; its brackets keep it from overlapping itself or its neighbours
     slots = [p for p in pieces if isinstance(p, Slot)]
     texts = tokenizer.chat(system, "".join(mark if isinstance(p, Slot) else p for p in pieces), date).split(mark)
     if len(texts) != len(slots) + 1:

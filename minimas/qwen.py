@@ -101,7 +101,8 @@ class Config35(llama.Config):
 
 
 class GatedAttention(nn.Module):
-    """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position."""
+    """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position.
+    """
     joint = Attention.joint
 
     def __init__(self, c):

@@ -1,7 +1,8 @@
 """Text to ids and back, and the chat template that wraps an agent's prompt.
 
-Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (names of the special tokens), chat_template.jinja
-(run by Jinja's immutable sandbox, set up as transformers does: a template can compute text and reach nothing else).
+Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (names of the special tokens), chat_template.jinja.
+A template runs in Jinja's immutable sandbox with the filters and globals that the released agents' templates use: it
+can compute text and reach nothing else.
 """
 
 import json
@@ -17,6 +18,7 @@ DATE = "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that 
 
 
 def raise_exception(message):
+    """What templates call to refuse a conversation."""
     raise jinja2.TemplateError(message)
 
 
@@ -29,15 +31,20 @@ def template_environment():
 
 
 class Tokenizer:
-    """`fast`: a tokenizers.Tokenizer; `special`: the named special tokens ({"eos_token": "</s>", ...}); `template`: Jinja text."""
+    """One agent's tokenizer and chat template.
 
-    def __init__(self, fast, special, template):
-        self.fast, self.special = fast, special
+    fast      a tokenizers.Tokenizer
+    named     its special tokens by name, {"eos_token": "</s>", ...}
+    template  Jinja text
+    """
+
+    def __init__(self, fast, named, template):
+        self.fast, self.named = fast, named
         self.template = template_environment().from_string(template)
-        self.eos_id = fast.token_to_id(special.get("eos_token", ""))
+        self.eos_id = fast.token_to_id(named.get("eos_token", ""))
 
     def encode(self, text, special=False):
-        """Text -> list of ids; `special` adds what the tokenizer itself puts around a text, such as BOS."""
+        """Text -> list of ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS."""
         return self.fast.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids, strip=True):
@@ -46,9 +53,10 @@ class Tokenizer:
         return text.strip() if strip else text
 
     def chat(self, system, user, date=DATE):
-        """The rendered prompt up to the point where the assistant speaks, thinking mode off.
+        """The rendered prompt up to the point where the assistant speaks, with thinking mode off.
 
-        A template that refuses a system role (Mistral's) gets both texts as one user message.
+        A template that refuses a system role (Mistral's) gets both texts as one user message. Raises InputError if it
+        refuses that, too.
         """
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": user})
@@ -61,14 +69,14 @@ class Tokenizer:
 
     @cached_property
     def ending(self):
-        """What stands behind an assistant's reply: the word that the template writes there, else the eos token."""
+        """What ends an assistant's reply: the first word that the template writes after it, else the eos token."""
         mark = "[reply]"
         try:
             text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
         except jinja2.TemplateError:
             text = mark
-        return next(iter(text.partition(mark)[2].split()), self.special.get("eos_token", ""))
+        return next(iter(text.partition(mark)[2].split()), self.named.get("eos_token", ""))
 
     def render(self, messages, date, add_generation_prompt=True):
-        return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
-                                    enable_thinking=False, date_string=date, **self.special)
+        return self.template.render(messages=messages, tools=None, documents=None, enable_thinking=False, date_string=date,
+                                    add_generation_prompt=add_generation_prompt, **self.named)

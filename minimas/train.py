@@ -26,11 +26,12 @@ from .cli import checkpoints, command, join_others, make_parser, names, out_of_m
 from .data import complain
 from .lessons import load_lessons
 from .link import OuterLink
-from .load import links_task, load_outer_links
+from .load import links_task, load_outer_links, usable_dtype
 from .objective import LONGEST, InnerLoss, OuterLoss, compute_again, ridge_start, start_gain
 from .plot import save_charts
 from .prompts import TASKS
-from .recurse import STYLES, Settings, System, devices_of, sources, usable_dtype
+from .recurse import Settings, System
+from .styles import STYLES
 from .save import copy_agent, save_inner_link, save_outer_links, suffix, write_whole
 
 
@@ -276,14 +277,14 @@ def texts_needed(args, style):
 
 def agents_to_train(args, style, roles, where, untrained=False):
     """The agents of these roles, in the plain form, from {role: folder or hub id}."""
-    devices = devices_of(style, args.device)
+    devices = style.devices(args.device)
     return {role: load_agent(where[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True, untrained=untrained)
             for role in roles}
 
 
 def prepare_inner(args, style, lessons):
     """The system of one agent, what its link is to minimise, and the rows for it."""
-    where, new = sources(style, checkpoints(args), [args.role]), args.init == "random"
+    where, new = style.sources(checkpoints(args), [args.role]), args.init == "random"
     agents = agents_to_train(args, style, [args.role], where, untrained=new)
     link = agents[args.role].inner_link.float()
     if new:
@@ -295,7 +296,7 @@ def prepare_inner(args, style, lessons):
 def prepare_outer(args, style, lessons):
     """The system, what its outer links are to minimise together, and the rows for it."""
     known = args.init == "checkpoint"
-    where = sources(style, checkpoints(args), [*style.order, "links"] if known else style.order)
+    where = style.sources(checkpoints(args), [*style.order, "links"] if known else style.order)
     agents = agents_to_train(args, style, style.order, where)
     models = {role: agent.model for role, agent in agents.items()}
     width = {role: model.config.hidden_size for role, model in models.items()}
@@ -332,7 +333,7 @@ def main():
     if rank == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.what == "inner":
-            copy_agent(sources(style, checkpoints(args), [args.role])[args.role], args.out)
+            copy_agent(style.sources(checkpoints(args), [args.role])[args.role], args.out)
 
     def save_links():
         if args.what == "outer":

@@ -113,8 +113,9 @@ class Ours:
 
     def run(self, asked):
         latents = {}
-        prompts = recurse(self.system, self.system.read(asked), self.settings, hear=lambda r, edge, z, _: latents.update({(r, *edge): z}))
-        return self.write(self.system.style.order[-1], prompts, self.settings.max_new_tokens), latents
+        for stage in recurse(self.system, self.system.questions(asked), self.settings):
+            latents |= {(stage.round, *edge): z for edge, z in stage.sent.items()}
+        return self.write(stage.role, stage.prompts, self.settings.max_new_tokens), latents
 
 
 class Peer:
@@ -160,7 +161,7 @@ class Peer:
         order = system.style.order
         for r in range(1, settings.rounds + 1):
             for role in order:
-                prompts = system.prompts(role, system.read(asked), inbox)
+                prompts = system.prompts(role, system.questions(asked), inbox)
                 if (r, role) == (settings.rounds, order[-1]):
                     return self.write(role, prompts, settings.max_new_tokens), latents
                 Z = reference.inner(self.inner[role], self.think(role, prompts, settings.latent_steps))
@@ -232,7 +233,7 @@ def prompts_of_a_run(ours, asked):
     system, inbox, turns = ours.system, {}, []
     for _ in range(ours.settings.rounds):
         for role in system.style.order:
-            turns.append((role, system.prompts(role, system.read(asked), inbox)))
+            turns.append((role, system.prompts(role, system.questions(asked), inbox)))
             for edge, link in system.outer_links.items():
                 if edge[0] == role:
                     w = system.agents[edge[1]].model.embed_tokens.weight
@@ -328,7 +329,7 @@ def scale(args, ours):
         asked, ours.settings = questions(B, length), replace(ours.settings, rounds=rounds, latent_steps=m, max_new_tokens=8)
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        prompts = ours.system.prompts(first, ours.system.read(asked), {})
+        prompts = ours.system.prompts(first, ours.system.questions(asked), {})
         seconds, _ = timed((lambda: ours.think(first, prompts, m)) if roll_out else (lambda: ours.run(asked)), args.device)
         peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(f"{name:24s}{seconds:10.2f}{peak / 2 ** 20:20.0f}", flush=True)

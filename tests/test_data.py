@@ -400,4 +400,4 @@ def test_what_cannot_be_asked_for(tmp_path):
 
 
 def test_the_data_set_reaches_the_prompts():
-    assert System(STYLES["sequential_light"], {}, {}, "choice").read(["q"], dataset="gpqa")[0].dataset == "gpqa"
+    assert System(STYLES["sequential_light"], {}, {}, "choice").questions(["q"], dataset="gpqa")[0].dataset == "gpqa"

@@ -5,7 +5,8 @@ import torch
 
 import checkpoints
 from minimas import InputError
-from minimas.link import InnerLink, OuterLink, load_link, save_link
+from minimas.link import InnerLink, OuterLink, save_link
+from minimas.load import load_link
 
 
 def test_formulas_term_by_term():

@@ -140,16 +140,39 @@ def test_a_damaged_file_is_named(folder, name):
 
 @pytest.mark.parametrize("changes, complaint", [
     ({"model_type": "gpt2"}, "'gpt2' is not supported; minimas has llama, mistral, qwen2"), ({"model_type": ...}, "None is not supported"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported, only default, linear, llama3"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported, expected default, linear, llama3"),
     ({"hidden_act": "gelu"}, "'gelu'"), ({"attention_bias": True}, "attention_bias"), ({"hidden_size": ...}, "lacks hidden_size"),
-    ({"hidden_size": 64}, "config.json makes it shape"), ({"num_hidden_layers": 4}, "the weights lack layers.3"),
-    ({"num_hidden_layers": 2}, "no such tensor"), ({"tie_word_embeddings": False}, "the weights lack lm_head.weight"),
+    ({"hidden_size": 64}, "config.json makes it shape"), ({"num_hidden_layers": 4}, "the weights lack 9 of 39 tensors, the first is layers.3"),
+    ({"num_hidden_layers": 2}, "no such tensor"), ({"tie_word_embeddings": False}, "the weights lack 1 of 30 tensors, the first is lm_head.weight"),
     ({"dtype": "int7"}, "int7"),
 ])
 def test_a_config_that_does_not_fit(folder, changes, complaint):
     edit(folder / "config.json", **changes)
     with pytest.raises(InputError, match=complaint):
         load_model(folder)
+
+
+@pytest.mark.parametrize("model_type, changes, complaint", [
+    ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3}, "layer_types has 3 entries of linear_attention, expected 4 of"),
+    ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3 + ["sliding_attention"]}, "expected 4 of full_attention, linear_attention"),
+    ("gemma3", {"layer_types": ["sliding_attention"] * 5 + ["strange"]}, "6 entries of sliding_attention, strange, expected 6 of"),
+    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters has rope_type, rope_theta, expected")])
+def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
+    folder = checkpoints.make_agent(tmp_path, model_type)
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config) | changes
+    (folder / "config.json").write_text(json.dumps(config | {"text_config": text} if "text_config" in config else text))
+    with pytest.raises(InputError, match=complaint):
+        load_model(folder)
+
+
+def test_generation_config(folder):
+    for changes, complaint in ({"eos_token_id": "x"}, "'x'"), ({"eos_token_id": [1, "y"]}, "'y'"), ({"eos_token_id": 1, "top_k": 2.5}, "2.5"):
+        edit(folder / "generation_config.json", **changes)
+        with pytest.raises(InputError, match=f"generation_config.json.*{complaint}.*whole number"):
+            load_agent(folder, "math", "cpu", None)
+    edit(folder / "generation_config.json", top_k=None)
+    assert load_agent(folder, "math", "cpu", None).generation.top_k == 0, "null is no limit, as in transformers"
 
 
 def test_links_of_other_agents(tmp_path):

@@ -80,7 +80,7 @@ def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
     folder = checkpoints.make_agent(tmp_path, kind)
     assert minimas.load.load_tokenizer(folder).ending == ending
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert minimas.load.load_tokenizer(folder).ending == minimas.load.load_tokenizer(folder).special["eos_token"]
+    assert minimas.load.load_tokenizer(folder).ending == minimas.load.load_tokenizer(folder).named["eos_token"]
 
 
 def test_token_loss_is_cross_entropy(monkeypatch):
@@ -172,19 +172,22 @@ def test_the_loss_is_that_of_inference(folders):
     system, sent = load(folders), {}
     result = system.run(["1 + 1?"], rounds=2, latent_steps=3, max_new_tokens=1, retry=False, keep_latents=True)[0]
     with torch.enable_grad():
-        minimas.recurse.recurse(system, system.read(["1 + 1?"]), Settings(rounds=2, latent_steps=3), hear=lambda r, edge, z, _: sent.update({(r, *edge): z[0]}))
+        for stage in minimas.recurse.recurse(system, system.questions(["1 + 1?"]), Settings(rounds=2, latent_steps=3)):
+            sent |= {(stage.round, *edge): z[0] for edge, z in stage.sent.items()}
     assert sent.keys() == result.latents.keys() and all((sent[key] - result.latents[key]).abs().max() < 1e-5 for key in sent)
 
 
-def test_teacher_latents_are_the_states_at_the_first_tokens(folders):
+def test_teacher_latents_are_the_states_at_the_first_tokens(folders, monkeypatch):
     system, sent = load(folders), {}
     loss, batch = OuterLoss(system, Settings(rounds=1, latent_steps=4), teacher=True), lessons(STYLES["sequential_light"])
     recurse = objective.recurse
-    try:
-        objective.recurse = lambda *args, **options: recurse(*args, hear=lambda r, edge, z, _: sent.update({edge: z}), **options)
-        loss(batch)
-    finally:
-        objective.recurse = recurse
+
+    def listening(*args, **options):
+        for stage in recurse(*args, **options):
+            sent.update(stage.sent)
+            yield stage
+    monkeypatch.setattr(objective, "recurse", listening)
+    loss(batch)
     planner, link = system.agents["planner"], system.outer_links["planner", "critic"]
     for lesson, latents in zip(batch, sent["planner", "critic"]):
         ids = planner.tokenizer.encode(lesson.text("planner", 1) + "<|im_end|>")

@@ -109,7 +109,7 @@ def test_text_channel(system):
     result = system.run(["1 + 1"], rounds=2, max_new_tokens=5, temperature=0.0, channel="text", keep_latents=True)[0]
     assert list(result.latents)[:3] == [(1, *edge) for edge in EDGES] and all(isinstance(text, str) for text in result.latents.values())
     inbox = {("planner", "critic"): ["Step 1: {question} add"]}
-    pieces = system.prompts("critic", system.read(["1 + 1"]), inbox)[0]
+    pieces = system.prompts("critic", system.questions(["1 + 1"]), inbox)[0]
     assert "Initial Plan:\nStep 1: {question} add\nYou should refine" in "".join(pieces)
 
 

@@ -12,7 +12,7 @@ def test_uniform_is_splitmix64():
             z = (seed + (n + 1) * 0x9E3779B97F4A7C15) & mask
             z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
             z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
-            assert uniform(torch.tensor([seed]), n).item() == ((z ^ z >> 31) >> 11) / 2 ** 53
+            assert uniform(torch.tensor([seed]), torch.tensor([n])).item() == ((z ^ z >> 31) >> 11) / 2 ** 53
 
 
 def test_seeds_depend_on_text_and_key_alone():

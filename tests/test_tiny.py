@@ -90,7 +90,7 @@ def test_an_exercise_continues_the_note():
 def test_the_template_ends_where_the_reply_begins(system):
     """The last word of a prompt does not fuse with the first of the reply: tokens of both together are tokens of each."""
     for role, agent in system.agents.items():
-        prompt = "".join(piece for piece in system.prompts(role, system.read(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
+        prompt = "".join(piece for piece in system.prompts(role, system.questions(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
         assert agent.tokenizer.encode(prompt + "a+5=2.") == agent.tokenizer.encode(prompt) + agent.tokenizer.encode("a+5=2.")
         assert agent.tokenizer.decode(agent.tokenizer.encode("a+5\\boxed{2}")) == "a+5\\boxed{2}"
         assert agent.tokenizer.fast.token_to_id("<unk>") not in agent.tokenizer.encode(prompt)

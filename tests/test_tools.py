@@ -162,6 +162,16 @@ def test_deliberation_with_tools(system, monkeypatch):
     assert one.new_tokens == len(encode(SCRIPTS[0])) and len(one.token_ids) == one.new_tokens + len(encode(" <result> 42 </result>"))
 
 
+def test_no_tool_runs_when_nothing_can_follow(system, monkeypatch):
+    """The call is closed by the last token that is allowed."""
+    script = "<python>print(1)</python>"
+    scripted(system.agents["toolcaller"], [script], monkeypatch)
+    monkeypatch.setattr(tools, "run_python", lambda code: pytest.fail("ran"))
+    n = len(system.agents["toolcaller"].tokenizer.encode(script))
+    result = system.run(["1 + 1"], tools=("python",), retry=False, **OPTIONS | {"max_new_tokens": n})[0]
+    assert result.text == script and len(result.token_ids) == result.new_tokens == n
+
+
 def test_tools_are_off_until_asked_for(system, monkeypatch):
     scripted(system.agents["toolcaller"], SCRIPTS[:1], monkeypatch)
     monkeypatch.setattr(tools, "run_python", lambda code: pytest.fail("ran"))
