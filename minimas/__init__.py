@@ -6,7 +6,7 @@
 """
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "STYLES", "System", "load_mas_system"]
+__all__ = ["InputError", "Result", "STYLES", "Settings", "System", "load_mas_system"]
 
 
 class InputError(ValueError):
@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 def __getattr__(name):
-    # Imported on first use: `import minimas` stays light, and `python -m minimas.recurse` finds its module not yet imported.
+    # On first use: `import minimas` stays light, and `python -m minimas.recurse` finds its module not yet imported.
     if name in __all__:
         from . import recurse
         return getattr(recurse, name)

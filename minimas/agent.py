@@ -103,8 +103,8 @@ class Agent:
 
     def embed_pieces(self, pieces):
         """Token ids and latents -> (T, D)."""
-        w = self.model.embed_tokens.weight
-        return torch.cat([piece.to(w) if piece.is_floating_point() else self.model.embed(piece.to(w.device)) for piece in pieces])
+        w, embed = self.model.embed_tokens.weight, self.model.embed
+        return torch.cat([piece.to(w) if piece.is_floating_point() else embed(piece.to(w.device)) for piece in pieces])
 
     # Reading
 
@@ -206,10 +206,11 @@ class Agent:
         A text ends with one of the generation's eos_ids, which is part of it, or after settings.max_new_tokens.
         seeds     an integer for each text: k of them for each prompt, which is read once for all k
         settings  max_new_tokens, temperature, top_p, top_k (None: the generation's), as in recurse.Settings
-        reply     reply(b, ids) gives ids to insert after text b's last token, such as a tool's result; mostly none. While one
-                  row reads its reply, the others go on by a token each.
+        reply     reply(b, ids) gives ids to insert after text b's last token, such as a tool's result; mostly none. While
+                  one row reads its reply, the others go on by a token each.
         """
-        sampling = settings.temperature, self.generation.top_k if settings.top_k is None else settings.top_k, settings.top_p
+        top_k = self.generation.top_k if settings.top_k is None else settings.top_k
+        sampling = settings.temperature, top_k, settings.top_p
         ids, rows, left = [[] for _ in seeds], list(range(len(seeds))), settings.max_new_tokens - 1
         cache = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens)
         seeds = torch.tensor(seeds, device=x.device)
@@ -221,8 +222,9 @@ class Agent:
         def step(x, positions, seeds, n):
             return draw(self.model(x, positions, cache, last=1), positions, seeds, n)
 
-        state, tokens = draw(*self.prefill_copies(x, positions, cache, len(seeds) // len(x)), seeds, torch.zeros_like(seeds))
-        tokens = [tokens]
+        h, positions = self.prefill_copies(x, positions, cache, len(seeds) // len(x))
+        state, first = draw(h, positions, seeds, torch.zeros_like(seeds))
+        tokens = [first]
         tick()
         while True:
             written = torch.stack(tokens, 1).tolist()  # here, and only here, the host waits for the device
@@ -305,7 +307,7 @@ def load_agent(source, task, device, dtype, offload=False, plain=False, untraine
 
     task       math, choice or code: which inner link is taken if there are several
     offload    keep the weights in main memory while the agent rests
-    plain      leave out the fast path; an offloaded agent has none, for the fast path needs weights that stay where they are
+    plain      leave out the fast path; it needs weights that stay where they are, so an offloaded agent has none
     untrained  give it a new inner link: the folder may be that of a base model
     Raises InputError if the folder is not whole.
     """

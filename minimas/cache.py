@@ -1,10 +1,9 @@
 """What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
 
-    mask(positions, last)      which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None stands
-                               for ordinary causal attention. The model calls it, once for all layers of one kind
-                               (`masks`)
-    update(k, v, positions)    remember new keys and values (B, K, T, d); returns all S that are remembered. The layer calls it
-    tensors                    names of the attributes that hold one row per prompt of the batch
+    mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None stands for
+                              ordinary causal attention. The model asks for it, once for all layers of one kind (`masks`)
+    update(k, v, positions)   remembers new keys and values (B, K, T, d) and returns all S of them. The layer calls it
+    tensors                   names of the attributes that hold one row per prompt of the batch
 
 `positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk. A
 key is addressed by its position, not by its column: rows of unequal length then share a batch with no other
@@ -114,7 +113,7 @@ class GrowingCache:
 
     def __init__(self, window=None):
         self.window = window
-        self.chunks = []  # (k, v, positions) of each chunk; the list is replaced, never changed, so that a copy is a snapshot
+        self.chunks = []  # (k, v, positions) of each; the list is replaced, never changed, so that a copy is a snapshot
 
     def mask(self, positions, last):
         if not self.chunks and plain_causal(positions, last, self.window):

@@ -45,7 +45,7 @@ def chunked(q, k, v, g, beta, S, C=64):
     since_start = g.cumsum(-1)  # (B, H, chunks, C): log decay from the chunk's start to the token
     whole = since_start[..., -1:]  # (B, H, chunks, 1): over the whole chunk
     ahead = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-    decay = (since_start[..., :, None] - since_start[..., None, :]).masked_fill(ahead, -torch.inf).exp()  # from column to row
+    decay = (since_start[..., :, None] - since_start[..., None, :]).masked_fill(ahead, -torch.inf).exp()  # column to row
     A = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
     rhs = beta[..., None] * torch.cat([v, k * since_start[..., None].exp()], -1)
     U, W = torch.linalg.solve_triangular(A, rhs, upper=False, unitriangular=True).split([v.shape[-1], k.shape[-1]], -1)

@@ -113,7 +113,7 @@ class Graphs:
         cache = first_rows(self.base, B)
         for c in cache:
             for name in c.tensors:
-                getattr(c, name).fill_(-1 if name == "positions" else 0)  # nothing, not even a NaN, reaches the next question
+                getattr(c, name).fill_(-1 if name == "positions" else 0)  # no NaN, either, reaches the next question
             if isinstance(c, KVCache):
                 c.filled = 0
         return cache

@@ -129,7 +129,8 @@ class Gemma3(nn.Module):
         self.norm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         for kind in ("sliding_attention", "full_attention"):
-            self.register_buffer(f"frequency_{kind}", rope_frequencies(c.rope_parameters[kind], c.head_dim), persistent=False)
+            frequency = rope_frequencies(c.rope_parameters[kind], c.head_dim)
+            self.register_buffer(f"frequency_{kind}", frequency, persistent=False)
 
     def make_cache(self, B, S=None):
         c = self.config
@@ -141,9 +142,9 @@ class Gemma3(nn.Module):
         return self.embed_tokens(ids) * scale
 
     def forward(self, x, positions, cache, last=None):
-        rope = {kind: rotation(positions, self.get_buffer(f"frequency_{kind}")) for kind in set(self.config.layer_types)}
-        last = last or x.shape[1]
-        for layer, kind, mask, layer_cache in zip(self.layers, self.config.layer_types, masks(cache, positions, last), cache):
+        kinds, last = self.config.layer_types, last or x.shape[1]
+        rope = {kind: rotation(positions, self.get_buffer(f"frequency_{kind}")) for kind in set(kinds)}
+        for layer, kind, mask, layer_cache in zip(self.layers, kinds, masks(cache, positions, last), cache):
             x = layer(x, positions, rope[kind], mask, layer_cache)
         return self.norm(x[:, -last:])
 

@@ -45,10 +45,11 @@ def download(repository, name, repo_type="model", revision=None):
     try:
         return Path(hf_hub_download(repository, name, repo_type=repo_type, revision=revision))
     except GatedRepoError as e:
-        raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with `hf auth login` "
-                         "or HF_TOKEN") from e
+        raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with "
+                         "`hf auth login` or HF_TOKEN") from e
     except RepositoryNotFoundError as e:
-        raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name, and HF_TOKEN") from e
+        raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name, "
+                         "and HF_TOKEN") from e
     except LocalEntryNotFoundError as e:
         if constants.HF_HUB_OFFLINE:
             return None

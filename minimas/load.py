@@ -82,7 +82,8 @@ def entry(file, value, *path):
     """value[path[0]][path[1]]... of a manifest; InputError names the part that is missing."""
     for key in path:
         if not isinstance(value, dict) or key not in value:
-            raise InputError(f"{file} has no {'.'.join(path)}: expected the manifest of the released layout; fetch it again")
+            raise InputError(f"{file} has no {'.'.join(path)}: expected the manifest of the released layout; "
+                             "fetch it again")
         value = value[key]
     return value
 
@@ -116,8 +117,9 @@ def read_config(source):
     config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
     kinds, allowed = getattr(config, "layer_types", None), LAYER_KINDS.get(raw["model_type"], ATTENTION_KINDS)
     if kinds is not None and (len(kinds) != config.num_hidden_layers or not allowed.issuperset(kinds)):
-        raise InputError(f"{file}: layer_types has {len(kinds)} entries of {', '.join(sorted(map(str, set(kinds))))}, expected "
-                         f"{config.num_hidden_layers} of {', '.join(sorted(allowed))}")
+        found = ", ".join(sorted(map(str, set(kinds))))
+        raise InputError(f"{file}: layer_types has {len(kinds)} entries of {found}, expected {config.num_hidden_layers} of "
+                         f"{', '.join(sorted(allowed))}")
     return family, config, DTYPES[dtype]
 
 
@@ -195,7 +197,8 @@ def load_weights(model, source, device, dtype):
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
     if missing:
-        raise InputError(f"{source}: the weights lack {len(missing)} of {len(expected)} tensors, the first is {min(missing)}")
+        raise InputError(f"{source}: the weights lack {len(missing)} of {len(expected)} tensors, "
+                         f"the first is {min(missing)}")
     if tied:
         model.lm_head.weight = model.embed_tokens.weight
 
@@ -251,8 +254,8 @@ def load_tokenizer(source):
     try:
         return Tokenizer(fast, special, read_text(template) if template else in_config)
     except jinja2.TemplateSyntaxError as e:
-        raise InputError(f"{template or f'chat_template in tokenizer_config.json of {source}'} is damaged, it is not a Jinja "
-                         f"template ({e}): fetch it again") from e
+        place = template or f"chat_template in tokenizer_config.json of {source}"
+        raise InputError(f"{place} is damaged, it is not a Jinja template ({e}): fetch it again") from e
 
 
 def load_generation(source, tokenizer):
@@ -262,8 +265,8 @@ def load_generation(source, tokenizer):
     raw = read_json(file)
     eos, top_k = raw.get("eos_token_id") or [], raw.get("top_k", 50) or 0
     eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id} - {None}
-    if not all(isinstance(number, int) for number in [*eos, top_k]):
-        raise InputError(f"{file}: eos_token_id {raw.get('eos_token_id')!r} or top_k {top_k!r} is not a whole number: fetch it again")
+    if wrong := [number for number in [*eos, top_k] if not isinstance(number, int)]:
+        raise InputError(f"{file}: eos_token_id or top_k has {wrong[0]!r}, expected a whole number: fetch it again")
     return Generation(tuple(sorted(eos)), top_k)
 
 
@@ -280,7 +283,8 @@ def load_link(link, file, device="cpu", dtype=None):
         raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again; minimas "
                          "reads links with weights_only=True and runs no code from them") from e
     if not isinstance(state, dict) or not all(torch.is_tensor(t) and t.is_floating_point() for t in state.values()):
-        raise InputError(f"{file} is not a plain state dict: expected floating tensors under {', '.join(link.state_dict())}")
+        raise InputError(f"{file} is not a plain state dict: expected floating tensors under "
+                         f"{', '.join(link.state_dict())}")
     found, expected = ({k: tuple(t.shape) for k, t in s.items()} for s in (state, link.state_dict()))
     for key in sorted({*found, *expected}):
         if found.get(key) != expected.get(key):
@@ -314,7 +318,7 @@ def load_outer_links(source, task, edges, models, devices):
     widths = {role: model.config.hidden_size for role, model in models.items()}
     file = find(source, "outerlink_config.json")
     config = read_json(file)
-    adapters = entry(file, config, "tasks", links_task(task), "adapters") if "tasks" in config else entry(file, config, "adapters")
+    adapters = entry(file, config, *(["tasks", links_task(task)] if "tasks" in config else []), "adapters")
     named, links = {adapter.get("legacy_key"): adapter for adapter in adapters}, {}
     for (src, dst), key in edges.items():
         if key not in named:

@@ -35,7 +35,8 @@ class Config(llama.Config):
         super().__post_init__()
         if self.layer_types is None:
             first = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
-            self.layer_types = ["sliding_attention" if i >= first else "full_attention" for i in range(self.num_hidden_layers)]
+            self.layer_types = [
+                "sliding_attention" if i >= first else "full_attention" for i in range(self.num_hidden_layers)]
 
     @property
     def windows(self):

@@ -29,7 +29,7 @@ from .styles import STYLES, style_named
 from .tokenizer import DATE
 from .tools import TOOLS, ToolCalls
 
-__all__ = ["STYLES", "Result", "Settings", "Stage", "System", "load_mas_system", "recurse"]  # in what order pydoc shows them
+__all__ = ["STYLES", "Result", "Settings", "Stage", "System", "load_mas_system", "recurse"]  # what pydoc shows
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Settings:
         if unknown := set(settings.tools) - set(TOOLS):
             raise InputError(f"tools has {min(unknown)!r}, expected {' or '.join(TOOLS)}")
         if settings.tools and not style.calls_tools:
-            raise InputError("tools are given, but no agent of this style calls any: leave them out, or use style deliberation")
+            raise InputError("tools are given, but no agent of this style calls any: leave them out, "
+                             "or use style deliberation")
         return settings
 
 
@@ -103,12 +104,12 @@ class Stage:
 
 
 def recurse(system, questions, settings, tick=silent, think=None):
-    """Let the agents of a System take turns over B Questions. Yields a Stage for each; the last one's prompts wait for
-    an answer.
+    """Let the agents of a System take turns over B Questions; yields each turn as a Stage. The last one is open: what its
+    agent reads is there, what it writes is not.
 
     tick()    is called for every position that is generated
-    think     think(round, role, prompts) takes the place of Agent.think in training: it returns hidden states (B, m, D), or B
-              of unequal length, (m_b, D) each
+    think     think(round, role, prompts) takes the place of Agent.think in training: it returns hidden states (B, m, D),
+              or B of unequal length, (m_b, D) each
     """
     style, inbox, nothing = system.style, {}, [0] * len(questions)
     system.forget()
@@ -181,8 +182,8 @@ class System:
 
         Options are the fields of Settings, and
             keep_latents=False  put what passed each edge into Result.latents
-            keep_states=False   put what each agent thought into Result.states, and when and on what prompt into Result.stages
-            fn_names=None       task code: a name for each question, None for a function without a name, "" for a whole program
+            keep_states=False   put what each agent thought into Result.states, when and on what prompt into Result.stages
+            fn_names=None       task code: for each question a name, None for a function without one, "" for a program
             dataset=None        name of the data set that the questions are from: gpqa has a prompt of its own
             progress=False      show a bar on stderr
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
@@ -191,7 +192,8 @@ class System:
         return list(self.stream(questions, **options))
 
     @torch.no_grad()
-    def stream(self, questions, *, keep_latents=False, keep_states=False, fn_names=None, dataset=None, progress=False, **options):
+    def stream(self, questions, *, keep_latents=False, keep_states=False, fn_names=None, dataset=None, progress=False,
+               **options):
         """The same as an iterator: the results of a batch come as soon as it is done."""
         settings = Settings(**options).completed(self.style)
         questions = self.questions(questions, fn_names, dataset)
@@ -246,7 +248,8 @@ class System:
                     own["stages"][key] = time.perf_counter() - started, stage.prompts[b]
                     own["states"] |= {} if stage.states is None else {key: alone(stage.states[b])}
         seconds = (time.perf_counter() - started) / len(texts)
-        return [Result(questions[i // k].text, text, extract(text, self.task), ids[i], new_tokens[i], seconds, **kept[i // k])
+        asked = [question.text for question in questions for _ in range(k)]
+        return [Result(asked[i], text, extract(text, self.task), ids[i], new_tokens[i], seconds, **kept[i // k])
                 for i, text in enumerate(texts)]
 
     def write(self, role, questions, prompts, settings, tick=silent):
@@ -273,7 +276,7 @@ class System:
             return
         settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)
         asked = [f"{texts[b]}\n{request}" for b in lost]
-        others = [~text_seeds[b] & (1 << 63) - 1 for b in lost]  # numbers that the text itself did not use: the seed's complement
+        others = [~text_seeds[b] & (1 << 63) - 1 for b in lost]  # complements: random numbers that the text did not use
         more = agent.decode(*agent.embed([[text] for text in asked], special=True), others, settings)
         for b, text, new in zip(lost, asked, more):
             texts[b] = (text + agent.tokenizer.decode(new, strip=False)).strip()
@@ -290,8 +293,8 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     """Load the agents and links of a style as a System.
 
     style        a name in STYLES
-    checkpoints  {role, or "links": folder or hub id}, in place of the style's own; or one folder that holds a folder for each,
-                 named as the role or as the released repository
+    checkpoints  {role, or "links": folder or hub id}, in place of the style's own; or one folder that holds a folder for
+                 each, named as the role or as the released repository
     device       where agents run: a torch device or its name, {role: device} or "planner=cuda:0,critic=cuda:1"; None takes
                  cuda if there is one
     dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json names.

@@ -40,14 +40,15 @@ class Style:
     def sources(self, given=None, needed=None):
         """{role, or "links": folder or hub id}, with `given` in place of the style's own.
 
-        given   {role, or "links": folder or hub id}, or one folder that holds a folder for each, named as the role or as the
-                released repository
+        given   {role, or "links": folder or hub id}, or one folder that holds a folder for each, named as the role or as
+                the released repository
         needed  which of them that one folder must hold; all by default
         Raises InputError on an unknown role and on a folder that is missing.
         """
         if given is None or isinstance(given, dict):
             if unknown := set(given or {}) - set(self.checkpoints):
-                raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has {', '.join(self.checkpoints)}")
+                raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has "
+                                 f"{', '.join(self.checkpoints)}")
             return self.checkpoints | (given or {})
         folder, found, needed = Path(given).expanduser(), {}, needed or [*self.checkpoints]
         for name in needed:
@@ -85,15 +86,18 @@ STYLES = {
     "sequential_light": Style(
         order=("planner", "critic", "solver"), edges=SEQUENTIAL, prompts="sequential", links_by_task=True,
         checkpoints=released("Sequential-Light-Outerlinks", planner="Sequential-Light-Planner-Qwen3-1.7B",
-                             critic="Sequential-Light-Critic-Llama3.2-1B", solver="Sequential-Light-Solver-Qwen2.5-Math-1.5B")),
+                             critic="Sequential-Light-Critic-Llama3.2-1B",
+                             solver="Sequential-Light-Solver-Qwen2.5-Math-1.5B")),
     "sequential_scaled": Style(
         order=("planner", "critic", "solver"), edges=SEQUENTIAL, prompts="sequential", links_by_task=True,
         checkpoints=released("Sequential-Scaled-Outerlinks", planner="Sequential-Scaled-Planner-Gemma3-4B",
-                             critic="Sequential-Scaled-Critic-Llama3.2-3B", solver="Sequential-Scaled-Solver-Qwen3.5-4B")),
+                             critic="Sequential-Scaled-Critic-Llama3.2-3B",
+                             solver="Sequential-Scaled-Solver-Qwen3.5-4B")),
     "mixture": Style(
         order=("math", "code", "science", "summarizer"), prompts="mixture",
-        edges={("math", "summarizer"): "outer_1s", ("code", "summarizer"): "outer_2s", ("science", "summarizer"): "outer_3s",
-               ("summarizer", "math"): "outer_s1", ("summarizer", "code"): "outer_s2", ("summarizer", "science"): "outer_s3"},
+        edges={("math", "summarizer"): "outer_1s", ("code", "summarizer"): "outer_2s",
+               ("science", "summarizer"): "outer_3s", ("summarizer", "math"): "outer_s1",
+               ("summarizer", "code"): "outer_s2", ("summarizer", "science"): "outer_s3"},
         checkpoints=released("Mixture-Outerlinks", math="Mixture-Math-DeepSeek-R1-Distill-Qwen-1.5B",
                              code="Mixture-Code-Qwen2.5-Coder-3B", science="Mixture-Science-BioMistral-7B",
                              summarizer="Mixture-Summarizer-Qwen3.5-2B")),
