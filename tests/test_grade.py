@@ -88,10 +88,10 @@ def test_math_verify_that_hangs_is_stopped(monkeypatch):
     """An alarm does not interrupt one long step inside C, as here; the child is killed, and the next question finds another."""
     from minimas import grade
     monkeypatch.setattr(grade, "math_verify", None)
-    monkeypatch.setattr(grade, "ASKED", "print('ready', flush=True); input(); 9**9**9**9")
+    monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "print('ready', flush=True); input(); 9**9**9**9")
     started = time.perf_counter()
     assert not ask_math_verify("1", "1", seconds=1) and time.perf_counter() - started < 3 and grade.math_verify is None
-    monkeypatch.setattr(grade, "ASKED", "import no_such_module")
+    monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "import no_such_module")
     with pytest.raises(InputError, match="pip install"):
         ask_math_verify("1", "1")
 
