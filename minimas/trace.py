@@ -14,7 +14,6 @@ from string import Template
 
 import torch
 
-from . import InputError
 from .peek import peek
 from .save import write_whole
 
@@ -118,19 +117,6 @@ def page(system, results):
     """The page of Results that were run with keep_states and keep_latents, as HTML."""
     return put("page", title=f"What {prose(', '.join(system.style.order))} thought", graph=graph(system),
                sections="".join(section(system, n, result) for n, result in enumerate(results, 1)))
-
-
-def usable_file(name):
-    """The Path of a page that is to be written; InputError where it cannot be."""
-    file = Path(name)
-    try:
-        if file.exists() and not file.is_file():
-            raise OSError("it is no ordinary file")
-        write_whole(file.with_name(f"{file.name}.try"), Path.touch)  # what save_page will do, beside it
-        file.with_name(f"{file.name}.try").unlink()
-    except OSError as e:
-        raise InputError(f"--trace {name!r} cannot be written ({e.strerror or e}): give a file in a folder there is") from e
-    return file
 
 
 def save_page(file, html):

@@ -246,7 +246,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path, complaint", [
-    ("{}/none/page.html", "No such file or directory"), ("{}", "no ordinary file"), ("", "no ordinary file"), ("/dev/null", "no ordinary file"),
+    ("{}/none/page.html", "No such file or directory"), ("{}", "not an ordinary file"), ("", "not an ordinary file"), ("/dev/null", "not an ordinary file"),
     ("{}/file/page.html", "Not a directory"), ("{}/" + "x" * 300, "File name too long")])
 def test_a_file_that_cannot_be_written_is_refused_first(path, complaint, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
