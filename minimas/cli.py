@@ -97,8 +97,10 @@ def writable_file(option, name, make_folder=False):
     try:
         if make_folder:
             file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists() and not file.is_file():
-            raise OSError("it is not an ordinary file")
+        if file.exists():
+            if not file.is_file():
+                raise OSError("it is not an ordinary file")
+            file.open("a").close()
         trial = file.with_name(f"{file.name}.{os.getpid()}")
         trial.touch()
         trial.unlink()
