@@ -1,4 +1,4 @@
-r"""The answer in a text: the last \boxed{...} for task math, the letter in it for choice, the last code block for code."""
+r"""The answer in a text: the last \boxed{...} for task math, the letter in it for choice, the last code block."""
 
 import re
 
@@ -15,14 +15,14 @@ def boxed(text):
 
 
 def letter(text):
-    r"""The option A to D in the last box, as in B, (b), B., \text{B}, "B) 12 mg" or "B: text"; None for anything else."""
+    r"""The option A to D in the last box, as in B, (b), B., \text{B}, "B) 12 mg" or "B: text"; else None."""
     plain = re.sub(r"\\(text|math)[a-z]*\s*\{|\\[ ,;:!]|[{}$]", "", boxed(text) or "")
     option = re.match(r"\s*(?:\(\s*([A-D])\s*\)|([A-D])\s*(?:[.):]|$))", plain, re.IGNORECASE)
     return option and (option[1] or option[2]).upper()
 
 
 def code_block(text):
-    """The last Markdown code block that is not empty, without its fences; an open one runs to the end, as in Markdown."""
+    """The last Markdown code block that is not empty, without its fences; an open one runs to the end."""
     blocks = [b.strip("\n") for b in re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)]
     return next((b for b in reversed(blocks) if b.strip()), None)
 

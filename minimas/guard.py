@@ -39,7 +39,7 @@ RDONLY = 1
 
 
 def confine(work):
-    """Adopt orphans; then hide the machine's processes and network, and its files except `work`, if the kernel allows it."""
+    """Adopt orphans; then hide the machine's processes and network, and protect its files, if the kernel allows it."""
     libc = ctypes.CDLL(None)
     libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
     if libc.unshare(NAMESPACES) == 0:
