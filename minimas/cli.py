@@ -1,4 +1,4 @@
-"""The command line: first what all three commands share, then `python -m minimas.recurse`, whose command this is.
+"""The command line: first what all three commands share, then the command `python -m minimas.recurse`.
 
 A command writes its results to stdout and everything else to stderr.
 """
@@ -36,6 +36,7 @@ def pairs(parts):
 
 
 def refuse(message):
+    """Stands in for ArgumentParser.error, which would print a usage message and exit."""
     raise InputError(message)
 
 
@@ -46,7 +47,8 @@ def make_parser(module, description):
     add = parser.add_argument
     add("--style", default="tiny", help=f"the system: {', '.join(STYLES)} (default tiny)")
     add("--checkpoint", action="append", default=[], metavar="ROLE=PATH",
-        help="take this role, or links, from this folder or hub id; repeat for more, or give one folder of all")
+        help="take this role, or links, from this folder or hub id; repeat for more; or give one PATH, a folder that "
+             "holds a folder for each")
     add("--device",
         help="cpu, cuda, or a device for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)")
     add("--dtype", help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)")
@@ -60,7 +62,7 @@ def add_answering(parser):
     """Add the options of commands whose agents answer questions; returns the parser."""
     add = parser.add_argument
     add("--plain", action="store_true", help="do without the fast path: slower, the same answers")
-    add("--offload", action="store_true", help="keep on the device the weights of the working agent only")
+    add("--offload", action="store_true", help="keep only the weights of the working agent on the device")
     add("--max-new-tokens", type=int, help="the most tokens of an answer (default: the style's)")
     add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
     add("--top-p", type=float, default=0.95,
@@ -103,7 +105,7 @@ def writable_file(option, name, make_folder=False):
             file.open("a").close()
         trial = file.with_name(f"{file.name}.{os.getpid()}")
         trial.touch()
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # a process of another machine may have the same id
     except OSError as e:
         raise InputError(f"{option} {str(name)!r} cannot be written ({e.strerror or e}): "
                          "give a file in an existing folder that you may write to") from e
@@ -177,7 +179,7 @@ def arguments():
 
 
 def checked_settings(args):
-    """The Settings of a run; InputError if options are out of range or do not go together."""
+    """The Settings of a run; InputError if options do not go together, or --trace cannot be written."""
     if args.fn_name is not None and args.task != "code":
         raise InputError(f"--fn-name names a function to write, but the task is {args.task}: "
                          "add --task code, or leave it out")

@@ -54,6 +54,7 @@ class Example:
 
 
 def complain(sentence):
+    """Print a sentence on what is not an error, but should be known, to stderr."""
     print(f"minimas: {sentence}", file=sys.stderr)
 
 

@@ -144,9 +144,9 @@ def point_key(point, index):
 # Answering
 
 def answer_in_pieces(system, questions, settings, size):
-    """(Results of a batch, size): asked in pieces of at most `size` questions, which is halved when memory runs out.
+    """(Results of a batch, size): the batch is asked in pieces of at most `size` questions.
 
-    Then all of the batch is asked again. Raises InputError if memory runs out with a single question.
+    When memory runs out, the size is halved and the whole batch asked again; InputError if a single question is too much.
     """
     while True:
         try:

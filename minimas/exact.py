@@ -159,12 +159,8 @@ def same_value(values, unit, others, other_unit):
     """Equal numbers, in the same unit or one without; 50% is 0.5, and also 50 if only one side says percent."""
     if unit and other_unit and unit != other_unit:
         return False
-    if equal(values, others):
-        return True
-    if unit == other_unit:
-        return False
-    return (unit == "%" and equal(values, [100 * x for x in others])
-            or other_unit == "%" and equal(others, [100 * x for x in values]))
+    return (equal(values, others) or unit == "%" != other_unit and equal(values, [100 * x for x in others])
+            or other_unit == "%" != unit and equal(others, [100 * x for x in values]))
 
 
 def without_name(meant):
