@@ -146,7 +146,7 @@ def point_key(point, index):
 def answer_in_pieces(system, questions, settings, size):
     """(Results of a batch, size): the batch is asked in pieces of at most `size` questions.
 
-    When memory runs out, the size is halved and the whole batch asked again; InputError if a single question is too much.
+    When memory runs out, the size is halved and the whole batch asked again; InputError if one question is too much.
     """
     while True:
         try:
