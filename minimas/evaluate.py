@@ -78,7 +78,7 @@ def plan(args):
     options |= settings_for(args.dataset, args.style, args.protocol, args.task)
     options |= {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
     graders = graders_for(options.pop("grader"), args.grader, args.allow_code_execution)
-    grid = (value if isinstance(value, (tuple, list)) else (value,) for value in map(options.pop, POINT))
+    grid = [value if isinstance(value, (tuple, list)) else (value,) for value in map(options.pop, POINT)]
     points = []
     for channel, rounds, latent_steps in itertools.product(*grid):
         steps = latent_steps if channel == "latent" else 0  # a text channel has none: one point for all their numbers
