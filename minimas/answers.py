@@ -1,31 +1,32 @@
-"""The answer inside a text: the last \\boxed{...} for task math, its letter for choice, the last code block for code."""
+r"""The answer in a text: the last \boxed{...} for task math, the letter in it for choice, the last code block."""
 
 import re
 
 
 def boxed(text):
-    """Content of the last \\boxed{...} that is closed, braces inside balanced; None where there is none or it is empty."""
-    for start in reversed([m.end() for m in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                return text[start:i].strip() or None
-    return None
+    r"""The content of the last \boxed{...} that is closed; None if there is none, or if it is empty."""
+    starts, found = [], None  # for each open brace: where its box begins, None for a brace that is not a box
+    for brace in re.finditer(r"\\boxed\s*\{|[{}]", text):
+        if brace[0] != "}":
+            starts.append(brace.end() if len(brace[0]) > 1 else None)
+        elif starts and (start := starts.pop()) is not None:
+            found = max(found or (0, 0), (start, brace.start()))
+    return text[slice(*found)].strip() or None if found else None
 
 
 def letter(text):
-    """The option A to D in the last box, alone or as in (B), B., \\text{B}, "B) 12 mg"; None otherwise."""
-    found = re.match(r"\(?([A-Da-d])(?![A-Za-z])", re.sub(r"^\\(text|textbf|mathrm)\{", "", boxed(text) or ""))
-    return found and found[1].upper()
+    r"""The option A to D in the last box, as in B, (b), B., \text{B}, "B) 12 mg" or "B: text"; else None."""
+    plain = re.sub(r"\\(text|math)[a-z]*\s*\{|\\[ ,;:!]|[{}$]", "", boxed(text) or "")
+    option = re.match(r"\s*(?:\(\s*([A-D])\s*\)|([A-D])\s*(?:[.):]|$))", plain, re.IGNORECASE)
+    return option and (option[1] or option[2]).upper()
 
 
 def code_block(text):
-    """Inside of the last Markdown code block that holds something; one left open runs to the end, as in Markdown."""
+    """The last Markdown code block that is not empty, without its fences; an open one runs to the end."""
     blocks = [b.strip("\n") for b in re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)]
     return next((b for b in reversed(blocks) if b.strip()), None)
 
 
 def extract(text, task):
-    """The answer of a text for task math, choice or code, or None where it holds none in the expected form."""
+    """The answer in a text for task math, choice or code; None if there is none in the expected form."""
     return {"math": boxed, "choice": letter, "code": code_block}[task](text)

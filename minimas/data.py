@@ -4,12 +4,16 @@
     load_dataset("medqa", file="medqa.json")
     load_dataset("mine.csv", columns={"question": "problem", "answer": "solution"})
 
-How a row becomes a question follows the released loaders (RecursiveMAS/RecursiveMAS 1b76e32), so that the agents read what
-they read there: options under the question, three tests under an MBPP+ prompt, starter code under a LiveCodeBench one.
+A row becomes a question as in the released loaders (RecursiveMAS/RecursiveMAS 1b76e32), so that agents read here what
+they read there: options below the question, three tests below an MBPP+ prompt, starter code below a LiveCodeBench one.
 
-datasets.json says where each benchmark comes from (a repository on the hub with its files, or else what the dataset viewer
-calls its config and split), what its columns are called, how many questions the paper counts, and how it was run: `paper`
-holds the paper's settings, `released` what the released runner does otherwise, where it has the set.
+datasets.json says for each benchmark
+
+    repository       where it is on the hub, with `files` and their `revision`, or else the `config` and `split` for
+                     the dataset viewer
+    columns          what it calls our columns
+    questions        how many the paper counts
+    paper, released  the settings of the paper, and where the released runner differs, if it has the benchmark
 """
 
 import base64
@@ -40,20 +44,17 @@ COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a lo
 
 @dataclass(frozen=True)
 class Example:
-    """A question and what its answer is judged by.
-
-    tests, for code: a script that raises when a wrong program stands before it, or a list of {"input", "output", "testtype":
-    stdin or functional}, or a function without arguments that reads such a list when it is needed.
-    """
-    id: str  # no other example of the set has it
+    """A question and what its answer is judged by."""
+    id: str  # unique in the data set
     question: str
-    gold: str  # the answer; for choice its letter; for code a right program, "" where the set gives none
+    gold: str  # the answer; for choice its letter; for code a correct program, "" if the data set has none
     task: str  # math, choice or code; search questions are asked as math ones
-    tests: str | list | Callable | None = None
+    tests: list | Callable | None = None  # for code, as grade.passes takes them, or a function that reads them
     fn_name: str | None = ""  # for code, as in prompts.Question
 
 
 def complain(sentence):
+    """Print a sentence on what is not an error, but should be known, to stderr."""
     print(f"minimas: {sentence}", file=sys.stderr)
 
 
@@ -61,42 +62,66 @@ def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42
     """The Examples of a benchmark (a name in DATASETS) or of a local file, in their order.
 
     file     a local copy of the benchmark, instead of the hub; medqa has no other source
-    columns  {one of COLUMNS: what the file calls it}; options is a list in each row; it, id and fn_name may be missing
-    task     math, choice or code: of a local file; a benchmark has its own
-    limit    read no more than so many rows
+    columns  {one of COLUMNS: its name in the file}; a row's options are a list; options, id and fn_name are optional
+    task     math, choice or code, for a local file; a benchmark has its own
+    limit    read the first `limit` rows only
     seed     of the order of GPQA's options
-    tell     is called with a sentence for rows left out, and for a set that is not of the paper's size
-    Raises InputError on an unknown name, a column or a file that is missing or damaged, and where the hub cannot be reached.
+    tell     is called with a sentence if rows are left out, or if the benchmark is not of the paper's size
+    Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
-    dataset, examples, empty, ids = dataset_called(name, task), [], [], {""}
+    dataset = dataset_called(name, task)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected a number from 1 up")
     if unknown := set(columns or ()) - set(COLUMNS):
         raise InputError(f"a column is given for {min(unknown)!r}, expected one of {', '.join(COLUMNS)}")
-    rows, read = rows_of(name, dataset, file, columns or {}), READ.get(name) or READ[dataset["task"]]
-    for n, row in enumerate(islice(rows, limit), 1):
-        fields, own_id = read(row, seed), str(row.get("id", ""))
-        if not fields["question"] or not fields["tests" if dataset["task"] == "code" else "gold"]:
-            empty.append(str(row))
-            continue
-        examples.append(Example(f"row {n}" if own_id in ids else own_id, task=dataset["task"], **fields))
-        ids.add(own_id)
-    if empty:
-        tell(f"{len(empty)} of {n} rows left out, without a question or an answer to judge by; the first is {empty[0]}")
+    rows = islice(rows_of(name, dataset, file, columns or {}), limit)
+    examples, left_out = examples_of(rows, dataset["task"], reader(name, dataset["task"], seed))
+    if left_out:
+        tell(f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
+             f"judge by; the first is {left_out[0]}")
     if not examples:
-        raise InputError(f"{file or name} holds no question with an answer")
+        raise InputError(f"{file or name} holds no question with an answer: give another file, or other columns")
     if limit is None and len(examples) != dataset.get("questions", len(examples)):
         tell(f"{name} has {len(examples)} questions here, {dataset['questions']} in the paper: results do not compare")
     return examples
 
 
-def settings_for(name, style, protocol="paper", task="math"):
-    """How a benchmark is run on a style: its grader, and rollouts and fields of recurse.Settings; what is left out is open.
+def dataset_called(name, task):
+    """The entry of a data set in datasets.json; for a local file only its task. Raises InputError if it is neither."""
+    if task not in TASKS or name not in DATASETS and Path(name).suffix not in FILE_READERS:
+        raise InputError(f"data set {name!r} for task {task!r} is not known: expected one of {', '.join(DATASETS)}, "
+                         f"or a file {', '.join(FILE_READERS)}; and one of the tasks {', '.join(TASKS)}")
+    return DATASETS.get(name, {"task": task})
 
-    protocol `paper` are the paper's settings; `released` adds the latent_steps and batch_size that the released runner
-    recommends for the sequential styles (its seed is 42, the default here); it has math500, gpqa, medqa and mbppplus only.
-    A local file has only the grader of its task. A grader is math, choice, text or code; `released` stands for the released
-    rule for math500.
+
+def reader(name, task, seed):
+    """The function that makes the fields of an Example from a Row, empty ones if the row lacks them."""
+    by_name = {"gpqa": partial(read_gpqa, seed=seed), "mbppplus": read_mbppplus, "livecodebench": read_livecodebench}
+    by_task = {"math": read_plain, "choice": read_choice, "code": read_code}
+    return by_name.get(name) or by_task[task]
+
+
+def examples_of(rows, task, read):
+    """(the Examples of rows, where those rows are that have no question, or nothing to judge an answer by)."""
+    examples, left_out, ids = [], [], {""}
+    for n, row in enumerate(rows, 1):
+        fields, own_id = read(row), str(row.get("id", ""))
+        if not fields["question"] or not fields["tests" if task == "code" else "gold"]:
+            left_out.append(str(row))
+            continue
+        examples.append(Example(f"row {n}" if own_id in ids else own_id, task=task, **fields))
+        ids.add(own_id)
+    return examples, left_out
+
+
+def settings_for(name, style, protocol="paper", task="math"):
+    """The settings of a benchmark for a style: {"grader": ..., "rollouts": ..., other fields of recurse.Settings}.
+
+    protocol  paper, or released, which adds the released runner's latent_steps and batch_size for sequential styles;
+              it has math500, gpqa, medqa and mbppplus only (its seed is 42, the default here)
+    task      of a local file, for which there is only the grader of its task
+    A grader is math, choice, text or code, or `released`, the released rule for math500.
+    Raises InputError if the name or the protocol is not known.
     """
     dataset = dataset_called(name, task)
     if protocol not in ("paper", "released") or protocol == "released" and "released" not in dataset:
@@ -109,29 +134,22 @@ def settings_for(name, style, protocol="paper", task="math"):
     return settings
 
 
-def dataset_called(name, task):
-    """What datasets.json says of that name; of a local file only the task is known."""
-    if task not in TASKS or name not in DATASETS and Path(name).suffix not in FILE_READERS:
-        raise InputError(f"data set {name!r} for task {task!r} is not known: expected one of {', '.join(DATASETS)}, "
-                         f"or a file {', '.join(FILE_READERS)}; and one of the tasks {', '.join(TASKS)}")
-    return DATASETS.get(name, {"task": task})
-
-
 # Where rows come from
 
 @dataclass(frozen=True)
 class Row:
-    """A row, and where it stands. Its cells are asked for by our names, which `columns` turns into the file's."""
+    """A row, and its place in the data. Its accessors take our names for columns, which `columns` translates."""
     cells: dict
     file: str | Path  # or the data set
-    number: int  # from 1; in a .jsonl file that of its line
-    columns: dict
+    number: int  # from 1: of the row, or in a .jsonl file of its line
+    columns: dict  # {our name: its name in the file}, for those that differ
     offset: int | None = None  # of its line in a .jsonl file, in bytes
 
     def __str__(self):
-        return f"{self.file} row {self.number}"
+        return f"{self.file} {'row' if self.offset is None else 'line'} {self.number}"
 
     def cell(self, name):
+        """The value of a required column, as it is; InputError if there is no such column."""
         column = self.columns.get(name, name)
         if column not in self.cells:
             raise InputError(f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
@@ -139,10 +157,11 @@ class Row:
         return self.cells[column]
 
     def get(self, name, default):
-        """A cell, or the default where the file has no such column; but one that was named must be there."""
+        """The value of an optional column, or the default; but a column that the user named is required."""
         return self.cell(name) if name in self.columns or name in self.cells else default
 
     def text(self, name):
+        """The text of a required column, "" if it is blank or null; InputError if it holds a list or an object."""
         value = self.cell(name)
         if isinstance(value, (list, dict)):
             raise InputError(f"{self}: column {name!r} holds a {type(value).__name__}, expected text or a number")
@@ -150,7 +169,7 @@ class Row:
 
 
 def rows_of(name, dataset, file, columns):
-    """Rows of a local file, of files on the hub, or of its dataset viewer; each is read when it is asked for."""
+    """The Rows of a local file, of files on the hub, or of its dataset viewer, each read only when it is asked for."""
     columns, repository = dataset.get("columns", {}) | columns, dataset.get("repository", name)
     if file or name not in DATASETS:
         return file_rows(Path(file or name).expanduser(), columns)
@@ -158,21 +177,22 @@ def rows_of(name, dataset, file, columns):
         files = (data_file(repository, part, dataset.get("revision")) for part in dataset["files"])
         return (row for part in files for row in file_rows(part, columns))
     if name == "medqa":
-        raise InputError("medqa is not on the hub: give it as a local file, such as dataset/medqa.json of the released code")
+        raise InputError("medqa is not on the hub: give it as a local file, such as dataset/medqa.json of the release")
     rows = tiny_rows() if name == "tiny" else viewer_rows(repository, dataset["config"], dataset["split"])
     return (Row(cells, repository, n, columns) for n, cells in enumerate(rows, 1))
 
 
 def tiny_rows():
-    """Every other chain of those that the README's table of accuracy is measured on, lengths in turn."""
-    of_length = [chains("test", 150)[i * 150:(i + 1) * 150] for i in range(8)]
-    return ({"question": chain.question, "answer": chain.answer} for same in list(zip(*of_length))[::2] for chain in same)
+    """Every other chain of those behind the README's table of accuracy, the eight lengths in turn."""
+    by_length = [chains("test", 150)[i * 150:(i + 1) * 150] for i in range(8)]
+    in_turn = (chain for octet in list(zip(*by_length))[::2] for chain in octet)
+    return ({"question": chain.question, "answer": chain.answer} for chain in in_turn)
 
 
 def file_rows(file, columns):
-    """Rows of a local file, read as they are asked for; InputError says where it is damaged."""
+    """The Rows of a local file, each read only when it is asked for; InputError says where it is damaged."""
     if file.suffix not in FILE_READERS or not file.is_file():
-        raise InputError(f"{file} is not there, or none of {', '.join(FILE_READERS)}: give a file of rows")
+        raise InputError(f"{file} is not there, or not one of {', '.join(FILE_READERS)}: give a file of rows")
     try:
         for row in FILE_READERS[file.suffix](file, columns):
             if not isinstance(row.cells, dict):
@@ -183,7 +203,7 @@ def file_rows(file, columns):
 
 
 def from_json(text, file, line=None):
-    """The value of a JSON text: all of a file, or that line of it."""
+    """The value of a JSON text, which is a whole file, or the given line of it; InputError if it is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
@@ -204,41 +224,42 @@ def json_rows(file, columns):
 
 
 def csv_rows(file, columns):
-    csv.field_size_limit(2 ** 30)  # explanations in GPQA's cells may pass the 128 KiB that are allowed by default
+    csv.field_size_limit(2 ** 30)  # bytes: explanations in GPQA may be longer than the default of 128 KiB
     with open(file, newline="", encoding="utf-8-sig") as lines:
         for n, cells in enumerate(reader := csv.DictReader(lines, strict=True), 1):
             if None in cells or None in cells.values():
-                raise InputError(f"{file} line {reader.line_num} has more or fewer cells than the header")
+                raise InputError(f"{file} line {reader.line_num} has more or fewer cells than the header: correct it")
             yield Row(cells, file, n, columns)
 
 
 FILE_READERS = {".json": json_rows, ".jsonl": jsonl_rows, ".csv": csv_rows}
 
 
-# What is made of a row: question, gold, tests, fn_name of an Example; empty where the row has none
+# From a row to the fields of an Example: question, gold, and for code tests and fn_name
 
-def read_plain(row, seed):
+def read_plain(row):
     return {"question": row.text("question"), "gold": row.text("answer").strip()}
 
 
-def read_choice(row, seed):
-    """Options come in a column of lists, with or without their letters, or stand in the question."""
-    fields, options = read_plain(row, seed), row.get("options", None) or []
+def read_choice(row):
+    """A question with options: from a column of lists, with or without their letters, or in the question already."""
+    fields, options = read_plain(row), row.get("options", None) or []
     if not isinstance(options, list) or len(options) not in (0, 2, 3, 4):
         raise InputError(f"{row}: options are {str(options)[:60]!r}, expected a list of 2 to 4")
     options = [str(option).strip() for option in options]
     if all(is_labelled(option, letter) for letter, option in zip("ABCD", options)):
         options = [option[2:].strip() for option in options]
-    return {"question": with_options(fields["question"].strip(), options), "gold": letter_of(fields["gold"], options, row)}
+    question, gold = fields["question"].strip(), fields["gold"]
+    return {"question": with_options(question, options), "gold": letter_of(gold, options, row)}
 
 
 def is_labelled(line, letter):
-    """Is a line marked as that option? One alone proves nothing: C. difficile is no option C."""
+    """Whether a line begins with this letter as a label. A single one proves nothing: C. difficile is no option C."""
     return re.match(rf"\s*{letter}[.):-]\s", line, re.IGNORECASE)
 
 
 def with_options(question, options):
-    """The question, its options under it unless it lists them, and what is asked for: the agents of the paper read it so."""
+    """The question, its options below it if it does not list them, and the request for a letter, as in the paper."""
     lines, letters = question.splitlines(), "ABCD"[:len(options)]
     if question and not all(any(is_labelled(line, letter) for line in lines) for letter in letters):
         question = "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(letters, options))])
@@ -247,68 +268,82 @@ def with_options(question, options):
 
 
 def letter_of(answer, options, row):
-    """An answer given as a letter, as the text of an option, or as both -> its letter."""
-    letters, said, words = "ABCD"[:len(options) or 4], re.sub("[().:]", "", answer).upper(), answer.split()
+    """The letter of an answer that is a letter, the text of an option, or both; InputError if it is not just one."""
+    letters, bare, words = "ABCD"[:len(options) or 4], re.sub("[().:]", "", answer).upper(), answer.split()
     meant = {letter for letter, option in zip(letters, options or letters)
-             if said == letter or words in (option.split(), [letter + ".", *option.split()])}
+             if bare == letter or words in (option.split(), [letter + ".", *option.split()])}
     if answer and len(meant) != 1:
         raise InputError(f"{row}: the answer {answer[:60]!r} is not the letter or the text of just one of {options}")
     return "".join(meant) if answer else ""
 
 
 def read_gpqa(row, seed):
-    """Options in an order that hangs on seed and question alone: the released runner's for the same seed."""
-    question, answers = row.text("Question").strip(), ["Correct Answer", *(f"Incorrect Answer {n}" for n in (1, 2, 3))]
+    """Options in an order that depends on the seed and the question only: the released runner's for that seed."""
+    question = row.text("Question").strip()
+    answers = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
     order = [0, 1, 2, 3]
     random.Random(int(hashlib.md5(f"{seed}::{question}".encode()).hexdigest()[:16], 16)).shuffle(order)
     options = [row.text(answers[i]).strip() for i in order]
     return {"question": with_options(question, options), "gold": "ABCD"[order.index(0)] if all(options) else ""}
 
 
-def read_code(row, seed):
-    return {"question": row.text("question"), "gold": str(row.get("answer", "") or ""),
-            "tests": row.cell("tests"), "fn_name": row.get("fn_name", "")}
+def read_code(row):
+    """A code question of a local file: tests are a script, or a list of objects with input and output."""
+    tests = row.cell("tests")
+    try:
+        tests = [tests] if tests and isinstance(tests, str) else pairs_of(tests or [])
+    except (TypeError, KeyError) as e:
+        raise InputError(f"{row}: tests are {str(tests)[:60]!r}, expected a script that raises an error if the program "
+                         "is wrong, or a list of objects with input and output") from e
+    return {"question": row.text("question"), "gold": str(row.get("answer", "") or ""), "tests": tests,
+            "fn_name": row.get("fn_name", "")}
 
 
-def read_mbppplus(row, seed):
-    """The function asked for is the one of the right program that the tests call."""
+def pairs_of(tests):
+    """Tests {"input", "output"} as the pairs that grade.passes takes."""
+    return [(test["input"], test["output"]) for test in tests]
+
+
+def read_mbppplus(row):
+    """The function asked for is the last one of the correct program that the tests call."""
     question, code, tests = row.text("prompt").strip(), row.text("code"), row.cell("test_list")
     defined = re.findall(r"^def\s+(\w+)", code, re.MULTILINE)
-    called = [None, *(name for name in defined if re.search(rf"\b{name}\s*\(", "\n".join(tests)))]
-    shown = "\n".join(["\n\nYour solution should satisfy assertions like:", *tests[:3]])
-    return {"question": question and question + shown, "gold": code, "tests": row.text("test"), "fn_name": called[-1]}
+    called = [name for name in defined if re.search(rf"\b{name}\s*\(", "\n".join(tests))]
+    if question:
+        question = "\n".join([question + "\n\nYour solution should satisfy assertions like:", *tests[:3]])
+    tests = list(filter(None, [row.text("test")]))
+    return {"question": question, "gold": code, "tests": tests, "fn_name": called[-1] if called else None}
 
 
-def read_livecodebench(row, seed):
-    """Tests stay in the file until they are asked for: of all questions together they are gigabytes."""
+def read_livecodebench(row):
+    """The tests stay in the file until they are needed: those of all questions together are gigabytes."""
     if row.offset is None:
-        raise InputError(f"{row}: livecodebench is read from .jsonl files only, for its tests are looked up there")
+        raise InputError(f"{row}: livecodebench is read from .jsonl files only, because its tests are looked up there")
     question, starter = row.text("question_content").strip(), row.text("starter_code")
     name = from_json(row.get("metadata", None) or "{}", f"{row}: metadata").get("func_name")
-    return {"question": f"{question}\n\nStarter code:\n{starter}" if question and starter else question, "gold": "",
-            "tests": partial(livecodebench_tests, row.file, row.offset), "fn_name": name or (None if starter else "")}
+    if question and starter:
+        question = f"{question}\n\nStarter code:\n{starter}"
+    return {"question": question, "gold": "", "tests": partial(livecodebench_tests, row.file, row.offset),
+            "fn_name": name or (None if starter else "")}
 
 
 def livecodebench_tests(file, offset):
-    """The public and the private tests of the row whose line begins there."""
+    """The public and the private tests of the row whose line begins at that byte of the file."""
     try:
         with open(file, "rb") as lines:
             lines.seek(offset)
             row = json.loads(lines.readline())
         private = row["private_test_cases"] or "[]"
-        if not private.lstrip().startswith("["):  # not JSON, but a pickled string of it
+        if not private.lstrip().startswith("["):  # not JSON, but a string of JSON, pickled and compressed
             private = PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(private)))).load()
-        return json.loads(row["public_test_cases"]) + json.loads(private)
-    except Exception as e:  # a pickle can raise anything
-        raise InputError(f"{file}: tests at byte {offset} cannot be read ({type(e).__name__}: {e}): fetch it again") from e
+        return pairs_of(json.loads(row["public_test_cases"]) + json.loads(private))
+    except Exception as e:  # a damaged pickle can raise anything
+        raise InputError(f"{file}: tests at byte {offset} cannot be read ({type(e).__name__}: {e}): "
+                         "fetch the file again") from e
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """An unpickler that finds no class and no function, so that none can be called."""
+    """An unpickler that finds no class and no function, so that nothing in a pickle is ever called."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, expected a string")
-
-
-READ = {"math": read_plain, "choice": read_choice, "code": read_code,
-        "gpqa": read_gpqa, "mbppplus": read_mbppplus, "livecodebench": read_livecodebench}  # by task, or by data set

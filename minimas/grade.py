@@ -1,8 +1,10 @@
-"""Whether an answer is right: mathematics by equality, letters and texts by normalised text, code by running its tests.
+"""Whether an answer is right: mathematics by equality, letters and texts once normalised, code by running its tests.
 
-Three graders for mathematics. "plain" is exact.py, which needs nothing. "math-verify" asks the library of that name, of the
-extra minimas[math], about what exact.py cannot read, and only that: what exact.py can decide, it decides. "released" is the
-rule of the released code for MATH-500, kept for comparison: 3.2 counts as 3.9.
+There are three graders for mathematics:
+
+    plain        exact.py, which needs nothing else
+    math-verify  exact.py, and for what it cannot read the library math-verify (pip install 'minimas[math]')
+    released     the rule of the released code for MATH-500, kept for comparison: it takes 3.2 for 3.9
 """
 
 import importlib.util
@@ -26,14 +28,17 @@ GRADERS = ("math-verify", "plain", "released")
 
 
 def default_grader():
-    """math-verify where it is installed, else plain."""
+    """math-verify if it is installed, else plain."""
     return "math-verify" if importlib.util.find_spec("math_verify") else "plain"
 
 
 def same_math(found, gold, grader):
-    """Whether `found` (the inside of a box, or None) equals `gold` by one of GRADERS."""
+    """Whether the answer `found` (the content of a box, or None) equals `gold` in LaTeX, according to one of GRADERS.
+
+    Raises InputError if the grader is not known, or is math-verify and cannot be imported.
+    """
     if grader not in GRADERS:
-        raise InputError(f"the grader is {grader!r}, expected {', '.join(GRADERS)}")
+        raise InputError(f"the grader is {grader!r}, expected {', '.join(GRADERS)}: choose one of these")
     if found is None or not found.strip():
         return False
     if grader == "released":
@@ -42,10 +47,10 @@ def same_math(found, gold, grader):
     return ask_math_verify(found, gold) if verdict is None and grader == "math-verify" else bool(verdict)
 
 
-# math-verify: in a child process, as it may not come back. Its own time limit is an alarm signal: that works in the main thread
-# only, and never interrupts one long step inside an integer power or in the kernel of the regular expressions.
+# math-verify runs in a child process, because it may hang: its own time limit is an alarm signal, which works in the
+# main thread only, and cannot interrupt a long step in C, such as an integer power or a match of a regular expression.
 
-ASKED = r"""
+MATH_VERIFY_SERVER = r"""
 import json, logging, resource, sys
 logging.disable()
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
@@ -63,36 +68,39 @@ math_verify, one_at_a_time = None, threading.Lock()
 
 
 def start_math_verify():
-    command = [sys.executable, "-P", "-c", ASKED]
+    """A child process that reads pairs of answers, one JSON list a line, and writes 1 or 0 for each."""
+    command = [sys.executable, "-P", "-c", MATH_VERIFY_SERVER]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     if child.stdout.readline() != b"ready\n":
-        raise InputError("the grader math-verify cannot be imported: pip install 'minimas[math]', or take the grader plain")
+        raise InputError("the grader math-verify cannot be imported: pip install 'minimas[math]', or use grader plain")
     return child
 
 
 def ask_math_verify(found, gold, seconds=15):
-    """What math-verify says; False where it takes longer or dies of it, and the next one asked is a new process."""
+    """The verdict of math-verify; False if it dies or takes more than `seconds`, and the next call starts it anew."""
     global math_verify
     with one_at_a_time:
         math_verify = math_verify or start_math_verify()
         math_verify.stdin.write(json.dumps([found, gold]).encode() + b"\n")
         math_verify.stdin.flush()
-        said = math_verify.stdout.readline() if select.select([math_verify.stdout], [], [], seconds)[0] else b""
-        if not said:
+        in_time = select.select([math_verify.stdout], [], [], seconds)[0]
+        verdict = math_verify.stdout.readline() if in_time else b""
+        if not verdict:
             math_verify.kill()
             math_verify.communicate()
             math_verify = None
-        return said == b"1\n"
+        return verdict == b"1\n"
 
 
-# The released rule for MATH-500: any of four spellings of the two agrees.
+# The released rule for MATH-500
 
 def same_as_released(found, gold):
-    """The same integer part of the first number, text without LaTeX's decoration, text, or digits before the first point."""
+    """Whether any of the four spellings of `found` is the same spelling of `gold`, and not empty."""
     return any(one and one == two for one, two in zip(released_spellings(found), released_spellings(gold)))
 
 
 def released_spellings(text):
+    """The integer part of the first number, the text without LaTeX's decoration, the text, the digits up to a point."""
     words = re.sub(r"\\text\{([^{}]*)\}", r"\1", text.strip())
     simple = re.sub(r"\\frac\{\s*(-?\d+)\s*\}\{\s*(-?\d+)\s*\}",
                     lambda m: str(int(m[1]) / int(m[2])) if int(m[2]) and len(m[0]) < 300 else m[0], words)
@@ -104,10 +112,10 @@ def released_spellings(text):
     yield digits and (digits.lstrip("0") or "0")
 
 
-# Letters, and answers to search questions.
+# Letters, and answers to search questions
 
 def same_choice(found, gold):
-    """The same letter A to D, alone or in brackets, either case."""
+    """Whether both are the same letter A to D, in either case, with or without brackets or a point."""
     letters = [re.fullmatch(r"\s*\(?\s*([A-D])\s*[.):]?\s*", text or "", re.I) for text in (found, gold)]
     return all(letters) and letters[0][1].upper() == letters[1][1].upper()
 
@@ -118,18 +126,20 @@ def plain_text(text):
 
 
 def same_text(found, gold):
-    """Exact match as SQuAD and HotpotQA count it: lower case, without punctuation, articles and extra blanks."""
+    """Exact match as in SQuAD and HotpotQA: in lower case, without punctuation, articles and extra blanks."""
     return plain_text(found or "") == plain_text(gold)
 
 
-# Code: its tests, each in a guarded child process.
+# Code: each test runs in a guarded child process
 
-# LiveCodeBench's starter code takes common names for granted. builtins comes late, to win over math.pow and such, and the
-# modules last, to win over names in them: datetime.datetime, copy.copy.
-MODULES = "sys bisect collections copy datetime functools heapq io itertools json math operator random re statistics string".split()
+# LiveCodeBench's starter code uses common names without importing them. builtins comes late in this list, to win over
+# math.pow and the like; the modules are imported last, to win over names inside them, such as datetime.datetime and
+# copy.copy. The two limits are those of LiveCodeBench's own runner.
+MODULES = """sys bisect collections copy datetime functools heapq io itertools json math operator random re statistics
+             string""".split()
 COMMON = "".join(f"from {name} import *\n" for name in [*MODULES, "builtins", "typing"])
-COMMON += f"import {', '.join(MODULES)}\nsys.setrecursionlimit(50000)\n"
-CALL = """
+COMMON += f"import {', '.join(MODULES)}\nsys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n"
+CALL_TEMPLATE = """
 import json, sys
 names = {{"__name__": "answer"}}
 exec({common!r}, names)
@@ -138,7 +148,7 @@ result = getattr(names["Solution"](), {fn_name!r}) if "Solution" in names else n
 result = json.dumps(result(*[json.loads(line) for line in {arguments!r}.split("\\n")]))
 sys.__stdout__.write("\\n{mark}" + result)
 """
-SCRIPT = """
+SCRIPT_TEMPLATE = """
 names = {{"__name__": "answer"}}
 exec(compile({program!r}, "answer.py", "exec"), names)
 exec(compile({test!r}, "test.py", "exec"), names)
@@ -147,13 +157,14 @@ __import__("sys").__stdout__.write("\\n{mark}")
 
 
 def passes(program, tests, fn_name="", seconds=10, megabytes=1024):
-    """Whether a program passes all its tests; one on each core at a time, and none is begun after one has failed.
+    """Whether a Python program passes all its tests, which run in parallel, one on each core, until one of them fails.
 
-    A test is a script that runs after the program, or a pair: (stdin, stdout), or with fn_name (JSON arguments, one a line,
-    JSON result) for the function of that name, alone or in a class Solution. Every test has the limits for itself.
+    A test is a script (a str) that runs after the program, or a pair: (stdin, stdout) of the program, or with `fn_name`
+    (arguments, result) of that function or method of a class Solution, in JSON, one argument a line. The limits are
+    for each test. Raises InputError if there are no tests.
     """
     if not tests:
-        raise InputError("a question for code has no tests: there is nothing to grade by")
+        raise InputError("a code question has no tests, so that its answer cannot be graded: leave the question out")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = [pool.submit(passes_one, program, test, fn_name, seconds, megabytes) for test in tests]
         passed = all(run.result() for run in as_completed(runs))
@@ -162,33 +173,42 @@ def passes(program, tests, fn_name="", seconds=10, megabytes=1024):
 
 
 def passes_one(program, test, fn_name, seconds, megabytes):
-    """One test. Only a mark that the program cannot know counts as its end, so that leaving early is not passing."""
+    """Whether a program passes one test.
+
+    A random mark is printed after the last line of a script or the return of a function, so that a program that merely
+    exits early does not pass. That is no protection against cheating: a program could read the mark from its own file.
+    """
     mark = secrets.token_hex(16)
     if isinstance(test, str):
-        output, ending = guarded(SCRIPT.format(program=program, test=test, mark=mark), seconds, megabytes)
+        output, ending = guarded(SCRIPT_TEMPLATE.format(program=program, test=test, mark=mark), seconds, megabytes)
         return ending == "" and output.endswith(mark)
     given, expected = test
     if not fn_name:
         code = f"exec({COMMON!r})\nexec(compile({program!r}, 'answer.py', 'exec'))"
         output, ending = guarded(code, seconds, megabytes, stdin=given)
         return ending == "" and same_output(output, expected)
-    code = CALL.format(common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark)
+    code = CALL_TEMPLATE.format(common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark)
     output, ending = guarded(code, seconds, megabytes)
     try:
-        return ending == "" and json.loads(output.rpartition(mark)[2]) == json.loads(expected)
+        return ending == "" and from_json(output.rpartition(mark)[2]) == from_json(expected)
     except ValueError:
         return False
 
 
+def from_json(text):
+    """A JSON value whose integers are Decimals, because Python refuses to read an int of more than 4,300 digits."""
+    return json.loads(text, parse_int=Decimal)
+
+
 def same_output(found, expected):
-    """Line by line without outer blanks: alike, or the same numbers as decimals."""
+    """Whether two outputs have the same lines, apart from blanks around them and the spelling of numbers."""
     found, expected = ([line.strip() for line in text.strip().split("\n")] for text in (found, expected))
-    same = [a == b or decimals(a) == decimals(b) is not None for a, b in zip(found, expected)]
-    return len(found) == len(expected) and all(same)
+    return len(found) == len(expected) and all(map(same_line, found, expected))
 
 
-def decimals(line):
+def same_line(found, expected):
+    """Whether two lines are the same text, or hold the same decimal numbers."""
     try:
-        return [Decimal(word) for word in line.split()]
-    except InvalidOperation:
-        return None
+        return found == expected or list(map(Decimal, found.split())) == list(map(Decimal, expected.split()))
+    except InvalidOperation:  # a word is not a number; or it is a signalling NaN, which cannot even be compared
+        return False

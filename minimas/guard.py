@@ -1,11 +1,12 @@
 """Runs a Python program where it can do little harm by accident: `python -I guard.py FOLDER SECONDS MEGABYTES`.
 
-FOLDER holds program.py and an empty work/, where the program runs; it reads stdin, and all it prints goes to stderr. Its limits
-are the kernel's for one process and, as those do not bound many processes or many files, a watch kept from here over all of
-them together. What it started ends with it. The last word, on stdout, is how it ended.
+FOLDER holds program.py and an empty work/, where the program runs. It reads this process's stdin; all that it prints
+goes to stderr; stdout then says how it ended. The kernel limits each of its processes, and because that does not limit
+many processes or many files, this process watches all of them together. What the program started ends with it.
 
-On Linux this process adopts orphans, so one that left the process group is found too; and where the kernel grants namespaces
-the program sees no other process, no network, and can write nothing outside work/. Elsewhere only the group is found.
+On Linux this process adopts orphans, so that it finds those that left the process group, too. If the kernel grants
+namespaces, the program sees no other process and no network, and can write only in work/. Elsewhere only the process
+group is found.
 """
 
 import ctypes
@@ -16,15 +17,29 @@ import sys
 import time
 from contextlib import suppress
 
-MB = 1 << 20
-PROCESSES, FILES, DISK, DEEPEST = 64, 1000, 64, 100  # at most, for the program and all it started together; MB
-CHILD_SUBREAPER, PDEATHSIG = 36, 1  # of prctl
-NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000  # user, mount, pid, net
-MS_BIND, MS_REC, MS_PRIVATE, MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, RDONLY = 0x1000, 0x4000, 0x40000, 442, -100, 0x8000, 1
+MB = 1 << 20  # bytes
+
+# The most that the program and all it started may have together
+PROCESSES = 64
+FILES = 1000
+DISK = 64  # MB of files
+DEEPEST = 100  # slashes in the path of a folder
+
+# From Linux's headers
+CHILD_SUBREAPER = 36  # prctl: adopt orphans
+PDEATHSIG = 1  # prctl: the signal to get when the parent ends
+NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000  # unshare: user, mount, pid, net
+MS_BIND = 0x1000  # mount
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MOUNT_SETATTR = 442  # the number of the system call, and its arguments
+AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
+RDONLY = 1
 
 
 def confine(work):
-    """Adopt orphans; then leave the machine's processes, network and files behind, as far as the kernel lets us."""
+    """Adopt orphans; then hide the machine's processes and network, and protect its files, if the kernel allows it."""
     libc = ctypes.CDLL(None)
     libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
     if libc.unshare(NAMESPACES) == 0:
@@ -36,23 +51,23 @@ def confine(work):
 
 
 def become(program, seconds, megabytes):
-    """Turn this process into the program, with its limits on."""
+    """Replace this process by the program, with its limits set."""
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.dup2(2, 1)
     for name, most in ("CPU", seconds + 1), ("AS", megabytes * MB), ("FSIZE", 8 * MB), ("NPROC", 1024), ("CORE", 0):
-        with suppress(ValueError, OSError):  # there is a lower limit; or macOS, which knows RLIMIT_AS but refuses to set it
+        with suppress(ValueError, OSError):  # a lower limit is set; macOS knows RLIMIT_AS, but refuses to set it
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
     os.execv(sys.executable, [sys.executable, "-I", program])
 
 
 def descendants():
-    """{process: bytes in memory} of all that is below this process, zombies included; none where there is no /proc."""
+    """{process: bytes in memory} of all descendants of this process, zombies included; {} if there is no /proc."""
     parents, memory = {}, {}
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
-        with suppress(OSError, IndexError), open(f"/proc/{name}/stat", errors="replace") as file:  # it may have ended meanwhile
-            fields = file.read().rpartition(")")[2].split()
+        with suppress(OSError, IndexError), open(f"/proc/{name}/stat", errors="replace") as file:  # it may have ended
+            fields = file.read().rpartition(")")[2].split()  # after the name: state, parent, ..., pages in memory
             parents[int(name)], memory[int(name)] = int(fields[1]), int(fields[21]) * resource.getpagesize()
     below, before = {os.getpid()}, 0
     while len(below) > before:
@@ -62,7 +77,7 @@ def descendants():
 
 
 def disk_use(work):
-    """Number of files in a folder, and the bytes that they take; a folder nested too deep is too many."""
+    """(number of files in a folder, the bytes that they take); a folder that is nested too deep counts as too many."""
     count, total, folders = 0, 0, [work]
     while folders and count <= FILES:
         with suppress(OSError):  # gone, or forbidden
@@ -75,16 +90,17 @@ def disk_use(work):
 
 
 def excess(work, megabytes):
-    """What the program takes too much of, or None."""
+    """A text that says what the program takes too much of, or None."""
     memory, (count, total) = descendants(), disk_use(work)
-    for used, most, what in ((len(memory), PROCESSES, "processes"), (sum(memory.values()) / MB, megabytes, "MB of memory"),
+    for used, most, what in ((len(memory), PROCESSES, "processes"),
+                             (sum(memory.values()) / MB, megabytes, "MB of memory"),
                              (count, FILES, "files"), (total / MB, DISK, "MB of files")):
         if used > most:
             return f"more than {most} {what}"
 
 
 def watch(program, work, seconds, megabytes):
-    """Wait for the program; returns how it ended."""
+    """Wait until the program ends or has to be stopped; returns a text that says how it ended."""
     deadline, caller, pause = time.monotonic() + seconds, os.getppid(), 0.005
     while True:
         try:
@@ -102,12 +118,12 @@ def watch(program, work, seconds, megabytes):
 
 
 def kill(process):
-    with suppress(ProcessLookupError, PermissionError):  # gone; or, on macOS, a group of which only a zombie is left
+    with suppress(ProcessLookupError, PermissionError):  # it is gone; or on macOS, only a zombie of the group is left
         os.kill(process, signal.SIGKILL)
 
 
 def end(program):
-    """Kill the program and all it started, again and again until nothing is left that could start more."""
+    """Kill the program and all that it started, again and again until nothing is left that could start more."""
     kill(-program)  # its group
     while True:
         for process in descendants():

@@ -1,8 +1,8 @@
-"""The tools of the deliberation style: an agent writes <python>code</python> or <search>query</search>, and reads the result.
+"""The tools of style deliberation: an agent writes <python>code</python> or <search>query</search>, reads the result.
 
-Python runs in a guarded child process (guard.py): isolated mode, an empty temporary folder, a bare environment, limits on time,
-memory, files and processes, and all that it started ended with it. That keeps accidents in; it is no wall against code that
-means harm, so nothing runs unless the user named the tool.
+Python runs in a guarded child process (guard.py): isolated mode, an empty temporary folder, a bare environment, limits
+on time, memory, files and processes, and all that it started ends with it. That contains accidents, but it does not
+stop code that means harm, so a tool is used only if the user named it.
 """
 
 import json
@@ -15,8 +15,8 @@ import urllib.request
 from pathlib import Path
 
 TOOLS = ("python", "search")
-CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\Z", re.DOTALL | re.IGNORECASE)
-CLOSED = re.compile(r"</(?:python|search)>", re.IGNORECASE)
+FINAL_CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\Z", re.DOTALL | re.IGNORECASE)
+CLOSING_TAG = re.compile(r"</(?:python|search)>", re.IGNORECASE)
 MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
 GUARD = Path(__file__).with_name("guard.py")
@@ -25,25 +25,28 @@ SEARCH_URL = "https://api.tavily.com/search"
 
 def call_at_end(text):
     """(tool, argument) if the text ends with a closed call, else None."""
-    found = CALL.search(text)
+    found = FINAL_CALL.search(text)
     return found and (found[1].lower(), found[2].strip())
 
 
 class ToolCalls:
-    """The calls in a batch of texts while they are written; `reply` is what Agent.decode asks after every token."""
+    """The calls in a batch of B texts while they are written: Agent.decode asks for a `reply` after every token.
+
+    made, inserted: how many calls each row has made, and how many tokens their results have.
+    """
 
     def __init__(self, tokenizer, allowed, B):
         self.tokenizer, self.allowed = tokenizer, allowed
-        self.made, self.inserted = [0] * B, [0] * B  # per row: calls, and tokens of results
+        self.made, self.inserted = [0] * B, [0] * B
 
     def reply(self, b, ids):
-        """Token ids of the result if row b's ids end with a call that was just closed, else none."""
+        """The token ids of a result if the last token in row b's ids closed a call, else []."""
         tail, before = (self.tokenizer.decode(part, strip=False) for part in (ids[-16:], ids[-16:-1]))
-        closed = [tag.end() for tag in CLOSED.finditer(tail) if tag.end() > len(before)]
+        closed = [tag.end() for tag in CLOSING_TAG.finditer(tail) if tag.end() > len(before)]
         if not closed:
             return []
         text = self.tokenizer.decode(ids, strip=False)
-        call = call_at_end(text[:len(text) - len(tail) + closed[0]])  # the token that closed the tag may have gone on a little
+        call = call_at_end(text[:len(text) - len(tail) + closed[0]])  # that token may go on behind the tag
         if call is None:
             return []
         result = self.tokenizer.encode(result_text(*call, self.made[b], self.allowed))
@@ -53,7 +56,7 @@ class ToolCalls:
 
 
 def result_text(tool, argument, calls_before, allowed):
-    """What is put behind a call: ` <result> ... </result>`, cut to MAX_RESULT, never closed from inside."""
+    """The text that follows a call, ` <result> ... </result>`: MAX_RESULT characters at most, no closing tag inside."""
     if tool not in allowed:
         result = f"The tool {tool} is not available."
     elif calls_before >= MAX_CALLS:
@@ -65,7 +68,7 @@ def result_text(tool, argument, calls_before, allowed):
 
 
 def guarded(code, seconds=10, megabytes=1024, stdin=""):
-    """(output, ending) of a Python program under guard.py: what it printed, errors included; "" if it ended well, else how."""
+    """Run a Python program under guard.py; returns (all that it printed, "" if it ended well, else how it ended)."""
     folder = tempfile.mkdtemp()
     try:
         for name, content in ("program.py", code), ("stdin", stdin):
@@ -76,31 +79,31 @@ def guarded(code, seconds=10, megabytes=1024, stdin=""):
         settings = {"HOME": str(work), "TMPDIR": str(work), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         output = Path(folder) / "output"
         with open(Path(folder) / "stdin", "rb") as given, open(output, "ab") as printed:
-            guard = subprocess.Popen(command, env=settings, stdin=given, stdout=subprocess.PIPE, stderr=printed, text=True,
-                                     start_new_session=True)
+            guard = subprocess.Popen(command, env=settings, stdin=given, stdout=subprocess.PIPE, stderr=printed,
+                                     text=True, start_new_session=True)
         try:
             ending = guard.communicate(timeout=seconds + 10)[0].strip()
-        except BaseException:  # Ctrl-C as well: the guard ends what it guards when it is told to end
+        except BaseException:  # even Ctrl-C: when the guard is told to end, it ends the program too
             guard.terminate()
             raise
         ending = "" if ending == "ended with status 0" else ending or "lost its guard"
         return output.read_text(encoding="utf-8", errors="replace"), ending
-    finally:  # rm, not shutil: a program may have nested folders deeper than Python recurses, or forbidden to enter them
+    finally:  # rm, not shutil: a program may have made folders that are too deep for Python, or closed to us
         subprocess.run(["sh", "-c", 'chmod -R u+rwX "$0"; rm -rf "$0"', folder], stderr=subprocess.DEVNULL)
 
 
-def run_python(code, seconds=10, megabytes=1024, stdin=""):
-    """Output of a Python program (its errors included), and how it ended unless well."""
-    text, ending = guarded(code, seconds, megabytes, stdin)
+def run_python(code):
+    """The output of a Python program, and how it ended unless it ended well."""
+    text, ending = guarded(code)
     return (text[:MAX_RESULT].strip() + (ending and f"\n({ending})")).strip() or "(no output)"
 
 
-def search(query, results=3):
-    """Titles and contents that Tavily finds for a query; trouble becomes a text that says so."""
+def search(query):
+    """The titles and contents of the first pages that Tavily finds for a query, or a text that says what failed."""
     key = os.environ.get("TAVILY_API_KEY")
     if not key:
         return "Search is not available: TAVILY_API_KEY is not set."
-    request = urllib.request.Request(SEARCH_URL, json.dumps({"query": query, "max_results": results}).encode(),
+    request = urllib.request.Request(SEARCH_URL, json.dumps({"query": query, "max_results": 3}).encode(),
                                      {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:

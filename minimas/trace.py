@@ -1,9 +1,9 @@
-"""A run as one page, for people: who read, thought and wrote what, and when.
+"""A run as one page for people: who read, thought and wrote what, and when.
 
     python -m minimas.recurse --prompt "7 +5 *3 -4 +8 *7 -1 +6" --trace trace.html
 
-The page is made of the parts in trace.html: no script, nothing fetched, and whatever comes from a question, a model or a
-tokenizer is escaped before it is put in.
+The page is made of the parts in trace.html. It has no script and fetches nothing; text from a question, a model or a
+tokenizer is escaped before it is filled in.
 """
 
 import re
@@ -14,123 +14,147 @@ from string import Template
 
 import torch
 
-from . import InputError
 from .peek import peek
 from .save import write_whole
 
-PARTS = re.split(r"<!-- (\w+) -->\n", Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
-PARTS = {name: Template(part) for name, part in zip(PARTS[1::2], PARTS[2::2])}
-PICTURES = {i: 0x2400 + i for i in range(32)} | {127: 0x2421}  # of control characters, which HTML forbids
-BOX, HEIGHT, GAP, RISE = 110, 44, 70, 40  # pixels of the graph: an agent's width and height, between two, of an arc over one
+
+def read_parts():
+    """{name: Template} of the parts in trace.html, each of which follows a comment that names it."""
+    _, *names_and_parts = re.split(r"<!-- (\w+) -->\n", Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    return {name: Template(part) for name, part in zip(names_and_parts[::2], names_and_parts[1::2])}
 
 
-def put(part, **values):
-    """A part of trace.html with its names filled in."""
+PARTS = read_parts()
+PICTURES = {i: 0x2400 + i for i in range(32)} | {127: 0x2421}  # of the control characters, which HTML forbids
+IN_TEXT = {code: picture for code, picture in PICTURES.items() if chr(code) not in "\t\n"}
+IN_TOKEN = PICTURES | {ord(" "): 0x2423}
+
+# Sizes in the graph, in pixels
+BOX, HEIGHT = 110, 44  # width and height of an agent
+GAP = 70  # between two agents
+RISE = 40  # of an arc, for each agent that it goes on or back
+SPACING = BOX + GAP
+
+
+def fill(part, **values):
+    """A part of trace.html with its placeholders filled in."""
     return PARTS[part].substitute(values)
 
 
-def prose(text):
-    """Text as HTML, its lines as they are."""
-    return escape(text.translate({code: picture for code, picture in PICTURES.items() if code not in (9, 10)}))
+def text_html(text):
+    """A text as HTML, in which only control characters other than tab and line feed look different."""
+    return escape(text.translate(IN_TEXT))
 
 
-def shown(token):
-    """A token as HTML, with spaces and line breaks that can be seen."""
-    return f"<code>{escape(token.translate(PICTURES | {32: 0x2423}))}</code>"
+def token_html(token):
+    """A token as HTML, in which spaces, tabs and line feeds can be seen."""
+    return f"<code>{escape(token.translate(IN_TOKEN))}</code>"
 
 
 def graph(system):
-    """The agents in their order as SVG, the links with their keys: to a later agent above, back to an earlier one below."""
+    """The agents in their order as SVG: links to later agents are arcs above them, others arcs below."""
     order, edges = system.style.order, system.style.edges
-    far = {(source, target): order.index(target) - order.index(source) for source, target in edges}
-    top, bottom = (RISE * max([0, *(sign * n for n in far.values())]) + 20 for sign in (1, -1))
-    middle, parts = {role: i * (BOX + GAP) + BOX // 2 + 1 for i, role in enumerate(order)}, []
+    distance = {(source, target): order.index(target) - order.index(source) for source, target in edges}
+    top = RISE * max(0, *distance.values()) + 20
+    bottom = RISE * max(0, *(-n for n in distance.values())) + 20
+    middle = {role: i * SPACING + BOX // 2 + 1 for i, role in enumerate(order)}  # of a box
+    parts = []
     for role, x in middle.items():
+        width = system.agents[role].model.config.hidden_size
         parts += [f'<rect x="{x - BOX // 2}" y="{top}" width="{BOX}" height="{HEIGHT}" rx="6"/>',
-                  f'<text x="{x}" y="{top + 18}">{prose(role)}</text>',
-                  f'<text x="{x}" y="{top + 35}">{system.agents[role].model.config.hidden_size} wide</text>']
-    for (source, target), n in sorted(far.items(), key=lambda link: -abs(link[1])):  # names of narrow arcs over wide ones
-        y, aside = (top, max(8, 50 - 14 * n)) if n > 0 else (top + HEIGHT, min(-8, -50 - 14 * n))
-        start, end, peak = middle[source] + aside, middle[target] - aside, y - RISE * n
-        x, bend = (start + end) / 2, y - RISE * n * 4 / 3
-        parts += [f'<path d="M{start},{y}C{start},{bend:.1f} {end},{bend:.1f} {end},{y}" marker-end="url(#arrow)"/>',
-                  f'<text x="{x}" y="{peak - 5 if n > 0 else peak + 15}">{prose(edges[source, target])}</text>']
+                  f'<text x="{x}" y="{top + 18}">{text_html(role)}</text>',
+                  f'<text x="{x}" y="{top + 35}">{width} wide</text>']
+    for edge, n in sorted(distance.items(), key=lambda item: -abs(item[1])):  # wide arcs first, below names of others
+        parts += arc(middle[edge[0]], middle[edge[1]], n, top, edges[edge])
     links = ", ".join(f"{source} to {target} by {key}" for (source, target), key in edges.items())
-    return put("graph", width=len(order) * (BOX + GAP) - GAP + 2, height=top + HEIGHT + bottom, parts="\n".join(parts),
-               said=prose(f"{', '.join(order)}, in this order; links: {links}"))
+    return fill("graph", width=len(order) * SPACING - GAP + 2, height=top + HEIGHT + bottom, parts="\n".join(parts),
+                said=text_html(f"{', '.join(order)}, in this order; links: {links}"))
+
+
+def arc(source, target, n, top, name):
+    """The SVG elements of an arc between boxes with these middles, n agents on (above them) or back (below)."""
+    if n > 0:
+        y, aside, below = top, max(8, 50 - 14 * n), -5
+    else:
+        y, aside, below = top + HEIGHT, min(-8, -50 - 14 * n), 15
+    start, end = source + aside, target - aside
+    bend = y - RISE * n * 4 / 3  # control points of a cubic Bézier curve, which rises to 3/4 of their height
+    return [f'<path d="M{start},{y}C{start},{bend:.1f} {end},{bend:.1f} {end},{y}" marker-end="url(#arrow)"/>',
+            f'<text x="{(start + end) / 2}" y="{y - RISE * n + below}">{text_html(name)}</text>']
 
 
 def slot(style, result, n, r, role, latents):
-    """A slot in the prompt of a stage as HTML: how many latents (m, D) are in it, and a link to the stage that sent them."""
+    """A slot in the prompt of `role` in round r, as HTML: how many latents (m, D) fill it, and a link to their origin.
+
+    n: the number of the question on the page.
+    """
     for source, target in style.edges:
-        when = r - (style.order.index(source) >= style.order.index(role))  # who comes later was heard in the round before
-        sent = result.latents.get((when, source, role)) if target == role and len(latents) else None
+        later = style.order.index(source) >= style.order.index(role)
+        sent_in = r - later  # what a later agent sent is from the round before
+        sent = result.latents.get((sent_in, source, role)) if target == role and len(latents) else None
         if sent is not None and torch.equal(sent, latents):
-            origin = f'<a href="#q{n}-{when}-{prose(source)}">{prose(source)}, round {when}</a>'
+            origin = f'<a href="#q{n}-{sent_in}-{text_html(source)}">{text_html(source)}, round {sent_in}</a>'
             return f"<mark>slot: {len(latents)} latents from {origin}</mark>"
     return f"<mark>slot: {len(latents)} latents</mark>"
 
 
-def heat(cosine):
-    """A cell with a cosine: its number, and its size as colour."""
+def cosine_cell(cosine):
+    """A table cell with a cosine: its number, with its size as a colour."""
     if cosine is None:
         return "<td>none</td>"
     return f'<td class="{"heat" if cosine >= 0 else "cold"}" style="--c:{abs(cosine) * 100:.0f}">{cosine:.2f}</td>'
 
 
-def strip(title, rows):
-    """What an agent thought in the stage of that title (HTML): the rows of peek, each a column."""
+def latents_table(title, rows):
+    """What an agent thought in one stage, as HTML: a column for each row of peek."""
     lines = {"step": [f'<th scope="col">{row["step"]}</th>' for row in rows]}
     for i, rank in enumerate(("closest token", "second", "third")):
-        lines[rank] = [f"<td>{shown(text)} {p:.0%}</td>" for text, p in (row["tokens"][i] for row in rows)]
+        lines[rank] = [f"<td>{token_html(text)} {p:.0%}</td>" for text, p in (row["tokens"][i] for row in rows)]
     lines["entropy, bits"] = [f'<td>{row["entropy"]:.2f}</td>' for row in rows]
-    lines["cosine, step before"] = [heat(row["step_cosine"]) for row in rows]
-    lines["cosine, round before"] = [heat(row["round_cosine"]) for row in rows]
-    lines = "\n".join(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>' for name, cells in lines.items())
-    return put("strip", title=title, lines=lines)
+    lines["cosine, step before"] = [cosine_cell(row["step_cosine"]) for row in rows]
+    lines["cosine, round before"] = [cosine_cell(row["round_cosine"]) for row in rows]
+    html = (f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>' for name, cells in lines.items())
+    return fill("strip", title=title, lines="\n".join(html))
 
 
 def section(system, n, result):
-    """All about the n-th question: its stages in time, each by itself, and the text."""
-    rows = {key: list(own) for key, own in groupby(peek(system, result.states), lambda row: (row["round"], row["role"]))}
-    last, times, stages, begun = list(result.stages)[-1], "", "", 0
-    whole, _ = result.stages[last]
-    for (r, role), (end, pieces) in result.stages.items():
-        agent, thought, written = system.agents[role], rows.get((r, role), []), 0
-        same = {"title": prose(f"round {r}, {role}"), "place": prose(f"q{n}-{r}-{role}"), "seconds": f"{end - begun:.3f}"}
-        tokens, made = [shown(row["tokens"][0][0]) for row in thought], f"{len(thought)} latents"
-        seen = strip(same["title"], thought) if thought else ""
-        if (r, role) == last:
-            tokens = [shown(agent.tokenizer.fast.decode([i], skip_special_tokens=False)) for i in result.token_ids]
-            written, made = result.new_tokens, f"{result.new_tokens} tokens written"
-            seen = put("tokens", tokens="".join(tokens))
-        times += put("time", **same, read=sum(map(len, agent.tokens(pieces))), thought=len(thought), written=written,
-                     before=f"{begun / whole:.1%}", share=f"{(end - begun) / whole:.1%}")
-        prompt = [prose(piece) if isinstance(piece, str) else slot(system.style, result, n, r, role, piece)
-                  for piece in pieces]
-        stages += put("stage", **same, made=made, prompt="".join(prompt), seen=seen, glance="".join(tokens[:8]))
-        begun = end
-    return put("section", n=n, question=prose(result.question), times=times, stages=stages, text=prose(result.text),
-               whole=f"{whole:.3f}", answer=prose(result.answer or "none was found"))
+    """All about the n-th question: the time of each stage, the stages, and the text."""
+    by_stage = groupby(peek(system, result.states), lambda row: (row["round"], row["role"]))
+    rows = {key: list(own) for key, own in by_stage}
+    times, stages, begun = "", "", 0
+    whole, _ = list(result.stages.values())[-1]  # seconds
+    for (r, role), (end, _) in result.stages.items():
+        time, stage = stage_html(system, n, result, r, role, rows.get((r, role), []), begun, end, whole)
+        times, stages, begun = times + time, stages + stage, end
+    return fill("section", n=n, question=text_html(result.question), times=times, stages=stages, whole=f"{whole:.3f}",
+                text=text_html(result.text), answer=text_html(result.answer or "none was found"))
+
+
+def stage_html(system, n, result, r, role, rows, begun, end, whole):
+    """(line of the timeline, details) of one stage: from `begun` to `end` of `whole` seconds, with its rows of peek."""
+    agent, (_, pieces) = system.agents[role], result.stages[r, role]
+    same = {"title": text_html(f"round {r}, {role}"), "place": text_html(f"q{n}-{r}-{role}"),
+            "seconds": f"{end - begun:.3f}"}
+    if (r, role) == list(result.stages)[-1]:
+        written, made = result.new_tokens, f"{result.new_tokens} tokens written"
+        tokens = [token_html(agent.tokenizer.fast.decode([i], skip_special_tokens=False)) for i in result.token_ids]
+        seen = fill("tokens", tokens="".join(tokens))
+    else:
+        written, made = 0, f"{len(rows)} latents"
+        tokens = [token_html(row["tokens"][0][0]) for row in rows]
+        seen = latents_table(same["title"], rows) if rows else ""
+    prompt = [text_html(piece) if isinstance(piece, str) else slot(system.style, result, n, r, role, piece)
+              for piece in pieces]
+    time = fill("time", **same, read=sum(map(len, agent.tokens(pieces))), thought=len(rows), written=written,
+                before=f"{begun / whole:.1%}", share=f"{(end - begun) / whole:.1%}")
+    return time, fill("stage", **same, made=made, prompt="".join(prompt), seen=seen, glance="".join(tokens[:8]))
 
 
 def page(system, results):
     """The page of Results that were run with keep_states and keep_latents, as HTML."""
-    return put("page", title=f"What {prose(', '.join(system.style.order))} thought", graph=graph(system),
-               sections="".join(section(system, n, result) for n, result in enumerate(results, 1)))
-
-
-def usable_file(name):
-    """The Path of a page that is to be written; InputError where it cannot be."""
-    file = Path(name)
-    try:
-        if file.exists() and not file.is_file():
-            raise OSError("it is no ordinary file")
-        write_whole(file.with_name(f"{file.name}.try"), Path.touch)  # what save_page will do, beside it
-        file.with_name(f"{file.name}.try").unlink()
-    except OSError as e:
-        raise InputError(f"--trace {name!r} cannot be written ({e.strerror or e}): give a file in a folder there is") from e
-    return file
+    sections = (section(system, n, result) for n, result in enumerate(results, 1))
+    return fill("page", title=f"What {text_html(', '.join(system.style.order))} thought", graph=graph(system),
+                sections="".join(sections))
 
 
 def save_page(file, html):

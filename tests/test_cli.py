@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from minimas import cli
 from minimas.cli import command, main
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
@@ -34,7 +35,8 @@ def test_json_and_stdin():
     (["--prompt", CHAIN, "--rounds", "0"], "rounds is 0"), (["--prompt", CHAIN, "--rounds", "two"], "--rounds"),
     (["--prompt", CHAIN, "--style", "x"], "style 'x'"), (["--prompt", CHAIN, "--checkpoint", "planner"], "ROLE=PATH"),
     (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"), (["--prompt", CHAIN, "--device", "abacus"], "abacus"),
-    (["--prompt", "-"], "no question"), (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
+    (["--prompt", "-"], "no question"), (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
+    (["--prompt", CHAIN, "--tools", "python"], "tools are given"), (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
 def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", *args])
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))
@@ -43,6 +45,17 @@ def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == ""
     assert err.count("\n") == 1 and err.startswith("minimas: ") and complaint in err
+
+
+@pytest.mark.parametrize("option, value, complaint", [
+    ("--rounds", "0", "rounds is 0"), ("--style", "x", "style 'x' is not known, expected one of tiny, "), ("--fn-name", "f", "--fn-name"),
+    ("--channel", "sound", "channel is 'sound'"), ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written")])
+def test_settings_are_checked_before_anything_is_loaded(option, value, complaint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, option, value])
+    monkeypatch.setattr(cli, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded"))
+    with pytest.raises(SystemExit) as end:
+        command(main)
+    assert end.value.code == 2 and complaint in capsys.readouterr().err
 
 
 def test_bad_input_ends_the_process_with_2():

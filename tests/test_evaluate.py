@@ -111,7 +111,7 @@ def test_what_lies_about_is_not_taken_for_records(unbroken, data, tmp_path, monk
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text().replace("+1", "+2"))
     out.write_text(unbroken[0].read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
-    for args, complaint in (options(data, tmp_path / "mine.json"), "not a file of records"), (options(other, out), "another question of number"):
+    for args, complaint in (options(data, tmp_path / "mine.json"), "not a file of records"), (options(other, out), "is not that of the data set"):
         with pytest.raises(SystemExit) as end:
             run(monkeypatch, capsys, *args)
         assert end.value.code == 2 and complaint in capsys.readouterr().err
@@ -208,6 +208,7 @@ def test_two_graders_side_by_side(data, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("args, complaint", [
     (["--dataset", "nothing"], "data set 'nothing'"), (["--dataset", "tiny", "--style", "x"], "style 'x'"), (["--dataset", "tiny", "--rounds", "1,x"], "--rounds"),
     (["--dataset", "tiny", "--rounds", "0"], "rounds is 0"), (["--dataset", "tiny", "--grader", "mood"], "mood"), (["--dataset", "tiny", "--limit", "0"], "limit is 0"),
+    (["--dataset", "tiny", "--channel", ","], "--channel lists nothing"), (["--dataset", "tiny", "--channel", "sound"], "channel is 'sound'"),
     (["--dataset", "mbppplus"], "--allow-code-execution"), (["--dataset", "bamboogle", "--grader", "plain"], "--grader is for mathematics")])
 def test_bad_input(args, complaint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -217,20 +218,38 @@ def test_bad_input(args, complaint, tmp_path, monkeypatch, capsys):
     assert end.value.code == 2 and out == "" and err.count("\n") == 1 and complaint in err
 
 
+@pytest.mark.parametrize("option, path, complaint", [
+    ("--csv", "none/t.csv", "No such file or directory"), ("--plot", "none/t.svg", "No such file or directory"), ("--plot", ".", "not an ordinary file"),
+    ("--out", ".", "not an ordinary file"), ("--out", "file/r.jsonl", "File exists"), ("--csv", "file/t.csv", "Not a directory")])
+def test_files_that_cannot_be_written_are_refused_first(option, path, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(evaluate, "load_dataset", lambda *_, **__: pytest.fail("something was computed"))
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, "--dataset", "tiny", option, path)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith(f"minimas: {option} ") and complaint in err
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_graders_by_kind():
+    assert evaluate.graders_for("released", None, False) == ("released",) and evaluate.graders_for("code", None, True) == ("code",)
+    assert evaluate.graders_for("math", ("plain", "released"), False) == ("plain", "released")
+
+
 def answered(answer):
     return minimas.recurse.Result("q", "t", answer, [], 0, 0.0, 0)
 
 
 def test_what_is_right_by_the_kind_of_question():
-    judge = lambda grader, answer, **fields: evaluate.right(Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
+    judge = lambda grader, answer, **fields: evaluate.is_right(Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
     assert judge("choice", "b", gold="B") and not judge("choice", None, gold="B")
     assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and judge("released", "3.2", gold="3.9") and not judge("plain", "3.2", gold="3.9")
     program = "def add(a, b):\n    return a + b"
-    assert judge("code", program, tests="assert add(1, 2) == 3", fn_name="add") is True
-    assert judge("code", program, tests="assert add(1, 2) == 4") is False and judge("code", None, tests="") is False
-    cases = lambda: [{"input": "1\n2", "output": "3", "testtype": "functional"}]
-    assert judge("code", program, tests=cases, fn_name="add") is True
-    assert judge("code", "print(int(input()) + 1)", tests=[{"input": "1\n", "output": "2\n", "testtype": "stdin"}]) is True
+    assert judge("code", program, tests=["assert add(1, 2) == 3"], fn_name="add") is True
+    assert judge("code", program, tests=["assert add(1, 2) == 4"]) is False and judge("code", None, tests=[""]) is False
+    assert judge("code", program, tests=lambda: [("1\n2", "3")], fn_name="add") is True
+    assert judge("code", "print(int(input()) + 1)", tests=[("1\n", "2\n")]) is True
 
 
 def test_interval():

@@ -57,7 +57,7 @@ def test_empty_rows_are_counted(tmp_path):
     rows = [good, good | {"plan": " "}, good | {"question": ""}, good | {"answer": None}, good | {"question": " 2? "}]
     lessons = load_lessons(write(tmp_path / "a.jsonl", rows), STYLES["sequential_light"], ["planner", "critic", "solver"], tell=told.append)
     assert [lesson.question.text for lesson in lessons] == ["1+1?", "2?"]
-    assert told == [f"3 of 5 rows left out, with an empty question or text; the first is {tmp_path / 'a.jsonl'} row 2"]
+    assert told == [f"3 of 5 rows left out, with an empty question or text; the first is {tmp_path / 'a.jsonl'} line 2"]
     assert len(load_lessons(write(tmp_path / "b.jsonl", rows), STYLES["sequential_light"], ["critic"], tell=told.append)) == 4
     with pytest.raises(minimas.InputError, match="no row with a question and a text for planner"):
         load_lessons(write(tmp_path / "c.jsonl", rows[1:2]), STYLES["sequential_light"], ["planner"], tell=told.append)

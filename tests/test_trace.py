@@ -12,7 +12,7 @@ import checkpoints
 import minimas
 from minimas import cli
 from minimas.peek import peek
-from minimas.trace import page, prose, shown
+from minimas.trace import page, text_html, token_html
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 HOSTILE = "<script>alert(1)</script> {math} [slot 0] $question \"&amp;' </pre><!-- \x00\x1b ${n}"
@@ -217,7 +217,7 @@ def test_hostile_text_is_shown_as_typed(hostile):
     assert "<script" not in html.lower() and "alert(1)" in html and html.count("<!--") == 0
     assert words(find(root, "pre")[0]) == seen(result.question) and HOSTILE in result.question
     assert html.count("[slot 0]") == 13 and html.count("{math}") == 13  # the question, and in each of twelve prompts
-    assert prose("<\x07\r\n") == "&lt;\u2407\u240d\n" and shown("<b> \n") == "<code>&lt;b&gt;\u2423\u240a</code>"
+    assert text_html("<\x07\r\n") == "&lt;\u2407\u240d\n" and token_html("<b> \n") == "<code>&lt;b&gt;\u2423\u240a</code>"
 
 
 def test_no_latents_no_answer_and_rollouts(hostile):
@@ -246,7 +246,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path, complaint", [
-    ("{}/none/page.html", "No such file or directory"), ("{}", "no ordinary file"), ("", "no ordinary file"), ("/dev/null", "no ordinary file"),
+    ("{}/none/page.html", "No such file or directory"), ("{}", "not an ordinary file"), ("", "not an ordinary file"), ("/dev/null", "not an ordinary file"),
     ("{}/file/page.html", "Not a directory"), ("{}/" + "x" * 300, "File name too long")])
 def test_a_file_that_cannot_be_written_is_refused_first(path, complaint, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
