@@ -162,31 +162,48 @@ def start_gain(link, agent):
 
 @torch.no_grad()
 def ridge_start(system, edge, turns, strength=0.01, longest=LONGEST, date=DATE):
-    """Start the outer link of an edge from ridge regression: it says what its source says in the target's embeddings.
+    """Start an outer link at a ridge regression: it then says in the target's embeddings what its source says next.
 
-    turns of the source give pairs of x_t = R_in(h_t) and y_t, the target's embedding of the text of token t+1. With the
-    spread s and mean b of y, residual_proj = argmin_W |(y - b) / s - W (x - mean x)|^2 + strength tr(C) / D |W|^2 on average,
-    C the covariance of x; the last norm scales by s and shifts by b, and the other branch starts at zero.
+    Each token t+1 of the source's `turns` that has a counterpart in the target's tokenizer gives a pair: x = R_in(h_t) and
+    y, the target's embedding of the same text. With s and b the standard deviation and mean of y, residual_proj is the W
+    that minimises the mean over pairs of |(y - b) / s - W (x - mean x)|^2, plus strength tr(C) / D |W|^2, where C is the
+    covariance of x. ln_target scales by s and shifts by b; the other branch of the link starts at zero.
     """
-    source, target, link = *(system.agents[role] for role in edge), system.outer_links[edge]
-    D, rows, products = source.model.config.hidden_size, 0, 0
-    for turn in turns:
-        h, _ = forced_turns(system, edge[0], [turn], longest, date)
-        numbers, y = same_text(source, target, turn.reply)
-        numbers = [i for i in numbers if i < h.shape[1] - 1]  # what was not cut off
-        both = torch.cat([source.inner_link(h[0, numbers]), y[:len(numbers)].to(h.device)], 1).double()
-        rows, products = rows + len(y), products + torch.cat([both, both[:, :1] * 0 + 1], 1).T @ both  # sums in the last row
-    means = products[-1] / rows
-    covariance = products[:-1] / rows - means[:, None] * means
-    middle, b, s = means[:D], means[D:], covariance.diagonal()[D:].sqrt() + 1e-12
-    C = covariance[:D, :D]
-    more = strength * C.diagonal().mean() + 1e-12  # the last bit for turns that are all alike
-    W = torch.linalg.solve(C + more * torch.eye(D, device=C.device), covariance[:D, D:] / s).T
-    for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ middle),
+    link = system.outer_links[edge]
+    pairs = (token_pairs(system, edge, turn, longest, date) for turn in turns)
+    mean_x, b, C, C_xy, variance_y = moments(pairs)
+    s = variance_y.sqrt() + 1e-12
+    penalty = strength * C.diagonal().mean() + 1e-12  # never zero, not even if all pairs are the same
+    W = torch.linalg.solve(C + penalty * torch.eye(len(C), device=C.device), C_xy / s).T
+    for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ mean_x),
                              (link.ln_target.weight, s), (link.ln_target.bias, b)):
         parameter.copy_(value)
     nn.init.zeros_(link.proj2.weight)
     nn.init.zeros_(link.proj2.bias)
+
+
+def token_pairs(system, edge, turn, longest, date):
+    """x (n, D) = R_in(h_t) and y (n, D of the target), for the n tokens of a turn that are kept and have a counterpart."""
+    source, target = (system.agents[role] for role in edge)
+    h, _ = forced_turns(system, edge[0], [turn], longest, date)
+    numbers, y = same_text(source, target, turn.reply)
+    numbers = [i for i in numbers if i < h.shape[1] - 1]  # forced_turns may have cut the reply
+    return source.inner_link(h[0, numbers]), y[:len(numbers)].to(h.device)
+
+
+def moments(pairs):
+    """Batches of x (n, D) and y (n, E) -> means (D,), (E,), covariances of x (D, D), of x and y (D, E), variances of y (E,).
+
+    From running sums in float64: the pairs of 256 replies of 500 tokens would themselves take 2 GB at width 2048.
+    """
+    n = sum_x = sum_y = sum_xx = sum_xy = sum_yy = 0
+    for x, y in pairs:
+        x, y, n = x.double(), y.double(), n + len(x)
+        sum_x, sum_y = sum_x + x.sum(0), sum_y + y.sum(0)
+        sum_xx, sum_xy, sum_yy = sum_xx + x.T @ x, sum_xy + x.T @ y, sum_yy + y.square().sum(0)
+    mean_x, mean_y = sum_x / n, sum_y / n
+    variance_y = (sum_yy / n - mean_y.square()).clamp(min=0)  # rounding can leave less than nothing
+    return mean_x, mean_y, sum_xx / n - mean_x.outer(mean_x), sum_xy / n - mean_x.outer(mean_y), variance_y
 
 
 def same_text(source, target, reply):

@@ -98,3 +98,14 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
         assert [lesson.question.text for lesson in lessons] == [str(n) for n in range(150)]
         with pytest.raises(minimas.InputError, match="gated, closed to you or unknown"):
             load_lessons("RecursiveMAS/Nothing", STYLES["sequential_light"], ["planner"])
+
+
+def test_a_limit_of_one_page_fetches_one_page(tmp_path, monkeypatch):
+    with standin.serve(tmp_path) as hub:
+        standin.connect(monkeypatch, hub, tmp_path)
+        monkeypatch.setattr("minimas.viewer.SERVER", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+        rows = [RELEASED_ROWS["sequential_light"] | {"question": str(n)} for n in range(150)]
+        hub.sets["RecursiveMAS/Sequential-Math", "default", "train"] = rows
+        lessons = load_lessons("RecursiveMAS/Sequential-Math", STYLES["sequential_light"], ["planner"], limit=100)
+        assert len(lessons) == 100 and len(list((tmp_path / "home").rglob("*.json"))) == 1
