@@ -7,6 +7,7 @@ columns, or `tiny`: chains whose every step is said. A cell may hold a list, one
 import random
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from . import InputError
@@ -70,9 +71,7 @@ def load_lessons(data, style, roles, columns=None, task="math", limit=None, answ
     if answer_first and style.order[-1] not in columns:
         candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
     rows = rows_of(data, columns)
-    for n, row in enumerate(rows, 1):
-        if limit is not None and n > limit:
-            break
+    for row in islice(rows, limit):
         texts = {role: texts_of(row, role, names) for role, names in candidates.items()}
         question = question_of(row, task)
         if question.text and all(texts.values()):

@@ -34,7 +34,10 @@ from .recurse import STYLES, Settings, System, devices_of, sources, usable_dtype
 from .save import copy_agent, save_inner_link, save_outer_links, suffix, write_whole
 
 
-POSITIVE = ("batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every", "warm_up", "lr", "clip")
+NOT_NEGATIVE = ("steps", "mse", "supervise_all")
+POSITIVE = ("batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every", "warm_up",
+            "lr", "clip")
+LARGEST_SEED = 10 ** 12  # a pass over the data adds its number to a million times the seed, and torch takes 64 bits
 
 
 def arguments():
@@ -88,18 +91,16 @@ def checked(args):
         raise InputError("--init ridge is for outer links: it goes from one agent to another")
     if args.task not in TASKS:
         raise InputError(f"task {args.task!r} is not known, expected one of {', '.join(TASKS)}")
-    if args.steps < 0:
-        raise InputError(f"--steps is {args.steps}, expected 0 or more")
-    if min(args.mse, args.supervise_all) < 0:
-        raise InputError("--mse and --supervise-all are weights, expected 0 or more")
+    if abs(args.seed) > LARGEST_SEED:
+        raise InputError(f"--seed is {args.seed}, expected a number below {LARGEST_SEED}")
     if args.plot and not args.plot.absolute().parent.is_dir():
         raise InputError(f"--plot {args.plot}: its folder is not there")
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out} is a file, expected a folder")
-    for name in POSITIVE:
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise InputError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
+    for name in (*NOT_NEGATIVE, *POSITIVE):
+        value, positive = getattr(args, name), name in POSITIVE
+        if value is not None and not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
+            raise InputError(f"--{name.replace('_', '-')} is {value}, expected a finite number {'above 0' if positive else 'from 0 up'}")
     if state_file(args, style).exists() and not args.resume:
         raise InputError(f"{args.out} holds a training already: go on with it by --resume, or give another --out")
     return style
