@@ -27,7 +27,7 @@ from .data import complain
 from .lessons import load_lessons
 from .link import OuterLink
 from .load import links_task, load_outer_links
-from .objective import LONGEST, InnerLoss, OuterLoss, compute_again, ridge_start, start_gain
+from .objective import MAX_POSITIONS, InnerLoss, OuterLoss, compute_again, ridge_start, start_gain
 from .plot import save_charts
 from .prompts import TASKS
 from .recurse import STYLES, Settings, System, devices_of, sources, usable_dtype
@@ -69,8 +69,8 @@ def arguments():
         help="where links start: new ones at a ridge regression over all roles' texts (default for outer) or at random (for inner), "
              "or those of the checkpoint")
     add("--ridge-rows", type=int, default=256, help="rows for the regression (default 256)")
-    add("--max-length", type=int, default=LONGEST,
-        help=f"positions of a prompt with its text; longer texts are cut, prompts never (default {LONGEST})")
+    add("--max-length", type=int, default=MAX_POSITIONS,
+        help=f"positions of a prompt with its text; longer texts are cut, prompts never (default {MAX_POSITIONS})")
     add("--keep-activations", action="store_true", help="remember what blocks compute: faster, for more memory")
     add("--save-every", type=int, default=100, help="steps between two states to go on from (default 100)")
     add("--plot", type=Path, help="draw the loss there, as SVG")

@@ -84,7 +84,7 @@ def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
 
 
 def test_token_loss_is_cross_entropy(monkeypatch):
-    monkeypatch.setattr(objective, "AT_ONCE", 3)
+    monkeypatch.setattr(objective, "SCORES_AT_ONCE", 3)
     torch.manual_seed(0)
     h, head, ids = torch.randn(2, 5, 8, dtype=torch.double, requires_grad=True), torch.randn(11, 8, dtype=torch.double), torch.randint(0, 11, (2, 5))
     ids[0, :2] = IGNORED
@@ -251,7 +251,7 @@ def test_ridge_start_is_the_regression(folders, longest):
     xs, ys = [], []
     for turn in turns:
         h, ids = objective.forced_turns(system, "planner", [turn], longest)
-        numbers, y = objective.same_text(planner, system.agents["critic"], turn.reply)
+        numbers, y = objective.overlapping_tokens(planner, system.agents["critic"], turn.reply)
         assert numbers == list(range(len(y))), "both tokenizers cut the text alike"
         n = min(len(y), ids.shape[1])  # without the token that ends the reply
         xs.append(planner.inner_link(h[0, :n])), ys.append(y[:n])
@@ -289,21 +289,21 @@ def test_ridge_alone_carries_the_tiny_system():
     assert build.accuracy(system, chains, rounds=3)["percent"] > 75
 
 
-def test_same_text_aligns_tokenizers(folders):
+def test_overlapping_tokens_align_tokenizers(folders):
     """Each source token is met by the mean of the target's tokens that cover the same characters."""
     system = load(folders)
     planner, critic = system.agents["planner"], system.agents["critic"]
-    numbers, wanted = objective.same_text(planner, critic, "a=1")
+    numbers, wanted = objective.overlapping_tokens(planner, critic, "a=1")
     assert numbers == [0, 1, 2] and torch.equal(wanted, critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1"))))
     words = checkpoints.byte_tokenizer([])
     words.add_tokens(["a="])
     planner.tokenizer.fast = words
-    numbers, wanted = objective.same_text(planner, critic, "a=1")
+    numbers, wanted = objective.overlapping_tokens(planner, critic, "a=1")
     tokens = critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1")))
     assert numbers == [0, 1] and torch.allclose(wanted, torch.stack([tokens[:2].mean(0), tokens[2]]))
     critic.tokenizer.fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     planner.tokenizer.fast = checkpoints.byte_tokenizer([])
-    assert objective.same_text(planner, critic, "a =")[0] == [0, 2], "no token of the target's stands for the blank"
+    assert objective.overlapping_tokens(planner, critic, "a =")[0] == [0, 2], "no token of the target's stands for the blank"
 
 
 def test_lessons_of_the_tiny_task_are_its_notes():
