@@ -203,8 +203,8 @@ def token_pairs(system, edge, turn, longest, date):
 def overlapping_tokens(source, target, reply):
     """Align the tokens of `reply` in two tokenizers by their characters.
 
-    Returns the numbers of the n source tokens that overlap any of the target's, and for each the mean embedding of those
-    it overlaps, (n, D).
+    Returns the numbers of the n source tokens that overlap any target tokens, and for each the mean embedding of those,
+    (n, D of the target).
     """
     ours, theirs = (agent.tokenizer.fast.encode(reply, add_special_tokens=False) for agent in (source, target))
     embeddings = target.model.embed(torch.tensor(theirs.ids, dtype=torch.long, device=target.device))
@@ -222,7 +222,7 @@ def overlapping_tokens(source, target, reply):
 
 
 def moments(pairs):
-    """Batches of x (n, D), y (n, E) -> means of x and y, covariances of x (D, D) and of x with y (D, E), variances of y.
+    """Batches of x (n, D), y (n, E) -> means of x, y; covariances of x (D, D) and of x with y (D, E); variances of y.
 
     Uses running sums in float64: the pairs of 256 replies of 500 tokens would themselves take 2 GB at width 2048.
     """

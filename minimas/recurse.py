@@ -23,7 +23,7 @@ from .link import fused
 from .load import DTYPES, load_outer_links
 from .prompts import TASKS, Question, Slot, answer_retry, prompt, render
 from .sample import seeds
-from .tiny.task import label
+from .tiny.task import with_labels
 from .tokenizer import DATE
 from .tools import TOOLS, ToolCalls
 
@@ -52,7 +52,7 @@ SHIPPED = Path(__file__).parent / "tiny"
 PLANNED = {("planner", "critic"): "outer_12", ("critic", "solver"): "outer_23", ("solver", "planner"): "outer_31"}
 STYLES = {
     "tiny": Style(
-        order=("planner", "critic", "solver"), edges=PLANNED, prompts="tiny", read=label,
+        order=("planner", "critic", "solver"), edges=PLANNED, prompts="tiny", read=with_labels,
         latent_steps=5, max_new_tokens=8, temperature=0.0,
         checkpoints={name: SHIPPED / name for name in ("planner", "critic", "solver", "links")}),
     "sequential_light": Style(

@@ -57,9 +57,9 @@ def test_empty_rows_are_counted(tmp_path):
     rows = [good, good | {"plan": " "}, good | {"question": ""}, good | {"answer": None}, good | {"question": " 2? "}]
     lessons = load_lessons(write(tmp_path / "a.jsonl", rows), STYLES["sequential_light"], ["planner", "critic", "solver"], tell=told.append)
     assert [lesson.question.text for lesson in lessons] == ["1+1?", "2?"]
-    assert told == [f"3 of 5 rows left out, with an empty question or text; the first is {tmp_path / 'a.jsonl'} row 2"]
+    assert told == [f"3 of 5 rows are left out because their question or a text is empty; the first is {tmp_path / 'a.jsonl'} row 2"]
     assert len(load_lessons(write(tmp_path / "b.jsonl", rows), STYLES["sequential_light"], ["critic"], tell=told.append)) == 4
-    with pytest.raises(minimas.InputError, match="no row with a question and a text for planner"):
+    with pytest.raises(minimas.InputError, match="has no row with a question and a text for planner"):
         load_lessons(write(tmp_path / "c.jsonl", rows[1:2]), STYLES["sequential_light"], ["planner"], tell=told.append)
 
 
@@ -71,9 +71,9 @@ def test_columns_of_one_s_own(tmp_path):
 
 
 @pytest.mark.parametrize("row, options, complaint", [
-    ({"question": "?", "x": 1}, {}, "no column distill_expert or refined_plan or expert_plan for expert, only question, x: say which it is with --columns expert=COLUMN"),
+    ({"question": "?", "x": 1}, {}, "no column distill_expert or refined_plan or expert_plan for expert, only question, x: name its column with --columns expert=COLUMN"),
     ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan: say which it is, as in question=COLUMN"),
-    ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected a text, or a list with one for each round"),
+    ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected a text or a list with one text per round"),
     ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected a text"),
     ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}}, "a column is given for 'planner', expected one of question, fn_name"),
 ])

@@ -281,7 +281,7 @@ def test_ridge_alone_carries_the_tiny_system():
     """Chains of up to nine steps, over links that no gradient has touched."""
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     torch.manual_seed(0)
-    build.forget(system.outer_links.values())
+    build.randomise_outer_links(system.outer_links.values())
     chains = questions("validation", 10)
     assert build.accuracy(system, chains, rounds=3)["percent"] < 30
     for edge in system.outer_links:

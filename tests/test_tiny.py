@@ -36,14 +36,15 @@ def test_accuracy_is_the_reported_one(system, rounds):
 
 def test_text_channel_and_empty_slots(system):
     chains = task.questions("test", 20, seed=998)
-    assert build.accuracy(system, chains, rounds=3, channel="text")["percent"] >= 95
+    said = build.accuracy(system, chains, rounds=3, channel="text")
+    assert said["percent"] >= 95 and said["tokens"] == REPORT["text"]["3"]["tokens"] == 54.0
     assert build.accuracy(system, chains, rounds=3, latent_steps=0)["percent"] < 25
 
 
 def test_random_outer_links_carry_nothing():
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     torch.manual_seed(0)
-    build.forget(system.outer_links.values())
+    build.randomise_outer_links(system.outer_links.values())
     assert build.accuracy(system, task.questions("test", 20, seed=998), rounds=3)["percent"] < 25
 
 
@@ -60,16 +61,16 @@ def test_weights_are_small_and_whole():
 
 def test_task():
     chain = task.Chain(7, ("+5", "*3", "-4"))
-    assert chain.answer == 2 and chain.question == "7 +5 *3 -4" and task.label(chain.question) == "7 a+5 b*3 c-4"
+    assert chain.answer == 2 and chain.question == "7 +5 *3 -4" and task.with_labels(chain.question) == "7 a+5 b*3 c-4"
     assert task.note("critic", chain, 2, 6) == "b*3=6." and task.note("solver", chain, 3, 2) == "c-4\\boxed{2}"
     for bad in "", "7", "77 +1", "7 +0", "7 *2", "7 +1" + " +1" * 9, "7+1", "x +1":
         with pytest.raises(minimas.InputError, match="expected one digit"):
-            task.label(bad)
+            task.with_labels(bad)
 
 
 def test_splits_do_not_meet():
     rng = random.Random(0)
-    drawn = {split: {task.draw(rng, 3, split).question for _ in range(200)} for split in ("train", "validation", "test")}
+    drawn = {split: {task.random_chain(rng, 3, split).question for _ in range(200)} for split in ("train", "validation", "test")}
     assert all(task.split_of(question) == split for split, questions in drawn.items() for question in questions)
     assert not drawn["train"] & drawn["test"] and not drawn["train"] & drawn["validation"]
     exercises = [task.exercise(rng, "critic") for _ in range(500)]
@@ -84,7 +85,7 @@ def test_an_exercise_continues_the_note():
         place = task.LABELS.index(reply[0])
         assert reply[1:3] == steps[place] and reply.endswith("}")
         if heard and heard[-1] == "." and place > task.LABELS.index(heard[0]):  # an uncut note of an earlier step
-            assert int(reply[-2]) == task.apply(int(heard[-2]), steps[place])
+            assert int(reply[-2]) == task.apply_step(int(heard[-2]), steps[place])
 
 
 def test_the_template_ends_where_the_reply_begins(system):
