@@ -33,8 +33,8 @@ def add_task(file, paradigm, task, entry):
 def copy_agent(source, folder):
     """Put an agent's files (all but its links) into `folder`, so that only an inner link is missing there.
 
-    Weights become hard links if the file system allows it. A file that is there already is kept. It is taken to belong to
-    another agent, an InputError, if its size differs; contents are not compared, since that is slow for weights.
+    Weights become hard links if the file system allows it. Files that are there already are kept. InputError if one has
+    another size, since it is then another agent's; contents are not compared, which would be slow for weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = weight_files(source)

@@ -92,7 +92,7 @@ def test_killed_and_resumed(unbroken, tmp_path, after):
 def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
     folder, before = unbroken[0], (unbroken[0] / "training.pt").read_bytes()
     args = [*TINY, "--save-every", "5", "--out", str(folder), "--steps"]
-    for more, complaint in (["12"], "holds a training already: go on with it by --resume"), (["13", "--resume"], "steps: 12 there, 13 now"):
+    for more, complaint in (["12"], "already holds a training: continue it with --resume"), (["13", "--resume"], "steps: 12 there, 13 now"):
         with pytest.raises(SystemExit) as end:
             run(monkeypatch, capsys, *args, *more)
         assert end.value.code == 2 and complaint in capsys.readouterr().err
@@ -123,12 +123,12 @@ def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
     assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss, found", [(lambda w: w.sum() * float("nan"), "loss is nan"),
-                                         (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "loss is 1.0 and its gradient nan long")])
+@pytest.mark.parametrize("loss, found", [(lambda w: w.sum() * float("nan"), "the loss is nan and its gradient norm nan"),
+                                         (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "the loss is 1.0 and its gradient norm nan")])
 def test_what_is_not_finite_reaches_no_weight(loss, found):
     link, kept = torch.nn.Linear(1, 1), []
-    before, run = link.weight.clone(), type("", (), {"rank": 0, "resume": lambda *_: 0, "after": lambda *_: {}, "keep": lambda _, step: kept.append(step)})()
-    with pytest.raises(minimas.InputError, match=f"{found}.* at step 3"):
+    before, run = link.weight.clone(), type("", (), {"rank": 0, "resume": lambda *_: 0, "record_step": lambda *_: {}, "keep": lambda _, step: kept.append(step)})()
+    with pytest.raises(minimas.InputError, match=f"at step 3 {found}: the links before are kept"):
         train.fit(lambda step, part: loss(link.weight) if step == 2 else 0 * link.weight.sum(), [train.adamw(link, 1.0)], 5, "test", run=run)
     assert torch.equal(link.weight, before) and kept == [2]
 
@@ -163,15 +163,15 @@ def test_other_data_of_the_same_size_are_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "out" / "training.pt").write_text("?")
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *args, "--resume")
-    assert end.value.code == 2 and "training.pt is damaged, or not of a training" in capsys.readouterr().err
+    assert end.value.code == 2 and "training.pt is damaged or not the state of a training" in capsys.readouterr().err
 
 
 def test_rows_come_in_permutations():
-    order = train.Order(list(range(10)), seed=3)
-    epochs = [order.batch(number, 10) for number in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
-    assert [row for number in range(10) for row in train.Order(list(range(10)), 3).batch(number, 3)] == sum(epochs, []), "whatever the batch"
-    assert train.Order(list(range(10)), seed=4).batch(0, 10) != epochs[0]
+    rows = list(range(10))
+    epochs = [train.batch_of(rows, 3, number, 10) for number in range(3)]
+    assert all(sorted(epoch) == rows for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert sum((train.batch_of(rows, 3, number, 3) for number in range(10)), []) == sum(epochs, []), "whatever the batch"
+    assert train.batch_of(rows, 4, 0, 10) != epochs[0]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("args, complaint", [
-    (["inner", "--style", "tiny"], "--role is None: an inner link is of one of planner, critic, solver"),
+    (["inner", "--style", "tiny"], "--role is None, expected the inner link's: one of planner, critic, solver"),
     (["outer", "--role", "planner"], "--role is for inner links"),
     (["inner", "--role", "planner", "--init", "ridge"], "--init ridge is for outer links"),
     (["outer", "--style", "big"], "style 'big' is not known"),
@@ -255,7 +255,7 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["outer", "--data", "nothing.json"], "nothing.json is not there"),
     (["outer", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),
     (["outer", "--columns", "question"], "--columns has 'question', expected NAME=COLUMN"),
-    (["outer", "--plot", "/nowhere/loss.svg"], "--plot /nowhere/loss.svg: its folder is not there"),
+    (["outer", "--plot", "/nowhere/loss.svg"], "--plot /nowhere/loss.svg: its folder does not exist"),
     (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere is not a folder"),
 ])
 def test_bad_options(args, complaint, tmp_path, monkeypatch, capsys):
