@@ -266,8 +266,8 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, unsynce
             if not math.isfinite(loss + norm):
                 if run:
                     run.keep(step)
-                raise InputError(f"at step {step + 1} the loss is {loss} and its gradient norm {norm}: the links before "
-                                 "are kept; start from them with --init checkpoint, a lower --lr and another --out")
+                raise InputError(f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before "
+                                 "it are kept: start from them with --init checkpoint, a lower --lr and another --out")
             lr = schedules[0].get_last_lr()[0]
             for stepper in (*optimizers, *schedules):
                 stepper.step()

@@ -1,4 +1,4 @@
-"""The tiny system that ships with minimas: its task, what it reaches, and its build."""
+"""The tiny system that ships with minimas: its task, its accuracy, and its build."""
 
 import json
 import random
@@ -20,14 +20,14 @@ def system():
 
 
 def within(percent, reported, n):
-    """Four standard deviations of a count out of n around the reported percentage, and a count to spare at its ends."""
+    """Whether `percent` of n is within four standard deviations of the reported one, plus one count for 0 and 100 %."""
     p = reported / 100
     return abs(percent - reported) <= 100 * (4 * sqrt(p * (1 - p) / n) + 1 / n)
 
 
 @pytest.mark.parametrize("rounds", (1, 2, 3, 5))
 def test_accuracy_is_the_reported_one(system, rounds):
-    """On 320 test questions of another draw than the report's."""
+    """On 320 other test questions than the report's."""
     chains = task.questions("test", 40, seed=999)
     measured = build.accuracy(system, chains, rounds=rounds)
     assert within(measured["percent"], REPORT["latent"][str(rounds)]["percent"], len(chains)), measured
@@ -49,7 +49,7 @@ def test_random_outer_links_carry_nothing():
 
 
 def test_a_round_is_three_steps(system):
-    """The shape of the result: with one round chains of three steps are solved, longer ones are not."""
+    """With one round, chains of three steps are solved and longer ones are not."""
     by_length = build.accuracy(system, task.questions("test", 40, seed=997), rounds=1)["by_length"]
     assert min(by_length[2], by_length[3]) >= 90 and max(by_length[n] for n in range(4, 10)) <= 35
 
@@ -89,7 +89,7 @@ def test_an_exercise_continues_the_note():
 
 
 def test_the_template_ends_where_the_reply_begins(system):
-    """The last word of a prompt does not fuse with the first of the reply: tokens of both together are tokens of each."""
+    """The last word of a prompt does not fuse with the first of the reply into one token."""
     for role, agent in system.agents.items():
         prompt = "".join(piece for piece in system.prompts(role, system.read(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
         assert agent.tokenizer.encode(prompt + "a+5=2.") == agent.tokenizer.encode(prompt) + agent.tokenizer.encode("a+5=2.")
@@ -98,13 +98,13 @@ def test_the_template_ends_where_the_reply_begins(system):
 
 
 def test_build_in_small(tmp_path, monkeypatch):
-    """The whole build, with a few steps a phase: what it writes loads, runs, and is the same for the same seed."""
+    """The whole build with a few steps per phase: what it writes loads, runs, and repeats for the same seed."""
     report = build.build(tmp_path / "a", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     assert report["split"] == "validation" and set(report["latent"]) == {1, 2, 3, 4, 5}
     names = (*task.ROLES, "links")
     again = minimas.load_mas_system("tiny", checkpoints={name: tmp_path / "a" / name for name in names}, device="cpu")
     assert again.run(["7 +5"])[0].new_tokens > 0
-    monkeypatch.setattr(build, "evaluate", lambda *_: {})  # once is enough
+    monkeypatch.setattr(build, "evaluate", lambda *_: {})  # it need not be measured twice
     build.build(tmp_path / "b", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     for name in ("planner/model.safetensors", "critic/adapter.pt", "links/Solver-Planner-Outerlink.pt"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
