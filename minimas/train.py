@@ -249,8 +249,8 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, unsynce
 
     name      label of the progress bar
     unsynced  a context for all parts but the last, such as no_sync of DistributedDataParallel
-    run       a Run, which resumes the steps taken before, records each step and keeps the state; None: nothing is kept
-    Raises InputError if a loss or a gradient is not finite, before it reaches the weights; the state before is kept.
+    run       a Run: it loads an earlier state, records each step and keeps states. Without one nothing is kept.
+    Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` keeps the last state.
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
