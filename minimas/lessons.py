@@ -1,21 +1,23 @@
-"""What links are trained on: questions, and by agent what it shall say to them.
+"""What links are trained on: questions, and what each agent should reply to them.
 
-The released data sets (RecursiveMAS/Sequential-Math, ...) by their hub id, local .json, .jsonl and .csv files with the same
-columns, or `tiny`: chains whose every step is said. A cell may hold a list, one text for each round; the last is repeated.
+They come from the released data sets (RecursiveMAS/Sequential-Math, ...) by hub id, from local .json, .jsonl and .csv
+files with the same columns, or from `tiny`, whose texts are generated. A cell may hold a list with one text per round;
+later rounds repeat the last one.
 """
 
 import random
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from . import InputError
 from .data import FILE_READERS, Row, complain, file_rows
 from .prompts import TASKS, Question
-from .tiny.task import ROLES, draw, length_up_to, note
+from .tiny.task import ROLES, length_up_to, note, random_chain
 from .viewer import viewer_rows
 
-COLUMNS = {  # by style's prompts and role; the first that a row has and that is not empty
+TEXT_COLUMNS = {  # name in prompts.json -> role -> columns, of which the first that is there and not empty is taken
     "sequential": {"planner": ("plan",), "critic": ("refined_plan",), "solver": ("answer",)},
     "tiny": {"planner": ("plan",), "critic": ("refined_plan",), "solver": ("answer",)},
     "mixture": {"math": ("hie_math_expert", "math_expert", "expert_math"),
@@ -24,13 +26,14 @@ COLUMNS = {  # by style's prompts and role; the first that a row has and that is
                 "summarizer": ("hie_summarizer", "summary", "answer")},
     "distillation": {"expert": ("distill_expert", "refined_plan", "expert_plan"),
                      "learner": ("distill_learner", "answer", "learner_answer")},
-    "deliberation": {"reflector": ("deliberation_reflector", "answer"), "toolcaller": ("deliberation_toolcaller", "answer")},
+    "deliberation": {"reflector": ("deliberation_reflector", "answer"),
+                     "toolcaller": ("deliberation_toolcaller", "answer")},
 }
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of one agent in words: what it was asked, what each source had sent it, and what it replies."""
+    """One turn of one agent as text: the question, the message of each source so far, and the reply."""
     question: Question
     inbox: dict[str, str]
     reply: str
@@ -38,90 +41,96 @@ class Turn:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A question, and by role what an agent shall say to it: a text for each round, the last one for all that follow."""
+    """A question, and for each role its replies: one per round, the last one also for all later rounds."""
     question: Question
     texts: dict[str, tuple[str, ...]]
 
     def text(self, role, r):
+        """The reply of `role` in round r, counted from 1."""
         return self.texts[role][min(r, len(self.texts[role])) - 1]
 
     def turn(self, style, role, r=1):
-        """What `role` says in round r, and what it has heard by then."""
+        """The Turn of `role` in round r: sources before it in the order have spoken in round r, others in r - 1."""
         sources = [source for source, target in style.edges if target == role]
-        said_in = {source: r if style.order.index(source) < style.order.index(role) else r - 1 for source in sources}
-        return Turn(self.question, {source: self.text(source, n) for source, n in said_in.items() if n}, self.text(role, r))
+        rounds = {source: r if style.order.index(source) < style.order.index(role) else r - 1 for source in sources}
+        inbox = {source: self.text(source, n) for source, n in rounds.items() if n}
+        return Turn(self.question, inbox, self.text(role, r))
 
 
 def load_lessons(data, style, roles, columns=None, task="math", limit=None, answer_first=False, tell=complain):
-    """The Lessons of a data set for these roles of a style, in its order.
+    """The Lessons of a data set for these roles of a style, in the order of its rows.
 
-    columns  {question, fn_name, type, task_family, or a role: what the file calls it}
-    task     math, choice or code, where a row has no task_family
-    limit    read no more than so many rows
-    answer_first  the last role's text is the row's answer, if it has one, before what it was given to learn from
-    tell     is called with a sentence on rows that are left out, for their question or a text is empty
-    Raises InputError on data that is not there or damaged, a column that is missing, a question that the style cannot read.
+    columns       {role, question, fn_name, type or task_family: the name of its column in the data}
+    task          math, choice or code, for rows without a task_family
+    limit         the number of rows to read
+    answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
+                  while the inner link of that role learns from all that it writes
+    tell          called with one sentence if rows are left out because their question or a text is empty
+    Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
     """
-    named, columns, lessons, empty = COLUMNS[style.prompts], columns or {}, [], []
-    nameable = ("question", "fn_name", "type", "task_family", *style.order)
-    if unknown := set(columns) - set(nameable):
-        raise InputError(f"a column is given for {min(unknown)!r}, expected one of {', '.join(nameable)}")
-    candidates = {role: (columns[role],) if role in columns else named[role] for role in roles}
+    columns, lessons, empty = columns or {}, [], []
+    check_columns(columns, style)
+    candidates = {role: (columns[role],) if role in columns else TEXT_COLUMNS[style.prompts][role] for role in roles}
     if answer_first and style.order[-1] not in columns:
         candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
-    rows = rows_of(data, columns)
-    for n, row in enumerate(rows, 1):
-        if limit is not None and n > limit:
-            break
-        texts = {role: texts_of(row, role, names) for role, names in candidates.items()}
+    for row in islice(lesson_rows(data, columns), limit):
+        texts = {role: texts_of(row, role, tried) for role, tried in candidates.items()}
         question = question_of(row, task)
         if question.text and all(texts.values()):
-            style.rewrite(question.text)  # only to refuse now what could not be read later
+            style.rewrite(question.text)  # refuses now what could not be read during training
             lessons.append(Lesson(question, texts))
         else:
             empty.append(str(row))
     if empty:
-        tell(f"{len(empty)} of {len(empty) + len(lessons)} rows left out, with an empty question or text; the first is {empty[0]}")
+        tell(f"{len(empty)} of {len(empty) + len(lessons)} rows are left out because their question or a text is "
+             f"empty; the first is {empty[0]}")
     if not lessons:
-        raise InputError(f"{data} holds no row with a question and a text for {', '.join(roles)}")
+        raise InputError(f"{data} has no row with a question and a text for {', '.join(roles)}")
     return lessons
 
 
-def rows_of(data, columns):
-    """The Rows of a file, a data set of the hub, or of the tiny task; each is read when it is asked for."""
+def check_columns(columns, style):
+    known = ("question", "fn_name", "type", "task_family", *style.order)
+    if unknown := set(columns) - set(known):
+        raise InputError(f"a column is given for {min(unknown)!r}, expected one of {', '.join(known)}")
+
+
+def lesson_rows(data, columns):
+    """The data.Rows of a file, a data set on the hub, or the tiny task; each is read when it is asked for."""
     if data == "tiny":
-        return (Row(cells, data, n, columns) for n, cells in enumerate(tiny_rows(), 1))
+        return (Row(cells, data, n, columns) for n, cells in enumerate(tiny_lesson_rows(), 1))
     if Path(data).suffix in FILE_READERS:
         return file_rows(Path(data).expanduser(), columns)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", data):
         return (Row(cells, data, n, columns) for n, cells in enumerate(viewer_rows(data, "default", "train"), 1))
-    raise InputError(f"{data} is no data to train on: expected a file {', '.join(FILE_READERS)}, a hub id like "
+    raise InputError(f"{data} is no data to train on: expected a file ({', '.join(FILE_READERS)}), a hub id such as "
                      "RecursiveMAS/Sequential-Math, or tiny")
 
 
-def tiny_rows(count=8192, rounds=3):
-    """Chains with every agent's note in every round, as far as three steps a round go."""
+def tiny_lesson_rows(count=8192, rounds=3):
+    """Random chains of at most 3 * rounds steps with every agent's note in every round, in the released columns."""
     rng = random.Random("lessons")
     for _ in range(count):
-        chain = draw(rng, length_up_to(3 * rounds, rng))
-        said = {role: [] for role in ROLES}
+        chain = random_chain(rng, length_up_to(3 * rounds, rng))
+        notes = {role: [] for role in ROLES}
         for step in range(1, 3 * rounds + 1):
             role, done = ROLES[(step - 1) % 3], min(step, len(chain.steps))
-            said[role].append(note(role, chain, done, chain.value(done)))
-        yield {"question": chain.question, "plan": said["planner"], "refined_plan": said["critic"], "answer": said["solver"]}
+            notes[role].append(note(role, chain, done, chain.value(done)))
+        yield {"question": chain.question, "plan": notes["planner"], "refined_plan": notes["critic"],
+               "answer": notes["solver"]}
 
 
-def texts_of(row, role, names):
-    """What `role` says in a row, () where that is empty."""
-    there = [name for name in names if name in row.cells]
+def texts_of(row, role, candidates):
+    """The texts of `role` in a row, one per round, from the first candidate column that is not empty; () if all are."""
+    there = [name for name in candidates if name in row.cells]
     if not there:
-        raise InputError(f"{row} has no column {' or '.join(names)} for {role}, only {', '.join(row.cells) or 'an empty row'}: "
-                         f"say which it is with --columns {role}=COLUMN")
+        raise InputError(f"{row} has no column {' or '.join(candidates)} for {role}, only "
+                         f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN")
     for name in there:
         cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
         if wrong := [cell for cell in cells if isinstance(cell, (list, dict))]:
-            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, expected a text, "
-                             "or a list with one for each round")
+            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, "
+                             "expected a text or a list with one text per round")
         texts = tuple("" if cell is None else str(cell).strip() for cell in cells)
         if texts and all(texts):
             return texts
@@ -129,7 +138,13 @@ def texts_of(row, role, names):
 
 
 def question_of(row, task):
-    """A row's Question; `type` says whether code is to be a function, task_family overrides the task."""
+    """A row's Question. Its task is the row's task_family if that is known. Its fn_name depends on the row's type:
+
+        type           fn_name given    no fn_name
+        none           fn_name          "" (a program)
+        function(al)   fn_name          None (a function without a name)
+        any other      ""               ""
+    """
     kind, fn_name = row.get("type", None), row.get("fn_name", None) or None
     if kind is None:
         fn_name = fn_name or ""

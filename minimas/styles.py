@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import InputError
 from .load import usable_device
-from .tiny.task import label
+from .tiny.task import with_labels
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ TINY = Path(__file__).parent / "tiny"
 SEQUENTIAL = {("planner", "critic"): "outer_12", ("critic", "solver"): "outer_23", ("solver", "planner"): "outer_31"}
 STYLES = {
     "tiny": Style(
-        order=("planner", "critic", "solver"), edges=SEQUENTIAL, prompts="tiny", rewrite=label,
+        order=("planner", "critic", "solver"), edges=SEQUENTIAL, prompts="tiny", rewrite=with_labels,
         latent_steps=5, max_new_tokens=8, temperature=0.0,
         checkpoints={name: TINY / name for name in ("planner", "critic", "solver", "links")}),
     "sequential_light": Style(

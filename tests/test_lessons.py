@@ -1,4 +1,4 @@
-"""Rows become lessons: the released columns of every style, where the rows lie, and what is said of rows that teach nothing."""
+"""Rows become lessons: the released columns of every style, every source of rows, and rows that are left out."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_what_a_row_asks_for(tmp_path, row, fn_name, task):
     assert lesson.question == Question("1+1?", fn_name, task=task)
 
 
-def test_the_task_of_a_question_goes_before_the_system_s():
+def test_the_task_of_a_question_overrides_the_system_s():
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     system.style = STYLES["mixture"]
     system.agents["math"] = system.agents["planner"]
@@ -55,27 +55,33 @@ def test_the_task_of_a_question_goes_before_the_system_s():
 def test_empty_rows_are_counted(tmp_path):
     good, told = RELEASED_ROWS["sequential_light"], []
     rows = [good, good | {"plan": " "}, good | {"question": ""}, good | {"answer": None}, good | {"question": " 2? "}]
-    lessons = load_lessons(write(tmp_path / "a.jsonl", rows), STYLES["sequential_light"], ["planner", "critic", "solver"], tell=told.append)
+    style = STYLES["sequential_light"]
+    lessons = load_lessons(write(tmp_path / "a.jsonl", rows), style, style.order, tell=told.append)
     assert [lesson.question.text for lesson in lessons] == ["1+1?", "2?"]
-    assert told == [f"3 of 5 rows left out, with an empty question or text; the first is {tmp_path / 'a.jsonl'} line 2"]
-    assert len(load_lessons(write(tmp_path / "b.jsonl", rows), STYLES["sequential_light"], ["critic"], tell=told.append)) == 4
-    with pytest.raises(minimas.InputError, match="no row with a question and a text for planner"):
-        load_lessons(write(tmp_path / "c.jsonl", rows[1:2]), STYLES["sequential_light"], ["planner"], tell=told.append)
+    assert told == ["3 of 5 rows are left out because their question or a text is empty; "
+                    f"the first is {tmp_path / 'a.jsonl'} line 2"]
+    assert len(load_lessons(write(tmp_path / "b.jsonl", rows), style, ["critic"], tell=told.append)) == 4
+    with pytest.raises(minimas.InputError, match="has no row with a question and a text for planner"):
+        load_lessons(write(tmp_path / "c.jsonl", rows[1:2]), style, ["planner"], tell=told.append)
 
 
-def test_columns_of_one_s_own(tmp_path):
+def test_columns_can_be_named(tmp_path):
     data = write(tmp_path / "a.jsonl", [{"problem": "1+1?", "answer": "A", "says": ["one", "two"]}])
-    lesson, = load_lessons(data, STYLES["distillation"], ["expert", "learner"], {"question": "problem", "expert": "says"}, limit=1)
+    columns = {"question": "problem", "expert": "says"}
+    lesson, = load_lessons(data, STYLES["distillation"], ["expert", "learner"], columns, limit=1)
     assert lesson.question.text == "1+1?" and lesson.texts == {"expert": ("one", "two"), "learner": ("A",)}
     assert [lesson.text("expert", r) for r in (1, 2, 3)] == ["one", "two", "two"]
 
 
 @pytest.mark.parametrize("row, options, complaint", [
-    ({"question": "?", "x": 1}, {}, "no column distill_expert or refined_plan or expert_plan for expert, only question, x: say which it is with --columns expert=COLUMN"),
-    ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan: say which it is, as in question=COLUMN"),
-    ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected a text, or a list with one for each round"),
+    ({"question": "?", "x": 1}, {}, "no column distill_expert or refined_plan or "
+     "expert_plan for expert, only question, x: name its column with --columns expert=COLUMN"),
+    ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan"),
+    ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected a text or a list "
+     "with one text per round"),
     ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected a text"),
-    ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}}, "a column is given for 'planner', expected one of question, fn_name"),
+    ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}},
+     "a column is given for 'planner', expected one of question, fn_name"),
 ])
 def test_bad_rows(tmp_path, row, options, complaint):
     with pytest.raises(minimas.InputError, match=complaint):
@@ -84,17 +90,29 @@ def test_bad_rows(tmp_path, row, options, complaint):
 
 def test_no_data():
     for name in "nothing.json", "sequential math", "mine.txt":
-        with pytest.raises(minimas.InputError, match="is not there|no data to train on"):
+        with pytest.raises(minimas.InputError, match=name):
             load_lessons(name, STYLES["distillation"], ["expert"])
 
 
-def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
-    with standin.serve(tmp_path) as hub:
-        standin.connect(monkeypatch, hub, tmp_path)
-        monkeypatch.setattr("minimas.viewer.SERVER", hub.url)
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub with 150 rows of one data set; the viewer's pages are stored under tmp_path / "home"."""
+    with standin.serve(tmp_path) as server:
+        standin.connect(monkeypatch, server, tmp_path)
+        monkeypatch.setattr("minimas.viewer.SERVER", server.url)
         monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-        hub.sets["RecursiveMAS/Sequential-Math", "default", "train"] = [RELEASED_ROWS["sequential_light"] | {"question": str(n)} for n in range(150)]
-        lessons = load_lessons("RecursiveMAS/Sequential-Math", STYLES["sequential_light"], ["planner"])
-        assert [lesson.question.text for lesson in lessons] == [str(n) for n in range(150)]
-        with pytest.raises(minimas.InputError, match="gated, closed to you or unknown"):
-            load_lessons("RecursiveMAS/Nothing", STYLES["sequential_light"], ["planner"])
+        rows = [RELEASED_ROWS["sequential_light"] | {"question": str(n)} for n in range(150)]
+        server.sets["RecursiveMAS/Sequential-Math", "default", "train"] = rows
+        yield server
+
+
+def test_a_data_set_of_the_hub(hub):
+    lessons = load_lessons("RecursiveMAS/Sequential-Math", STYLES["sequential_light"], ["planner"])
+    assert [lesson.question.text for lesson in lessons] == [str(n) for n in range(150)]
+    with pytest.raises(minimas.InputError, match="RecursiveMAS/Nothing"):
+        load_lessons("RecursiveMAS/Nothing", STYLES["sequential_light"], ["planner"])
+
+
+def test_a_limit_of_one_page_fetches_one_page(hub, tmp_path):
+    lessons = load_lessons("RecursiveMAS/Sequential-Math", STYLES["sequential_light"], ["planner"], limit=100)
+    assert len(lessons) == 100 and len(list((tmp_path / "home").rglob("*.json"))) == 1

@@ -1,4 +1,4 @@
-"""The tiny system that ships with minimas: its task, what it reaches, and its build."""
+"""The tiny system that ships with minimas: its task, its accuracy, and its build."""
 
 import json
 import random
@@ -20,14 +20,14 @@ def system():
 
 
 def within(percent, reported, n):
-    """Four standard deviations of a count out of n around the reported percentage, and a count to spare at its ends."""
+    """Whether `percent` of n is within four standard deviations of the reported one, plus one count for 0 and 100 %."""
     p = reported / 100
     return abs(percent - reported) <= 100 * (4 * sqrt(p * (1 - p) / n) + 1 / n)
 
 
 @pytest.mark.parametrize("rounds", (1, 2, 3, 5))
 def test_accuracy_is_the_reported_one(system, rounds):
-    """On 320 test questions of another draw than the report's."""
+    """On 320 other test questions than the report's."""
     chains = task.questions("test", 40, seed=999)
     measured = build.accuracy(system, chains, rounds=rounds)
     assert within(measured["percent"], REPORT["latent"][str(rounds)]["percent"], len(chains)), measured
@@ -36,19 +36,20 @@ def test_accuracy_is_the_reported_one(system, rounds):
 
 def test_text_channel_and_empty_slots(system):
     chains = task.questions("test", 20, seed=998)
-    assert build.accuracy(system, chains, rounds=3, channel="text")["percent"] >= 95
+    said = build.accuracy(system, chains, rounds=3, channel="text")
+    assert said["percent"] >= 95 and said["tokens"] == REPORT["text"]["3"]["tokens"] == 54.0
     assert build.accuracy(system, chains, rounds=3, latent_steps=0)["percent"] < 25
 
 
 def test_random_outer_links_carry_nothing():
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     torch.manual_seed(0)
-    build.forget(system.outer_links.values())
+    build.randomise_outer_links(system.outer_links.values())
     assert build.accuracy(system, task.questions("test", 20, seed=998), rounds=3)["percent"] < 25
 
 
 def test_a_round_is_three_steps(system):
-    """The shape of the result: with one round chains of three steps are solved, longer ones are not."""
+    """With one round, chains of three steps are solved and longer ones are not."""
     by_length = build.accuracy(system, task.questions("test", 40, seed=997), rounds=1)["by_length"]
     assert min(by_length[2], by_length[3]) >= 90 and max(by_length[n] for n in range(4, 10)) <= 35
 
@@ -60,16 +61,16 @@ def test_weights_are_small_and_whole():
 
 def test_task():
     chain = task.Chain(7, ("+5", "*3", "-4"))
-    assert chain.answer == 2 and chain.question == "7 +5 *3 -4" and task.label(chain.question) == "7 a+5 b*3 c-4"
+    assert chain.answer == 2 and chain.question == "7 +5 *3 -4" and task.with_labels(chain.question) == "7 a+5 b*3 c-4"
     assert task.note("critic", chain, 2, 6) == "b*3=6." and task.note("solver", chain, 3, 2) == "c-4\\boxed{2}"
     for bad in "", "7", "77 +1", "7 +0", "7 *2", "7 +1" + " +1" * 9, "7+1", "x +1":
         with pytest.raises(minimas.InputError, match="expected one digit"):
-            task.label(bad)
+            task.with_labels(bad)
 
 
 def test_splits_do_not_meet():
     rng = random.Random(0)
-    drawn = {split: {task.draw(rng, 3, split).question for _ in range(200)} for split in ("train", "validation", "test")}
+    drawn = {split: {task.random_chain(rng, 3, split).question for _ in range(200)} for split in ("train", "validation", "test")}
     assert all(task.split_of(question) == split for split, questions in drawn.items() for question in questions)
     assert not drawn["train"] & drawn["test"] and not drawn["train"] & drawn["validation"]
     exercises = [task.exercise(rng, "critic") for _ in range(500)]
@@ -84,11 +85,11 @@ def test_an_exercise_continues_the_note():
         place = task.LABELS.index(reply[0])
         assert reply[1:3] == steps[place] and reply.endswith("}")
         if heard and heard[-1] == "." and place > task.LABELS.index(heard[0]):  # an uncut note of an earlier step
-            assert int(reply[-2]) == task.apply(int(heard[-2]), steps[place])
+            assert int(reply[-2]) == task.apply_step(int(heard[-2]), steps[place])
 
 
 def test_the_template_ends_where_the_reply_begins(system):
-    """The last word of a prompt does not fuse with the first of the reply: tokens of both together are tokens of each."""
+    """The last word of a prompt does not fuse with the first of the reply into one token."""
     for role, agent in system.agents.items():
         prompt = "".join(piece for piece in system.prompts(role, system.questions(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
         assert agent.tokenizer.encode(prompt + "a+5=2.") == agent.tokenizer.encode(prompt) + agent.tokenizer.encode("a+5=2.")
@@ -97,13 +98,13 @@ def test_the_template_ends_where_the_reply_begins(system):
 
 
 def test_build_in_small(tmp_path, monkeypatch):
-    """The whole build, with a few steps a phase: what it writes loads, runs, and is the same for the same seed."""
+    """The whole build with a few steps per phase: what it writes loads, runs, and repeats for the same seed."""
     report = build.build(tmp_path / "a", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     assert report["split"] == "validation" and set(report["latent"]) == {1, 2, 3, 4, 5}
     names = (*task.ROLES, "links")
     again = minimas.load_mas_system("tiny", checkpoints={name: tmp_path / "a" / name for name in names}, device="cpu")
     assert again.run(["7 +5"])[0].new_tokens > 0
-    monkeypatch.setattr(build, "evaluate", lambda *_: {})  # once is enough
+    monkeypatch.setattr(build, "evaluate", lambda *_: {})  # it need not be measured twice
     build.build(tmp_path / "b", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     for name in ("planner/model.safetensors", "critic/adapter.pt", "links/Solver-Planner-Outerlink.pt"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

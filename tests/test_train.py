@@ -1,4 +1,4 @@
-"""The training command: what it writes loads, a killed training goes on to the same weights, processes share a batch."""
+"""The training command: what it writes loads, a killed training resumes to the same weights, processes share a batch."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from minimas.link import InnerLink, OuterLink
 from minimas.recurse import STYLES
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "40", "--batch-size", "4", "--rounds", "2", "--latents", "rollout", "--device", "cpu"]
+TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "40", "--batch-size", "4", "--rounds", "2",
+        "--latents", "rollout", "--device", "cpu"]
 
 
 def run(monkeypatch, capsys, *args):
@@ -33,7 +34,7 @@ def state(folder, name="training.pt"):
 
 
 def same(a, b):
-    """Whether two states hold the same, bit for bit."""
+    """Whether two states are equal, bit for bit."""
     if torch.is_tensor(a):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -50,8 +51,8 @@ def curve(folder):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "links"
-    done = subprocess.run([sys.executable, "-m", "minimas.train", *TINY, "--steps", "12", "--save-every", "5", "--out", str(folder)],
-                          capture_output=True, text=True, env=ENVIRONMENT)
+    args = [*TINY, "--steps", "12", "--save-every", "5", "--out", str(folder)]
+    done = subprocess.run([sys.executable, "-m", "minimas.train", *args], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -65,23 +66,26 @@ def test_what_it_says_and_leaves(unbroken):
     rates = [line["lr"] for line in lines]
     assert rates[0] == pytest.approx(5e-5) and max(rates) <= 5e-4 and rates[-1] < rates[7], "a warm-up of ten steps under a cosine"
     assert sorted(file.name for file in folder.iterdir()) == sorted([
-        "metrics.jsonl", "training.pt", "outerlink_config.json", "Planner-Critic-Outerlink.pt", "Critic-Solver-Outerlink.pt", "Solver-Planner-Outerlink.pt"])
+        "metrics.jsonl", "training.pt", "outerlink_config.json", "Planner-Critic-Outerlink.pt",
+        "Critic-Solver-Outerlink.pt", "Solver-Planner-Outerlink.pt"])
     assert state(folder)["step"] == 12 and all(t.dtype == torch.float32 for t in state(folder)["links"].values()), "master weights"
     assert minimas.load_mas_system("tiny", checkpoints={"links": folder}, device="cpu").run(["7 +5"])[0].new_tokens > 0
 
 
 @pytest.mark.parametrize("after", (1, 7))
 def test_killed_and_resumed(unbroken, tmp_path, after):
-    """Before the first state was kept, and after; the metrics it had written beyond it are dropped."""
+    """Before the first state was kept, and after; metrics of steps after the state are dropped."""
     args = [*TINY, "--steps", "12", "--save-every", "5", "--out", str(tmp_path)]
-    child = subprocess.Popen([sys.executable, "-m", "minimas.train", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    child = subprocess.Popen([sys.executable, "-m", "minimas.train", *args], env=ENVIRONMENT,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "metrics.jsonl"
     while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < after):
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert after <= metrics.read_bytes().count(b"\n") < 12
-    done = subprocess.run([sys.executable, "-m", "minimas.train", *args, "--resume"], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-m", "minimas.train", *args, "--resume"], env=ENVIRONMENT,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert same(state(tmp_path), state(unbroken[0])) and curve(tmp_path) == curve(unbroken[0])
     for file in unbroken[0].glob("*Outerlink*.pt"):
@@ -92,22 +96,24 @@ def test_killed_and_resumed(unbroken, tmp_path, after):
 def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
     folder, before = unbroken[0], (unbroken[0] / "training.pt").read_bytes()
     args = [*TINY, "--save-every", "5", "--out", str(folder), "--steps"]
-    for more, complaint in (["12"], "holds a training already: go on with it by --resume"), (["13", "--resume"], "steps: 12 there, 13 now"):
+    cases = (["12"], "already holds a training: continue it with --resume"), (["13", "--resume"], "steps: 12")
+    for more, complaint in cases:
         with pytest.raises(SystemExit) as end:
             run(monkeypatch, capsys, *args, *more)
         assert end.value.code == 2 and complaint in capsys.readouterr().err
     assert (folder / "training.pt").read_bytes() == before
-    assert run(monkeypatch, capsys, *args, "12", "--resume").out == f"outer of tiny: 12 steps; --checkpoint links={folder}\n", "nothing to do"
+    printed = run(monkeypatch, capsys, *args, "12", "--resume").out
+    assert printed == f"outer of tiny: 12 steps; --checkpoint links={folder}\n", "no step is left"
 
 
 @pytest.mark.parametrize("rounds, share", [("2", ["--batch-size", "2"]), ("1", ["--batch-size", "1", "--accumulate", "2"])])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, rounds, share):
-    """With one round a link gets no gradient; with two parts to a step only the last one is shared."""
+    """With one round, one link gets no gradient; with two parts per step, gradients are exchanged at the last only."""
     one, two = tmp_path / "one", tmp_path / "two"
     common = [*TINY, "--steps", "5", "--rounds", rounds]
-    alone = subprocess.Popen([sys.executable, "-m", "minimas.train", *common, "--out", str(one)], stderr=subprocess.PIPE, env=ENVIRONMENT)
-    pair = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minimas.train",
-                             *common, *share, "--out", str(two)], stderr=subprocess.PIPE, env=ENVIRONMENT)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    alone, pair = (subprocess.Popen([sys.executable, "-m", *args], stderr=subprocess.PIPE, env=ENVIRONMENT) for args in (
+        ["minimas.train", *common, "--out", str(one)], [*torchrun, "minimas.train", *common, *share, "--out", str(two)]))
     for child in alone, pair:
         errors = child.communicate()[1]
         assert child.returncode == 0, errors
@@ -117,24 +123,27 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, rounds, share):
 
 
 def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
-    """Gradient accumulation: two batches of two to a step, or one of four."""
+    """Gradient accumulation: two batches of two per step equal one of four."""
     for name, more in ("whole", []), ("parts", ["--batch-size", "2", "--accumulate", "2"]):
         run(monkeypatch, capsys, *TINY, "--steps", "4", "--out", tmp_path / name, *more)
     assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss, found", [(lambda w: w.sum() * float("nan"), "loss is nan"),
-                                         (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "loss is 1.0 and its gradient nan long")])
+@pytest.mark.parametrize("loss, found", [(lambda w: w.sum() * float("nan"), "the loss is nan, its gradient norm nan"),
+                                         (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "the loss is 1.0, its gradient norm nan")])
 def test_what_is_not_finite_reaches_no_weight(loss, found):
     link, kept = torch.nn.Linear(1, 1), []
-    before, run = link.weight.clone(), type("", (), {"rank": 0, "resume": lambda *_: 0, "after": lambda *_: {}, "keep": lambda _, step: kept.append(step)})()
-    with pytest.raises(minimas.InputError, match=f"{found}.* at step 3"):
-        train.fit(lambda step, part: loss(link.weight) if step == 2 else 0 * link.weight.sum(), [train.adamw(link, 1.0)], 5, "test", run=run)
+    before = link.weight.clone()
+    run = type("", (), {"rank": 0, "resume": lambda *_: 0, "record_step": lambda *_: {},
+                        "keep": lambda _, step: kept.append(step)})()
+    with pytest.raises(minimas.InputError, match=f"at step 3 {found}. The links before it are kept"):
+        train.fit(lambda step, part: loss(link.weight) if step == 2 else 0 * link.weight.sum(),
+                  [train.adamw(link, 1.0)], 5, "test", run=run)
     assert torch.equal(link.weight, before) and kept == [2]
 
 
 def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys):
-    """The links are written, the state is not: the steps since the last one are taken again."""
+    """The links are written but the state is not: the steps since the last state are taken again."""
     args, whole = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.write_whole
 
     def fails(file, write):
@@ -153,7 +162,8 @@ def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys)
 
 def test_other_data_of_the_same_size_are_refused(tmp_path, monkeypatch, capsys):
     rows = [{"question": "7 +5", "plan": "a+5=2.", "refined_plan": "a+5=2.", "answer": "a+5\\boxed{2}"}] * 3
-    data, args = tmp_path / "rows.json", ["outer", "--data", tmp_path / "rows.json", "--batch-size", "2", "--device", "cpu", "--steps", "1", "--out", tmp_path / "out"]
+    data = tmp_path / "rows.json"
+    args = ["outer", "--data", data, "--batch-size", "2", "--device", "cpu", "--steps", "1", "--out", tmp_path / "out"]
     data.write_text(json.dumps(rows))
     run(monkeypatch, capsys, *args)
     data.write_text(json.dumps([rows[0] | {"answer": "a+5\\boxed{3}"}, *rows[1:]]))
@@ -163,28 +173,29 @@ def test_other_data_of_the_same_size_are_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "out" / "training.pt").write_text("?")
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *args, "--resume")
-    assert end.value.code == 2 and "training.pt is damaged, or not of a training" in capsys.readouterr().err
+    assert end.value.code == 2 and "training.pt is damaged or not the state of a training" in capsys.readouterr().err
 
 
 def test_rows_come_in_permutations():
-    order = train.Order(list(range(10)), seed=3)
-    epochs = [order.batch(number, 10) for number in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
-    assert [row for number in range(10) for row in train.Order(list(range(10)), 3).batch(number, 3)] == sum(epochs, []), "whatever the batch"
-    assert train.Order(list(range(10)), seed=4).batch(0, 10) != epochs[0]
+    rows = list(range(10))
+    epochs = [train.batch_of(rows, 3, number, 10) for number in range(3)]
+    assert all(sorted(epoch) == rows for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert sum((train.batch_of(rows, 3, number, 3) for number in range(10)), []) == sum(epochs, []), "for any batch size"
+    assert train.batch_of(rows, 4, 0, 10) != epochs[0]
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     root = tmp_path_factory.mktemp("released")
     checkpoints.make_released(root, "sequential_light")
-    rows = [{"question": f"{n} + {n}?", "plan": f"Add {n} twice.", "refined_plan": f"So add {n} to {n}.", "answer": f"\\boxed{{{2 * n}}}"} for n in range(6)]
+    rows = [{"question": f"{n} + {n}?", "plan": f"Add {n} twice.", "refined_plan": f"So add {n} to {n}.",
+             "answer": f"\\boxed{{{2 * n}}}"} for n in range(6)]
     (root / "rows.json").write_text(json.dumps({"data": rows}))
     return root
 
 
 def test_a_style_in_the_released_layout(released, tmp_path, monkeypatch, capsys):
-    """Every role's inner link for math, one for code, the outer links for both: one folder that --checkpoint loads, and names as released."""
+    """Inner links of all roles for math, one for code, outer links for both: names as released, and --checkpoint loads them."""
     common = ["--style", "sequential_light", "--checkpoint", released / "RecursiveMAS", "--data", released / "rows.json", "--device", "cpu",
               "--steps", "2", "--max-length", "400"]
     for role in "planner", "critic", "solver":
@@ -214,7 +225,7 @@ def test_a_style_in_the_released_layout(released, tmp_path, monkeypatch, capsys)
 
 
 def test_an_inner_link_for_a_base_model(tmp_path, monkeypatch, capsys, released):
-    """A folder without any link, its template in tokenizer_config.json, becomes an agent; weights are not stored twice."""
+    """A folder without links and with its template in tokenizer_config.json becomes an agent; weights are not copied."""
     base = checkpoints.make_agent(tmp_path / "base", "qwen3", hidden_size=48, adapters=[])
     template, config = base / "chat_template.jinja", base / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template.read_text()}))
@@ -238,19 +249,25 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("args, complaint", [
-    (["inner", "--style", "tiny"], "--role is None: an inner link is of one of planner, critic, solver"),
+    (["inner", "--style", "tiny"], "--role is None, expected the inner link's: one of planner, critic, solver"),
     (["outer", "--role", "planner"], "--role is for inner links"),
     (["inner", "--role", "planner", "--init", "ridge"], "--init ridge is for outer links"),
     (["outer", "--style", "big"], "style 'big' is not known"),
-    (["outer", "--lr", "0"], "--lr is 0.0, expected more than 0"),
-    (["outer", "--batch-size", "-1"], "--batch-size is -1, expected more than 0"),
+    (["outer", "--lr", "0"], "--lr is 0.0, expected a finite number above 0"),
+    (["outer", "--supervise-all", "nan"], "--supervise-all is nan, expected a finite number from 0 up"),
+    (["inner", "--role", "planner", "--mse", "inf"], "--mse is inf, expected a finite number from 0 up"),
+    (["outer", "--lr", "inf"], "--lr is inf, expected a finite number above 0"),
+    (["outer", "--clip", "nan"], "--clip is nan, expected a finite number above 0"),
+    (["outer", "--steps", "-1"], "--steps is -1, expected a finite number from 0 up"),
+    (["outer", "--seed", str(10 ** 17)], "--seed is 100000000000000000, expected a number below"),
+    (["outer", "--batch-size", "-1"], "--batch-size is -1, expected a finite number above 0"),
     (["both"], "argument what: invalid choice: 'both'"),
     (["outer", "--latents", "none"], "argument --latents: invalid choice: 'none'"),
-    (["outer", "--data", "nothing.json"], "nothing.json is not there"),
-    (["outer", "--mse", "-1"], "--mse and --supervise-all are weights"),
-    (["outer", "--columns", "question"], "--columns has 'question', expected NAME=COLUMN"),
-    (["outer", "--plot", "/nowhere/loss.svg"], "--plot /nowhere/loss.svg: its folder is not there"),
-    (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere is not a folder"),
+    (["outer", "--data", "nothing.json"], "nothing.json"),
+    (["outer", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),
+    (["outer", "--columns", "question"], "--columns has 'question'"),
+    (["outer", "--plot", "/nowhere/loss.svg"], "--plot /nowhere/loss.svg: its folder does not exist"),
+    (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere"),
 ])
 def test_bad_options(args, complaint, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:

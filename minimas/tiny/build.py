@@ -1,10 +1,10 @@
-"""Train the tiny system from nothing into a folder in the released layout: three agents, their inner links, the outer links.
+"""Train the tiny system from scratch, into a folder in the released layout: agents, inner links, outer links.
 
     python -m minimas.tiny.build --out FOLDER [--seed 0]
     python -m minimas.tiny.build --evaluate FOLDER
 
-Some ten minutes on two cores. The weights that ship with minimas are this script's output for seed 0, unedited; `report.json`
-beside them says what they reach on the test split, which nothing here looks at before the end.
+It takes about ten minutes on two cores. The weights that ship with minimas are this script's output for seed 0,
+unedited. `report.json` beside them says what they reach on the test split, which nothing here uses before the end.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from ..prompts import Question
 from ..recurse import STYLES, Settings, System, load_mas_system
 from ..save import save_inner_link, save_outer_links
 from ..train import adamw, fit
-from .task import OPERATIONS, ROLES, WORDS, draw, exercise, note, questions
+from .task import OPERATIONS, ROLES, WORDS, exercise, note, questions, random_chain
 
 QWEN_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }} {{ message.content }}<|im_end|>
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|im_start|>assistant
 {% endif -%}
-"""  # the last line break keeps the word assistant from fusing with the reply; it is no token itself
+"""  # the last line break keeps the word assistant from fusing with the reply; it is not a token itself
 LLAMA_TEMPLATE = """<|begin_of_text|>
 {%- for message in messages -%}
 <|start_header_id|>{{ message.role }}<|end_header_id|>{{ message.content }}<|eot_id|>
@@ -53,29 +53,30 @@ AGENTS = {  # role: model_type, width, special tokens, chat template
 
 
 def make_tokenizer(specials, seed):
-    """A token a word, a digit, an operation or a piece of a note; every agent gives them ids of its own."""
+    """A tokenizer with one token per word, digit, operation or piece of a note; ids depend on the seed."""
     words = WORDS[:]
     random.Random(seed).shuffle(words)
     vocabulary = {word: i for i, word in enumerate([*specials, "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words = Regex(r"\\boxed\{|[-+*]\d|[a-z]{2,}|\S")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(words, "isolated")])
+    pieces = pre_tokenizers.Split(Regex(r"\\boxed\{|[-+*]\d|[a-z]{2,}|\S"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces])
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(specials))
     return tokenizer
 
 
-def make_agent(folder, role, seed):
-    """An agent's folder without weights, and the untrained Agent in float32."""
+def write_agent(folder, role, seed):
+    """Write all files of an agent except its weights."""
     model_type, width, specials, template = AGENTS[role]
     tokenizer = make_tokenizer(specials.values(), f"{seed} {role}")
     end = tokenizer.token_to_id(specials["eos_token"])
     files = {
         "config.json": {
-            "model_type": model_type, "dtype": "bfloat16", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": width,
-            "intermediate_size": 3 * width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "head_dim": width // 4, "hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 256,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": False},
+            "model_type": model_type, "dtype": "bfloat16", "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": width // 4, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 256, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "tie_word_embeddings": False},
         "generation_config.json": {"eos_token_id": end},
         "tokenizer_config.json": {name: token for name, token in specials.items() if name.endswith("_token")},
     }
@@ -84,6 +85,10 @@ def make_agent(folder, role, seed):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
     (folder / "chat_template.jinja").write_text(template)
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def new_agent(folder):
+    """The Agent of a folder without weights: untrained, in float32, with a new inner link."""
     family, config, _ = read_config(folder)
     model = family(config)
     for name, parameter in model.named_parameters():
@@ -91,88 +96,91 @@ def make_agent(folder, role, seed):
             torch.nn.init.normal_(parameter, std=0.05)
         elif name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
-    return wrap(folder, model)
-
-
-def wrap(folder, model):
     tokenizer = load_tokenizer(folder)
-    return Agent(model, tokenizer, InnerLink(model.config.hidden_size), load_generation(folder, tokenizer))
+    return Agent(model, tokenizer, InnerLink(config.hidden_size), load_generation(folder, tokenizer))
 
 
 def turns(rng, role, count, **options):
-    """`count` random exercises of `role`, as turns of the recursion."""
-    source = ROLES[ROLES.index(role) - 1]
+    """`count` random exercises of `role` as Turns; options are those of exercise."""
+    source, opens = ROLES[ROLES.index(role) - 1], role == ROLES[0]  # only the planner has a first prompt without a slot
     exercises = [exercise(rng, role, **options) for _ in range(count)]
-    opens = role == ROLES[0]  # only the planner has a prompt without a slot; elsewhere nothing heard is an empty slot
-    return [Turn(Question(question), {} if opens and heard is None else {source: heard or ""}, reply) for question, heard, reply in exercises]
+    return [Turn(Question(question), {source: heard} if heard or not opens else {}, reply)
+            for question, heard, reply in exercises]
 
 
 def train_agent(system, role, seed, steps, batch=64):
-    """Teach an agent its trade as an ordinary language model, by next-token cross-entropy on its replies.
+    """Teach an agent its part as an ordinary language model, by cross-entropy of the next token on its replies.
 
-    The operations it meets grow from 2 to all 21 over the first 40 % of the steps, or the value table is learnt too slowly;
-    for the first three quarters it writes the whole rest of the chain, then only the next step.
+    The operations it sees grow from 2 to all 21 over the first 40 % of the steps, or it learns the table of values too
+    slowly. For the first three quarters it writes all remaining steps of a chain, then only the next one. Noise on its
+    input embeddings makes it tolerate latents, which are never exactly an embedding.
     """
     agent, rng = system.agents[role], random.Random(f"{seed} agent {role}")
-    pool = random.Random(0).sample(OPERATIONS, len(OPERATIONS))
+    shuffled = random.Random(0).sample(OPERATIONS, len(OPERATIONS))
 
-    def shaken(model, args):
+    def with_noise(model, args):
         x, *others = args
         return x + 0.1 * embedding_scale(agent) * torch.randn_like(x), *others
 
     def loss_at(step, part):
-        known = pool[:2 + int(19 * step / (0.4 * steps))]
-        h, ids = forced_turns(system, role, turns(rng, role, batch, operations=known, whole=step < 0.75 * steps))
+        operations = shuffled[:2 + int(19 * step / (0.4 * steps))]
+        exercises = turns(rng, role, batch, operations=operations, whole=step < 0.75 * steps)
+        h, ids = forced_turns(system, role, exercises)
         return F.cross_entropy(agent.model.logits(h[:, :-1]).flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
 
     matrices = [p for p in agent.model.layers.parameters() if p.ndim == 2]
     others = [p for p in agent.model.parameters() if not any(p is matrix for matrix in matrices)]
-    optimizers = [torch.optim.Muon(matrices, lr=0.01, weight_decay=0.01, adjust_lr_fn="original"),  # at 0.02 some stay at 96 to 98 %
-                  torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
-    hook = agent.model.register_forward_pre_hook(shaken)
+    optimizers = [  # Muon at 0.02 leaves some agents at 96 to 98 %
+        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.01, adjust_lr_fn="original"),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+    hook = agent.model.register_forward_pre_hook(with_noise)
     fit(loss_at, optimizers, steps, f"agent {role}", warm_up=max(1, steps // 20))
     hook.remove()
 
 
 @torch.no_grad()
 def mastery(system, role, count=2000):
-    """Part of `count` validation exercises to which the agent's likeliest tokens are the right reply."""
-    agent = system.agents[role]
-    h, ids = forced_turns(system, role, turns(random.Random("mastery"), role, count, split="validation"))
-    right = (agent.model.logits(h[:, :-1]).argmax(-1) == ids) | (ids == IGNORED)
+    """The fraction of `count` validation exercises to which the agent's most likely tokens are the right reply."""
+    exercises = turns(random.Random("mastery"), role, count, split="validation")
+    h, ids = forced_turns(system, role, exercises)
+    right = (system.agents[role].model.logits(h[:, :-1]).argmax(-1) == ids) | (ids == IGNORED)
     return right.all(1).float().mean().item()
 
 
 def save_agent(folder, agent):
-    """Weights in bfloat16 under their released names; the agent goes on with what the file holds, in float32."""
-    prefix = {"lm_head.weight": ""}
-    save_file({prefix.get(name, "model.") + name: p.detach().to(torch.bfloat16) for name, p in agent.model.named_parameters()},
-              folder / "model.safetensors", metadata={"format": "pt"})
+    """Write the weights in bfloat16 under their released names, and let the agent go on with them, in float32."""
+    weights = {name if name == "lm_head.weight" else f"model.{name}": p.detach().to(torch.bfloat16)
+               for name, p in agent.model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     agent.model = load_model(folder, dtype=torch.float32)
 
 
 def answers_to_learn(rng, batch):
-    """Chains of any length with the solver's last notes: what is to come of three rounds."""
-    chains = [draw(rng, rng.randint(1, 9)) for _ in range(batch)]
-    return [Lesson(Question(chain.question), {"solver": (note("solver", chain, len(chain.steps), chain.answer),)}) for chain in chains]
+    """Lessons of random chains with the solver's last note, which three rounds should lead to."""
+    chains = [random_chain(rng, rng.randint(1, 9)) for _ in range(batch)]
+    return [Lesson(Question(chain.question), {"solver": (note("solver", chain, len(chain.steps), chain.answer),)})
+            for chain in chains]
 
 
 def accuracy(system, chains, **options):
-    """Percent right, in all and by length of chain, and the tokens that all agents together decoded for a question."""
-    results = system.run([chain.question for chain in chains], batch_size=len(chains), keep_latents=True, **options)
-    right, tokens = {}, 0
+    """Percent of right answers, in total and by chain length, and the tokens that all agents decoded per question.
+
+    options  those of System.run
+    """
+    results = system.run([chain.question for chain in chains], batch_size=len(chains), **options)
+    right = {}
     for chain, result in zip(chains, results):
         right.setdefault(len(chain.steps), []).append(result.answer == str(chain.answer))
-        said = [(source, text) for (_, source, _), text in result.latents.items() if isinstance(text, str)]
-        tokens += result.new_tokens + sum(len(system.agents[source].tokenizer.encode(text)) + 1 for source, text in said)
     percent = lambda hits: round(100 * sum(hits) / len(hits), 1)
-    return {"percent": percent(sum(right.values(), [])), "by_length": {n: percent(hits) for n, hits in sorted(right.items())},
+    tokens = sum(result.new_tokens + result.heard_tokens for result in results)
+    return {"percent": percent(sum(right.values(), [])),
+            "by_length": {length: percent(hits) for length, hits in sorted(right.items())},
             "tokens": round(tokens / len(chains), 1)}
 
 
-def forget(outer_links):
-    """Random weights for trained links, but for the last gain, so that what they send keeps its scale: a control."""
-    for link in outer_links:
+def randomise_outer_links(links):
+    """Replace trained weights by random ones. The last gain stays, so that messages keep their scale: a control."""
+    for link in links:
         gain = link.ln_target.weight.clone()
         for module in link.children():
             module.reset_parameters()
@@ -180,55 +188,73 @@ def forget(outer_links):
 
 
 def evaluate(folder, split, per_length):
-    """What the system saved in a folder reaches, loaded as any user would load it."""
-    system, chains = load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True), questions(split, per_length)
+    """What the system in a folder reaches on `per_length` chains of each length, loaded as any user would load it."""
+    system = load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True)
+    chains, up_to_five = questions(split, per_length), range(1, 6)
     report = {"split": split, "questions": len(chains)}
-    report["latent"] = {rounds: accuracy(system, chains, rounds=rounds) for rounds in range(1, 6)}
-    report["text"] = {rounds: accuracy(system, chains, rounds=rounds, channel="text") for rounds in range(1, 6)}
+    report["latent"] = {rounds: accuracy(system, chains, rounds=rounds) for rounds in up_to_five}
+    report["text"] = {rounds: accuracy(system, chains, rounds=rounds, channel="text") for rounds in up_to_five}
     report["empty slots"] = {rounds: accuracy(system, chains, rounds=rounds, latent_steps=0) for rounds in (1, 3)}
-    forget(system.outer_links.values())
+    randomise_outer_links(system.outer_links.values())
     report["random outer links"] = {rounds: accuracy(system, chains, rounds=rounds) for rounds in (1, 3)}
     return report
 
 
 def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
-    """Everything, from random weights to the report. `scale` shortens every phase, for a test of the machinery."""
+    """Train and save everything, measure it, and return the report. `scale` shortens every phase, for tests."""
     torch.manual_seed(seed)
-    started, style, steps = time.perf_counter(), STYLES["tiny"], lambda n: max(1, round(n * scale))
-    agents = {role: make_agent(out / role, role, seed) for role in ROLES}
-    width = {role: agent.model.config.hidden_size for role, agent in agents.items()}
-    system = System(style, agents, {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges})
-    for role, agent in agents.items():
+    started, steps = time.perf_counter(), lambda n: max(1, round(n * scale))
+    system = new_system(out, seed)
+    for role, agent in system.agents.items():
         train_agent(system, role, seed, steps(700), batch)
         save_agent(out / role, agent)
-    for role, agent in agents.items():
-        rng = random.Random(f"{seed} inner {role}")
-        start_gain(agent.inner_link, agent)
-        loss = InnerLoss(system, role, mse=0.1)
-        fit(lambda step, part: loss(turns(rng, role, batch)), [adamw(loss, 3e-3)], steps(400), f"inner link of {role}")
-        agent.inner_link.requires_grad_(False)
-        save_inner_link(out / role, style, None, agent.inner_link)
-    for edge, link in system.outer_links.items():
-        start_gain(link, agents[edge[1]])
-        ridge_start(system, edge, turns(random.Random(f"{seed} ridge {edge}"), edge[0], 1000))
-    rng = random.Random(f"{seed} outer")
-    loss = OuterLoss(system, Settings(rounds=3, latent_steps=style.latent_steps))
-    fit(lambda step, part: loss(answers_to_learn(rng, batch)), [adamw(loss, 1e-3)], steps(300), "outer links")
-    save_outer_links(out / "links", style, None, system.outer_links)
-    trained = time.perf_counter() - started
-    report = {"seed": seed, "training_minutes": round(trained / 60, 1),
-              "validation exercises right": {role: round(100 * mastery(system, role), 1) for role in ROLES}, **evaluate(out, split, per_length)}
+    for role, agent in system.agents.items():
+        train_inner_link(system, role, seed, steps(400), batch)
+        save_inner_link(out / role, system.style, None, agent.inner_link)
+    train_outer_links(system, seed, steps(300), batch)
+    save_outer_links(out / "links", system.style, None, system.outer_links)
+    minutes = round((time.perf_counter() - started) / 60, 1)
+    right = {role: round(100 * mastery(system, role), 1) for role in ROLES}
+    report = {"seed": seed, "training_minutes": minutes, "validation exercises right": right,
+              **evaluate(out, split, per_length)}
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
+def new_system(out, seed):
+    """The untrained System; its agents' folders lack only weights and links."""
+    for role in ROLES:
+        write_agent(out / role, role, seed)
+    agents, style = {role: new_agent(out / role) for role in ROLES}, STYLES["tiny"]
+    width = {role: agent.model.config.hidden_size for role, agent in agents.items()}
+    return System(style, agents, {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges})
+
+
+def train_inner_link(system, role, seed, steps, batch):
+    agent, rng = system.agents[role], random.Random(f"{seed} inner {role}")
+    start_gain(agent.inner_link, agent)
+    loss = InnerLoss(system, role, mse=0.1)
+    fit(lambda step, part: loss(turns(rng, role, batch)), [adamw(loss, 3e-3)], steps, f"inner link of {role}")
+    agent.inner_link.requires_grad_(False)
+
+
+def train_outer_links(system, seed, steps, batch):
+    for edge, link in system.outer_links.items():
+        start_gain(link, system.agents[edge[1]])
+        ridge_start(system, edge, turns(random.Random(f"{seed} ridge {edge}"), edge[0], 1000))
+    rng = random.Random(f"{seed} outer")
+    loss = OuterLoss(system, Settings(rounds=3, latent_steps=system.style.latent_steps))
+    fit(lambda step, part: loss(answers_to_learn(rng, batch)), [adamw(loss, 1e-3)], steps, "outer links")
+
+
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minimas.tiny.build", description="Train the tiny system from nothing.")
+    parser = argparse.ArgumentParser("python -m minimas.tiny.build", description="Train the tiny system from scratch.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="folder to write")
-    what.add_argument("--evaluate", type=Path, metavar="FOLDER", help="train nothing, only measure what a folder holds")
+    what.add_argument("--out", type=Path, help="the folder to write")
+    what.add_argument("--evaluate", type=Path, metavar="FOLDER", help="only measure the system in this folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what the report is measured on (default test)")
+    parser.add_argument("--split", choices=("test", "validation"), default="test",
+                        help="the split that the report is measured on (default test)")
     args = parser.parse_args()
     report = build(args.out, args.seed, split=args.split) if args.out else evaluate(args.evaluate, args.split, 150)
     print(json.dumps(report, indent=1))

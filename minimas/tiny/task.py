@@ -2,10 +2,10 @@
 
     7 +5 *3 -4      7 -> 2 -> 6 -> 2
 
-People type the chain; agents read it with its steps labelled (`7 a+5 b*3 c-4`), so that a note can name its place. A
-note says which step was done last and the value reached: `b*3=6.`, from the solver `b*3\\boxed{6}`. Every agent is
-trained to read one note and write the note of the next step, or the same step's again at the chain's end. Three agents,
-one step each: a round is three steps, so nine steps need three rounds. No agent alone can do more than one.
+People type the chain; agents read it with its steps labelled (`7 a+5 b*3 c-4`), so that a note can name its place.
+A note says which step was done last and the value reached: `b*3=6.`, or `b*3\\boxed{6}` from the solver. Every agent is
+trained to read one note and write the note of the next step, or that of the last step again at the chain's end. Three
+agents do one step each, so a round is three steps and nine steps need three rounds. No agent can do more than one.
 """
 
 import hashlib
@@ -18,24 +18,29 @@ from .. import InputError
 ROLES = ("planner", "critic", "solver")
 LABELS = "abcdefghi"
 OPERATIONS = [sign + str(n) for sign in "+-" for n in range(1, 10)] + ["*3", "*7", "*9"]  # all invertible modulo 10
+TEMPLATE_WORDS = ["system", "user", "assistant", "notes", *ROLES]
+JUNK = [*TEMPLATE_WORDS, *"0123456789", *LABELS]  # what exercise appends to some notes
+WORDS = [*"0123456789", *LABELS, *OPERATIONS, "=", ".", "\\boxed{", "}", "tiny", *TEMPLATE_WORDS]  # of all agents
 
 
-def label(question):
-    """`7 +5 *3` -> `7 a+5 b*3`, as the agents read it. InputError when it is not a chain of 1 to 9 steps."""
+def with_labels(question):
+    """`7 +5 *3` -> `7 a+5 b*3`, as the agents read it. InputError if it is not a chain of 1 to 9 steps."""
     start, *steps = question.split() or [""]
     if not re.fullmatch("[0-9]", start) or not 1 <= len(steps) <= 9 or not set(steps) <= set(OPERATIONS):
-        raise InputError(f"the tiny system cannot read {question.strip()!r}: expected one digit and 1 to 9 steps out of +1 to +9, "
-                         "-1 to -9, *3, *7 and *9, parted by blanks, such as '7 +5 *3 -4'")
+        raise InputError(f"the tiny system cannot read {question.strip()!r}: expected one digit and 1 to 9 steps out "
+                         "of +1 to +9, -1 to -9, *3, *7 and *9, separated by blanks, such as '7 +5 *3 -4'")
     return " ".join([start, *(letter + step for letter, step in zip(LABELS, steps))])
 
 
 def split_of(question):
-    """Which split a question belongs to, by a hash of its text: `test` and `validation` get one in ten each."""
-    return {0: "test", 1: "validation"}.get(int(hashlib.sha256(b"tiny " + question.encode()).hexdigest(), 16) % 10, "train")
+    """The split of a question, by a hash of its text: `test` and `validation` get a tenth each, `train` the rest."""
+    number = int(hashlib.sha256(b"tiny " + question.encode()).hexdigest(), 16)
+    return {0: "test", 1: "validation"}.get(number % 10, "train")
 
 
 @dataclass(frozen=True)
 class Chain:
+    """A digit and the steps that are applied to it."""
     start: int
     steps: tuple[str, ...]
 
@@ -47,71 +52,67 @@ class Chain:
     def answer(self):
         return self.value(len(self.steps))
 
-    def value(self, done):
-        """Where the chain is after so many steps."""
+    def value(self, n):
+        """The value after the first n steps."""
         value = self.start
-        for step in self.steps[:done]:
-            value = apply(value, step)
+        for step in self.steps[:n]:
+            value = apply_step(value, step)
         return value
 
 
-def apply(value, step):
+def apply_step(value, step):
     n = int(step[1:])
     return {"+": value + n, "-": value - n, "*": value * n}[step[0]] % 10
 
 
-def draw(rng, length, split="train", operations=OPERATIONS):
-    """A random chain of that length from that split."""
+def random_chain(rng, length, split="train", operations=OPERATIONS):
+    """A random Chain of `length` steps whose question is in `split`."""
     while True:
         chain = Chain(rng.randrange(10), tuple(rng.choice(operations) for _ in range(length)))
         if split_of(chain.question) == split:
             return chain
 
 
-def length_up_to(most, rng):
-    """A length to train on: the longer, the more often, or the last steps are seen too seldom to be learnt."""
-    return rng.choices(range(1, most + 1), weights=range(1, most + 1))[0]
+def length_up_to(longest, rng):
+    """A random length for training. Long chains are more frequent, or the last steps are too rare to be learnt."""
+    return rng.choices(range(1, longest + 1), weights=range(1, longest + 1))[0]
 
 
 def questions(split, per_length, seed=12345, lengths=range(2, 10)):
-    """A fixed set of `per_length` different chains of each length."""
+    """A fixed list of Chains, `per_length` different ones of each length, shortest first."""
     rng, chains = random.Random(seed), {}
     for length in lengths:
         wanted = len(chains) + per_length
         while len(chains) < wanted:
-            chain = draw(rng, length, split)
+            chain = random_chain(rng, length, split)
             chains[chain.question] = chain
     return list(chains.values())
 
 
 def note(role, chain, step, value):
-    """What `role` writes after the step of that number (from 1) reached `value`."""
+    """What `role` writes when step number `step` (from 1) has reached `value`."""
     head = LABELS[step - 1] + chain.steps[step - 1]
     return f"{head}\\boxed{{{value}}}" if role == "solver" else f"{head}={value}."
 
 
-JUNK = ["system", "user", "assistant", "notes", *ROLES, *"0123456789", *LABELS]
-WORDS = [*"0123456789", *LABELS, *OPERATIONS, "=", ".", "\\boxed{", "}", "tiny", "system", "user", "assistant", "notes", *ROLES]
-
-
 def exercise(rng, role, operations=OPERATIONS, whole=False, split="train"):
-    """A random (question, note heard, reply) from which `role` learns its trade; None heard is an empty inbox.
+    """A random (question, note heard, reply) that teaches `role` its part; the note is "" if nothing was heard yet.
 
-    The value heard is random, so that the note must be read; some notes are cut short or followed by junk, so that reading
-    does not hang on their length. `whole` asks for the rest of the chain instead of the next step.
+    The value in the note is random, so that the note has to be read. Some notes are cut short or followed by junk, so
+    that reading does not depend on their length. `whole` asks for all remaining steps instead of the next one.
     """
     length = length_up_to(9, rng)
-    chain = draw(rng, length, split, operations)
-    done = rng.choice([0, length - 1, length, rng.randint(1, length), rng.randint(1, length), rng.randint(1, length)])
-    value = rng.randrange(10) if done else chain.start
-    heard = note(ROLES[ROLES.index(role) - 1], chain, done, value) if done else None
-    reply = note(role, chain, done, value) if done == length else ""
-    kind = rng.random()
-    if heard and kind < 0.15:
+    chain = random_chain(rng, length, split, operations)
+    heard_step = rng.choice([0, length - 1, length, *(rng.randint(1, length) for _ in range(3))])  # 0: nothing heard
+    value = rng.randrange(10) if heard_step else chain.start
+    heard = note(ROLES[ROLES.index(role) - 1], chain, heard_step, value) if heard_step else ""
+    reply = note(role, chain, heard_step, value) if heard_step == length else ""
+    damage = rng.random()
+    if heard and damage < 0.15:
         heard = heard[:-1]
-    elif heard and kind < 0.45:
+    elif heard and damage < 0.45:
         heard += " " + " ".join(rng.choice(JUNK) for _ in range(rng.randint(1, 3)))
-    for step in range(done + 1, (length if whole else min(done + 1, length)) + 1):
-        value = apply(value, chain.steps[step - 1])
+    for step in range(heard_step + 1, (length if whole else min(heard_step + 1, length)) + 1):
+        value = apply_step(value, chain.steps[step - 1])
         reply += note(role, chain, step, value)
     return chain.question, heard, reply
