@@ -61,10 +61,14 @@ def run_steps(step, state, times, tick=silent):
 
 
 class LastRead(NamedTuple):
-    """What an agent read last: the ids of the text that each prompt begins with, and the cache that holds them."""
+    """What an agent read last: the ids of the text that each prompt begins with, the cache that holds them, and its size.
+
+    The size is what was asked for. With graphs the cache may be larger, as earlier questions were longer, but no answer
+    may depend on earlier questions, not even by rounding.
+    """
     beginnings: list[list[int]]
     cache: list
-    capacity: int  # positions that the cache was made for
+    S: int
 
 
 class Agent:
@@ -108,30 +112,30 @@ class Agent:
 
     # Reading
 
-    def prefill(self, prompts, m):
-        """Read B prompts, with room for m more positions -> last states (B, 1, D), positions (B, T), and the cache.
+    def prefill(self, prompts, room):
+        """Read B prompts that begin with text -> last states (B, 1, D), positions (B, T), a cache for `room` more.
 
-        A prompt that begins like the last round's is read from where they part, for the keys and values of what they
-        share are still in the cache. That takes a cache of every position (no windows, no states), and memory to keep
-        it (no offload).
+        A prompt that begins like the last round's is read from where they part, since the keys and values of what they
+        share are still in the cache. That takes a cache of all positions (no windows, no states), and memory to keep it
+        (no offload).
         """
         prompts = [self.tokens(pieces) for pieces in prompts]
         rows, beginnings = [self.embed_pieces(pieces) for pieces in prompts], [pieces[0].tolist() for pieces in prompts]
-        needed, before = max(map(len, rows)) + m, self.last_read
+        S, last = max(map(len, rows)) + room, self.last_read
         self.forget()  # until the cache is whole again
-        if before and len(before.beginnings) == len(rows) and needed <= before.capacity:
-            _, cache, capacity = before
-            shared = [min(common_prefix(*pair), len(row) - 1) for *pair, row in zip(beginnings, before.beginnings, rows)]
+        if last and len(last.beginnings) == len(rows) and S <= last.S:
+            cache, S, pairs = last.cache, last.S, zip(beginnings, last.beginnings)
+            shared = [min(common_prefix(*pair), len(row) - 1) for pair, row in zip(pairs, rows)]  # one is always read
             for c in cache:
                 c.filled = max(shared)
         else:
-            before = None  # frees its memory for the new cache
-            cache, capacity, shared = self.make_cache(len(rows), needed), needed, [0] * len(rows)
+            last = None  # frees its memory for the new cache
+            cache, shared = self.make_cache(len(rows), S), [0] * len(rows)
         starts = torch.tensor(shared, device=rows[0].device)[:, None]
         x, positions = left_pad([row[n:] for n, row in zip(shared, rows)], starts)
         h = self.model(x, positions, cache, last=1)
         if not self.offload and all(isinstance(c, KVCache) for c in cache):
-            self.last_read = LastRead(beginnings, cache, capacity)
+            self.last_read = LastRead(beginnings, cache, S)
         return h, positions, cache
 
     def prefill_with_gradient(self, prompts, last):
@@ -169,7 +173,10 @@ class Agent:
             self.graphs.release()
 
     def steps(self, step, state, times, cache, tick, *kind):
-        """run_steps; on CUDA, steps of one token a row are replayed as graphs, one for each kind."""
+        """run_steps; on CUDA, steps of one token a row are replayed as graphs.
+
+        kind: what a step depends on besides its tensors; a graph holds for one kind only.
+        """
         if self.graphs and state[0].shape[1] == 1 and not torch.is_grad_enabled():
             return self.graphs.steps(step, state, times, cache, tick, kind)
         return run_steps(step, state, times, tick)
@@ -200,8 +207,8 @@ class Agent:
 
     # Writing
 
-    def decode(self, x, positions, seeds, settings, tick=silent, reply=no_reply):
-        """Write after B prompts, embedded as x (B, T, D) at positions (B, T) -> a list of token ids for each text.
+    def decode(self, prompts, seeds, settings, tick=silent, reply=no_reply, special=False):
+        """Write after B prompts (see `embed`, `special` too) -> a list of token ids for each text.
 
         A text ends with one of the generation's eos_ids, which is part of it, or after settings.max_new_tokens.
         seeds     an integer for each text: k of them for each prompt, which is read once for all k
@@ -211,8 +218,10 @@ class Agent:
         """
         top_k = self.generation.top_k if settings.top_k is None else settings.top_k
         sampling = settings.temperature, top_k, settings.top_p
-        ids, rows, left = [[] for _ in seeds], list(range(len(seeds))), settings.max_new_tokens - 1
+        x, positions = self.embed(prompts, special)
         cache = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens)
+        ids, left = [[] for _ in seeds], settings.max_new_tokens - 1  # tokens that may still follow the first
+        rows = list(range(len(seeds)))  # number of the text in each row; None: an ended row that fills the batch up
         seeds = torch.tensor(seeds, device=x.device)
 
         def draw(h, positions, seeds, n):
@@ -228,10 +237,10 @@ class Agent:
         tick()
         while True:
             written = torch.stack(tokens, 1).tolist()  # here, and only here, the host waits for the device
-            going = [i for i, b in enumerate(rows) if b is not None and not self.ended(ids[b], written[i])]
-            if not going or not left:
+            unfinished = [i for i, b in enumerate(rows) if b is not None and not self.ended(ids[b], written[i])]
+            if not unfinished or not left:
                 return ids
-            state, rows = self.without_ended(state, rows, going, cache)
+            state, rows = self.drop_ended(state, rows, unfinished, cache)
             replies = [[] if b is None else reply(b, ids[b]) for b in rows]
             if any(replies):
                 state = *self.insert_replies(replies, ids, rows, state, cache), *state[2:]
@@ -255,20 +264,19 @@ class Agent:
                 return True
         return False
 
-    def without_ended(self, state, rows, going, cache):
-        """Let rows that have ended leave the batch -> the state and the text numbers of the rows that stay.
+    def drop_ended(self, state, rows, unfinished, cache):
+        """Let rows that have ended leave the batch -> the state, and the text numbers of the rows that stay.
 
-        Graphs are made for batches of powers of two: some ended rows stay to fill the batch up, with None for their
-        text.
+        With graphs some ended rows stay, numbered None, to fill the batch up to a power of two: few sizes, few graphs.
         """
-        size = min(len(rows), 1 << (len(going) - 1).bit_length()) if self.graphs else len(going)
-        ended = [i for i in range(len(rows)) if i not in going]
-        stay = sorted(going + ended[:size - len(going)])
+        size = min(len(rows), 1 << (len(unfinished) - 1).bit_length()) if self.graphs else len(unfinished)
+        ended = [i for i in range(len(rows)) if i not in unfinished]
+        stay = sorted(unfinished + ended[:size - len(unfinished)])
         if len(stay) < len(rows):
             index = torch.tensor(stay, device=state[0].device)
             keep_rows(cache, index)
             state = tuple(value[index] for value in state)
-        return state, [rows[i] if i in going else None for i in stay]
+        return state, [rows[i] if i in unfinished else None for i in stay]
 
     def insert_replies(self, replies, ids, rows, state, cache):
         """Append replies to the texts -> the next inputs and their positions: each row's last token and its reply."""

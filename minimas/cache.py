@@ -1,9 +1,13 @@
 """What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
 
+An attention layer's has
+
     mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None stands for
                               ordinary causal attention. The model asks for it, once for all layers of one kind (`masks`)
     update(k, v, positions)   remembers new keys and values (B, K, T, d) and returns all S of them. The layer calls it
-    tensors                   names of the attributes that hold one row per prompt of the batch
+
+A mask must be asked for before the update. A DeltaCache has a mask (B, T, 1) of tokens, with_history and store. `tensors` names
+the attributes that hold one row per prompt (a GrowingCache has none: its batch never changes).
 
 `positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk. A
 key is addressed by its position, not by its column: rows of unequal length then share a batch with no other
@@ -56,6 +60,7 @@ class KVCache:
         return self.k.shape[2] - 1
 
     def filled_after(self, positions):
+        """`filled` once these positions (B, T) are written."""
         return min(self.filled + positions.shape[1], self.capacity)
 
     def mask(self, positions, last):
@@ -87,6 +92,7 @@ class WindowCache:
         self.positions = torch.full((B, window + 1), -1, device=like.device)
 
     def slots(self, positions):
+        """Where to write positions (B, T) -> (B, T); the slot `window` takes what is not kept."""
         last = positions.amax(1, keepdim=True)  # of a long chunk only the end is kept: no two keys may share a slot
         kept = (positions >= 0) & (positions > last - self.window)
         return torch.where(kept, positions % self.window, self.window)

@@ -45,16 +45,16 @@ def chunked(q, k, v, g, beta, S, C=64):
     since_start = g.cumsum(-1)  # (B, H, chunks, C): log decay from the chunk's start to the token
     whole = since_start[..., -1:]  # (B, H, chunks, 1): over the whole chunk
     ahead = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-    decay = (since_start[..., :, None] - since_start[..., None, :]).masked_fill(ahead, -torch.inf).exp()  # column to row
+    decay = (since_start[..., :, None] - since_start[..., None, :]).masked_fill(ahead, -torch.inf).exp()  # from s to t
     A = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
     rhs = beta[..., None] * torch.cat([v, k * since_start[..., None].exp()], -1)
     U, W = torch.linalg.solve_triangular(A, rhs, upper=False, unitriangular=True).split([v.shape[-1], k.shape[-1]], -1)
     scores = (q @ k.mT) * decay
-    q = q * since_start[..., None].exp()  # reads what the chunk began with
-    k = k * (whole - since_start)[..., None].exp()  # writes what the chunk ends with
+    q_start = q * since_start[..., None].exp()  # reads the state that the chunk begins with
+    k_end = k * (whole - since_start)[..., None].exp()  # writes to the state that it ends with
     outputs = []
     for c in range(q.shape[2]):
         u = U[:, :, c] - W[:, :, c] @ S  # (B, H, C, d_v)
-        outputs.append(q[:, :, c] @ S + scores[:, :, c] @ u)
-        S = S * whole[:, :, c, :, None].exp() + k[:, :, c].mT @ u
+        outputs.append(q_start[:, :, c] @ S + scores[:, :, c] @ u)
+        S = S * whole[:, :, c, :, None].exp() + k_end[:, :, c].mT @ u
     return torch.cat(outputs, 2)[:, :, :T], S

@@ -33,6 +33,7 @@ from .cli import (add_answering, checkpoints, command, join_others, make_parser,
 from .data import DATASETS, complain, load_dataset, settings_for
 from .plot import save_charts
 from .recurse import Settings, load_mas_system
+from .save import write_whole
 from .styles import style_named
 
 POINT = ("channel", "rounds", "latent_steps")  # the settings that name a point of the grid
@@ -221,11 +222,8 @@ def gather(file, settings):
     before, *lines = read_lines(file) or [settings]
     unchanged(file, before, settings, "--out")
     records = {record_key(line): line for line in [*lines, *(line for part in parts for line in read_lines(part))]}
-    whole = file.with_name(file.name + ".partial")
-    with open(whole, "w", encoding="utf-8") as out:
-        for line in [settings, *(records[key] for key in sorted(records))]:
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    whole.replace(file)
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in [settings, *(records[key] for key in sorted(records))])
+    write_whole(file, lambda path: path.write_text("".join(lines), encoding="utf-8"))
     for part in parts:
         part.unlink()
     return records

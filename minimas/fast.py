@@ -1,4 +1,4 @@
-"""The fast path: the same decoders and links in fewer and larger steps. Nothing here changes what is computed.
+"""The fast path: the same decoders and links in fewer and larger steps. Results are the same up to rounding.
 
     on a CPU    matrix products of one input become one, [q; k; v] = [W_q; W_k; W_v] x, and their weights are laid out for
                 oneDNN once, at load; a weight that is used elsewhere, too (tied embeddings), keeps its layout
@@ -86,7 +86,8 @@ class Graphs:
     """An agent's steps (see agent.py) as CUDA graphs, over one cache that stays in place from question to question.
 
     A graph reads and writes the memory that it was captured with. So there is one for each kind of step, number of
-    rows, and reach: the number of cache slots that it reads, which is the filled part rounded up.
+    rows, and reach: the number of cache slots that it reads, which is the filled part rounded up. A step is captured
+    with `filled` at reach - 1, since its update adds one; masks, not `filled`, decide what is seen.
     """
 
     def __init__(self, model):

@@ -100,10 +100,3 @@ def folded(norm, linear):
 def fused(link):
     """The fast form of an InnerLink or OuterLink, from its weights as they are now, on the device where they are."""
     return FusedInnerLink(link) if isinstance(link, InnerLink) else FusedOuterLink(link)
-
-
-def save_link(link, file, dtype=torch.bfloat16):
-    """Write the link's state dict in the released format (bfloat16 unless told), whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    torch.save({k: t.detach().to("cpu", dtype) for k, t in link.state_dict().items()}, partial)
-    partial.replace(file)

@@ -164,8 +164,9 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder: embeddings in, hidden states after the final norm out. `attention(config)` makes what its blocks
-    hold.
+    """The decoder: embeddings in, hidden states after the final norm out. `attention(config)` makes that of a block.
+
+    It makes its own cache (cache.py): masks say which keys each query may see, `update` stores new keys and returns all.
     """
 
     def __init__(self, config, attention=Attention):

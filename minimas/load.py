@@ -4,8 +4,7 @@ An agent's folder: config.json, generation_config.json, model.safetensors (or sh
 tokenizer.json, tokenizer_config.json, chat_template.jinja, and its inner link, adapter.pt or adapter(TASK).pt.
 The links' folder: outerlink_config.json and the .pt files that it names.
 
-Every exception that a checkpoint needs is here, and every check of a file: the rest of the package trusts what it is
-given.
+Older spellings are translated here, and every file is checked: the rest of the package trusts what it is given.
 """
 
 import json
@@ -102,25 +101,32 @@ def read_config(source):
     if raw.get("model_type") not in FAMILIES:
         raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; "
                          f"minimas has {', '.join([*FAMILIES, *TEXT_PART])}")
-    family, Config, fixed = FAMILIES[raw["model_type"]]
+    family, Config, must_be = FAMILIES[raw["model_type"]]
+    check_fields(file, raw, Config, must_be)
     raw["rope_parameters"] = rope_parameters(raw)
     check_rope(file, raw["rope_parameters"], raw["model_type"])
-    for name, value in fixed.items():
+    config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
+    check_layers(file, config, LAYER_KINDS.get(raw["model_type"], ATTENTION_KINDS))
+    return family, config, DTYPES[raw.get("dtype") or raw.get("torch_dtype") or "float32"]
+
+
+def check_fields(file, raw, Config, must_be):
+    """InputError if a config.json lacks a field of Config, or a field is not of its type or not what it must be."""
+    for name, value in must_be.items():
         if raw.get(name, value) != value:
             raise InputError(f"{file}: {name} {raw[name]!r} is not supported, expected {value!r}")
-    missing = [f.name for f in fields(Config) if f.name not in raw and f.default is MISSING]
-    if missing:
+    has = raw.keys() | {"rope_parameters"}  # or an older spelling of it
+    if missing := [f.name for f in fields(Config) if f.name not in has and f.default is MISSING]:
         raise InputError(f"{file} lacks {', '.join(missing)}: expected the config of a {raw['model_type']} decoder")
+    for name in [f.name for f in fields(Config) if f.type in (int, float) and f.name in raw]:
+        if not isinstance(raw[name], (int, float)):
+            raise InputError(f"{file}: {name} is {raw[name]!r}, expected a number; fetch the file again")
+    for name in "rope_parameters", "rope_scaling":
+        if not isinstance(raw.get(name) or {}, dict):
+            raise InputError(f"{file}: {name} is {raw[name]!r}, expected an object; fetch the file again")
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    if dtype not in DTYPES:
+    if str(dtype) not in DTYPES:
         raise InputError(f"{file}: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
-    config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
-    kinds, allowed = getattr(config, "layer_types", None), LAYER_KINDS.get(raw["model_type"], ATTENTION_KINDS)
-    if kinds is not None and (len(kinds) != config.num_hidden_layers or not allowed.issuperset(kinds)):
-        found = ", ".join(sorted(map(str, set(kinds))))
-        raise InputError(f"{file}: layer_types has {len(kinds)} entries of {found}, expected {config.num_hidden_layers} of "
-                         f"{', '.join(sorted(allowed))}")
-    return family, config, DTYPES[dtype]
 
 
 def check_rope(file, rope, model_type):
@@ -131,8 +137,21 @@ def check_rope(file, rope, model_type):
         kind = part["rope_type"]
         if kind not in ROPE_TYPES:
             raise InputError(f"{file}: rope type {kind!r} is not supported, expected {', '.join(ROPE_TYPES)}")
-        if lacking := {"rope_theta", *ROPE_TYPES[kind]} - set(part):
-            raise InputError(f"{file}: rope of type {kind} lacks {', '.join(sorted(lacking))}; fetch the file again")
+        needed = sorted({"rope_theta", *ROPE_TYPES[kind]})
+        if lacking := [name for name in needed if not isinstance(part.get(name), (int, float))]:
+            raise InputError(f"{file}: rope of type {kind} lacks {', '.join(lacking)}; fetch the file again")
+
+
+def check_layers(file, config, allowed):
+    """InputError unless layer_types names an allowed kind for each layer, and a window if one is needed."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return
+    if not isinstance(kinds, list) or len(kinds) != config.num_hidden_layers or not allowed.issuperset(map(str, kinds)):
+        raise InputError(f"{file}: layer_types is {kinds!r}, expected {config.num_hidden_layers} of "
+                         f"{', '.join(sorted(allowed))}")
+    if "sliding_attention" in kinds and config.sliding_window is None:
+        raise InputError(f"{file}: layer_types has sliding_attention, but sliding_window is null or not in use")
 
 
 def rope_parameters(raw):

@@ -26,9 +26,8 @@ def peek(system, states, top=3):
         agent, H = system.agents[role], widen(H)
         with agent.at_work():
             log_p = widen(agent.model.logits(states[r, role])).log_softmax(-1)  # (m, V)
-        previous = torch.cat([H.new_zeros(1, H.shape[1]), H])[:-1]
         round_before = states.get((r - 1, role))
-        steps = F.cosine_similarity(H, previous, dim=-1).tolist()
+        steps = [None] + [round(c, 3) for c in F.cosine_similarity(H[1:], H[:-1], dim=-1).tolist()]
         rounds = [None] * len(H)
         if round_before is not None:
             rounds = [round(c, 3) for c in F.cosine_similarity(H, widen(round_before), dim=-1).tolist()]
@@ -39,7 +38,7 @@ def peek(system, states, top=3):
                       for token, p in zip(best.indices[i].tolist(), best.values[i].tolist())]
             rows.append({"round": r, "role": role, "step": i + 1, "tokens": tokens,
                          "entropy": round(entropies[i].item(), 3), "norm": round(H[i].norm().item(), 3),
-                         "step_cosine": round(steps[i], 3) if i else None, "round_cosine": rounds[i]})
+                         "step_cosine": steps[i], "round_cosine": rounds[i]})
     return rows
 
 

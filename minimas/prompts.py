@@ -21,7 +21,7 @@ class Question:
 
     fn_name   task code: the name of the function that is asked for; None if it has no name, "" for a whole program
     dataset   the data set that it comes from: prompts.json has a prompt of its own for one (`solver_gpqa`)
-    task      math, choice or code, if it is not the system's
+    task      math, choice or code, if it is not the system's: for training; an answer is read by the system's task
     """
     text: str
     fn_name: str | None = ""
@@ -71,7 +71,8 @@ def answer_form(section, question, task):
 def prompt(section, role, question, task, has_feedback):
     """System text, and the pieces of the user message, for `role` in a section of prompts.json.
 
-    has_feedback: an agent has sent something to this one, so that the opener of the first round now has a slot, too.
+    has_feedback: something was sent to this role already. If there is a `ROLE_with_feedback`, that template is taken, which
+    has a slot for it; else one for the question's data set, else the role's own.
     """
     table, context, text = PROMPTS[section], PROMPTS["context"][task], question.text
     if section == "sequential":
@@ -94,7 +95,7 @@ def answer_retry(section, task):
     return PROMPTS[section].get("answer_retry", PROMPTS["answer_retry"]).get(task)
 
 
-def render(tokenizer, system, pieces, date):
+def wrap(tokenizer, system, pieces, date):
     """Put system text and pieces through the agent's chat template; the result is a list of pieces again, slots in
     place.
 

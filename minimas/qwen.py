@@ -29,10 +29,11 @@ class Config(llama.Config):
     layer_types: list[str] | None = None  # per layer full_attention or sliding_attention
     sliding_window: int | None = None
     use_sliding_window: bool = False  # sliding_window alone says nothing: DeepSeek's distillations name one and use none
-    max_window_layers: int = 0
+    max_window_layers: int = 28  # transformers' default
 
     def __post_init__(self):
         super().__post_init__()
+        self.sliding_window = self.sliding_window if self.use_sliding_window else None
         if self.layer_types is None:
             first = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
             self.layer_types = [

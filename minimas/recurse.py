@@ -23,7 +23,7 @@ from .agent import load_agent, no_reply, silent
 from .answers import extract
 from .link import fused
 from .load import load_outer_links, usable_dtype
-from .prompts import TASKS, Question, Slot, answer_retry, prompt, render
+from .prompts import TASKS, Question, Slot, answer_retry, prompt, wrap
 from .sample import seeds
 from .styles import STYLES, style_named
 from .tokenizer import DATE
@@ -68,10 +68,11 @@ class Settings:
         """The same with the values of a Style filled in; InputError names a setting that is out of range."""
         defaults = ("latent_steps", "max_new_tokens", "temperature")
         settings = replace(self, **{name: getattr(style, name) for name in defaults if getattr(self, name) is None})
-        least = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}
-        for name, value in {name: getattr(settings, name) for name in least}.items():
-            if value is not None and not (isinstance(value, int) and value >= least[name]):
-                raise InputError(f"{name} is {value}, expected a whole number from {least[name]} up")
+        lowest = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}
+        for name, least in lowest.items():
+            value = getattr(settings, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise InputError(f"{name} is {value}, expected a whole number from {least} up")
         if not 0 <= settings.temperature < float("inf"):
             raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
         if not 0 < settings.top_p <= 1:
@@ -92,7 +93,7 @@ class Stage:
 
     prompts   what it reads: for each question a list of pieces, text or latents (m, D)
     states    H (B, m, D), the hidden states that it thinks; None on the text channel and in the last turn
-    sent      {(source, target): latents (B, m, D of the target), or B texts}; empty in the last turn
+    sent      {(source, target): latents (B, m, D of the target), or B texts}; empty in the last turn, or if nobody hears it
     decoded   for each question, the number of tokens that it decoded
     """
     round: int
@@ -100,7 +101,7 @@ class Stage:
     prompts: list
     states: torch.Tensor | list | None = None
     sent: dict = field(default_factory=dict)
-    decoded: list[int] | None = None
+    decoded: list[int] = field(default_factory=list)
 
 
 def recurse(system, questions, settings, tick=silent, think=None):
@@ -120,22 +121,21 @@ def recurse(system, questions, settings, tick=silent, think=None):
                 system.forget()
                 yield Stage(r, role, prompts, decoded=nothing)
                 return
+            H, decoded = None, nothing
             with agent.at_work():
                 if settings.channel == "latent":
                     H = think(r, role, prompts) if think else agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
-                    Z = apply(agent.inner_link, H)
-                    sent = {edge: apply(link, Z) for edge, link in system.outer_links.items() if edge[0] == role}
-                    stage = Stage(r, role, prompts, H, sent, nothing)
+                    Z = through(agent.inner_link, H)
+                    sent = {edge: through(link, Z) for edge, link in system.outer_links.items() if edge[0] == role}
                 else:
-                    ids = agent.decode(*agent.embed(prompts), seeds(questions, settings.seed, r, role), settings, tick)
-                    texts = [agent.tokenizer.decode(row) for row in ids]
+                    ids = agent.decode(prompts, seeds(questions, settings.seed, r, role), settings, tick)
+                    texts, decoded = [agent.tokenizer.decode(row) for row in ids], [len(row) for row in ids]
                     sent = {edge: texts for edge in style.edges if edge[0] == role}
-                    stage = Stage(r, role, prompts, None, sent, [len(row) for row in ids])
             inbox |= sent
-            yield stage
+            yield Stage(r, role, prompts, H, sent, decoded)
 
 
-def apply(link, latents):
+def through(link, latents):
     """A link applied to latents (B, m, D), or to all of B of unequal length at once."""
     return link(latents) if torch.is_tensor(latents) else link(torch.cat(latents)).split([len(own) for own in latents])
 
@@ -198,7 +198,8 @@ class System:
         settings = Settings(**options).completed(self.style)
         questions = self.questions(questions, fn_names, dataset)
         batches = [questions[i:i + settings.batch_size] for i in range(0, len(questions), settings.batch_size)]
-        per_batch = (settings.rounds * len(self.style.order) - 1) * settings.latent_steps + settings.max_new_tokens
+        per_turn = settings.latent_steps if settings.channel == "latent" else settings.max_new_tokens
+        per_batch = (settings.rounds * len(self.style.order) - 1) * per_turn + settings.max_new_tokens
         with tqdm(total=len(batches) * per_batch, unit="token", leave=False, disable=not progress) as bar:
             for i, batch in enumerate(batches):
                 yield from self.answer(batch, settings, keep_latents, keep_states, bar.update)
@@ -221,7 +222,7 @@ class System:
         heard, tokenizer, prompts = any(target == role for _, target in inbox), self.agents[role].tokenizer, []
         for b, question in enumerate(questions):
             question = replace(question, text=self.style.rewrite(question.text))
-            pieces = render(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, heard), date)
+            pieces = wrap(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, heard), date)
             prompts.append([inbox[p.role, role][b] if isinstance(p, Slot) else p for p in pieces])
         return prompts
 
@@ -236,17 +237,17 @@ class System:
         kept = [{"heard_tokens": 0, "latents": {}, "states": {}, "stages": {}} for _ in questions]
         for stage in recurse(self, questions, settings, tick):
             key, device = (stage.round, stage.role), self.agents[stage.role].device
-            if not stage.sent:
+            if key == (settings.rounds, self.style.order[-1]):
                 texts, ids, new_tokens = self.write(stage.role, questions, stage.prompts, settings, tick)
             if keep_states and device.type == "cuda":
                 torch.cuda.synchronize(device)  # the work is done then, not only launched
             for b, own in enumerate(kept):
                 own["heard_tokens"] += stage.decoded[b]
                 if keep_latents:
-                    own["latents"] |= {(stage.round, *edge): alone(message[b]) for edge, message in stage.sent.items()}
+                    own["latents"] |= {(stage.round, *edge): own_copy(sent[b]) for edge, sent in stage.sent.items()}
                 if keep_states:
                     own["stages"][key] = time.perf_counter() - started, stage.prompts[b]
-                    own["states"] |= {} if stage.states is None else {key: alone(stage.states[b])}
+                    own["states"] |= {} if stage.states is None else {key: own_copy(stage.states[b])}
         seconds = (time.perf_counter() - started) / len(texts)
         asked = [question.text for question in questions for _ in range(k)]
         return [Result(asked[i], text, extract(text, self.task), ids[i], new_tokens[i], seconds, **kept[i // k])
@@ -259,7 +260,7 @@ class System:
         agent, text_seeds = self.agents[role], seeds(questions, settings.seed, rollouts=settings.rollouts)
         calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds)) if self.style.calls_tools else None
         with agent.at_work():
-            ids = agent.decode(*agent.embed(prompts), text_seeds, settings, tick, calls.reply if calls else no_reply)
+            ids = agent.decode(prompts, text_seeds, settings, tick, calls.reply if calls else no_reply)
             new_tokens = [len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)]
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
@@ -277,13 +278,13 @@ class System:
         settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)
         asked = [f"{texts[b]}\n{request}" for b in lost]
         others = [~text_seeds[b] & (1 << 63) - 1 for b in lost]  # complements: random numbers that the text did not use
-        more = agent.decode(*agent.embed([[text] for text in asked], special=True), others, settings)
+        more = agent.decode([[text] for text in asked], others, settings, special=True)
         for b, text, new in zip(lost, asked, more):
             texts[b] = (text + agent.tokenizer.decode(new, strip=False)).strip()
             ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)
 
 
-def alone(message):
+def own_copy(message):
     """One question's part of what a batch sent, not a view that holds the whole batch in memory."""
     return message.clone() if torch.is_tensor(message) else message
 

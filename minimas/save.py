@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 
+import torch
+
 from . import InputError
 from .hub import find
-from .link import save_link
 from .load import weight_files
 
 AGENT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -57,6 +58,12 @@ def link_or_copy(file, target):
         os.link(file.resolve(), target)
     except OSError:  # another file system, or one without hard links
         copy(file, target)
+
+
+def save_link(link, file, dtype=torch.bfloat16):
+    """Write a link's state dict in the released format, in `dtype`."""
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in link.state_dict().items()}
+    write_whole(file, lambda path: torch.save(state, path))
 
 
 def save_inner_link(folder, style, task, link):

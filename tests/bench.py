@@ -109,7 +109,7 @@ class Ours:
 
     def write(self, role, prompts, n):
         agent = self.system.agents[role]
-        return agent.decode(*agent.embed(prompts), [0] * len(prompts), replace(self.settings, max_new_tokens=n))
+        return agent.decode(prompts, [0] * len(prompts), replace(self.settings, max_new_tokens=n))
 
     def run(self, asked):
         latents = {}

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from minimas import load
-from minimas.link import InnerLink, OuterLink, save_link
+from minimas.link import InnerLink, OuterLink
 from minimas.recurse import STYLES
+from minimas.save import save_link
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}

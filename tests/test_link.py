@@ -5,8 +5,9 @@ import torch
 
 import checkpoints
 from minimas import InputError
-from minimas.link import InnerLink, OuterLink, save_link
+from minimas.link import InnerLink, OuterLink
 from minimas.load import load_link
+from minimas.save import save_link
 
 
 def test_formulas_term_by_term():

@@ -153,10 +153,16 @@ def test_a_config_that_does_not_fit(folder, changes, complaint):
 
 
 @pytest.mark.parametrize("model_type, changes, complaint", [
-    ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3}, "layer_types has 3 entries of linear_attention, expected 4 of"),
+    ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3}, "layer_types is .*, expected 4 of"),
     ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3 + ["sliding_attention"]}, "expected 4 of full_attention, linear_attention"),
-    ("gemma3", {"layer_types": ["sliding_attention"] * 5 + ["strange"]}, "6 entries of sliding_attention, strange, expected 6 of"),
-    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters has rope_type, rope_theta, expected")])
+    ("gemma3", {"layer_types": ["sliding_attention"] * 5 + ["strange"]}, "'strange'.*, expected 6 of"),
+    ("gemma3", {"layer_types": 3}, "layer_types is 3, expected 6 of"),
+    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters has rope_type, rope_theta, expected"),
+    ("qwen2", {"layer_types": ["sliding_attention"] * 3, "sliding_window": 4}, "sliding_window is null or not in use"),
+    ("qwen2", {"layer_types": ["sliding_attention"] * 3, "use_sliding_window": True, "sliding_window": None}, "sliding_window is null"),
+    ("llama", {"rope_parameters": "x"}, "rope_parameters is 'x', expected an object"),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "default lacks rope_theta"),
+    ("llama", {"hidden_size": "x"}, "hidden_size is 'x', expected a number"), ("llama", {"dtype": ["float32"]}, r"dtype \['float32'\]")])
 def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
     folder = checkpoints.make_agent(tmp_path, model_type)
     config = json.loads((folder / "config.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 import checkpoints
 from minimas import InputError
 from minimas.load import load_tokenizer
-from minimas.prompts import PROMPTS, Question, Slot, prompt, render
+from minimas.prompts import PROMPTS, Question, Slot, prompt, wrap
 
 
 def text(family, role, question, task="math", heard=False, fn_name="", dataset=None):
@@ -83,7 +83,7 @@ def test_chat(tmp_path, model_type, expected):
     assert tokenizer.chat("S", "U") == expected
     before, after = expected.split("U<")
     pieces = ["[slot 0", Slot("critic"), "]", Slot("critic"), "[slot 1]"]
-    assert render(tokenizer, "S", pieces, "26 Jul 2024") == [before + "[slot 0", Slot("critic"), "]", Slot("critic"), "[slot 1]<" + after]
+    assert wrap(tokenizer, "S", pieces, "26 Jul 2024") == [before + "[slot 0", Slot("critic"), "]", Slot("critic"), "[slot 1]<" + after]
 
 
 def with_template(folder, template):
@@ -107,4 +107,4 @@ def test_templates_that_fail_or_reach_out(tmp_path, template, complaint):
 
 def test_a_template_that_drops_the_user_message(tmp_path):
     with pytest.raises(InputError, match="slot"):
-        render(with_template(tmp_path, "hello"), "S", [Slot("critic")], "")
+        wrap(with_template(tmp_path, "hello"), "S", [Slot("critic")], "")

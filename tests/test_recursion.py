@@ -1,7 +1,10 @@
 """The recursion equals the released procedure, written again on transformers without a cache (stored, and live)."""
 
+import dataclasses
+
 import pytest
 import torch
+import tqdm
 from safetensors.torch import load_file
 
 import checkpoints
@@ -161,3 +164,33 @@ def test_settings_out_of_range(system):
             system.run(["1 + 1"], **{name: value})
     with pytest.raises(minimas.InputError, match="empty"):
         system.run(["1 + 1", " "])
+
+
+def test_an_agent_that_nobody_hears(monkeypatch):
+    """The answer is written once, in the last turn, though the last agent sends nothing in earlier rounds."""
+    tiny = STYLES["tiny"]
+    edges = {edge: key for edge, key in tiny.edges.items() if edge != ("solver", "planner")}
+    monkeypatch.setitem(STYLES, "open", dataclasses.replace(tiny, edges=edges))
+    system, written = minimas.load_mas_system("open", device="cpu"), []
+    write = system.write
+    monkeypatch.setattr(system, "write", lambda *args: written.append(args) or write(*args))
+    assert len(system.run(["7 +5"], rounds=3)) == len(written) == 1
+
+
+@pytest.mark.parametrize("channel", ("latent", "text"))
+def test_the_progress_bar_is_full_at_the_end(channel, monkeypatch):
+    """Its total is the most that a run can tick."""
+    ticks, totals = [], []
+    bar = tqdm.tqdm
+
+    class Bar(bar):
+        def __init__(self, *args, **options):
+            totals.append(options["total"])
+            super().__init__(*args, **options)
+
+        def update(self, n=1):
+            ticks.append(n)
+            return super().update(n)
+    monkeypatch.setattr(minimas.recurse, "tqdm", Bar)
+    minimas.load_mas_system("tiny", device="cpu").run(["7 +5 *3"], channel=channel, progress=True)
+    assert sum(ticks) == totals[0] and all(n >= 0 for n in ticks)

@@ -122,7 +122,7 @@ def test_a_reply_is_read_from_the_cache(tmp_path, model_type):
         return []
 
     settings = Settings(max_new_tokens=12, temperature=0.0)
-    rows = agent.decode(*agent.embed(prompts), [0, 0, 0], settings, reply=reply)
+    rows = agent.decode(prompts, [0, 0, 0], settings, reply=reply)
     assert [len(row) for row in rows] == [12 + 40, 12 + 20, 12]
     for b, (prompt, row) in enumerate(zip(prompts, rows)):
         at = 3 + 2 * b

@@ -211,7 +211,7 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
     for role, agent in system.agents.items():
         train_inner_link(system, role, seed, steps(400), batch)
         save_inner_link(out / role, system.style, None, agent.inner_link)
-    train_outer_links(system, seed, steps(300), batch)
+    train_outer_links(system, seed, steps(1000), steps(300), batch)
     save_outer_links(out / "links", system.style, None, system.outer_links)
     minutes = round((time.perf_counter() - started) / 60, 1)
     right = {role: round(100 * mastery(system, role), 1) for role in ROLES}
@@ -238,10 +238,10 @@ def train_inner_link(system, role, seed, steps, batch):
     agent.inner_link.requires_grad_(False)
 
 
-def train_outer_links(system, seed, steps, batch):
+def train_outer_links(system, seed, ridge_turns, steps, batch):
     for edge, link in system.outer_links.items():
         start_gain(link, system.agents[edge[1]])
-        ridge_start(system, edge, turns(random.Random(f"{seed} ridge {edge}"), edge[0], 1000))
+        ridge_start(system, edge, turns(random.Random(f"{seed} ridge {edge}"), edge[0], ridge_turns))
     rng = random.Random(f"{seed} outer")
     loss = OuterLoss(system, Settings(rounds=3, latent_steps=system.style.latent_steps))
     fit(lambda step, part: loss(answers_to_learn(rng, batch)), [adamw(loss, 1e-3)], steps, "outer links")
