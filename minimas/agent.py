@@ -40,9 +40,7 @@ def common_prefix(a, b):
 
 
 def left_pad(rows, starts=0):
-    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there; row b begins at
-    starts[b], (B, 1).
-    """
+    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there, else from starts (B, 1)."""
     T = max(map(len, rows))
     x = torch.stack([F.pad(row, (0, 0, T - len(row), 0)) for row in rows])
     padding = torch.tensor([[T - len(row)] for row in rows], device=x.device)
@@ -93,8 +91,7 @@ class Agent:
         """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
 
         A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm that a
-        family may give its token embeddings. `special` adds the special tokens of a plain text; a chat template writes
-        its own.
+        family may give its token embeddings. `special` adds special tokens; a chat template writes its own.
         """
         return left_pad([self.embed_pieces(self.tokens(pieces, special)) for pieces in prompts])
 
@@ -116,8 +113,7 @@ class Agent:
         """Read B prompts that begin with text -> last states (B, 1, D), positions (B, T), a cache for `room` more.
 
         A prompt that begins like the last round's is read from where they part, since the keys and values of what they
-        share are still in the cache. That takes a cache of all positions (no windows, no states), and memory to keep it
-        (no offload).
+        share are still in the cache, if that holds all positions (no windows, no states) and may be kept (no offload).
         """
         prompts = [self.tokens(pieces) for pieces in prompts]
         rows, beginnings = [self.embed_pieces(pieces) for pieces in prompts], [pieces[0].tolist() for pieces in prompts]
@@ -139,8 +135,7 @@ class Agent:
         return h, positions, cache
 
     def prefill_with_gradient(self, prompts, last):
-        """Read B prompts for training -> states of their last `last` positions (B, last, D), positions (B, T), growing
-        cache.
+        """Read B prompts for training -> their last `last` states (B, last, D), positions (B, T), growing cache.
 
         The text before a prompt's first latents has no gradient and is read without a graph.
         """
@@ -156,9 +151,7 @@ class Agent:
         return self.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
 
     def make_cache(self, B, S):
-        """An empty cache for B rows of S positions; with graphs in the same memory as before, so what was read last is
-        gone.
-        """
+        """An empty cache for B rows of S positions. With graphs it reuses the memory of what was read last."""
         self.forget()
         return (self.graphs or self.model).make_cache(B, S)
 
@@ -184,8 +177,7 @@ class Agent:
     # Thinking
 
     def think(self, prompts, m, tick=silent):
-        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D); each enters again through the
-        inner link.
+        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D).
 
         If gradients are recorded (training), the cache grows by concatenation; else it is allocated once.
         """

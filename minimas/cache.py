@@ -6,12 +6,11 @@ An attention layer's has
                               ordinary causal attention. The model asks for it, once for all layers of one kind (`masks`)
     update(k, v, positions)   remembers new keys and values (B, K, T, d) and returns all S of them. The layer calls it
 
-A mask must be asked for before the update. A DeltaCache has a mask (B, T, 1) of tokens, with_history and store. `tensors` names
-the attributes that hold one row per prompt (a GrowingCache has none: its batch never changes).
+A mask must be asked for before the update. A DeltaCache has a mask (B, T, 1) of tokens, with_history and store.
+`tensors` names the attributes that hold one row per prompt; a GrowingCache has none, as its batch never changes.
 
-`positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk. A
-key is addressed by its position, not by its column: rows of unequal length then share a batch with no other
-bookkeeping.
+`positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk.
+A key is addressed by its position, not by its column: that is all it takes to batch rows of unequal length.
 
 Letters: B batch, T new tokens, S remembered keys, K key/value heads, d head width.
 """
@@ -23,11 +22,9 @@ import torch.nn.functional as F
 
 
 def causal_mask(positions, key_positions, window=None):
-    """positions (B, T), key_positions (B, S) -> (B, 1, T, S) bool: keys at or before the query, fewer than `window`
-    back, no padding.
+    """positions (B, T), key_positions (B, S) -> (B, 1, T, S) bool: keys at or before a query, in its window, no padding.
 
-    A padding query sees every key: its output is discarded, but a softmax over no keys at all would be NaN, and NaN
-    spreads.
+    A padding query sees every key: its output is discarded, but a softmax over no keys would be NaN, which spreads.
     """
     q, k = positions[:, None, :, None], key_positions[:, None, None, :]
     seen = (k >= 0) & (k <= q)
@@ -133,9 +130,7 @@ class GrowingCache:
 
 
 class DeltaCache:
-    """What a Gated DeltaNet layer remembers: the last inputs of its convolution, and its state. No keys, so no
-    `update`.
-    """
+    """What a Gated DeltaNet layer remembers: the last inputs of its convolution, and its state, but no keys."""
     tensors, window = ("conv", "state"), None
 
     def __init__(self, conv, state):
@@ -168,9 +163,7 @@ class DeltaCache:
 
 
 def attention_cache(B, K, S, d, like, window=None):
-    """The cache of one attention layer: growing if S is None, else for S positions, or for the window if that is
-    shorter.
-    """
+    """The cache of one attention layer: growing if S is None, else for S positions, or a shorter window."""
     if S is None:
         return GrowingCache(window)
     return KVCache(B, K, S, d, like, window) if window is None or window >= S else WindowCache(B, K, window, d, like)

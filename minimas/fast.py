@@ -39,9 +39,7 @@ class Product:
 
 
 def can_pack(weight):
-    """Whether oneDNN has its own layout and product for this weight; its operators are not public in torch, so look for
-    each.
-    """
+    """Whether oneDNN can lay out and multiply this weight. Its operators are not public in torch: look for each."""
     if weight.device.type != "cpu" or weight.requires_grad or not torch.backends.mkldnn.is_available():
         return False
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
@@ -99,9 +97,7 @@ class Graphs:
         self.base, self.capacity, self.graphs = None, (0, 0), {}
 
     def adopt(self, cache, B, S):
-        """Use this cache of B rows and S positions from now on; the graphs of another one are discarded with their
-        memory.
-        """
+        """Use this cache of B rows and S positions from now on, and discard all graphs of another one."""
         self.base, self.capacity, self.graphs = cache, (B, S), {}
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
@@ -120,9 +116,7 @@ class Graphs:
         return cache
 
     def steps(self, step, state, times, cache, tick, kind):
-        """run_steps by replay. The first step of each kind, number of rows and reach runs as it is and is then
-        captured.
-        """
+        """run_steps by replay. The first step of each kind, number of rows and reach runs as it is, then is captured."""
         outputs, kv = [], [c for c in cache if isinstance(c, KVCache)]
         while len(outputs) < times:
             filled, capacity = (kv[0].filled, kv[0].capacity) if kv else (0, 0)
@@ -142,9 +136,7 @@ class Graphs:
         return state, outputs
 
     def record(self, step, state, output, kv, reach):
-        """A captured step: (state buffers, output buffer, replay); replay() takes one step from the buffers into the
-        buffers.
-        """
+        """A captured step: (state buffers, output buffer, replay()), which takes one step in these buffers."""
         buffers, out = [value.clone() for value in state], output.clone()
 
         def in_place():
@@ -176,9 +168,7 @@ def replay_steps(buffers, out, replay, state, n, tick):
 
 
 def capture(f, pool, stream):
-    """Capture f(), which works in place on tensors that stay, as a CUDA graph on the stream's device; returns its
-    replay.
-    """
+    """Capture f(), which works in place on tensors that stay, as a CUDA graph; returns its replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(stream.device), torch.cuda.graph(graph, pool=pool, stream=stream):
         f()

@@ -39,9 +39,7 @@ def data_file(repository, name, revision=None):
 
 
 def download(repository, name, repo_type="model", revision=None):
-    """A file of a hub repository, through huggingface_hub's cache; None if it has none of that name (offline: none
-    cached).
-    """
+    """A file of a hub repository, through huggingface_hub's cache; None if there is none (offline: none cached)."""
     try:
         return Path(hf_hub_download(repository, name, repo_type=repo_type, revision=revision))
     except GatedRepoError as e:

@@ -188,8 +188,7 @@ class Llama(nn.Module):
         return self.embed_tokens(ids)
 
     def forward(self, x, positions, cache, last=None):
-        """Embeddings x (B, T, D) at positions (B, T), negative on padding -> hidden states (B, T, D) after the final
-        norm.
+        """Embeddings x (B, T, D) at positions (B, T), negative on padding -> normed hidden states (B, T, D).
 
         `last` asks for the states of the last `last` tokens only, (B, last, D): the last layer then computes no others.
         """

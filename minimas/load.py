@@ -71,9 +71,7 @@ def read_json(file):
 
 
 def links_task(task):
-    """Which of the released links a task uses: they were trained for math and for code, and choice takes those for
-    math.
-    """
+    """Which links a task uses: they were trained for math and for code, and choice takes those for math."""
     return "code" if task == "code" else "math"
 
 
@@ -88,8 +86,7 @@ def entry(file, value, *path):
 
 
 def read_config(source):
-    """config.json -> (decoder class, its Config, dtype of the weights); in the spelling of transformers 5.3 or an older
-    one.
+    """config.json, in the spelling of transformers 5.3 or older -> (decoder class, its Config, dtype of the weights).
 
     Raises InputError on a model that is not supported, and on fields that are missing or say what no decoder here does.
     """
@@ -155,9 +152,7 @@ def check_layers(file, config, allowed):
 
 
 def rope_parameters(raw):
-    """The rope parameters of a config as transformers 5 spells them: rope_type, rope_theta, ...; Gemma's for each layer
-    type.
-    """
+    """The rope parameters of a config, as transformers 5 spells them; Gemma's for each layer type."""
     if raw.get("rope_parameters"):
         rope = raw["rope_parameters"]
         if "full_attention" in rope:
@@ -195,8 +190,7 @@ def parameter_name(key):
 def load_weights(model, source, device, dtype):
     """Stream the weights of a source into `model`, which was built on the meta device, one tensor at a time.
 
-    Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of the shape that config.json
-    gives.
+    Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of config.json's shape.
     """
     expected = dict(model.named_parameters(remove_duplicate=False))
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # may be stored all the same: then skipped
@@ -223,9 +217,7 @@ def load_weights(model, source, device, dtype):
 
 
 def checked_tensor(file, key, tensor, expected):
-    """The tensor, if it has the shape of the parameter `expected` (None: there is no such parameter) and a supported
-    dtype.
-    """
+    """The tensor, if it has the shape of the parameter `expected` (None: no such parameter) and a usable dtype."""
     if tensor.dtype not in DTYPES.values():
         raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}: "
                          "quantised weights are not supported")
@@ -239,8 +231,7 @@ def checked_tensor(file, key, tensor, expected):
 def load_model(source, device="cpu", dtype=None, weights_device=None):
     """The frozen decoder of a source, in `dtype` (None: the one that config.json names) on `device`.
 
-    weights_device: where its weights are put instead, for an agent that is offloaded. Raises InputError as read_config
-    and load_weights do.
+    weights_device: where the weights of an offloaded agent are put instead. Raises InputError on a bad config or file.
     """
     family, config, stored = read_config(source)
     with torch.device("meta"):
@@ -290,11 +281,9 @@ def load_generation(source, tokenizer):
 
 
 def load_link(link, file, device="cpu", dtype=None):
-    """Fill `link` from a released .pt file -> the link, frozen, on `device`, in the file's dtype or `dtype` if that is
-    wider.
+    """Fill `link` from a released .pt file -> the link, frozen, on `device`, in the wider of its dtype and `dtype`.
 
-    Raises InputError if the file is not a plain state dict of floating tensors in one dtype, or its keys or shapes are
-    not the link's.
+    Raises InputError if the file is not a plain state dict of one floating dtype, or keys or shapes are not the link's.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)

@@ -36,8 +36,7 @@ class Slot:
 
 
 def fill(template, templates, texts):
-    """A template -> pieces. `{name}` becomes texts[name] as it is, or templates[name] filled in turn, or else
-    Slot(name).
+    """A template -> pieces. `{name}` becomes texts[name], or templates[name] filled in turn, or else Slot(name).
 
     Names are lower-case words of two letters or more; `\\boxed{1}` and `\\boxed{A}` in the strings are no fields.
     """
@@ -96,8 +95,7 @@ def answer_retry(section, task):
 
 
 def wrap(tokenizer, system, pieces, date):
-    """Put system text and pieces through the agent's chat template; the result is a list of pieces again, slots in
-    place.
+    """Put system text and pieces through the chat template; the result is again pieces, slots in place.
 
     Raises InputError if the template drops or repeats the user's message.
     """

@@ -105,8 +105,7 @@ class Stage:
 
 
 def recurse(system, questions, settings, tick=silent, think=None):
-    """Let the agents of a System take turns over B Questions; yields each turn as a Stage. The last one is open: what its
-    agent reads is there, what it writes is not.
+    """Let the agents of a System take turns over B Questions; yields each turn as a Stage, the last one unanswered.
 
     tick()    is called for every position that is generated
     think     think(round, role, prompts) takes the place of Agent.think in training: it returns hidden states (B, m, D),
@@ -254,9 +253,7 @@ class System:
                 for i, text in enumerate(texts)]
 
     def write(self, role, questions, prompts, settings, tick=silent):
-        """The last turn: B prompts -> B k texts, their token ids, and how many of these were generated; k rollouts a
-        question.
-        """
+        """The last turn: B prompts -> texts, their token ids, and how many were generated; k rollouts a question."""
         agent, text_seeds = self.agents[role], seeds(questions, settings.seed, rollouts=settings.rollouts)
         calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds)) if self.style.calls_tools else None
         with agent.at_work():
@@ -268,9 +265,7 @@ class System:
         return texts, ids, new_tokens
 
     def retry(self, agent, texts, ids, new_tokens, text_seeds, settings):
-        """Where a text holds no answer, ask for one at its end and let the agent go on for a few tokens; changes the
-        lists.
-        """
+        """Where a text holds no answer, ask for one at its end and let the agent go on a little; in place."""
         request = answer_retry(self.style.prompts, self.task)
         lost = [b for b, text in enumerate(texts) if extract(text, self.task) is None]
         if not request or not lost:

@@ -10,8 +10,7 @@ import hashlib
 
 
 def seeds(questions, *key, rollouts=1):
-    """B Questions -> B * rollouts integers of 63 bits, each a hash of the key, the rollout's number and the question's
-    text.
+    """B Questions -> B * rollouts integers of 63 bits: hashes of the key, the rollout's number, the question's text.
 
     key: the run's seed; on the text channel also the round and the role, so that every text has a seed of its own.
     """
@@ -24,9 +23,7 @@ def seeds(questions, *key, rollouts=1):
 
 
 def uniform(seeds, n):
-    """seeds (B,) and token numbers n (B,), int64 -> (B,) float64 in [0, 1): output n of SplitMix64 (Steele et al.
-    2014).
-    """
+    """seeds (B,), token numbers n (B,) -> (B,) float64 in [0, 1): output n of SplitMix64 (Steele et al. 2014)."""
     def shift(z, bits):  # a logical shift: that of int64 would carry its sign in
         return (z >> bits) & ((1 << (64 - bits)) - 1)
 

@@ -55,8 +55,7 @@ class Tokenizer:
     def chat(self, system, user, date=DATE):
         """The rendered prompt up to the point where the assistant speaks, with thinking mode off.
 
-        A template that refuses a system role (Mistral's) gets both texts as one user message. Raises InputError if it
-        refuses that, too.
+        A template that refuses a system role (Mistral's) gets both texts as one user message; InputError if that fails.
         """
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": user})
