@@ -83,7 +83,8 @@ class Agent:
 
     @property
     def device(self):
-        return self.inner_link.post_ln.weight.device  # the model's own weights may be offloaded
+        """Where the agent computes: that of its inner link, since the model's own weights may be offloaded."""
+        return self.inner_link.post_ln.weight.device
 
     # Prompts
 

@@ -61,12 +61,14 @@ class KVCache:
         return min(self.filled + positions.shape[1], self.capacity)
 
     def mask(self, positions, last):
+        """Keys are the slots up to the last one filled: (B, 1, last, filled)."""
         if self.filled == 0 and plain_causal(positions, last, self.window):
             return None
         slots = torch.arange(self.filled_after(positions), device=positions.device)
         return causal_mask(positions[:, -last:], slots.expand(len(positions), -1), self.window)
 
     def update(self, k, v, positions):
+        """Write k, v (B, K, T, d) in place -> views of all slots up to the last one filled, (B, K, filled, d)."""
         self.filled = self.filled_after(positions)
         slots = torch.where(positions < 0, self.capacity, positions)
         write_slots(self.k, slots, k)
@@ -95,6 +97,7 @@ class WindowCache:
         return torch.where(kept, positions % self.window, self.window)
 
     def mask(self, positions, last):
+        """Keys are the slots, for a chunk of several tokens also the new ones after them: (B, 1, last, S)."""
         if positions.shape[1] == 1:
             keys = self.positions.scatter(1, self.slots(positions), positions)
         else:
@@ -102,6 +105,7 @@ class WindowCache:
         return causal_mask(positions[:, -last:], keys, self.window)
 
     def update(self, k, v, positions):
+        """Write k, v (B, K, T, d) in place -> the keys and values that `mask` is about."""
         # A single token overwrites just the key that it can no longer see. A chunk still needs what it overwrites.
         one, slots = positions.shape[1] == 1, self.slots(positions)
         before = None if one else (torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
@@ -119,12 +123,14 @@ class GrowingCache:
         self.chunks = []  # (k, v, positions) of each; the list is replaced, never changed, so that a copy is a snapshot
 
     def mask(self, positions, last):
+        """Keys are all that were ever seen: (B, 1, last, S)."""
         if not self.chunks and plain_causal(positions, last, self.window):
             return None
         keys = torch.cat([*(chunk[2] for chunk in self.chunks), positions], 1)
         return causal_mask(positions[:, -last:], keys, self.window)
 
     def update(self, k, v, positions):
+        """Append k, v (B, K, T, d) -> all keys and values, (B, K, S, d)."""
         self.chunks = [*self.chunks, (k, v, positions)]
         return torch.cat([chunk[0] for chunk in self.chunks], 2), torch.cat([chunk[1] for chunk in self.chunks], 2)
 

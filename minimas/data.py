@@ -211,6 +211,7 @@ def from_json(text, file, line=None):
 
 
 def jsonl_rows(file, columns):
+    """Rows of a file with a JSON object per line."""
     with open(file, "rb") as lines:
         for n, line in enumerate(lines, 1):
             if line.strip():
@@ -218,12 +219,14 @@ def jsonl_rows(file, columns):
 
 
 def json_rows(file, columns):
+    """Rows of a JSON file: a list of objects, or one under "data"."""
     rows = from_json(file.read_bytes(), file)
     rows = rows.get("data", rows) if isinstance(rows, dict) else rows
     return (Row(cells, file, n, columns) for n, cells in enumerate(rows if isinstance(rows, list) else [rows], 1))
 
 
 def csv_rows(file, columns):
+    """Rows of a CSV file whose first line names the columns."""
     csv.field_size_limit(2 ** 30)  # bytes: explanations in GPQA may be longer than the default of 128 KiB
     with open(file, newline="", encoding="utf-8-sig") as lines:
         for n, cells in enumerate(reader := csv.DictReader(lines, strict=True), 1):

@@ -151,6 +151,7 @@ class Graphs:
 
 
 def set_filled(kv, n):
+    """Let all these KVCaches count n slots as filled."""
     for c in kv:
         c.filled = n
 

@@ -23,6 +23,7 @@ from .llama import attend, rope_frequencies, rotate, rotation, widen
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
+    """The fields that Gemma 3 has beside Llama's."""
     query_pre_attn_scalar: float = 256
     sliding_window: int = 4096
     layer_types: list[str] | None = None  # per layer sliding_attention or full_attention

@@ -121,6 +121,7 @@ def same_choice(found, gold):
 
 
 def plain_text(text):
+    """Lower case, without punctuation, articles and extra blanks."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 

@@ -48,6 +48,8 @@ def widen(x):
 
 
 class RMSNorm(nn.Module):
+    """(..., D) -> w x / rms(x), (..., D)."""
+
     def __init__(self, D, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
@@ -110,6 +112,7 @@ def attend(q, k, v, mask, scale=None):
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary positions: x (B, T, D) -> (B, T', D), for the T' queries that the mask has."""
     joint = {"qkv": ("q_proj", "k_proj", "v_proj")}  # for fast.py: this method can be one product of these weights
 
     def __init__(self, c):
@@ -131,6 +134,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU: x (..., D) -> W_down (silu(W_gate x) * W_up x), (..., D)."""
     joint = {"gate_up": ("gate_proj", "up_proj")}
 
     def __init__(self, c):

@@ -11,6 +11,7 @@ from . import llama
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
+    """Llama's fields, and the window."""
     sliding_window: int | None = None
 
     @property

@@ -110,6 +110,7 @@ class InnerLoss(nn.Module):
         self.system, self.role, self.mse, self.longest, self.date = system, role, mse, longest, date
 
     def forward(self, turns):
+        """B Turns -> their loss, a scalar."""
         with torch.no_grad():
             h, ids = forced_turns(self.system, self.role, turns, self.longest, self.date)
             kept = ids != IGNORED
@@ -135,6 +136,7 @@ class OuterLoss(nn.Module):
         self.teacher, self.other_rounds = teacher, other_rounds
 
     def forward(self, lessons):
+        """B Lessons -> their loss, a scalar."""
         last, losses = self.system.style.order[-1], []
 
         def think(r, role, prompts):

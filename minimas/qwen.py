@@ -26,6 +26,7 @@ from .llama import MLP, Attention, Llama, RMSNorm, attend, rope_frequencies, rot
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
+    """The fields of Qwen2 and Qwen3 beside Llama's."""
     layer_types: list[str] | None = None  # per layer full_attention or sliding_attention
     sliding_window: int | None = None
     use_sliding_window: bool = False  # sliding_window alone says nothing: DeepSeek's distillations name one and use none
@@ -76,10 +77,12 @@ class Qwen3Attention(nn.Module):
 
 
 def Qwen2(config):
+    """The decoder of Qwen2 and Qwen2.5."""
     return Llama(config, attention=Qwen2Attention)
 
 
 def Qwen3(config):
+    """The decoder of Qwen3."""
     return Llama(config, attention=Qwen3Attention)
 
 
@@ -87,6 +90,7 @@ def Qwen3(config):
 
 @dataclass(kw_only=True)
 class Config35(llama.Config):
+    """The fields of Qwen3.5 beside Llama's."""
     layer_types: list[str] | None = None  # per layer linear_attention or full_attention
     full_attention_interval: int = 4
     linear_conv_kernel_dim: int = 4

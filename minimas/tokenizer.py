@@ -23,6 +23,7 @@ def raise_exception(message):
 
 
 def template_environment():
+    """The sandbox in which chat templates run."""
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     env.globals["raise_exception"] = raise_exception
     # Jinja's own tojson escapes < > & ' for HTML; prompts need them as they are.
@@ -77,5 +78,6 @@ class Tokenizer:
         return next(iter(text.partition(mark)[2].split()), self.named.get("eos_token", ""))
 
     def render(self, messages, date, add_generation_prompt=True):
+        """The template's text for messages; jinja2.TemplateError if it refuses them."""
         return self.template.render(messages=messages, tools=None, documents=None, enable_thinking=False, date_string=date,
                                     add_generation_prompt=add_generation_prompt, **self.named)

@@ -347,6 +347,7 @@ def first_links(args, style, agents, where):
 
 
 def start_at_ridge(args, system, lessons):
+    """ridge_start for each edge, on its source's turns in all rounds that the lessons have texts for."""
     for edge in tqdm(system.style.edges, "ridge regression", unit="link", leave=False):
         source = edge[0]
         turns = [lesson.turn(system.style, source, r)

@@ -46,10 +46,12 @@ class Chain:
 
     @property
     def question(self):
+        """The chain as people type it: `7 +5 *3`."""
         return " ".join([str(self.start), *self.steps])
 
     @property
     def answer(self):
+        """The value at its end."""
         return self.value(len(self.steps))
 
     def value(self, n):
