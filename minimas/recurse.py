@@ -222,6 +222,9 @@ class System:
         for b, question in enumerate(questions):
             question = replace(question, text=self.style.rewrite(question.text))
             pieces = wrap(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, heard), date)
+            if unheard := [p.role for p in pieces if isinstance(p, Slot) and (p.role, role) not in inbox]:
+                raise InputError(f"the prompt of {role} has a slot for {unheard[0]}, who has sent it nothing: "
+                                 "the style needs an edge between them")
             prompts.append([inbox[p.role, role][b] if isinstance(p, Slot) else p for p in pieces])
         return prompts
 

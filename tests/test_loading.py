@@ -10,7 +10,7 @@ import checkpoints
 from checkpoints import IDS
 from minimas import InputError, load_mas_system
 from minimas.agent import load_agent
-from minimas.load import load_generation, load_inner_link, load_model, load_tokenizer
+from minimas.load import load_generation, load_inner_link, load_model, load_tokenizer, read_config
 from minimas.recurse import STYLES
 
 EDGES = STYLES["sequential_light"].edges
@@ -170,6 +170,16 @@ def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
     (folder / "config.json").write_text(json.dumps(config | {"text_config": text} if "text_config" in config else text))
     with pytest.raises(InputError, match=complaint):
         load_model(folder)
+
+
+def test_windows_begin_where_transformers_has_them(tmp_path):
+    """A config of an older Qwen2 names neither the layers' kinds nor the first one with a window: the 29th."""
+    folder = checkpoints.make_agent(tmp_path, "qwen2")
+    config = {"layer_types": ..., "max_window_layers": ..., "use_sliding_window": True, "sliding_window": 4, "num_hidden_layers": 30}
+    edit(folder / "config.json", **config)
+    assert read_config(folder)[1].windows == [None] * 28 + [4, 4]
+    edit(folder / "config.json", use_sliding_window=False)
+    assert read_config(folder)[1].windows == [None] * 30
 
 
 def test_generation_config(folder):

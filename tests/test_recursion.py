@@ -177,6 +177,14 @@ def test_an_agent_that_nobody_hears(monkeypatch):
     assert len(system.run(["7 +5"], rounds=3)) == len(written) == 1
 
 
+def test_a_slot_without_an_edge(monkeypatch):
+    tiny = STYLES["tiny"]
+    edges = {edge: key for edge, key in tiny.edges.items() if edge != ("planner", "critic")}
+    monkeypatch.setitem(STYLES, "cut", dataclasses.replace(tiny, edges=edges))
+    with pytest.raises(minimas.InputError, match="the prompt of critic has a slot for planner, who has sent it nothing"):
+        minimas.load_mas_system("cut", device="cpu").run(["7 +5"])
+
+
 @pytest.mark.parametrize("channel", ("latent", "text"))
 def test_the_progress_bar_is_full_at_the_end(channel, monkeypatch):
     """Its total is the most that a run can tick."""
