@@ -92,16 +92,16 @@ class Stage:
     """One agent's turn in one round, for B questions.
 
     prompts   what it reads: for each question a list of pieces, text or latents (m, D)
+    decoded   for each question, the number of tokens that it decoded
     states    H (B, m, D), the hidden states that it thinks; None on the text channel and in the last turn
     sent      {(source, target): latents (B, m, D of the target), or B texts}; empty in the last turn, or if nobody hears it
-    decoded   for each question, the number of tokens that it decoded
     """
     round: int
     role: str
     prompts: list
+    decoded: list[int]
     states: torch.Tensor | list | None = None
     sent: dict = field(default_factory=dict)
-    decoded: list[int] = field(default_factory=list)
 
 
 def recurse(system, questions, settings, tick=silent, think=None):
@@ -118,7 +118,7 @@ def recurse(system, questions, settings, tick=silent, think=None):
             agent, prompts = system.agents[role], system.prompts(role, questions, inbox, settings.date)
             if (r, role) == (settings.rounds, style.order[-1]):
                 system.forget()
-                yield Stage(r, role, prompts, decoded=nothing)
+                yield Stage(r, role, prompts, nothing)
                 return
             H, decoded = None, nothing
             with agent.at_work():
@@ -131,7 +131,7 @@ def recurse(system, questions, settings, tick=silent, think=None):
                     texts, decoded = [agent.tokenizer.decode(row) for row in ids], [len(row) for row in ids]
                     sent = {edge: texts for edge in style.edges if edge[0] == role}
             inbox |= sent
-            yield Stage(r, role, prompts, H, sent, decoded)
+            yield Stage(r, role, prompts, decoded, H, sent)
 
 
 def through(link, latents):

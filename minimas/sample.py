@@ -1,7 +1,7 @@
 """From scores to a token: greedy, or by temperature, top-k and top-p, with random numbers that belong to the question.
 
-The number for token n of a question is a hash of (seed, question, n). So chance does not depend on the neighbours in a batch,
-on the order of the questions or on the device, and no generator state is carried along.
+The number for token n of a question is a hash of (seed, question, n). So chance does not depend on the neighbours in a
+batch, on the order of the questions or on the device, and no generator state is carried along.
 
 Letters: B texts, V vocabulary.
 """

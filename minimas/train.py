@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from . import InputError, __version__
 from .agent import load_agent, silent
-from .cli import checkpoints, command, join_others, make_parser, names, out_of_memory, pairs, unchanged
+from .cli import (checkpoints, command, join_others, make_parser, names, out_of_memory, pairs, unchanged,
+                  writable_file)
 from .data import complain
 from .lessons import load_lessons
 from .link import OuterLink
@@ -100,8 +101,8 @@ def checked(args):
     if args.task not in TASKS:
         raise InputError(f"task {args.task!r} is not known, expected one of {', '.join(TASKS)}")
     check_numbers(args)
-    if args.plot and not args.plot.absolute().parent.is_dir():
-        raise InputError(f"--plot {args.plot}: its folder does not exist")
+    if args.plot:
+        writable_file("--plot", args.plot)
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out} is a file, expected a folder")
     if state_file(args, style).exists() and not args.resume:

@@ -266,7 +266,7 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["outer", "--data", "nothing.json"], "nothing.json"),
     (["outer", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),
     (["outer", "--columns", "question"], "--columns has 'question'"),
-    (["outer", "--plot", "/nowhere/loss.svg"], "--plot /nowhere/loss.svg: its folder does not exist"),
+    (["outer", "--plot", "/nowhere/loss.svg"], "--plot '/nowhere/loss.svg' cannot be written"),
     (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere"),
 ])
 def test_bad_options(args, complaint, tmp_path, monkeypatch, capsys):
