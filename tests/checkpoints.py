@@ -205,9 +205,11 @@ REAL_WIDTHS = {
 }
 
 # The five styles in miniature, each agent of its released family, widths unequal: style -> {role: (model_type, config)}.
+# Newer versions of transformers refuse a Llama whose width is no multiple of its heads, even if it names its head width.
 SYSTEMS = {
-    "sequential_light": {"planner": ("qwen3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40}), "solver": ("qwen2", {"hidden_size": 56})},
-    "sequential_scaled": {"planner": ("gemma3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40}),
+    "sequential_light": {"planner": ("qwen3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40, "num_attention_heads": 4}),
+                         "solver": ("qwen2", {"hidden_size": 56})},
+    "sequential_scaled": {"planner": ("gemma3", {"hidden_size": 48}), "critic": ("llama", {"hidden_size": 40, "num_attention_heads": 4}),
                           "solver": ("qwen3_5_text", {"hidden_size": 56})},
     "mixture": {"math": ("qwen2", {"hidden_size": 32}), "code": ("qwen2", {"hidden_size": 40, "tie_word_embeddings": True}),
                 "science": ("mistral", {"hidden_size": 48}), "summarizer": ("qwen3_5_text", {"hidden_size": 40})},

@@ -95,6 +95,7 @@ def serve(root):
 def connect(monkeypatch, hub, cache):
     """huggingface_hub pointed at the stand-in, with an empty cache, and no pauses between its tries; returns those it would make."""
     pauses = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the environment of a machine without network may say otherwise
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

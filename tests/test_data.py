@@ -236,8 +236,8 @@ def test_the_environment_is_heard(client, tmp_path):
     """HF_ENDPOINT, HF_DATASETS_SERVER, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, in a process that only they tell of the stand-in; and no torch is loaded."""
     code = ("import sys; from minimas.data import load_dataset; assert 'torch' not in sys.modules\n"
             "print([len(load_dataset(name, limit=4)) for name in ('math500', 'gpqa', 'mbppplus')])")
-    env = os.environ | {"HF_ENDPOINT": client.url, "HF_DATASETS_SERVER": client.url + "/",
-                        "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1"}
+    env = os.environ | {"HF_ENDPOINT": client.url, "HF_DATASETS_SERVER": client.url + "/", "HF_HOME": str(tmp_path / "home"),
+                        "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     offline = env | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1", "HF_DATASETS_SERVER": "http://127.0.0.1:1"}
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one) for one in (env, offline)]
     assert [run.stdout for run in runs] == ["[4, 4, 4]\n"] * 2, runs[-1].stderr

@@ -57,7 +57,7 @@ def test_every_style_loads_and_runs(hub, client, style, task):
 
 
 def test_the_command_line_over_the_hub(hub, tmp_path):
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-m", "minimas.recurse", "--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
     runs = [subprocess.run(command, capture_output=True, text=True, env=env | more) for more in ({}, {"HF_HUB_OFFLINE": "1"})]
     online, offline = (json.loads(run.stdout) for run in runs)

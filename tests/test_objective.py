@@ -136,6 +136,7 @@ def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypa
         agent.inner = {name: t.double() for name, t in agent.inner.items()}
     links = {edge: {name: t.double().requires_grad_(True) for name, t in link.items()} for edge, link in links.items()}
     monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     total = 0
     for lesson in batch:
