@@ -133,10 +133,11 @@ class Step:
             return self.ordinary(x, positions, rope, mask, cache)
         block, x = self.block, x[:, 0]  # (B, D)
         if hasattr(block, "self_attn"):
-            y = self.attend(block.self_attn, self.product(x, block.self_attn.qkv, self.before[0]), positions, rope, cache)
-            x = self.add(x, y, block.self_attn.o_proj, self.after[0])
+            a = block.self_attn
+            x = self.add(x, self.attend(a, self.product(x, a.qkv, self.before[0]), positions, rope, cache), a.o_proj, self.after[0])
         else:
-            x = x + block.linear_attn(self.before[0](x[:, None]), positions, rope, mask, cache)[:, 0]
+            a = block.linear_attn
+            x = self.add(x, self.delta(a, self.product(x, a.inputs, self.before[0]), cache), a.out_proj, self.after[0])
         y = self.product(x, block.mlp.gate_up, self.before[1], act=block.mlp.act)
         return self.add(x, y, block.mlp.down_proj, self.after[1])[:, None]
 
@@ -162,6 +163,11 @@ class Step:
         if isinstance(cache, KVCache):
             cache.filled = cache.filled_after(positions)
         return y * gate.flatten(1).sigmoid() if gated else y
+
+    def delta(self, a, inputs, cache):
+        """All that a Gated DeltaNet does between its projections: its inputs (B, ...) -> (B, heads d_v)."""
+        norm = a.norm.forward
+        return self.kernels.delta(*inputs.split(a.inputs.sizes, -1), cache, a.conv1d.weight, a.A_log, a.dt_bias, norm.gain, norm.eps)
 
 
 class Graphs:

@@ -1,10 +1,11 @@
 """A step of one token per row on CUDA, in Triton: few kernels, each of which reads its weights once and little else.
 
 A step uses each weight for two operations, so that all it costs is reading, and whatever stands between two reads is lost
-time. Three kernels therefore do what takes some thirty operations of torch in each block:
+time. A few kernels therefore do what takes thirty operations of torch or more in each block:
 
     linear     y = act(W norm(x) + b) + residual, a product with everything that stands before and behind it
     attend     norms and rotation of q and k, the write into the cache, and attention over the filled part of it
+    delta      all of a Gated DeltaNet between its projections, its memory included
     rms_norm   y = gain x / rms(x) + residual
 
 Sums are float32, and results are rounded once where the plain path rounds at each operation.
@@ -188,6 +189,63 @@ def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=Non
     launch(attend_kernel, (B, K, splits), q, k, v, q.stride(0), q.stride(1), k.stride(0), q_gain, k_gain, cos, sin,
            positions.contiguous(), cache.k, cache.v, getattr(cache, "positions", None), parts, sums, done, y, K, G, d, ring,
            cos.shape[-1], scale, eps, splits=splits, rows=rows, dims=dims, BS=32, num_warps=4, num_stages=3)
+    return y
+
+
+@triton.jit
+def convolved(x_ptr, memory_ptr, weight_ptr, c, there, past, taps: tl.constexpr):
+    """silu of a causal convolution over `past` remembered inputs and the new one, for channels c; remembers the new one."""
+    x, j = tl.load(x_ptr + c, mask=there, other=0).to(tl.float32)[:, None], tl.arange(0, taps)[None, :]
+    memory, there = memory_ptr + c[:, None] * past + j, there[:, None]
+    remembered = tl.load(memory, mask=there & (j < past), other=0).to(tl.float32)
+    moved = tl.load(memory + 1, mask=there & (j < past - 1), other=0).to(tl.float32)
+    weight = tl.load(weight_ptr + c[:, None] * (past + 1) + j, mask=there & (j <= past), other=0).to(tl.float32)
+    y = tl.sum(tl.where(j < past, remembered, x) * weight, 1)
+    tl.debug_barrier()  # all threads have read before any one writes
+    tl.store(memory, tl.where(j < past - 1, moved, x).to(memory_ptr.dtype.element_ty), mask=there & (j < past))
+    return y * tl.sigmoid(y)
+
+
+@triton.jit
+def delta_kernel(qkv_ptr, z_ptr, b_ptr, a_ptr, row, conv_ptr, conv_weight_ptr, state_ptr, A_log_ptr, dt_bias_ptr, gain_ptr,
+                 y_ptr, heads, group, d_k, d_v, past, scale, eps, keys: tl.constexpr, values: tl.constexpr, taps: tl.constexpr):
+    """Head `head` of q and k in row b, and the `group` heads of v that use it, one after another; letters as in delta.py."""
+    b, head = tl.program_id(0), tl.program_id(1)
+    i, j = tl.arange(0, keys), tl.arange(0, values)
+    qkv_ptr, conv_ptr = qkv_ptr + b * row, conv_ptr + b * (2 * heads * d_k + heads * group * d_v) * past
+    q = convolved(qkv_ptr, conv_ptr, conv_weight_ptr, head * d_k + i, i < d_k, past, taps)
+    k = convolved(qkv_ptr, conv_ptr, conv_weight_ptr, (heads + head) * d_k + i, i < d_k, past, taps)
+    q *= tl.rsqrt(tl.sum(q * q, 0) + 1e-6) * scale
+    k *= tl.rsqrt(tl.sum(k * k, 0) + 1e-6)
+    for h in range(head * group, (head + 1) * group):
+        v = convolved(qkv_ptr, conv_ptr, conv_weight_ptr, 2 * heads * d_k + h * d_v + j, j < d_v, past, taps)
+        dt = tl.load(a_ptr + b * row + h).to(tl.float32) + tl.load(dt_bias_ptr + h).to(tl.float32)
+        dt = tl.where(dt > 20, dt, tl.log(1 + tl.exp(tl.minimum(dt, 20.0))))  # softplus
+        decay = tl.exp(-tl.exp(tl.load(A_log_ptr + h).to(tl.float32)) * dt)
+        beta = tl.sigmoid(tl.load(b_ptr + b * row + h).to(tl.float32))
+        at = state_ptr + ((b * heads * group + h) * d_k + i[:, None]) * d_v + j
+        S = tl.load(at, mask=(i < d_k)[:, None] & (j < d_v), other=0) * decay
+        S += k[:, None] * (beta * (v - tl.sum(S * k[:, None], 0)))[None, :]
+        o = tl.sum(S * q[:, None], 0)
+        tl.debug_barrier()
+        tl.store(at, S, mask=(i < d_k)[:, None] & (j < d_v))
+        z = tl.load(z_ptr + b * row + h * d_v + j, mask=j < d_v, other=0).to(tl.float32)
+        o *= tl.rsqrt(tl.sum(o * o, 0) / d_v + eps) * tl.load(gain_ptr + j, mask=j < d_v, other=0) * z * tl.sigmoid(z)
+        tl.store(y_ptr + (b * heads * group + h) * d_v + j, o.to(y_ptr.dtype.element_ty), mask=j < d_v)
+
+
+def delta(qkv, z, b, a, cache, conv_weight, A_log, dt_bias, gain, eps):
+    """One new token per row of a Gated DeltaNet: its four projections (B, ...), parts of one tensor -> (B, heads of v * d_v).
+
+    cache      the DeltaCache, which is changed in place
+    gain, eps  of the norm of the output, (d_v,) float32
+    """
+    (B, channels), (_, H, d_k, d_v) = qkv.shape, cache.state.shape
+    heads, past = (channels - H * d_v) // (2 * d_k), cache.conv.shape[2]
+    y, sizes = qkv.new_empty(B, H * d_v), {"keys": d_k, "values": d_v, "taps": past + 1}
+    launch(delta_kernel, (B, heads), qkv, z, b, a, qkv.stride(0), cache.conv, conv_weight, cache.state, A_log, dt_bias, gain,
+           y, heads, H // heads, d_k, d_v, past, d_k ** -0.5, eps, num_warps=8,
+           **{name: triton.next_power_of_2(n) for name, n in sizes.items()})
     return y
 
 

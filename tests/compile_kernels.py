@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 import checkpoints
 from minimas import kernels
-from minimas.cache import KVCache, WindowCache
+from minimas.cache import DeltaCache, KVCache, WindowCache
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
 forms = {}
@@ -23,8 +23,8 @@ forms = {}
 
 def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **constants):
     """What a launch compiles: None, 1 and the options are constants; pointers and multiples of 16 are known as such."""
-    arguments, signature, multiples = dict(zip(kernel.arg_names, arguments)), {}, {}
-    for i, (name, value) in enumerate(arguments.items()):
+    signature, multiples = {}, {}
+    for i, (name, value) in enumerate(zip(kernel.arg_names, arguments)):
         if value is None or type(value) is int and value == 1:
             constants[name] = value
             continue
@@ -57,11 +57,22 @@ def steps(config, B, dtype, window, norms):
     kernels.linear(y[:, :2 * D], new(D, 2 * D), new(D), residual=y[:, 2 * D:])
 
 
+def delta_steps(config, B, dtype):
+    """The kernel of a Gated DeltaNet with the released widths."""
+    D, heads, H, d = (config[name] for name in ("hidden_size", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim"))
+    new = lambda *shape, dtype=dtype: torch.empty(*shape, dtype=dtype, device="meta")
+    sizes = [(2 * heads + H) * d, H * d, H, H]
+    inputs = kernels.linear(new(B, D), new(sum(sizes), D), gain=new(D, dtype=torch.float32), eps=1e-6).split(sizes, -1)
+    cache = DeltaCache(new(B, sizes[0], 3), new(B, H, d, d, dtype=torch.float32))
+    kernels.delta(*inputs, cache, new(sizes[0], 1, 4), new(H), new(H), new(d, dtype=torch.float32), 1e-6)
+
+
 if __name__ == "__main__":
     kernels.launch = compile_only
     for agent in "Qwen3-1.7B", "Llama3.2-1B", "Qwen2.5-Math-1.5B", "Gemma3-4B":
         for B in (1, 32) if agent == "Qwen3-1.7B" else (1,):
             steps(checkpoints.REAL_WIDTHS[agent][1], B, torch.bfloat16, agent == "Gemma3-4B", agent == "Qwen3-1.7B")
     steps(checkpoints.REAL_WIDTHS["Qwen3-1.7B"][1], 1, torch.float32, False, True)
+    delta_steps(checkpoints.REAL_WIDTHS["Qwen3.5-4B"][1], 2, torch.bfloat16)
     named = [json.loads(form) for form in forms]
     print(json.dumps({f"{i} {name} {constants}": shared for i, ((name, _, constants, _), shared) in enumerate(zip(named, forms.values()))}))

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="needs Triton: pip install '.[oracle]'")
 import checkpoints
 from checkpoints import IDS
 from minimas import fast, kernels, link
-from minimas.cache import KVCache, WindowCache
+from minimas.cache import DeltaCache, KVCache, WindowCache
 from minimas.link import InnerLink, OuterLink
 from minimas.llama import attend, rope_frequencies, rotation
 from minimas.load import load_model
@@ -137,8 +137,10 @@ def test_steps_of_every_family(by_kernels, tmp_path, name):
         by_kernels.clear()
         a, b = (model(x, positions, cache) for model, cache in zip((plain, quick), caches))
         assert (a - b)[positions >= 0].abs().max() < 5e-5
-        steps = sum(hasattr(block, "self_attn") for block in quick.layers) if n == 1 else 0
-        assert by_kernels.count("attend_kernel") == steps and ("linear_kernel" in by_kernels) == (n == 1)
+        steps = by_kernels.count("attend_kernel") + by_kernels.count("delta_kernel")
+        assert steps == (len(quick.layers) if n == 1 else 0) and by_kernels.count("linear_kernel") == 4 * steps
+        for a, b in zip(*([c for c in cache if isinstance(c, DeltaCache)] for cache in caches)):
+            assert (a.conv - b.conv).abs().max() < 1e-5 and (a.state - b.state).abs().max() < 1e-5
         assert [c.filled for c in caches[1] if isinstance(c, KVCache)] == [c.filled for c in caches[0] if isinstance(c, KVCache)]
 
 
