@@ -218,7 +218,8 @@ class Agent:
         seeds = torch.tensor(seeds, device=x.device)
 
         def draw(h, positions, seeds, n):
-            tokens = sample(self.model.logits(h[:, -1]), uniform(seeds, n), *sampling)  # (rows,)
+            u = uniform(seeds, n) if settings.temperature else None  # the best token needs no chance
+            tokens = sample(self.model.logits(h[:, -1]), u, *sampling)  # (rows,)
             return (self.model.embed(tokens[:, None]), positions[:, -1:] + 1, seeds, n + 1), tokens
 
         def step(x, positions, seeds, n):

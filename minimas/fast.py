@@ -2,20 +2,23 @@
 
     on a CPU    matrix products of one input become one, [q; k; v] = [W_q; W_k; W_v] x, and their weights are laid out for
                 oneDNN once, at load; a weight that is used elsewhere, too (tied embeddings), keeps its layout
-    on CUDA     matrix products of one input become one, and a step of one token per row (latent or text) is captured as a
-                CUDA graph and replayed: the host launches one thing per token instead of hundreds
+    on CUDA     matrix products of one input become one; a step of one token per row (latent or text) takes five kernels a
+                block (kernels.py) instead of some thirty, and is captured as a CUDA graph and replayed: the host launches
+                one thing per token instead of hundreds
 
 A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with plain=True.
 """
+
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import InputError
-from .cache import KVCache, first_rows
+from .cache import GrowingCache, KVCache, first_rows
+from .llama import widen
 
-CHUNK = 256  # cache slots: a graph reads the filled part of the cache, rounded up to a multiple of this
 SPARE = 64  # cache slots: capacities are rounded up to a multiple of this, so that a slightly longer prompt still fits
 
 
@@ -69,23 +72,109 @@ def prepare(model):
     tied = model.lm_head.weight is model.embed_tokens.weight
     for module in model.modules():
         for method, names in getattr(module, "joint", {}).items():
-            linears = [getattr(module, name) for name in names]
-            if linears[0].weight.is_cuda or can_pack(linears[0].weight):
-                setattr(module, method, Joint(linears))
+            setattr(module, method, Joint([getattr(module, name) for name in names]))
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not None and can_pack(module.weight):
             keep = tied and module is model.lm_head
             module.forward = Product([module.weight], [module.bias], keep)
             module.weight = module.weight if keep else None
+    kernels = kernels_for(model.norm.weight)
+    if kernels:
+        for module in model.modules():
+            if hasattr(module, "gain"):
+                module.forward = Norm(module, kernels)
+        for block in model.layers:
+            block.forward = Step(block, kernels)
     return model
+
+
+# On CUDA
+
+def kernels_for(weight):
+    """The module kernels.py if its kernels can compute with this weight, else None."""
+    if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and find_spec("triton")):
+        return None
+    from . import kernels  # needs Triton, which torch brings along for CUDA only
+    return kernels
+
+
+def few_rows(x, kernels):
+    """Whether x (..., D) has so few rows that reading the weights is what costs, and no gradient is asked for."""
+    return kernels is not None and 0 < x.numel() <= kernels.ROWS * x.shape[-1] and not torch.is_grad_enabled()
+
+
+class Norm:
+    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients the ordinary way."""
+
+    def __init__(self, norm, kernels):
+        self.ordinary, self.gain, self.eps, self.kernels = norm.forward, widen(norm.gain.detach()), norm.eps, kernels
+
+    def __call__(self, x, residual=None):
+        return self.ordinary(x) if torch.is_grad_enabled() else self.kernels.rms_norm(x, self.gain, self.eps, residual)
+
+
+class Step:
+    """The forward of a block for one token per row, in five kernels (Gemma: seven); all else goes the ordinary way."""
+
+    def __init__(self, block, kernels):
+        self.block, self.ordinary, self.kernels = block, block.forward, kernels
+        norms = [block.input_layernorm, block.post_attention_layernorm]
+        if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms what a half gives, too
+            norms += [block.pre_feedforward_layernorm, block.post_feedforward_layernorm]
+            self.before, self.after = norms[::2], norms[1::2]
+        else:
+            self.before, self.after = norms, [None, None]
+        if hasattr(block, "self_attn"):
+            k = block.self_attn.k_proj
+            self.done = torch.zeros(kernels.ROWS * k.out_features // block.self_attn.d, dtype=torch.int32, device=k.weight.device)
+
+    def __call__(self, x, positions, rope, mask, cache):
+        if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
+            return self.ordinary(x, positions, rope, mask, cache)
+        block, x = self.block, x[:, 0]  # (B, D)
+        if hasattr(block, "self_attn"):
+            a = block.self_attn
+            x = self.add(x, self.attend(a, self.product(x, a.qkv, self.before[0]), positions, rope, cache), a.o_proj, self.after[0])
+        else:
+            a = block.linear_attn
+            x = self.add(x, self.delta(a, self.product(x, a.inputs, self.before[0]), cache), a.out_proj, self.after[0])
+        y = self.product(x, block.mlp.gate_up, self.before[1], act=block.mlp.act)
+        return self.add(x, y, block.mlp.down_proj, self.after[1])[:, None]
+
+    def product(self, x, joint, norm, act=""):
+        """norm(x) times the weights of a Joint."""
+        norm, product = norm.forward, joint.product
+        return self.kernels.linear(x, product.weight, product.bias, gain=norm.gain, eps=norm.eps, act=act)
+
+    def add(self, x, y, proj, norm):
+        """x + W y, or x + norm(W y)."""
+        if norm is None:
+            return self.kernels.linear(y, proj.weight, proj.bias, residual=x)
+        return norm.forward(self.kernels.linear(y, proj.weight, proj.bias), residual=x)
+
+    def attend(self, a, qkv, positions, rope, cache):
+        """All that an attention module does between its projections: qkv (B, q and k and v) -> (B, H d)."""
+        q, k, v = (part.unflatten(-1, (-1, a.d)) for part in qkv.split(a.qkv.sizes, -1))
+        gated = a.qkv.sizes[0] > a.o_proj.in_features  # Qwen3.5: each head of q with its gate
+        if gated:
+            q, gate = q[:, ::2], q[:, 1::2]
+        gains = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else ()
+        y = self.kernels.attend(q, k, v, rope, positions, cache, self.done, getattr(a, "scale", a.d ** -0.5), *gains)
+        if isinstance(cache, KVCache):
+            cache.filled = cache.filled_after(positions)
+        return y * gate.flatten(1).sigmoid() if gated else y
+
+    def delta(self, a, inputs, cache):
+        """All that a Gated DeltaNet does between its projections: its inputs (B, ...) -> (B, heads d_v)."""
+        norm = a.norm.forward
+        return self.kernels.delta(*inputs.split(a.inputs.sizes, -1), cache, a.conv1d.weight, a.A_log, a.dt_bias, norm.gain, norm.eps)
 
 
 class Graphs:
     """An agent's steps (see agent.py) as CUDA graphs, over one cache that stays in place from question to question.
 
-    A graph reads and writes the memory that it was captured with. So there is one for each kind of step, number of
-    rows, and reach: the number of cache slots that it reads, which is the filled part rounded up. A step is captured
-    with `filled` at reach - 1, since its update adds one; masks, not `filled`, decide what is seen.
+    A graph reads and writes the memory that it was captured with. So there is one for each kind of step and number of
+    rows, and while graphs are at work a KVCache counts as filled: what is seen, positions decide.
     """
 
     def __init__(self, model):
@@ -116,31 +205,25 @@ class Graphs:
         return cache
 
     def steps(self, step, state, times, cache, tick, kind):
-        """run_steps by replay. The first step of each kind, number of rows and reach runs as it is, then is captured."""
-        outputs, kv = [], [c for c in cache if isinstance(c, KVCache)]
-        while len(outputs) < times:
-            filled, capacity = (kv[0].filled, kv[0].capacity) if kv else (0, 0)
-            reach = min(-(-(filled + 1) // CHUNK) * CHUNK, capacity)
-            key = (*kind, len(state[0]), reach)
-            if key in self.graphs:
-                n = times - len(outputs) if reach == capacity else min(times - len(outputs), reach - filled)
-                state, more = replay_steps(*self.graphs[key], state, n, tick)
-            else:
-                n = 1
-                set_filled(kv, reach - 1)  # the shapes of the capture, so that first-use initialisation happens now
-                state, output = step(*state)
-                tick()
-                self.graphs[key], more = self.record(step, state, output, kv, reach), [output]
-            outputs += more
-            set_filled(kv, min(filled + n, capacity))
-        return state, outputs
+        """run_steps by replay. The first step of each kind and number of rows runs as it is, and is captured after it."""
+        outputs, kv, key = [], [c for c in cache if isinstance(c, KVCache)], (*kind, len(state[0]))
+        filled = [min(c.filled + times, c.capacity) for c in kv]
+        for c in kv:
+            c.filled = c.capacity
+        if key not in self.graphs:
+            state, output = step(*state)
+            tick()
+            self.graphs[key], outputs = self.record(step, state, output), [output]
+        state, more = replay_steps(*self.graphs[key], state, times - len(outputs), tick)
+        for c, n in zip(kv, filled):
+            c.filled = n
+        return state, outputs + more
 
-    def record(self, step, state, output, kv, reach):
+    def record(self, step, state, output):
         """A captured step: (state buffers, output buffer, replay()), which takes one step in these buffers."""
         buffers, out = [value.clone() for value in state], output.clone()
 
         def in_place():
-            set_filled(kv, reach - 1)
             new, output = step(*buffers)
             for buffer, value in zip([*buffers, out], [*new, output]):
                 buffer.copy_(value)
@@ -148,12 +231,6 @@ class Graphs:
         if out.is_cuda and self.stream is None:
             self.stream = torch.cuda.Stream(out.device)
         return buffers, out, capture(in_place, self.pool, self.stream)
-
-
-def set_filled(kv, n):
-    """Let all these KVCaches count n slots as filled."""
-    for c in kv:
-        c.filled = n
 
 
 def replay_steps(buffers, out, replay, state, n, tick):

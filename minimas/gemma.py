@@ -54,10 +54,14 @@ class OffsetRMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
 
+    @property
+    def gain(self):
+        return 1 + widen(self.weight)
+
     def forward(self, x):
         y = widen(x)
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * (1 + widen(self.weight))).to(x.dtype)
+        return (y * self.gain).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -85,7 +89,7 @@ class Attention(nn.Module):
 
 class MLP(nn.Module):
     """Llama's with another gate."""
-    joint = llama.MLP.joint
+    joint, act = llama.MLP.joint, "gelu_tanh"
 
     def __init__(self, c):
         super().__init__()

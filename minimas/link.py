@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fast import Product
+from .fast import Product, few_rows, kernels_for
 from .llama import widen
 
 
@@ -56,10 +56,16 @@ class FusedInnerLink(nn.Module):
         super().__init__()
         self.D, self.eps = link.proj1.in_features, link.pre_ln.eps
         self.dtype, self.post_ln = link.proj1.weight.dtype, link.post_ln
-        self.proj1, self.proj2 = Product(*folded(link.pre_ln, link.proj1)), Product([link.proj2.weight], [link.proj2.bias])
+        (weight,), (bias,) = folded(link.pre_ln, link.proj1)
+        self.kernels, self.row_sums = kernels_for(weight), widen(weight).sum(1)
+        self.proj1, self.proj2 = Product([weight], [bias]), Product([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
+        if few_rows(h, self.kernels):
+            rows, linear = h.reshape(-1, self.D), self.kernels.linear
+            y = linear(rows, self.proj1.weight, self.proj1.bias, row_sums=self.row_sums, eps=self.eps, act="gelu")
+            return self.post_ln(linear(y, self.proj2.weight, self.proj2.bias, residual=rows)).view_as(h)
         return self.post_ln(h + self.proj2(F.gelu(self.proj1(F.layer_norm(h, (self.D,), eps=self.eps)))))
 
 
@@ -75,12 +81,18 @@ class FusedOuterLink(nn.Module):
         self.dtype, self.eps, self.ln_target = link.proj1.weight.dtype, link.ln_source.eps, link.ln_target
         residual = link.residual_proj
         (weight,), (self.bias,) = folded(link.ln_source, link.proj1)
-        self.row_sums, self.sizes = widen(weight).sum(1), (len(weight), len(residual.weight))
+        self.kernels, self.row_sums = kernels_for(weight), widen(weight).sum(1)
+        self.sizes, self.biases = (len(weight), len(residual.weight)), torch.cat([self.bias, residual.bias])
         self.joint = Product([weight, residual.weight], [torch.zeros_like(self.bias), residual.bias])
         self.proj2 = Product([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
+        if few_rows(h, self.kernels):
+            rows, linear, normed = h.reshape(-1, h.shape[-1]), self.kernels.linear, self.sizes[0]
+            y = linear(rows, self.joint.weight, self.biases, row_sums=self.row_sums, normed=normed, eps=self.eps, act="gelu")
+            y = linear(y[:, :normed], self.proj2.weight, self.proj2.bias, residual=y[:, normed:])
+            return self.ln_target(y).view(*h.shape[:-1], -1)
         y, residual = self.joint(h).split(self.sizes, -1)
         mean = widen(h).mean(-1, keepdim=True)
         std = ((h - mean).square().mean(-1, keepdim=True) + self.eps).sqrt()

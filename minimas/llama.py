@@ -54,6 +54,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
+    @property
+    def gain(self):
+        """What the normed vector is multiplied by."""
+        return self.weight
+
     def forward(self, x):
         y = widen(x)  # the mean of squares needs float32; the weight is applied after the cast, as in training
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
@@ -135,7 +140,7 @@ class Attention(nn.Module):
 
 class MLP(nn.Module):
     """SwiGLU: x (..., D) -> W_down (silu(W_gate x) * W_up x), (..., D)."""
-    joint = {"gate_up": ("gate_proj", "up_proj")}
+    joint, act = {"gate_up": ("gate_proj", "up_proj")}, "silu"
 
     def __init__(self, c):
         super().__init__()

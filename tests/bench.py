@@ -10,6 +10,7 @@ At the end latents and tokens are compared. The last line of output is one JSON 
 """
 
 import argparse
+import copy
 import json
 import platform
 import resource
@@ -26,6 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import checkpoints
 import minimas
 import reference
+from minimas.fast import capture
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import DTYPES
 from minimas.recurse import STYLES, Settings, recurse
@@ -303,21 +305,41 @@ def profile(args, ours, asked):
 
 
 def links(args):
-    """Both links at the released sizes, in their two forms; mbu: part of the copy bandwidth at which a fused one reads its weights."""
-    dtype, bandwidth = DTYPES[args.dtype], copy_bandwidth(args.device)
-    print(f"{'milliseconds':24s}{'rows':>6s}{'plain':>10s}{'fused':>10s}{'ratio':>8s}{'mbu':>7s}")
+    """Both links at the released sizes, in their two forms; mbu: part of the copy bandwidth at which a fused one reads its weights.
+
+    On CUDA in turn over so many copies that none is still in the chip's cache, as a graph, which is how a latent step runs
+    them; the last column is the ratio without a graph, when the host launches each kernel.
+    """
+    dtype, bandwidth, cuda = DTYPES[args.dtype], copy_bandwidth(args.device), args.device == "cuda"
+    print(f"{'milliseconds':24s}{'rows':>6s}{'plain':>10s}{'fused':>10s}{'ratio':>8s}{'mbu':>7s}" + "   no graph" * cuda)
     for name, link in ("inner 2048", InnerLink(2048)), ("outer 2048 > 2048", OuterLink(2048, 2048)), ("outer 4096 > 2560", OuterLink(4096, 2560)):
         plain = link.to(args.device, dtype).requires_grad_(False)
-        quick, size = fused(plain), sum(p.numel() for p in plain.parameters()) * dtype.itemsize
+        size = sum(p.numel() for p in plain.parameters()) * dtype.itemsize
+        plain = [copy.deepcopy(plain) for _ in range(2 ** 29 // size if cuda else 5)]
+        forms = [plain, [fused(link) for link in plain]]
         for rows in 1, 2, 4, 8, 16, 32, 64:
-            h = torch.randn(rows, link.proj1.in_features, device=args.device).to(dtype)
-            times = {form: [] for form in (plain, quick)}
-            for _ in range(30):  # in turns
-                for form, seen in times.items():
-                    form(h)
-                    seen.append(timed(lambda: [form(h) for _ in range(5)], args.device)[0] / 5)
-            slow, fast = (statistics.median(seen) for seen in times.values())
-            print(f"{name:24s}{rows:6d}{1e3 * slow:10.3f}{1e3 * fast:10.3f}{slow / fast:8.2f}{size / fast / bandwidth:7.2f}", flush=True)
+            h = torch.randn(rows, plain[0].proj1.in_features, device=args.device).to(dtype)
+            eager = [lambda form=form: [link(h) for link in form] for form in forms]
+            slow, fast = in_turns([as_graph(f) for f in eager] if cuda else eager, args.device)
+            without = in_turns(eager, args.device) if cuda else (0, 1)
+            print(f"{name:24s}{rows:6d}{1e3 * slow / len(plain):10.4f}{1e3 * fast / len(plain):10.4f}{slow / fast:8.2f}"
+                  f"{size * len(plain) / fast / bandwidth:7.2f}" + f"{without[0] / without[1]:11.2f}" * cuda, flush=True)
+
+
+def as_graph(f):
+    """f captured, after one run to warm up."""
+    f()
+    torch.cuda.synchronize()
+    return capture(f, torch.cuda.graph_pool_handle(), torch.cuda.Stream())
+
+
+def in_turns(functions, device, times=30):
+    """Median seconds of each of these functions."""
+    seen = [[] for _ in functions]
+    for _ in range(times):
+        for f, times_of in zip(functions, seen):
+            times_of.append(timed(f, device)[0])
+    return [statistics.median(times_of) for times_of in seen]
 
 
 def scale(args, ours):

@@ -106,9 +106,8 @@ def captures(monkeypatch):
 
 
 @pytest.mark.parametrize("style, temperature", [*((style, 1.5) for style in checkpoints.SYSTEMS), ("sequential_scaled", 0.0)])
-def test_replayed_steps(folders, captures, monkeypatch, style, temperature):
-    """Over static caches and buffers, across chunks of reach, batches and questions: the same latents and texts."""
-    monkeypatch.setattr(fast, "CHUNK", 8)
+def test_replayed_steps(folders, captures, style, temperature):
+    """Over static caches and buffers, across batches and questions: the same latents and texts."""
     plain, quick = load(folders, style, plain=True), replayed(load(folders, style))
     options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     for asked, batch_size in (ASKED, 5), (ASKED[::-1], 3), (["short"], 1):

@@ -256,6 +256,7 @@ def main():
     parser.add_argument("--split", choices=("test", "validation"), default="test",
                         help="the split that the report is measured on (default test)")
     args = parser.parse_args()
+    torch.manual_seed(args.seed)  # for the random links of the control
     report = build(args.out, args.seed, split=args.split) if args.out else evaluate(args.evaluate, args.split, 150)
     print(json.dumps(report, indent=1))
 

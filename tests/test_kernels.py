@@ -1,0 +1,185 @@
+"""The Triton kernels equal the plain path: on a GPU as they are, elsewhere in Triton's interpreter, and compiled for a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton", reason="needs Triton: pip install '.[oracle]'")
+
+import checkpoints
+from checkpoints import IDS
+from minimas import fast, kernels, link
+from minimas.cache import DeltaCache, KVCache, WindowCache
+from minimas.link import InnerLink, OuterLink
+from minimas.llama import attend, rope_frequencies, rotation
+from minimas.load import load_model
+from minimas.qwen import rotate_part
+from test_fast import ASKED, OPTIONS, assert_same, captures, folders, load, replayed, states  # noqa: F401, two are fixtures
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Relative error of float32 sums, and of results rounded once. The interpreter has no product of bfloat16s.
+DTYPES = {torch.float32: 2e-6, torch.float16: 5e-4} | ({torch.bfloat16: 4e-3} if DEVICE == "cuda" else {})
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def error(y, truth):
+    assert y.shape == truth.shape and y.isfinite().all()
+    return ((y.double() - truth).norm() / truth.norm()).item()
+
+
+def normed(x, gain, eps=1e-6):
+    """An RMSNorm in float64."""
+    x = x.double()
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * gain.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("B, K, N", ((1, 48, 40), (3, 300, 66), (33, 64, 24), (64, 20, 2100)))
+@torch.no_grad()
+def test_linear(dtype, B, K, N):
+    """Rows, inputs and outputs that fill no block, strided rows, and all that may stand before and behind the product."""
+    wide = random(B, 2 * K, dtype=dtype) * 3 + 0.5
+    x, w, b, residual = wide[:, :K], random(N, K, dtype=dtype, seed=1) / K ** 0.5, random(N, dtype=dtype, seed=2), random(B, 2 * N, dtype=dtype, seed=3)[:, ::1]
+    gain, half, (X, W) = random(K, seed=4).abs() + 0.5, N // 2, (x.double(), w.double())
+    assert error(kernels.linear(x, w), X @ W.T) < DTYPES[dtype]
+    y = kernels.linear(x, w, b, gain=gain, eps=1e-6, residual=residual[:, N:])
+    product = normed(x, gain) @ W.T
+    assert error(y, product + b.double() + residual[:, N:].double()) < 2 * DTYPES[dtype]
+    for act, f in ("silu", F.silu), ("gelu_tanh", lambda gate: F.gelu(gate, approximate="tanh")):
+        gate, up = product.chunk(2, -1)
+        assert error(kernels.linear(x, w, gain=gain, eps=1e-6, act=act), f(gate) * up) < 3 * DTYPES[dtype]
+    y = kernels.linear(x, w, b, row_sums=w[:half].float().sum(1), normed=half, eps=1e-5, act="gelu")
+    layer = F.gelu(F.layer_norm(X, (K,), eps=1e-5) @ W[:half].T + b[:half].double())
+    assert error(y, torch.cat([layer, X @ W[half:].T + b[half:].double()], 1)) < 2 * DTYPES[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ((1, 7), (3, 5, 16), (2, 2048), (0, 8)))
+def test_rms_norm(dtype, shape):
+    x, gain = random(*shape, dtype=dtype), random(shape[-1], seed=1)
+    residual = random(1, shape[-1], dtype=dtype, seed=2).expand(*shape)
+    for more in None, residual:
+        truth = normed(x, gain) + (0 if more is None else more.double())
+        assert x.numel() == 0 or error(kernels.rms_norm(x, gain, 1e-6, more), truth) < DTYPES[dtype]
+    assert kernels.rms_norm(x, gain, 1e-6).shape == x.shape
+
+
+ATTENTION = {  # H, K, d, rotated dimensions, window or None, whether q and k are normed, positions there is room for
+    "groups": (4, 2, 16, 16, None, False, 90), "one head, odd width": (6, 1, 12, 8, None, True, 200),
+    "ring": (4, 4, 16, 16, 9, True, 40), "long ring": (2, 1, 16, 4, 70, False, 200)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ATTENTION)
+@torch.no_grad()
+def test_attend(dtype, name):
+    """Rows of unequal length, one of them empty, step after step: the output, and all that is left in the cache."""
+    (H, K, d, n, window, norms, S), B = ATTENTION[name], 3
+    caches = [WindowCache(B, K, window, d, random(1, dtype=dtype)) if window else KVCache(B, K, S, d, random(1, dtype=dtype)) for _ in range(2)]
+    frequency = rope_frequencies({"rope_type": "default", "rope_theta": 1e4}, n).to(DEVICE)
+    gains = [random(d, seed=seed).abs() + 0.5 for seed in (1, 2)] if norms else [None, None]
+    lengths, done = torch.tensor([[0], [S // 2], [S - 8]], device=DEVICE), torch.zeros(B * K, dtype=torch.int32, device=DEVICE)
+    read = torch.arange(S - 8, device=DEVICE) - (S - 8 - lengths)
+    before = [random(B, K, S - 8, d, dtype=dtype, seed=seed) for seed in (3, 4)]
+    for cache in caches:
+        cache.update(*before, torch.where(read < 0, -1, read))
+    for step in range(6):
+        positions = lengths + step
+        rope, mask = rotation(positions, frequency), caches[0].mask(positions, 1)
+        q, k, v = (random(B, heads, 2 * d, dtype=dtype, seed=10 * step + i)[..., :d] for i, heads in enumerate((H, K, K)))
+        k, v = k.contiguous(), v.contiguous()
+        new_q, new_k = (rotate_part((x if gain is None else normed(x, gain).to(dtype))[:, :, None], rope) for x, gain in zip((q, k), gains))
+        keys, values = caches[0].update(new_k, v[:, :, None], positions)
+        truth = attend(new_q.double(), keys.double(), values.double(), mask, 0.3)[:, 0]
+        y = kernels.attend(q, k, v, rope, positions, caches[1], done, 0.3, *gains, 1e-6)
+        assert error(y, truth) < 4 * DTYPES[dtype] and not done.any()
+    for tensor in caches[0].tensors:
+        a, b = (getattr(cache, tensor)[:, ..., :S if tensor == "positions" else None] for cache in caches)
+        a, b = (x if tensor == "positions" else x[:, :, :-1] for x in (a, b))  # the last slot is for padding
+        assert torch.equal(a, b) if tensor == "positions" else error(b, a.double()) < DTYPES[dtype]
+
+
+@pytest.fixture
+def by_kernels(monkeypatch):
+    """The fast path takes the kernels, whatever the device; the names of those that ran."""
+    ran = []
+
+    def launch(kernel, *rest, launch=kernels.launch, **options):
+        ran.append(kernel.fn.__name__)
+        launch(kernel, *rest, **options)
+    monkeypatch.setattr(kernels, "launch", launch)
+    monkeypatch.setattr(fast, "can_pack", lambda weight: False)
+    for module in fast, link:
+        monkeypatch.setattr(module, "kernels_for", lambda weight: kernels)
+    return ran
+
+
+@pytest.mark.parametrize("name", ("llama", "qwen2", "qwen2 windows", "qwen3", "qwen3.5", "gemma3", "mistral"))
+@torch.no_grad()
+def test_steps_of_every_family(by_kernels, tmp_path, name):
+    """Single tokens after a prompt of unequal rows, and a chunk between: the states of the plain decoder."""
+    model_type, config = checkpoints.VARIANTS[name]
+    folder = checkpoints.make_agent(tmp_path, model_type, **config)
+    plain, quick = load_model(folder, DEVICE), fast.prepare(load_model(folder, DEVICE))
+    caches = [model.make_cache(2, 60) for model in (plain, quick)]
+    for start, n in (0, 24), (24, 1), (25, 1), (26, 3), (29, 1):
+        positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - 7]).to(DEVICE)
+        x = plain.embed(IDS[:, start:start + n].to(DEVICE)).expand(2, -1, -1)
+        by_kernels.clear()
+        a, b = (model(x, positions, cache) for model, cache in zip((plain, quick), caches))
+        assert (a - b)[positions >= 0].abs().max() < 5e-5
+        steps = by_kernels.count("attend_kernel") + by_kernels.count("delta_kernel")
+        assert steps == (len(quick.layers) if n == 1 else 0) and by_kernels.count("linear_kernel") == 4 * steps
+        for a, b in zip(*([c for c in cache if isinstance(c, DeltaCache)] for cache in caches)):
+            assert (a.conv - b.conv).abs().max() < 1e-5 and (a.state - b.state).abs().max() < 1e-5
+        assert [c.filled for c in caches[1] if isinstance(c, KVCache)] == [c.filled for c in caches[0] if isinstance(c, KVCache)]
+
+
+def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
+    folder = checkpoints.make_agent(tmp_path, "qwen3")
+    gradients = []
+    for model in load_model(folder, DEVICE), fast.prepare(load_model(folder, DEVICE)):
+        x = random(1, 5, 48).requires_grad_()
+        h, positions = model(x, torch.arange(5, device=DEVICE)[None], cache := model.make_cache(1)), torch.tensor([[5]], device=DEVICE)
+        gradients += [torch.autograd.grad(model(h[:, -1:], positions, cache).square().sum(), x)[0]]
+    assert gradients[0].any() and (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max() and not by_kernels
+
+
+@pytest.mark.parametrize("form", (checkpoints.randomize(InnerLink(64), 1, 0.2), checkpoints.randomize(OuterLink(64, 40), 2, 0.2)))
+@torch.no_grad()
+def test_links(by_kernels, form):
+    """Up to ROWS rows by the kernels, more without."""
+    form = form.to(DEVICE).requires_grad_(False)
+    quick, count = link.fused(form), 2
+    for h in states(64).to(DEVICE), states(1, 64).to(DEVICE), states(3, 7, 64).to(DEVICE), states(kernels.ROWS + 1, 64).to(DEVICE):
+        by_kernels.clear()
+        y, truth = quick(h), form(h)
+        assert y.shape == truth.shape and (y - truth).abs().max() < 1e-5 * truth.abs().max()
+        assert len(by_kernels) == (count if h.numel() <= 64 * kernels.ROWS else 0)
+
+
+def test_a_run_by_replayed_kernels(by_kernels, folders, captures):
+    """A whole system: prompts, latent steps and sampled text, rows that leave the batch, the steps run as graphs are."""
+    options = OPTIONS | {"rounds": 1, "latent_steps": 3, "max_new_tokens": 3, "temperature": 1.5, "top_p": 1.0, "top_k": 0}
+    plain, quick = load(folders, "sequential_light", plain=True), replayed(load(folders, "sequential_light"))
+    assert_same(quick.run(ASKED[:1], **options), plain.run(ASKED[:1], **options))
+    assert captures and {"attend_kernel", "linear_kernel", "rms_norm_kernel"} <= set(by_kernels)
+
+
+def test_they_compile_for_a_gpu():
+    """For Hopper (sm_90), in all the forms that a run takes; the interpreter accepts what the compiler does not."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    here = Path(__file__).parent
+    out = subprocess.run([sys.executable, here / "compile_kernels.py"], cwd=here.parent, env=environment | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    shared = json.loads(out.stdout)
+    assert len(shared) > 8 and max(shared.values()) <= 113 * 1024, "two programs should fit on a multiprocessor (228 KiB)"
