@@ -124,20 +124,19 @@ class Step:
             self.before, self.after = norms[::2], norms[1::2]
         else:
             self.before, self.after = norms, [None, None]
-        if hasattr(block, "self_attn"):
-            k = block.self_attn.k_proj
-            self.done = torch.zeros(kernels.ROWS * k.out_features // block.self_attn.d, dtype=torch.int32, device=k.weight.device)
+        if hasattr(block, "self_attn"):  # counts the parts of an attention that are done, for each row and key/value head
+            K, device = block.self_attn.k_proj.out_features // block.self_attn.d, block.input_layernorm.weight.device
+            self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
 
     def __call__(self, x, positions, rope, mask, cache):
         if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
             return self.ordinary(x, positions, rope, mask, cache)
         block, x = self.block, x[:, 0]  # (B, D)
         if hasattr(block, "self_attn"):
-            a = block.self_attn
-            x = self.add(x, self.attend(a, self.product(x, a.qkv, self.before[0]), positions, rope, cache), a.o_proj, self.after[0])
+            y, proj = self.attend(block.self_attn, x, positions, rope, cache), block.self_attn.o_proj
         else:
-            a = block.linear_attn
-            x = self.add(x, self.delta(a, self.product(x, a.inputs, self.before[0]), cache), a.out_proj, self.after[0])
+            y, proj = self.delta(block.linear_attn, x, cache), block.linear_attn.out_proj
+        x = self.add(x, y, proj, self.after[0])
         y = self.product(x, block.mlp.gate_up, self.before[1], act=block.mlp.act)
         return self.add(x, y, block.mlp.down_proj, self.after[1])[:, None]
 
@@ -152,22 +151,23 @@ class Step:
             return self.kernels.linear(y, proj.weight, proj.bias, residual=x)
         return norm.forward(self.kernels.linear(y, proj.weight, proj.bias), residual=x)
 
-    def attend(self, a, qkv, positions, rope, cache):
-        """All that an attention module does between its projections: qkv (B, q and k and v) -> (B, H d)."""
-        q, k, v = (part.unflatten(-1, (-1, a.d)) for part in qkv.split(a.qkv.sizes, -1))
+    def attend(self, a, x, positions, rope, cache):
+        """An attention module up to its last projection: x (B, D) -> (B, H d)."""
+        qkv = self.product(x, a.qkv, self.before[0]).split(a.qkv.sizes, -1)
+        q, k, v = (part.unflatten(-1, (-1, a.d)) for part in qkv)
         gated = a.qkv.sizes[0] > a.o_proj.in_features  # Qwen3.5: each head of q with its gate
         if gated:
             q, gate = q[:, ::2], q[:, 1::2]
-        gains = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else ()
-        y = self.kernels.attend(q, k, v, rope, positions, cache, self.done, getattr(a, "scale", a.d ** -0.5), *gains)
+        norms = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else ()
+        y = self.kernels.attend(q, k, v, rope, positions, cache, self.done, getattr(a, "scale", a.d ** -0.5), *norms)
         if isinstance(cache, KVCache):
             cache.filled = cache.filled_after(positions)
         return y * gate.flatten(1).sigmoid() if gated else y
 
-    def delta(self, a, inputs, cache):
-        """All that a Gated DeltaNet does between its projections: its inputs (B, ...) -> (B, heads d_v)."""
-        norm = a.norm.forward
-        return self.kernels.delta(*inputs.split(a.inputs.sizes, -1), cache, a.conv1d.weight, a.A_log, a.dt_bias, norm.gain, norm.eps)
+    def delta(self, a, x, cache):
+        """A Gated DeltaNet up to its last projection: x (B, D) -> (B, heads d_v)."""
+        inputs, norm = self.product(x, a.inputs, self.before[0]).split(a.inputs.sizes, -1), a.norm.forward
+        return self.kernels.delta(*inputs, cache, a.conv1d.weight, a.A_log, a.dt_bias, norm.gain, norm.eps)
 
 
 class Graphs:

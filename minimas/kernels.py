@@ -207,18 +207,18 @@ def convolved(x_ptr, memory_ptr, weight_ptr, c, there, past, taps: tl.constexpr)
 
 
 @triton.jit
-def delta_kernel(qkv_ptr, z_ptr, b_ptr, a_ptr, row, conv_ptr, conv_weight_ptr, state_ptr, A_log_ptr, dt_bias_ptr, gain_ptr,
-                 y_ptr, heads, group, d_k, d_v, past, scale, eps, keys: tl.constexpr, values: tl.constexpr, taps: tl.constexpr):
+def delta_kernel(qkv_ptr, z_ptr, b_ptr, a_ptr, row, memory_ptr, weight_ptr, state_ptr, A_log_ptr, dt_bias_ptr, gain_ptr, y_ptr,
+                 heads, group, d_k, d_v, past, scale, eps, keys: tl.constexpr, values: tl.constexpr, taps: tl.constexpr):
     """Head `head` of q and k in row b, and the `group` heads of v that use it, one after another; letters as in delta.py."""
     b, head = tl.program_id(0), tl.program_id(1)
     i, j = tl.arange(0, keys), tl.arange(0, values)
-    qkv_ptr, conv_ptr = qkv_ptr + b * row, conv_ptr + b * (2 * heads * d_k + heads * group * d_v) * past
-    q = convolved(qkv_ptr, conv_ptr, conv_weight_ptr, head * d_k + i, i < d_k, past, taps)
-    k = convolved(qkv_ptr, conv_ptr, conv_weight_ptr, (heads + head) * d_k + i, i < d_k, past, taps)
+    qkv_ptr, memory_ptr = qkv_ptr + b * row, memory_ptr + b * (2 * heads * d_k + heads * group * d_v) * past
+    q = convolved(qkv_ptr, memory_ptr, weight_ptr, head * d_k + i, i < d_k, past, taps)
+    k = convolved(qkv_ptr, memory_ptr, weight_ptr, (heads + head) * d_k + i, i < d_k, past, taps)
     q *= tl.rsqrt(tl.sum(q * q, 0) + 1e-6) * scale
     k *= tl.rsqrt(tl.sum(k * k, 0) + 1e-6)
     for h in range(head * group, (head + 1) * group):
-        v = convolved(qkv_ptr, conv_ptr, conv_weight_ptr, 2 * heads * d_k + h * d_v + j, j < d_v, past, taps)
+        v = convolved(qkv_ptr, memory_ptr, weight_ptr, 2 * heads * d_k + h * d_v + j, j < d_v, past, taps)
         dt = tl.load(a_ptr + b * row + h).to(tl.float32) + tl.load(dt_bias_ptr + h).to(tl.float32)
         dt = tl.where(dt > 20, dt, tl.log(1 + tl.exp(tl.minimum(dt, 20.0))))  # softplus
         decay = tl.exp(-tl.exp(tl.load(A_log_ptr + h).to(tl.float32)) * dt)

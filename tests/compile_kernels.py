@@ -15,64 +15,70 @@ from triton.compiler import ASTSource
 
 import checkpoints
 from minimas import kernels
-from minimas.cache import DeltaCache, KVCache, WindowCache
+from minimas.cache import DeltaCache, attention_cache
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
-forms = {}
+shared = {}
 
 
 def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **constants):
     """What a launch compiles: None, 1 and the options are constants; pointers and multiples of 16 are known as such."""
-    signature, multiples = {}, {}
+    types, multiples = {}, {}
     for i, (name, value) in enumerate(zip(kernel.arg_names, arguments)):
         if value is None or type(value) is int and value == 1:
             constants[name] = value
             continue
         tensor = isinstance(value, torch.Tensor)
-        signature[name] = NAMES[value.dtype] if tensor else "fp32" if isinstance(value, float) else "i32"
+        types[name] = NAMES[value.dtype] if tensor else "fp32" if isinstance(value, float) else "i32"
         if tensor or isinstance(value, int) and value % 16 == 0:
             multiples[i,] = [["tt.divisibility", 16]]
-    form = json.dumps([kernel.fn.__name__, signature, {name: str(value) for name, value in constants.items()}, sorted(multiples)])
-    if form not in forms:
-        source = ASTSource(kernel, {name: signature.get(name, "constexpr") for name in kernel.arg_names}, constants, multiples)
-        forms[form] = triton.compile(source, GPUTarget("cuda", 90, 32), {"num_warps": num_warps, "num_stages": num_stages}).metadata.shared
+    form = f"{kernel.fn.__name__} {constants} {types} {sorted(multiples)}"
+    if form not in shared:
+        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+        options = {"num_warps": num_warps, "num_stages": num_stages}
+        compiled = triton.compile(ASTSource(kernel, signature, constants, multiples), GPUTarget("cuda", 90, 32), options)
+        shared[form] = compiled.metadata.shared
 
 
-def steps(config, B, dtype, window, norms):
-    """The kernels of a block: config has the widths of a released agent."""
-    D, H, K, F = (config[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"))
+def new(*shape, dtype=torch.float32):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def attention_block(config, B, dtype, window=None, norms=False):
+    """The kernels of a block with the widths of a released agent, and of an outer link."""
+    D, F, H, K = (config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"))
     d = config.get("head_dim") or D // H
-    new = lambda *shape, dtype=dtype: torch.empty(*shape, dtype=dtype, device="meta")
-    wide = lambda n: new(n, dtype=torch.float32)
-    x = new(B, D)
-    q, k, v = kernels.linear(x, new((H + 2 * K) * d, D), new((H + 2 * K) * d), gain=wide(D), eps=1e-6).split([H * d, K * d, K * d], -1)
-    cache = (WindowCache(B, K, 512, d, new(1)) if window else KVCache(B, K, 512, d, new(1)))
-    rope = [new(B, 1, 1, d, dtype=torch.float32)] * 2
-    y = kernels.attend(q.unflatten(-1, (H, d)), k.unflatten(-1, (K, d)), v.unflatten(-1, (K, d)), rope, new(B, 1, dtype=torch.int64),
-                       cache, new(B * K, dtype=torch.int32), d ** -0.5, *([wide(d)] * 2 if norms else ()))
-    x = kernels.linear(y, new(D, H * d), residual=x)
-    y = kernels.linear(x, new(2 * F, D), gain=wide(D), eps=1e-6, act="gelu_tanh" if window else "silu")
-    kernels.rms_norm(kernels.linear(y, new(D, F), residual=x), wide(D), 1e-6, residual=x)
-    y = kernels.linear(x, new(3 * D, D), new(3 * D), row_sums=wide(2 * D), normed=2 * D, eps=1e-5, act="gelu")  # an outer link
-    kernels.linear(y[:, :2 * D], new(D, 2 * D), new(D), residual=y[:, 2 * D:])
+    sizes, x = [H * d, K * d, K * d], new(B, D, dtype=dtype)
+    qkv = kernels.linear(x, new(sum(sizes), D, dtype=dtype), new(sum(sizes), dtype=dtype), gain=new(D), eps=1e-6)
+    q, k, v = (part.unflatten(-1, (-1, d)) for part in qkv.split(sizes, -1))
+    cache, positions = attention_cache(B, K, 1024, d, new(1, dtype=dtype), window), new(B, 1, dtype=torch.int64)
+    y = kernels.attend(q, k, v, [new(B, 1, 1, d)] * 2, positions, cache, new(B * K, dtype=torch.int32), d ** -0.5,
+                       *([new(d)] * 2 if norms else ()))
+    x = kernels.linear(y, new(D, H * d, dtype=dtype), residual=x)
+    y = kernels.linear(x, new(2 * F, D, dtype=dtype), gain=new(D), eps=1e-6, act="gelu_tanh" if window else "silu")
+    x = kernels.rms_norm(kernels.linear(y, new(D, F, dtype=dtype), residual=x), new(D), 1e-6, residual=x)
+    weight, bias = new(3 * D, D, dtype=dtype), new(3 * D, dtype=dtype)
+    y = kernels.linear(x, weight, bias, row_sums=new(2 * D), normed=2 * D, eps=1e-5, act="gelu")
+    kernels.linear(y[:, :2 * D], new(D, 2 * D, dtype=dtype), new(D, dtype=dtype), residual=y[:, 2 * D:])
 
 
-def delta_steps(config, B, dtype):
-    """The kernel of a Gated DeltaNet with the released widths."""
-    D, heads, H, d = (config[name] for name in ("hidden_size", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim"))
-    new = lambda *shape, dtype=dtype: torch.empty(*shape, dtype=dtype, device="meta")
-    sizes = [(2 * heads + H) * d, H * d, H, H]
-    inputs = kernels.linear(new(B, D), new(sum(sizes), D), gain=new(D, dtype=torch.float32), eps=1e-6).split(sizes, -1)
-    cache = DeltaCache(new(B, sizes[0], 3), new(B, H, d, d, dtype=torch.float32))
-    kernels.delta(*inputs, cache, new(sizes[0], 1, 4), new(H), new(H), new(d, dtype=torch.float32), 1e-6)
+def delta_block(config, B, dtype):
+    """The first half of a block with a Gated DeltaNet."""
+    D, d = config["hidden_size"], config["linear_key_head_dim"]
+    heads, H = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    sizes, of_heads = [(2 * heads + H) * d, H * d, H, H], new(H, dtype=dtype)
+    inputs = kernels.linear(new(B, D, dtype=dtype), new(sum(sizes), D, dtype=dtype), gain=new(D), eps=1e-6).split(sizes, -1)
+    cache = DeltaCache(new(B, sizes[0], 3, dtype=dtype), new(B, H, d, d))
+    kernels.delta(*inputs, cache, new(sizes[0], 1, 4, dtype=dtype), of_heads, of_heads, new(d), 1e-6)
 
 
 if __name__ == "__main__":
     kernels.launch = compile_only
-    for agent in "Qwen3-1.7B", "Llama3.2-1B", "Qwen2.5-Math-1.5B", "Gemma3-4B":
-        for B in (1, 32) if agent == "Qwen3-1.7B" else (1,):
-            steps(checkpoints.REAL_WIDTHS[agent][1], B, torch.bfloat16, agent == "Gemma3-4B", agent == "Qwen3-1.7B")
-    steps(checkpoints.REAL_WIDTHS["Qwen3-1.7B"][1], 1, torch.float32, False, True)
-    delta_steps(checkpoints.REAL_WIDTHS["Qwen3.5-4B"][1], 2, torch.bfloat16)
-    named = [json.loads(form) for form in forms]
-    print(json.dumps({f"{i} {name} {constants}": shared for i, ((name, _, constants, _), shared) in enumerate(zip(named, forms.values()))}))
+    widths = {name: config for name, (_, config) in checkpoints.REAL_WIDTHS.items()}
+    for B, dtype in (1, torch.bfloat16), (32, torch.bfloat16), (1, torch.float32):
+        attention_block(widths["Qwen3-1.7B"], B, dtype, norms=True)
+    attention_block(widths["Llama3.2-1B"], 1, torch.bfloat16)
+    attention_block(widths["Qwen2.5-Math-1.5B"], 1, torch.bfloat16)
+    attention_block(widths["Gemma3-4B"], 1, torch.bfloat16, window=512, norms=True)
+    delta_block(widths["Qwen3.5-4B"], 2, torch.bfloat16)
+    print(json.dumps(shared))

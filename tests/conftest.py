@@ -1,8 +1,48 @@
-"""Without a GPU Triton's kernels run in its interpreter. Triton must know before anything imports it."""
+"""Fixtures of several files; and without a GPU Triton's kernels run in its interpreter."""
 
+import inspect
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
+import checkpoints
+from minimas import fast
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """style -> the folder of a miniature system, made when it is first asked for."""
+    made = {}
+
+    def folder(style):
+        if style not in made:
+            made[style] = checkpoints.make_system(tmp_path_factory.mktemp(style), style)
+        return made[style]
+    return folder
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """What is captured, and run again instead of replayed: all of fast.Graphs but CUDA's own part."""
+    made = []
+
+    def capture(f, pool, stream):
+        step = inspect.getclosurevars(f).nonlocals["step"]
+        cache = inspect.getclosurevars(step).nonlocals["cache"]
+        seen = [dict(vars(c)) for c in cache]  # a graph keeps the addresses it was captured with
+
+        def replay():
+            now = [dict(vars(c)) for c in cache]
+            for c, attributes in zip(cache, seen):
+                vars(c).update(attributes)
+            f()
+            for c, attributes in zip(cache, now):
+                vars(c).update(attributes)
+        made.append(f)
+        return replay
+    monkeypatch.setattr(fast, "capture", capture)
+    return made

@@ -1,7 +1,5 @@
 """The fast path is the plain path: packed and joined products, replayed steps, rows that leave the batch, fused links."""
 
-import inspect
-
 import pytest
 import torch
 
@@ -15,12 +13,6 @@ from minimas.load import load_model
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OPTIONS = {"rounds": 2, "latent_steps": 4, "max_new_tokens": 12, "retry": False, "keep_latents": True}
 ASKED = [*QUESTIONS, "And one more?", "5"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-    return lambda style: made.setdefault(style, None) or made.update({style: checkpoints.make_system(tmp_path_factory.mktemp(style), style)}) or made[style]
 
 
 def load(folders, style, **options):
@@ -80,29 +72,6 @@ def replayed(system):
     for agent in system.agents.values():
         agent.graphs, agent.sync_every = fast.Graphs(agent.model), 3
     return system
-
-
-@pytest.fixture
-def captures(monkeypatch):
-    """What is captured, and run again instead of replayed: all of fast.Graphs but CUDA's own part."""
-    made = []
-
-    def capture(f, pool, stream):
-        step = inspect.getclosurevars(f).nonlocals["step"]
-        cache = inspect.getclosurevars(step).nonlocals["cache"]
-        seen = [dict(vars(c)) for c in cache]  # a graph keeps the addresses it was captured with
-
-        def replay():
-            now = [dict(vars(c)) for c in cache]
-            for c, attributes in zip(cache, seen):
-                vars(c).update(attributes)
-            f()
-            for c, attributes in zip(cache, now):
-                vars(c).update(attributes)
-        made.append(f)
-        return replay
-    monkeypatch.setattr(fast, "capture", capture)
-    return made
 
 
 @pytest.mark.parametrize("style, temperature", [*((style, 1.5) for style in checkpoints.SYSTEMS), ("sequential_scaled", 0.0)])
