@@ -92,7 +92,7 @@ def prepare(model):
 
 def kernels_for(weight):
     """The module kernels.py if its kernels can compute with this weight, else None."""
-    if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and find_spec("triton")):
+    if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")):
         return None
     from . import kernels  # needs Triton, which torch brings along for CUDA only
     return kernels
@@ -110,7 +110,9 @@ class Norm:
         self.ordinary, self.gain, self.eps, self.kernels = norm.forward, widen(norm.gain.detach()), norm.eps, kernels
 
     def __call__(self, x, residual=None):
-        return self.ordinary(x) if torch.is_grad_enabled() else self.kernels.rms_norm(x, self.gain, self.eps, residual)
+        if torch.is_grad_enabled():
+            return self.ordinary(x) if residual is None else residual + self.ordinary(x)
+        return self.kernels.rms_norm(x, self.gain, self.eps, residual)
 
 
 class Step:
@@ -143,7 +145,7 @@ class Step:
     def product(self, x, joint, norm, act=""):
         """norm(x) times the weights of a Joint."""
         norm, product = norm.forward, joint.product
-        return self.kernels.linear(x, product.weight, product.bias, gain=norm.gain, eps=norm.eps, act=act)
+        return self.kernels.linear(x, product.weight, product.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act)
 
     def add(self, x, y, proj, norm):
         """x + W y, or x + norm(W y)."""
