@@ -156,15 +156,13 @@ class Step:
     def attend(self, a, x, positions, rope, cache):
         """An attention module up to its last projection: x (B, D) -> (B, H d)."""
         qkv = self.product(x, a.qkv, self.before[0]).split(a.qkv.sizes, -1)
-        q, k, v = (part.unflatten(-1, (-1, a.d)) for part in qkv)
         gated = a.qkv.sizes[0] > a.o_proj.in_features  # Qwen3.5: each head of q with its gate
-        if gated:
-            q, gate = q[:, ::2], q[:, 1::2]
-        norms = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else ()
-        y = self.kernels.attend(q, k, v, rope, positions, cache, self.done, getattr(a, "scale", a.d ** -0.5), *norms)
+        q, k, v = (part.unflatten(-1, (-1, n)) for part, n in zip(qkv, (a.d * (1 + gated), a.d, a.d)))
+        norms = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else (None, None, 0.0)
+        scale = getattr(a, "scale", a.d ** -0.5)
         if isinstance(cache, KVCache):
             cache.filled = cache.filled_after(positions)
-        return y * gate.flatten(1).sigmoid() if gated else y
+        return self.kernels.attend(q, k, v, rope, positions, cache, self.done, scale, *norms, gated)
 
     def delta(self, a, x, cache):
         """A Gated DeltaNet up to its last projection: x (B, D) -> (B, heads d_v)."""

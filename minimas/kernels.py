@@ -120,7 +120,8 @@ def turned(x_ptr, gain_ptr, there, i, cos_ptr, sin_ptr, rotated, d, eps):
 @triton.jit
 def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, position_ptr, keys_ptr, values_ptr,
                   slot_positions_ptr, outputs_ptr, peaks_ptr, weights_ptr, done_ptr, y_ptr, q_row, q_head, kv_row, K, G, d,
-                  ring, window, rotated, scale, eps, parts: tl.constexpr, heads: tl.constexpr, dims: tl.constexpr, BS: tl.constexpr):
+                  ring, window, rotated, scale, eps, gated: tl.constexpr, parts: tl.constexpr, heads: tl.constexpr,
+                  dims: tl.constexpr, BS: tl.constexpr):
     """The G query heads that share a key/value head, in one row, over one of `parts` parts of the keys.
 
     Position p is in slot p modulo ring. The new key is not read from the cache, so that no part waits for its writing; it
@@ -171,7 +172,10 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
         if parts > 1:
             y, weight = added_up(outputs_ptr, peaks_ptr, weights_ptr, at, i, ours, parts, heads, dims)
             tl.store(done_ptr + bk, 0)  # for the next step
-        tl.store(y_ptr + (bk * G + g)[:, None] * d + i, (y / weight[:, None]).to(dtype), mask=ours)
+        y /= weight[:, None]
+        if gated:
+            y *= tl.sigmoid(tl.load(q_ptr + d + i, mask=ours, other=0).to(tl.float32))
+        tl.store(y_ptr + (bk * G + g)[:, None] * d + i, y.to(dtype), mask=ours)
 
 
 @triton.jit
@@ -189,7 +193,7 @@ def added_up(outputs_ptr, peaks_ptr, weights_ptr, at, i, ours, parts: tl.constex
     return y, weight
 
 
-def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=None, eps=0.0):
+def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=None, eps=0.0, gated=False):
     """One new token per row: q (B, H, d), k and v (B, K, d), not yet normed or rotated -> (B, H d); writes the cache.
 
     rope       cos and sin (B, 1, 1, n) of the n dimensions of a head that are rotated
@@ -197,8 +201,9 @@ def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=Non
     cache      a KVCache or a WindowCache
     done       int32 zeros, at least B K of them, which are zeros again afterwards
     gains      (d,) float32: q and k are normed by an RMSNorm with this gain and eps
+    gated      q is (B, H, 2 d), each head and then its gate: the output is multiplied by the sigmoid of the gate
     """
-    (B, H, d), (cos, sin), K, ring = q.shape, rope, k.shape[1], cache.k.shape[2] - 1
+    (B, H, _), (_, K, d), (cos, sin), ring = q.shape, k.shape, rope, cache.k.shape[2] - 1
     y, G = q.new_empty(B, H * d), H // K
     heads, dims = max(16, triton.next_power_of_2(G)), max(16, triton.next_power_of_2(d))
     BS = 32 if dims * q.element_size() < 1024 else 16
@@ -210,8 +215,8 @@ def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=Non
     window = 2 ** 30 if slot_positions is not None or cache.window is None else cache.window  # a ring holds no more than that
     launch(attend_kernel, (B, K, parts), q, k, v, q_gain, k_gain, cos, sin, positions.contiguous(), cache.k, cache.v,
            slot_positions, outputs, peaks, weights, done, y, q_row=q.stride(0), q_head=q.stride(1), kv_row=k.stride(0), K=K, G=G,
-           d=d, ring=ring, window=window, rotated=cos.shape[-1], scale=scale, eps=eps, parts=parts, heads=heads, dims=dims,
-           BS=BS, num_warps=4, num_stages=3)
+           d=d, ring=ring, window=window, rotated=cos.shape[-1], scale=scale, eps=eps, gated=gated, parts=parts, heads=heads,
+           dims=dims, BS=BS, num_warps=4, num_stages=3)
     return y
 
 

@@ -51,10 +51,11 @@ def attention_block(config, B, dtype, window=None, norms=False, gated=False):
     d = config.get("head_dim") or D // H
     sizes, x, rms = [H * d * (1 + gated), K * d, K * d], new(B, D, dtype=dtype), {"norm": "rms", "gain": new(D), "eps": 1e-6}
     qkv = kernels.linear(x, new(sum(sizes), D, dtype=dtype), new(sum(sizes), dtype=dtype), **rms)
-    q, k, v = (part.unflatten(-1, (-1, d)) for part in qkv.split(sizes, -1))
+    q, k, v = (part.unflatten(-1, (-1, n)) for part, n in zip(qkv.split(sizes, -1), (d * (1 + gated), d, d)))
     cache, positions = attention_cache(B, K, 1024, d, new(1, dtype=dtype), window), new(B, 1, dtype=torch.int64)
     rope, done = [new(B, 1, 1, d // (1 + 3 * gated))] * 2, new(B * K, dtype=torch.int32)
-    y = kernels.attend(q[:, ::1 + gated], k, v, rope, positions, cache, done, d ** -0.5, *([new(d)] * 2 if norms else ()))
+    gains = [new(d) if norms else None] * 2
+    y = kernels.attend(q, k, v, rope, positions, cache, done, d ** -0.5, *gains, 1e-6, gated)
     x = kernels.linear(y, new(D, H * d, dtype=dtype), residual=x)
     y = kernels.linear(x, new(2 * F, D, dtype=dtype), act="gelu_tanh" if window else "silu", **rms)
     x = kernels.rms_norm(kernels.linear(y, new(D, F, dtype=dtype), residual=x), new(D), 1e-6, residual=x)

@@ -116,7 +116,11 @@ def test_attend(dtype, name):
         new_q, new_k = (rotate_part(x[:, :, None], rope) for x in turned)
         keys, values = caches[0].update(new_k, v[:, :, None], positions)
         truth = attend(new_q.double(), keys.double(), values.double(), mask, 0.3)[:, 0]
-        y = kernels.attend(q, k, v, rope, positions, caches[1], done, 0.3, *gains, 1e-6)
+        gated = name == "long ring"
+        if gated:
+            q = torch.cat([q, gate := random(B, H, d, dtype=dtype, seed=5)], -1)
+            truth *= gate.double().flatten(1).sigmoid()
+        y = kernels.attend(q, k, v, rope, positions, caches[1], done, 0.3, *gains, 1e-6, gated)
         assert error(y, truth) < 4 * DTYPES[dtype] and not done.any()
     for tensor in caches[0].tensors:
         a, b = (getattr(cache, tensor)[:, ..., :S if tensor == "positions" else None] for cache in caches)
