@@ -92,7 +92,7 @@ def prepare(model):
 
 def kernels_for(weight):
     """The module kernels.py if its kernels can compute with this weight, else None."""
-    if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and find_spec("triton")):
+    if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")):
         return None
     from . import kernels  # needs Triton, which torch brings along for CUDA only
     return kernels
@@ -110,7 +110,9 @@ class Norm:
         self.ordinary, self.gain, self.eps, self.kernels = norm.forward, widen(norm.gain.detach()), norm.eps, kernels
 
     def __call__(self, x, residual=None):
-        return self.ordinary(x) if torch.is_grad_enabled() else self.kernels.rms_norm(x, self.gain, self.eps, residual)
+        if torch.is_grad_enabled():
+            return self.ordinary(x) if residual is None else residual + self.ordinary(x)
+        return self.kernels.rms_norm(x, self.gain, self.eps, residual)
 
 
 class Step:
@@ -143,7 +145,7 @@ class Step:
     def product(self, x, joint, norm, act=""):
         """norm(x) times the weights of a Joint."""
         norm, product = norm.forward, joint.product
-        return self.kernels.linear(x, product.weight, product.bias, gain=norm.gain, eps=norm.eps, act=act)
+        return self.kernels.linear(x, product.weight, product.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act)
 
     def add(self, x, y, proj, norm):
         """x + W y, or x + norm(W y)."""
@@ -154,15 +156,13 @@ class Step:
     def attend(self, a, x, positions, rope, cache):
         """An attention module up to its last projection: x (B, D) -> (B, H d)."""
         qkv = self.product(x, a.qkv, self.before[0]).split(a.qkv.sizes, -1)
-        q, k, v = (part.unflatten(-1, (-1, a.d)) for part in qkv)
         gated = a.qkv.sizes[0] > a.o_proj.in_features  # Qwen3.5: each head of q with its gate
-        if gated:
-            q, gate = q[:, ::2], q[:, 1::2]
-        norms = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else ()
-        y = self.kernels.attend(q, k, v, rope, positions, cache, self.done, getattr(a, "scale", a.d ** -0.5), *norms)
+        q, k, v = (part.unflatten(-1, (-1, n)) for part, n in zip(qkv, (a.d * (1 + gated), a.d, a.d)))
+        norms = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else (None, None, 0.0)
+        scale = getattr(a, "scale", a.d ** -0.5)
         if isinstance(cache, KVCache):
             cache.filled = cache.filled_after(positions)
-        return y * gate.flatten(1).sigmoid() if gated else y
+        return self.kernels.attend(q, k, v, rope, positions, cache, self.done, scale, *norms, gated)
 
     def delta(self, a, x, cache):
         """A Gated DeltaNet up to its last projection: x (B, D) -> (B, heads d_v)."""

@@ -56,57 +56,56 @@ class FusedInnerLink(nn.Module):
         super().__init__()
         self.D, self.eps = link.proj1.in_features, link.pre_ln.eps
         self.dtype, self.post_ln = link.proj1.weight.dtype, link.post_ln
-        (weight,), (bias,) = folded(link.pre_ln, link.proj1)
-        self.kernels, self.row_sums = kernels_for(weight), widen(weight).sum(1)
+        weight, bias = folded(link.pre_ln, link.proj1)
+        self.kernels = kernels_for(weight)
         self.proj1, self.proj2 = Product([weight], [bias]), Product([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
         if few_rows(h, self.kernels):
             rows, linear = h.reshape(-1, self.D), self.kernels.linear
-            y = linear(rows, self.proj1.weight, self.proj1.bias, row_sums=self.row_sums, eps=self.eps, act="gelu")
+            y = linear(rows, self.proj1.weight, self.proj1.bias, norm="layer", eps=self.eps, act="gelu")
             return self.post_ln(linear(y, self.proj2.weight, self.proj2.bias, residual=rows)).view_as(h)
         return self.post_ln(h + self.proj2(F.gelu(self.proj1(F.layer_norm(h, (self.D,), eps=self.eps)))))
 
 
 class FusedOuterLink(nn.Module):
-    """An OuterLink that reads h once: [W1 g; W3] h in one product.
+    """An OuterLink that reads h once: [W; W3] h in one product.
 
-    The first norm, with gain g and shift s, comes after the product instead of before it:
-    W1 LN(h) = (W1 g h - mean(h) (W1 g) 1) / std(h) + W1 s
+    With W and b from `folded` the first norm comes after the product instead of before it: W h / std(h) + b
     """
 
     def __init__(self, link):
         super().__init__()
         self.dtype, self.eps, self.ln_target = link.proj1.weight.dtype, link.ln_source.eps, link.ln_target
-        residual = link.residual_proj
-        (weight,), (self.bias,) = folded(link.ln_source, link.proj1)
-        self.kernels, self.row_sums = kernels_for(weight), widen(weight).sum(1)
-        self.sizes, self.biases = (len(weight), len(residual.weight)), torch.cat([self.bias, residual.bias])
+        (weight, self.bias), residual = folded(link.ln_source, link.proj1), link.residual_proj
+        self.kernels, self.sizes = kernels_for(weight), (len(weight), len(residual.weight))
         self.joint = Product([weight, residual.weight], [torch.zeros_like(self.bias), residual.bias])
+        self.joint_bias = torch.cat([self.bias, residual.bias])  # for the kernel, whose norm is inside
         self.proj2 = Product([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
         if few_rows(h, self.kernels):
-            rows, linear, normed = h.reshape(-1, h.shape[-1]), self.kernels.linear, self.sizes[0]
-            y = linear(rows, self.joint.weight, self.biases, row_sums=self.row_sums, normed=normed, eps=self.eps, act="gelu")
-            y = linear(y[:, :normed], self.proj2.weight, self.proj2.bias, residual=y[:, normed:])
+            rows, linear, n = h.reshape(-1, h.shape[-1]), self.kernels.linear, self.sizes[0]
+            y = linear(rows, self.joint.weight, self.joint_bias, norm="layer", eps=self.eps, act="gelu", normed=n)
+            y = linear(y[:, :n], self.proj2.weight, self.proj2.bias, residual=y[:, n:])
             return self.ln_target(y).view(*h.shape[:-1], -1)
         y, residual = self.joint(h).split(self.sizes, -1)
-        mean = widen(h).mean(-1, keepdim=True)
-        std = ((h - mean).square().mean(-1, keepdim=True) + self.eps).sqrt()
-        y = (y - mean * self.row_sums) / std + self.bias
-        return self.ln_target(self.proj2(F.gelu(y).to(self.dtype)) + residual)
+        h = widen(h)
+        std = ((h - h.mean(-1, keepdim=True)).square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return self.ln_target(self.proj2(F.gelu(y / std + self.bias).to(self.dtype)) + residual)
 
 
 def folded(norm, linear):
-    """[weight], [bias] of the linear that does after a norm without gain and shift what `linear` does after `norm`.
+    """weight, bias of the linear that does with (x - c) / std(x), for any number c, what `linear` does with norm(x).
 
-    W (g n + s) + b = (W g) n + (W s + b)
+    W (g (x - mean) / std + s) + b = V (x - mean) / std + W s + b with V = W g. The rows of V are shifted so that they add
+    up to 0: that changes nothing for x - mean, which adds up to 0 itself, and makes V (x - c) the same for every c.
     """
-    weight, dtype = widen(linear.weight), linear.weight.dtype
-    return [(weight * widen(norm.weight)).to(dtype)], [(weight @ widen(norm.bias) + widen(linear.bias)).to(dtype)]
+    W, dtype = widen(linear.weight), linear.weight.dtype
+    V = W * widen(norm.weight)
+    return (V - V.mean(1, keepdim=True)).to(dtype), (W @ widen(norm.bias) + widen(linear.bias)).to(dtype)
 
 
 def fused(link):

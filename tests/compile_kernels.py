@@ -3,7 +3,8 @@
     python tests/compile_kernels.py
 
 The kernels are called as in a run, but with tensors that are nowhere, and compiled where they would be launched. Prints one
-JSON object: for each form the bytes of shared memory of a program.
+JSON object: for each form the bytes of shared memory of a program, and how many instructions copy 16 bytes a thread to it
+while the program goes on.
 """
 
 import json
@@ -18,47 +19,48 @@ from minimas import kernels
 from minimas.cache import DeltaCache, attention_cache
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
-shared = {}
+seen = {}
 
 
-def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **constants):
+def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **named):
     """What a launch compiles: None, 1 and the options are constants; pointers and multiples of 16 are known as such."""
-    types, multiples = {}, {}
-    for i, (name, value) in enumerate(zip(kernel.arg_names, arguments)):
-        if value is None or type(value) is int and value == 1:
-            constants[name] = value
+    values, signature, constants, multiples = dict(zip(kernel.arg_names, arguments)) | named, {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value, tensor = values[parameter.name], isinstance(values[parameter.name], torch.Tensor)
+        if parameter.is_constexpr or value is None or type(value) is int and value == 1:
+            constants[parameter.name] = value
+            signature[parameter.name] = "constexpr"
             continue
-        tensor = isinstance(value, torch.Tensor)
-        types[name] = NAMES[value.dtype] if tensor else "fp32" if isinstance(value, float) else "i32"
+        signature[parameter.name] = NAMES[value.dtype] if tensor else "fp32" if isinstance(value, float) else "i32"
         if tensor or isinstance(value, int) and value % 16 == 0:
             multiples[i,] = [["tt.divisibility", 16]]
-    form = f"{kernel.fn.__name__} {constants} {types} {sorted(multiples)}"
-    if form not in shared:
-        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    form = f"{kernel.fn.__name__} {constants} {signature} {sorted(multiples)}"
+    if form not in seen:
         options = {"num_warps": num_warps, "num_stages": num_stages}
         compiled = triton.compile(ASTSource(kernel, signature, constants, multiples), GPUTarget("cuda", 90, 32), options)
-        shared[form] = compiled.metadata.shared
+        seen[form] = compiled.metadata.shared, compiled.asm["ptx"].count("cp.async.cg.shared.global")
 
 
 def new(*shape, dtype=torch.float32):
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def attention_block(config, B, dtype, window=None, norms=False):
+def attention_block(config, B, dtype, window=None, norms=False, gated=False):
     """The kernels of a block with the widths of a released agent, and of an outer link."""
     D, F, H, K = (config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"))
     d = config.get("head_dim") or D // H
-    sizes, x = [H * d, K * d, K * d], new(B, D, dtype=dtype)
-    qkv = kernels.linear(x, new(sum(sizes), D, dtype=dtype), new(sum(sizes), dtype=dtype), gain=new(D), eps=1e-6)
-    q, k, v = (part.unflatten(-1, (-1, d)) for part in qkv.split(sizes, -1))
+    sizes, x, rms = [H * d * (1 + gated), K * d, K * d], new(B, D, dtype=dtype), {"norm": "rms", "gain": new(D), "eps": 1e-6}
+    qkv = kernels.linear(x, new(sum(sizes), D, dtype=dtype), new(sum(sizes), dtype=dtype), **rms)
+    q, k, v = (part.unflatten(-1, (-1, n)) for part, n in zip(qkv.split(sizes, -1), (d * (1 + gated), d, d)))
     cache, positions = attention_cache(B, K, 1024, d, new(1, dtype=dtype), window), new(B, 1, dtype=torch.int64)
-    y = kernels.attend(q, k, v, [new(B, 1, 1, d)] * 2, positions, cache, new(B * K, dtype=torch.int32), d ** -0.5,
-                       *([new(d)] * 2 if norms else ()))
+    rope, done = [new(B, 1, 1, d // (1 + 3 * gated))] * 2, new(B * K, dtype=torch.int32)
+    gains = [new(d) if norms else None] * 2
+    y = kernels.attend(q, k, v, rope, positions, cache, done, d ** -0.5, *gains, 1e-6, gated)
     x = kernels.linear(y, new(D, H * d, dtype=dtype), residual=x)
-    y = kernels.linear(x, new(2 * F, D, dtype=dtype), gain=new(D), eps=1e-6, act="gelu_tanh" if window else "silu")
+    y = kernels.linear(x, new(2 * F, D, dtype=dtype), act="gelu_tanh" if window else "silu", **rms)
     x = kernels.rms_norm(kernels.linear(y, new(D, F, dtype=dtype), residual=x), new(D), 1e-6, residual=x)
     weight, bias = new(3 * D, D, dtype=dtype), new(3 * D, dtype=dtype)
-    y = kernels.linear(x, weight, bias, row_sums=new(2 * D), normed=2 * D, eps=1e-5, act="gelu")
+    y = kernels.linear(x, weight, bias, norm="layer", eps=1e-5, act="gelu", normed=2 * D)
     kernels.linear(y[:, :2 * D], new(D, 2 * D, dtype=dtype), new(D, dtype=dtype), residual=y[:, 2 * D:])
 
 
@@ -67,7 +69,8 @@ def delta_block(config, B, dtype):
     D, d = config["hidden_size"], config["linear_key_head_dim"]
     heads, H = config["linear_num_key_heads"], config["linear_num_value_heads"]
     sizes, of_heads = [(2 * heads + H) * d, H * d, H, H], new(H, dtype=dtype)
-    inputs = kernels.linear(new(B, D, dtype=dtype), new(sum(sizes), D, dtype=dtype), gain=new(D), eps=1e-6).split(sizes, -1)
+    inputs = kernels.linear(new(B, D, dtype=dtype), new(sum(sizes), D, dtype=dtype), norm="rms", gain=new(D), eps=1e-6)
+    inputs = inputs.split(sizes, -1)
     cache = DeltaCache(new(B, sizes[0], 3, dtype=dtype), new(B, H, d, d))
     kernels.delta(*inputs, cache, new(sizes[0], 1, 4, dtype=dtype), of_heads, of_heads, new(d), 1e-6)
 
@@ -77,8 +80,8 @@ if __name__ == "__main__":
     widths = {name: config for name, (_, config) in checkpoints.REAL_WIDTHS.items()}
     for B, dtype in (1, torch.bfloat16), (32, torch.bfloat16), (1, torch.float32):
         attention_block(widths["Qwen3-1.7B"], B, dtype, norms=True)
-    attention_block(widths["Llama3.2-1B"], 1, torch.bfloat16)
     attention_block(widths["Qwen2.5-Math-1.5B"], 1, torch.bfloat16)
     attention_block(widths["Gemma3-4B"], 1, torch.bfloat16, window=512, norms=True)
+    attention_block(widths["Qwen3.5-4B"], 1, torch.bfloat16, norms=True, gated=True)
     delta_block(widths["Qwen3.5-4B"], 2, torch.bfloat16)
-    print(json.dumps(shared))
+    print(json.dumps(seen))
