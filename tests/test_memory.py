@@ -20,6 +20,7 @@ model = load_model(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
 if sys.argv[3] == "fast":
     prepare(model)
+assert "torch._dynamo" not in sys.modules  # torch's compiler: 1.5 s of every start
 print(weights, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
