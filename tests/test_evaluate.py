@@ -1,6 +1,7 @@
 """A benchmark run, broken off and resumed in every way: the same records as an unbroken one, and a table that adds up."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as xml
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -53,14 +55,16 @@ def whole_records(file):
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "records.jsonl"
-    done = subprocess.run([sys.executable, "-m", "minimas.evaluate", *options(data, out)], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    return out, done
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["evaluate", *options(data, out)])
+        evaluate.main()
+    return out, printed.getvalue()
 
 
 def test_table_and_records(unbroken, data):
-    out, done = unbroken
-    head, *rows = (line.split() for line in done.stdout.splitlines())
+    out, printed = unbroken
+    head, *rows = (line.split() for line in printed.splitlines())
     assert [row[:4] for row in rows] == [["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "-", "24"], ["text", "3", "-", "24"]]
     settings, *lines = records(out)
     assert settings["temperature"] == 0.7 and settings["task"] == "math" and settings["questions"] == 24 and len(lines) == 96
@@ -121,7 +125,7 @@ def test_what_lies_about_is_not_taken_for_records(unbroken, data, tmp_path, monk
 
 def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
     monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_, **__: pytest.fail("computed"))
-    assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1].stdout
+    assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1]
 
 
 @pytest.mark.parametrize("change, complaint", [(("--seed", "7"), "seed: 42 there, 7 now"), (("--limit", "3"), "limit: None there, 3 now")])
@@ -146,7 +150,7 @@ def test_several_processes(unbroken, data, tmp_path):
     done = subprocess.run(torchrun(2), capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert records(out) == records(unbroken[0]) and [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
-    assert [row.split()[:5] for row in done.stdout.splitlines()] == [row.split()[:5] for row in unbroken[1].stdout.splitlines()]
+    assert [row.split()[:5] for row in done.stdout.splitlines()] == [row.split()[:5] for row in unbroken[1].splitlines()]
 
 
 def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, capsys):
