@@ -52,14 +52,24 @@ def whole_records(file):
     return [line for line in file.read_bytes().split(b"\n")[:-1] if json.loads(line)]
 
 
-@pytest.fixture(scope="module")
-def unbroken(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unbroken") / "records.jsonl"
+def whole_run(data, out, *more):
+    """(the file of records, what was printed)"""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(sys, "argv", ["evaluate", *options(data, out)])
+        patch.setattr(sys, "argv", ["evaluate", *options(data, out, *more)])
         evaluate.main()
     return out, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    return whole_run(data, tmp_path_factory.mktemp("unbroken") / "records.jsonl")
+
+
+@pytest.fixture(scope="module")
+def short(data, tmp_path_factory):
+    """An unbroken file of records for one batch at each point."""
+    return whole_run(data, tmp_path_factory.mktemp("short") / "records.jsonl", "--limit", "4")[0]
 
 
 def test_table_and_records(unbroken, data):
@@ -97,28 +107,29 @@ def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
 
 
-def test_a_line_that_was_cut_is_written_again(unbroken, data, tmp_path, monkeypatch, capsys):
-    out, whole = tmp_path / "records.jsonl", unbroken[0].read_bytes()
+def test_a_line_that_was_cut_is_written_again(short, data, tmp_path, monkeypatch, capsys):
+    out, whole = tmp_path / "records.jsonl", short.read_bytes()
     for cut in 7, len(whole) // 2:
         out.write_bytes(whole[:cut])
-        run(monkeypatch, capsys, *options(data, out))
-        assert records(out) == records(unbroken[0])
+        run(monkeypatch, capsys, *options(data, out, "--limit", "4"))
+        assert records(out) == records(short)
 
 
-def test_what_lies_about_is_not_taken_for_records(unbroken, data, tmp_path, monkeypatch, capsys):
+def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeypatch, capsys):
     """A rewriting that was killed, parts of a run whose file is gone, a file that is something else, a data set that changed."""
-    out = tmp_path / "records.jsonl"
+    out, limit = tmp_path / "records.jsonl", ("--limit", "4")
     (tmp_path / "records.jsonl.partial").write_text('{"minimas"')
-    (tmp_path / "records.jsonl.part1").write_text(unbroken[0].read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
-    run(monkeypatch, capsys, *options(data, out))
-    assert records(out) == records(unbroken[0])
+    (tmp_path / "records.jsonl.part1").write_text(short.read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
+    run(monkeypatch, capsys, *options(data, out, *limit))
+    assert records(out) == records(short)
     (tmp_path / "mine.json").write_text("[1, 2]")
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text().replace("+1", "+2"))
-    out.write_text(unbroken[0].read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
-    for args, complaint in (options(data, tmp_path / "mine.json"), "not a file of records"), (options(other, out), "is not that of the data set"):
+    out.write_text(short.read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
+    cases = (data, "mine.json", "not a file of records"), (other, "records.jsonl", "is not that of the data set")
+    for asked, name, complaint in cases:
         with pytest.raises(SystemExit) as end:
-            run(monkeypatch, capsys, *args)
+            run(monkeypatch, capsys, *options(asked, tmp_path / name, *limit))
         assert end.value.code == 2 and complaint in capsys.readouterr().err
     assert (tmp_path / "mine.json").read_text() == "[1, 2]"
 
