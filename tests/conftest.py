@@ -1,3 +1,5 @@
-import torch
+import os
 
-torch.set_num_threads(1)  # miniatures are too small to share, and on a busy machine two threads mostly wait for each other
+# One thread, here and in all processes that tests start: miniatures are too small to share, and on a busy machine two threads
+# mostly wait for each other. torch reads this when it is imported, which is later.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -20,8 +20,6 @@ from minimas.data import Example
 from minimas.plot import save_charts, ticks
 from minimas.tiny.task import questions
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -95,8 +93,8 @@ def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys):
     """Killed early, resumed, killed late, and resumed again."""
     out = tmp_path / "records.jsonl"
     for after in 1, 60:
-        child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)], env=ENVIRONMENT,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)], stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL)
         while child.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") <= after):
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
@@ -152,13 +150,13 @@ def test_several_processes(unbroken, data, tmp_path):
     out, part = tmp_path / "records.jsonl", tmp_path / "records.jsonl.part2"
     torchrun = lambda world: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
                               "-m", "minimas.evaluate", *options(data, out)]
-    child = subprocess.Popen(torchrun(3), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    child = subprocess.Popen(torchrun(3), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and (not part.exists() or not part.stat().st_size):
         time.sleep(0.02)
     workers = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
     assert child.wait() != 0 and len(workers) >= 3 and len(whole_records(out)) < 97 and whole_records(part)
-    done = subprocess.run(torchrun(2), capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(torchrun(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert records(out) == records(unbroken[0]) and [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
     assert [row.split()[:5] for row in done.stdout.splitlines()] == [row.split()[:5] for row in unbroken[1].splitlines()]

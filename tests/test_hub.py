@@ -60,7 +60,7 @@ def test_every_style_loads_and_runs(hub, client, style, task):
 def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
     """In a process that only the environment tells of the stand-in; then here, from the cache which that process filled."""
     args = ["--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
-    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run([sys.executable, "-m", "minimas.recurse", *args], capture_output=True, text=True, env=os.environ | env)
     for name, value in ("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:1"), ("HF_HUB_CACHE", tmp_path / "hub"):
         client.setattr(constants, name, value)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from minimas import save, train
 from minimas.link import InnerLink, OuterLink
 from minimas.recurse import STYLES
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "12", "--batch-size", "4", "--rounds", "2",
         "--latents", "rollout", "--latent-steps", "2", "--device", "cpu"]
 
@@ -78,7 +76,7 @@ def test_what_it_says_and_leaves(unbroken):
 def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys):
     """Before the first state was kept, and after; metrics of steps after the state are dropped."""
     args, steps = [*TINY, "--steps", "12", "--save-every", "5", "--out"], {tmp_path / "early": 1, tmp_path / "late": 6}
-    start = lambda out: subprocess.Popen([sys.executable, "-m", "minimas.train", *args, str(out)], env=ENVIRONMENT,
+    start = lambda out: subprocess.Popen([sys.executable, "-m", "minimas.train", *args, str(out)],
                                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for out, child in {out: start(out) for out in steps}.items():  # both at once, one for each of two cores
         metrics = out / "metrics.jsonl"
@@ -114,7 +112,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, monkeypatch, capsy
     pairs = {}
     for rounds, share in ("2", ["--batch-size", "2"]), ("1", ["--batch-size", "1", "--accumulate", "2"]):
         common, out = [*TINY, "--steps", "5", "--rounds", rounds, "--out"], tmp_path / rounds
-        pairs[out] = subprocess.Popen([sys.executable, "-m", *torchrun, *common, str(out), *share], env=ENVIRONMENT,
+        pairs[out] = subprocess.Popen([sys.executable, "-m", *torchrun, *common, str(out), *share],
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         run(monkeypatch, capsys, *common, out / "alone")
     for out, pair in pairs.items():
