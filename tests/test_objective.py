@@ -97,11 +97,11 @@ def test_token_loss_is_cross_entropy(monkeypatch):
     assert (ours - theirs).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("teacher", (False, True))
-def test_gradient_through_rounds_equals_finite_differences(folders, teacher):
+@pytest.mark.parametrize("teacher, rows", ((False, 2), (True, 1)))
+def test_gradient_through_rounds_equals_finite_differences(folders, teacher, rows):
     system = double(load(folders))
     loss = OuterLoss(system, Settings(rounds=2, latent_steps=3), teacher, other_rounds=0.3)
-    batch = lessons(system.style)
+    batch = lessons(system.style)[:rows]
     loss(batch).backward()
     for link in loss.links:
         weight, direction = link.proj2.weight, torch.randn_like(link.proj2.weight)
