@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
+from torch.overrides import TorchFunctionMode
 
 from . import InputError
 from . import gemma, llama, mistral, qwen
@@ -228,13 +229,20 @@ def checked_tensor(file, key, tensor, expected):
     return tensor
 
 
+class Undrawn(TorchFunctionMode):
+    """Embeddings made under it get no first values: to draw them on the meta device torch imports its compiler, 1.5 s."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **kwargs or {})
+
+
 def load_model(source, device="cpu", dtype=None, weights_device=None):
     """The frozen decoder of a source, in `dtype` (None: the one that config.json names) on `device`.
 
     weights_device: where the weights of an offloaded agent are put instead. Raises InputError on a bad config or file.
     """
     family, config, stored = read_config(source)
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = family(config)
     load_weights(model, source, weights_device or device, dtype or stored)
     for name, buffer in model.named_buffers():

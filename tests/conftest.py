@@ -1,13 +1,17 @@
-"""Fixtures of several files; and without a GPU Triton's kernels run in its interpreter."""
+"""Fixtures of several files, and what must be said before other modules are imported."""
 
 import inspect
 import os
+
+# One thread, here and in all processes that tests start: miniatures are too small to share, and on a busy machine two threads
+# mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton: its kernels then run on a CPU
 
 import checkpoints
 from minimas import fast

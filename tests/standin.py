@@ -85,7 +85,7 @@ def serve(root):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # shutdown() waits that many seconds
     Handler.url, Handler.root = f"http://127.0.0.1:{server.server_port}", root
     yield Handler
     server.shutdown()

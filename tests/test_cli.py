@@ -1,30 +1,33 @@
 """The command line, as a person meets it: what is printed where, and how it ends."""
 
+import io
 import json
+import runpy
 import subprocess
 import sys
 
 import pytest
 
+import minimas
 from minimas import cli
 from minimas.cli import command, main
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 
 
-def recurse(*args, stdin=""):
-    return subprocess.run([sys.executable, "-m", "minimas.recurse", *args], input=stdin, capture_output=True, text=True)
-
-
 def test_the_answer_goes_to_stdout():
-    done = recurse("--prompt", CHAIN)
+    ask = [sys.executable, "-m", "minimas.recurse", "--prompt", "-"]
+    done = subprocess.run(ask, input=CHAIN, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "g+6\\boxed{5}\nanswer: 5\n"
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 
-def test_json_and_stdin():
-    done = recurse("--prompt", "-", "--prompt", "1 +1", "--json", "--rounds", "2", "--batch-size", "2", stdin="7 +5\n\n7 *3\n")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+def test_json_and_stdin(monkeypatch, capsys):
+    args = ["--prompt", "-", "--prompt", "1 +1", "--json", "--rounds", "2", "--batch-size", "2"]
+    monkeypatch.setattr(sys, "argv", ["recurse", *args])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("7 +5\n\n7 *3\n"))
+    main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["question"] for row in rows] == ["7 +5", "7 *3", "1 +1"] and [row["answer"] for row in rows] == ["2", "1", "2"]
     assert all(set(row) == {"question", "text", "answer", "rounds", "latent_steps", "new_tokens", "seconds"} for row in rows)
     assert {(row["rounds"], row["latent_steps"], row["new_tokens"]) for row in rows} == {(2, 5, 6)}
@@ -58,10 +61,18 @@ def test_settings_are_checked_before_anything_is_loaded(option, value, complaint
     assert end.value.code == 2 and complaint in capsys.readouterr().err
 
 
-def test_bad_input_ends_the_process_with_2():
-    done = recurse("--prompt", "what is love")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("module", ("minimas.recurse", "minimas.evaluate", "minimas.train"))
+def test_bad_input_ends_every_command_with_2(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--no-such-option"])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # it is found as `python -m` finds it
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("minimas: ")
 
 
-def test_version():
-    assert recurse("--version").stdout.startswith("minimas ")
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recurse", "--version"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code and capsys.readouterr().out == f"minimas {minimas.__version__}\n"

@@ -1,6 +1,7 @@
 """A benchmark run, broken off and resumed in every way: the same records as an unbroken one, and a table that adds up."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as xml
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -17,8 +19,6 @@ from minimas import evaluate
 from minimas.data import Example
 from minimas.plot import save_charts, ticks
 from minimas.tiny.task import questions
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,29 @@ def whole_records(file):
     return [line for line in file.read_bytes().split(b"\n")[:-1] if json.loads(line)]
 
 
+def whole_run(data, out, *more):
+    """(the file of records, what was printed)"""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["evaluate", *options(data, out, *more)])
+        evaluate.main()
+    return out, printed.getvalue()
+
+
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unbroken") / "records.jsonl"
-    done = subprocess.run([sys.executable, "-m", "minimas.evaluate", *options(data, out)], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    return out, done
+    return whole_run(data, tmp_path_factory.mktemp("unbroken") / "records.jsonl")
+
+
+@pytest.fixture(scope="module")
+def short(data, tmp_path_factory):
+    """An unbroken file of records for one batch at each point."""
+    return whole_run(data, tmp_path_factory.mktemp("short") / "records.jsonl", "--limit", "4")[0]
 
 
 def test_table_and_records(unbroken, data):
-    out, done = unbroken
-    head, *rows = (line.split() for line in done.stdout.splitlines())
+    out, printed = unbroken
+    head, *rows = (line.split() for line in printed.splitlines())
     assert [row[:4] for row in rows] == [["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "-", "24"], ["text", "3", "-", "24"]]
     settings, *lines = records(out)
     assert settings["temperature"] == 0.7 and settings["task"] == "math" and settings["questions"] == 24 and len(lines) == 96
@@ -77,50 +89,52 @@ def test_table_and_records(unbroken, data):
     assert all(line["heard_tokens"] == 0 for line in lines[:48]) and all(line["heard_tokens"] > 0 for line in lines[72:])
 
 
-@pytest.mark.parametrize("after", (1, 60))
-def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys, after):
+def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys):
+    """Killed early, resumed, killed late, and resumed again."""
     out = tmp_path / "records.jsonl"
-    child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)], stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    while child.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") <= after):
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert after < out.read_bytes().count(b"\n")
+    for after in 1, 60:
+        child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)], stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL)
+        while child.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") <= after):
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert after < out.read_bytes().count(b"\n")
     run(monkeypatch, capsys, *options(data, out))
     assert records(out) == records(unbroken[0])
     assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
 
 
-def test_a_line_that_was_cut_is_written_again(unbroken, data, tmp_path, monkeypatch, capsys):
-    out, whole = tmp_path / "records.jsonl", unbroken[0].read_bytes()
+def test_a_line_that_was_cut_is_written_again(short, data, tmp_path, monkeypatch, capsys):
+    out, whole = tmp_path / "records.jsonl", short.read_bytes()
     for cut in 7, len(whole) // 2:
         out.write_bytes(whole[:cut])
-        run(monkeypatch, capsys, *options(data, out))
-        assert records(out) == records(unbroken[0])
+        run(monkeypatch, capsys, *options(data, out, "--limit", "4"))
+        assert records(out) == records(short)
 
 
-def test_what_lies_about_is_not_taken_for_records(unbroken, data, tmp_path, monkeypatch, capsys):
+def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeypatch, capsys):
     """A rewriting that was killed, parts of a run whose file is gone, a file that is something else, a data set that changed."""
-    out = tmp_path / "records.jsonl"
+    out, limit = tmp_path / "records.jsonl", ("--limit", "4")
     (tmp_path / "records.jsonl.partial").write_text('{"minimas"')
-    (tmp_path / "records.jsonl.part1").write_text(unbroken[0].read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
-    run(monkeypatch, capsys, *options(data, out))
-    assert records(out) == records(unbroken[0])
+    (tmp_path / "records.jsonl.part1").write_text(short.read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
+    run(monkeypatch, capsys, *options(data, out, *limit))
+    assert records(out) == records(short)
     (tmp_path / "mine.json").write_text("[1, 2]")
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text().replace("+1", "+2"))
-    out.write_text(unbroken[0].read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
-    for args, complaint in (options(data, tmp_path / "mine.json"), "not a file of records"), (options(other, out), "is not that of the data set"):
+    out.write_text(short.read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
+    cases = (data, "mine.json", "not a file of records"), (other, "records.jsonl", "is not that of the data set")
+    for asked, name, complaint in cases:
         with pytest.raises(SystemExit) as end:
-            run(monkeypatch, capsys, *args)
+            run(monkeypatch, capsys, *options(asked, tmp_path / name, *limit))
         assert end.value.code == 2 and complaint in capsys.readouterr().err
     assert (tmp_path / "mine.json").read_text() == "[1, 2]"
 
 
 def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
     monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_, **__: pytest.fail("computed"))
-    assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1].stdout
+    assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1]
 
 
 @pytest.mark.parametrize("change, complaint", [(("--seed", "7"), "seed: 42 there, 7 now"), (("--limit", "3"), "limit: None there, 3 now")])
@@ -131,23 +145,21 @@ def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change,
     assert end.value.code == 2 and complaint in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("world", (2, 4))
-def test_several_processes(unbroken, data, tmp_path, world):
-    """One of them is killed and all start again: their shares of the batches, put together, are the records of one process."""
-    out = tmp_path / "records.jsonl"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(29500 + world),
-               "-m", "minimas.evaluate", *options(data, out)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    part = tmp_path / f"records.jsonl.part{world - 1}"
+def test_several_processes(unbroken, data, tmp_path):
+    """One of three is killed, and then two go on: all their shares of the batches are the records of one process."""
+    out, part = tmp_path / "records.jsonl", tmp_path / "records.jsonl.part2"
+    torchrun = lambda world: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
+                              "-m", "minimas.evaluate", *options(data, out)]
+    child = subprocess.Popen(torchrun(3), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and (not part.exists() or not part.stat().st_size):
         time.sleep(0.02)
     workers = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
-    assert child.wait() != 0 and len(workers) >= world and len(whole_records(out)) < 97
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert child.wait() != 0 and len(workers) >= 3 and len(whole_records(out)) < 97 and whole_records(part)
+    done = subprocess.run(torchrun(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert records(out) == records(unbroken[0]) and [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
-    assert [row.split()[:5] for row in done.stdout.splitlines()] == [row.split()[:5] for row in unbroken[1].stdout.splitlines()]
+    assert [row.split()[:5] for row in done.stdout.splitlines()] == [row.split()[:5] for row in unbroken[1].splitlines()]
 
 
 def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, capsys):
@@ -159,8 +171,8 @@ def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, c
             raise torch.OutOfMemoryError("CUDA out of memory")
         return answer(self, questions, settings)
     monkeypatch.setattr(minimas.recurse.System, "answer", small)
-    told = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--limit", "8")).err
-    assert records(tmp_path / "r.jsonl")[1:] == [line for line in records(unbroken[0])[1:] if line["index"] < 8]
+    told = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--limit", "4")).err
+    assert records(tmp_path / "r.jsonl")[1:] == [line for line in records(unbroken[0])[1:] if line["index"] < 4]
     assert sizes[:4] == [4, 2, 1, 1] and set(sizes[2:]) == {1} and "going on with 2 questions" in told
     monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
     with pytest.raises(SystemExit) as end:

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 import checkpoints
 import minimas
 import standin
+from minimas import cli
 from minimas.recurse import STYLES
 
 OPTIONS = {"rounds": 2, "latent_steps": 2, "max_new_tokens": 4, "temperature": 0.0, "retry": False}
@@ -56,11 +57,16 @@ def test_every_style_loads_and_runs(hub, client, style, task):
     assert tokens(style, task=task) == fetched and not hub.asked, "from the cache"
 
 
-def test_the_command_line_over_the_hub(hub, tmp_path):
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "minimas.recurse", "--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
-    runs = [subprocess.run(command, capture_output=True, text=True, env=env | more) for more in ({}, {"HF_HUB_OFFLINE": "1"})]
-    online, offline = (json.loads(run.stdout) for run in runs)
+def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
+    """In a process that only the environment tells of the stand-in; then here, from the cache which that process filled."""
+    args = ["--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-m", "minimas.recurse", *args], capture_output=True, text=True, env=os.environ | env)
+    for name, value in ("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:1"), ("HF_HUB_CACHE", tmp_path / "hub"):
+        client.setattr(constants, name, value)
+    client.setattr(sys, "argv", ["recurse", *args])
+    cli.main()
+    online, offline = json.loads(done.stdout), json.loads(capsys.readouterr().out)
     assert online["text"] == offline["text"] and online["rounds"] == 3 and online["latent_steps"] == 32
 
 

@@ -1,13 +1,13 @@
 """A look at what agents think: the rows are what the heads say of the states, and the tiny system's latents spell its notes."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 
 import minimas
+from minimas import cli
 from minimas.peek import peek, table
 
 
@@ -61,11 +61,15 @@ def test_table(seen):
     assert len(lines) == 5 * 7 + 4 and "'a'" in lines[2] and lines[2].split()[0] == "1"
 
 
-def test_command_line():
-    ask = [sys.executable, "-m", "minimas.recurse", "--prompt", "7 +5", "--rounds", "1", "--device", "cpu"]
-    shown = subprocess.run([*ask, "--peek"], capture_output=True, text=True)
-    assert shown.returncode == 0 and shown.stdout.startswith("round 1, planner\n") and shown.stdout.endswith("\nanswer: 2\n")
-    line = json.loads(subprocess.run([*ask, "--peek", "--json"], capture_output=True, text=True).stdout)
+def test_command_line(monkeypatch, capsys):
+    def ask(*more):
+        monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", "7 +5", "--rounds", "1", "--device", "cpu", "--peek", *more])
+        cli.command(cli.main)
+        return capsys.readouterr().out
+    shown, line = ask(), json.loads(ask("--json"))
+    assert shown.startswith("round 1, planner\n") and shown.endswith("\nanswer: 2\n")
     assert line["answer"] == "2" and [row["role"] for row in line["peek"]] == ["planner"] * 5 + ["critic"] * 5
-    refused = subprocess.run([*ask, "--peek", "--channel", "text"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "--peek shows latents" in refused.stderr and not refused.stdout
+    with pytest.raises(SystemExit) as end:
+        ask("--channel", "text")
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and "--peek shows latents" in err and not out

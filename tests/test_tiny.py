@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from math import sqrt
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def test_the_template_ends_where_the_reply_begins(system):
 
 def test_build_in_small(tmp_path, monkeypatch):
     """The whole build with a few steps per phase: what it writes loads, runs, and repeats for the same seed."""
+    monkeypatch.setattr(build, "mastery", partial(build.mastery, count=20))
     report = build.build(tmp_path / "a", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     assert report["split"] == "validation" and set(report["latent"]) == {1, 2, 3, 4, 5}
     names = (*task.ROLES, "links")

@@ -1,12 +1,13 @@
 """The training command: what it writes loads, a killed training resumes to the same weights, processes share a batch."""
 
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as xml
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,8 @@ from minimas import save, train
 from minimas.link import InnerLink, OuterLink
 from minimas.recurse import STYLES
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "40", "--batch-size", "4", "--rounds", "2",
-        "--latents", "rollout", "--device", "cpu"]
+TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "12", "--batch-size", "4", "--rounds", "2",
+        "--latents", "rollout", "--latent-steps", "2", "--device", "cpu"]
 
 
 def run(monkeypatch, capsys, *args):
@@ -51,17 +51,18 @@ def curve(folder):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "links"
-    args = [*TINY, "--steps", "12", "--save-every", "5", "--out", str(folder)]
-    done = subprocess.run([sys.executable, "-m", "minimas.train", *args], env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["train", *TINY, "--steps", "12", "--save-every", "5", "--out", str(folder)])
+        train.main()
+    return folder, out.getvalue(), err.getvalue()
 
 
 def test_what_it_says_and_leaves(unbroken):
-    folder, done = unbroken
+    folder, out, err = unbroken
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert done.stdout == f"outer of tiny: 12 steps, loss {lines[-1]['loss']:.4f}; --checkpoint links={folder}\n"
-    assert "loss=" in done.stderr and "tokens/s=" in done.stderr
+    assert out == f"outer of tiny: 12 steps, loss {lines[-1]['loss']:.4f}; --checkpoint links={folder}\n"
+    assert "loss=" in err and "tokens/s=" in err
     assert [line["step"] for line in lines] == list(range(1, 13)) and all(line["tokens_per_second"] > 0 for line in lines)
     rates = [line["lr"] for line in lines]
     assert rates[0] == pytest.approx(5e-5) and max(rates) <= 5e-4 and rates[-1] < rates[7], "a warm-up of ten steps under a cosine"
@@ -72,25 +73,24 @@ def test_what_it_says_and_leaves(unbroken):
     assert minimas.load_mas_system("tiny", checkpoints={"links": folder}, device="cpu").run(["7 +5"])[0].new_tokens > 0
 
 
-@pytest.mark.parametrize("after", (1, 7))
-def test_killed_and_resumed(unbroken, tmp_path, after):
+def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys):
     """Before the first state was kept, and after; metrics of steps after the state are dropped."""
-    args = [*TINY, "--steps", "12", "--save-every", "5", "--out", str(tmp_path)]
-    child = subprocess.Popen([sys.executable, "-m", "minimas.train", *args], env=ENVIRONMENT,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "metrics.jsonl"
-    while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < after):
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert after <= metrics.read_bytes().count(b"\n") < 12
-    done = subprocess.run([sys.executable, "-m", "minimas.train", *args, "--resume"], env=ENVIRONMENT,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert same(state(tmp_path), state(unbroken[0])) and curve(tmp_path) == curve(unbroken[0])
-    for file in unbroken[0].glob("*Outerlink*.pt"):
-        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
-    assert not list(tmp_path.glob("*.partial"))
+    args, steps = [*TINY, "--steps", "12", "--save-every", "5", "--out"], {tmp_path / "early": 1, tmp_path / "late": 6}
+    start = lambda out: subprocess.Popen([sys.executable, "-m", "minimas.train", *args, str(out)],
+                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for out, child in {out: start(out) for out in steps}.items():  # both at once, one for each of two cores
+        metrics = out / "metrics.jsonl"
+        while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < steps[out]):
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert steps[out] <= metrics.read_bytes().count(b"\n") < 12
+    for out in steps:
+        run(monkeypatch, capsys, *args, out, "--resume")
+        assert same(state(out), state(unbroken[0])) and curve(out) == curve(unbroken[0])
+        for file in unbroken[0].glob("*Outerlink*.pt"):
+            assert (out / file.name).read_bytes() == file.read_bytes()
+        assert not list(out.glob("*.partial"))
 
 
 def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
@@ -106,20 +106,22 @@ def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
     assert printed == f"outer of tiny: 12 steps; --checkpoint links={folder}\n", "no step is left"
 
 
-@pytest.mark.parametrize("rounds, share", [("2", ["--batch-size", "2"]), ("1", ["--batch-size", "1", "--accumulate", "2"])])
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, rounds, share):
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, monkeypatch, capsys):
     """With one round, one link gets no gradient; with two parts per step, gradients are exchanged at the last only."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    common = [*TINY, "--steps", "5", "--rounds", rounds]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    alone, pair = (subprocess.Popen([sys.executable, "-m", *args], stderr=subprocess.PIPE, env=ENVIRONMENT) for args in (
-        ["minimas.train", *common, "--out", str(one)], [*torchrun, "minimas.train", *common, *share, "--out", str(two)]))
-    for child in alone, pair:
-        errors = child.communicate()[1]
-        assert child.returncode == 0, errors
-    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
-    ours, theirs = (state(folder)["links"] for folder in (two, one))
-    assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minimas.train"]
+    pairs = {}
+    for rounds, share in ("2", ["--batch-size", "2"]), ("1", ["--batch-size", "1", "--accumulate", "2"]):
+        common, out = [*TINY, "--steps", "5", "--rounds", rounds, "--out"], tmp_path / rounds
+        pairs[out] = subprocess.Popen([sys.executable, "-m", *torchrun, *common, str(out), *share],
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run(monkeypatch, capsys, *common, out / "alone")
+    for out, pair in pairs.items():
+        printed, errors = pair.communicate()
+        assert pair.returncode == 0, errors
+        assert printed == f"outer of tiny: 5 steps, loss {curve(out)[-1]:.4f}; --checkpoint links={out}\n"
+        assert curve(out) == pytest.approx(curve(out / "alone"), rel=1e-4)
+        ours, theirs = (state(folder)["links"] for folder in (out, out / "alone"))
+        assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
 
 
 def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
