@@ -131,6 +131,8 @@ def join_others(args, backend=None, timeout=None):
             raise InputError(f"there are more processes than the {gpus} GPUs of this machine: start one for each GPU")
         args.device = f"cuda:{local}"
         torch.cuda.set_device(args.device)
+    elif args.device == "cpu":
+        backend = "gloo"  # on a machine with a GPU torch would join the processes through NCCL, too
     torch.distributed.init_process_group(backend, timeout=timeout)
     return rank, world, torch.distributed.barrier
 
