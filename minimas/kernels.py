@@ -35,7 +35,8 @@ def gelu_tanh(x):
 
 @triton.jit
 def linear_kernel(x_ptr, w_ptr, bias_ptr, gain_ptr, residual_ptr, y_ptr, B, N, K, x_row, residual_row, normed, eps,
-                  norm: tl.constexpr, act: tl.constexpr, gated: tl.constexpr, rows: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+                  norm: tl.constexpr, act: tl.constexpr, gated: tl.constexpr,
+                  rows: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """BN outputs of all rows. Each of four warps sums over a quarter of every block of BK inputs.
 
     A norm needs sums over all of x. They are gathered on the way, as products too, and scale the outputs at the end.
@@ -96,8 +97,9 @@ def linear(x, weight, bias=None, *, norm="", gain=None, eps=0.0, act="", normed=
     BN = 16 if N >= 14 * MULTIPROCESSORS else 8
     BK = 8192 // (BN * x.element_size())  # three blocks, 24 KiB of a weight, are on their way at any time
     BK = min(BK, max(64, triton.next_power_of_2(K)))
-    launch(linear_kernel, (triton.cdiv(N, BN),), x, weight, bias, gain, residual, y, B, N, K, x.stride(0),
-           0 if residual is None else residual.stride(0), normed, eps, norm=norm, act=act, gated=gated, rows=rows, BN=BN, BK=BK,
+    residual_row = 0 if residual is None else residual.stride(0)
+    launch(linear_kernel, (triton.cdiv(N, BN),), x, weight, bias, gain, residual, y, B=B, N=N, K=K, x_row=x.stride(0),
+           residual_row=residual_row, normed=normed, eps=eps, norm=norm, act=act, gated=gated, rows=rows, BN=BN, BK=BK,
            num_warps=4, num_stages=4)
     return y
 
@@ -131,7 +133,8 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
     g, i, bk = tl.arange(0, heads), tl.arange(0, dims)[None, :], b * K + head
     position = tl.load(position_ptr + b)
     slot, first, last = position % ring, tl.maximum(position - window + 1, 0), tl.minimum(position, ring)
-    cos_ptr, sin_ptr, kv, ours = cos_ptr + b * rotated, sin_ptr + b * rotated, b * kv_row + head * d, (g < G)[:, None] & (i < d)
+    cos_ptr, sin_ptr, kv = cos_ptr + b * rotated, sin_ptr + b * rotated, b * kv_row + head * d
+    ours = (g < G)[:, None] & (i < d)
     q_ptr += b * q_row + (head * G + g)[:, None] * q_head
     q = turned(q_ptr, q_gain_ptr, ours, i, cos_ptr, sin_ptr, rotated, d, eps)  # (heads, dims)
     k = turned(k_ptr + kv, k_gain_ptr, i < d, i, cos_ptr, sin_ptr, rotated, d, eps)  # (1, dims)
@@ -210,13 +213,13 @@ def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=Non
     # A power of two; and how n keys are divided does not depend on the capacity, so that no answer depends on earlier ones.
     parts = max(1, min(32, 4 * MULTIPROCESSORS // (B * K), triton.next_power_of_2(ring) // BS))
     parts = triton.next_power_of_2(parts + 1) // 2
-    peaks, weights, outputs = (torch.empty(B * K * parts * heads * n, dtype=torch.float32, device=q.device) for n in (1, 1, dims))
-    slot_positions = getattr(cache, "positions", None)
-    window = 2 ** 30 if slot_positions is not None or cache.window is None else cache.window  # a ring holds no more than that
+    peaks, weights, outputs = (q.new_empty(B * K * parts * heads * n, dtype=torch.float32) for n in (1, 1, dims))
+    slot_positions = getattr(cache, "positions", None)  # of a WindowCache, which holds no key beyond its window
+    window = cache.window if slot_positions is None and cache.window else 2 ** 30
     launch(attend_kernel, (B, K, parts), q, k, v, q_gain, k_gain, cos, sin, positions.contiguous(), cache.k, cache.v,
-           slot_positions, outputs, peaks, weights, done, y, q_row=q.stride(0), q_head=q.stride(1), kv_row=k.stride(0), K=K, G=G,
-           d=d, ring=ring, window=window, rotated=cos.shape[-1], scale=scale, eps=eps, gated=gated, parts=parts, heads=heads,
-           dims=dims, BS=BS, num_warps=4, num_stages=3)
+           slot_positions, outputs, peaks, weights, done, y, q_row=q.stride(0), q_head=q.stride(1), kv_row=k.stride(0),
+           K=K, G=G, d=d, ring=ring, window=window, rotated=cos.shape[-1], scale=scale, eps=eps, gated=gated, parts=parts,
+           heads=heads, dims=dims, BS=BS, num_warps=4, num_stages=3)
     return y
 
 
@@ -236,8 +239,9 @@ def convolve(x_ptr, memory_ptr, weight_ptr, c, there, past, taps: tl.constexpr):
 
 
 @triton.jit
-def delta_kernel(qkv_ptr, z_ptr, b_ptr, a_ptr, row, memory_ptr, weight_ptr, state_ptr, A_log_ptr, dt_bias_ptr, gain_ptr, y_ptr,
-                 key_heads, group, d_k, d_v, past, scale, eps, keys: tl.constexpr, values: tl.constexpr, taps: tl.constexpr):
+def delta_kernel(qkv_ptr, z_ptr, b_ptr, a_ptr, memory_ptr, weight_ptr, state_ptr, A_log_ptr, dt_bias_ptr, gain_ptr, y_ptr,
+                 row, key_heads, group, d_k, d_v, past, scale, eps,
+                 keys: tl.constexpr, values: tl.constexpr, taps: tl.constexpr):
     """A head of q and k in one row, and the `group` heads of v that use it, one after another; letters as in delta.py."""
     b, head = tl.program_id(0), tl.program_id(1)
     i, j = tl.arange(0, keys), tl.arange(0, values)
@@ -264,7 +268,7 @@ def delta_kernel(qkv_ptr, z_ptr, b_ptr, a_ptr, row, memory_ptr, weight_ptr, stat
 
 
 def delta(qkv, z, b, a, cache, conv_weight, A_log, dt_bias, gain, eps):
-    """One new token per row of a Gated DeltaNet: its four projections (B, ...), parts of one tensor -> (B, heads of v * d_v).
+    """One new token per row of a Gated DeltaNet: its four projections (B, ...), parts of one tensor -> (B, heads * d_v).
 
     cache      the DeltaCache, which is changed in place
     gain, eps  of the norm of the output, (d_v,) float32
@@ -272,9 +276,9 @@ def delta(qkv, z, b, a, cache, conv_weight, A_log, dt_bias, gain, eps):
     (B, channels), (_, H, d_k, d_v) = qkv.shape, cache.state.shape
     key_heads, past = (channels - H * d_v) // (2 * d_k), cache.conv.shape[2]
     y, sizes = qkv.new_empty(B, H * d_v), {"keys": d_k, "values": d_v, "taps": past + 1}
-    launch(delta_kernel, (B, key_heads), qkv, z, b, a, qkv.stride(0), cache.conv, conv_weight, cache.state, A_log, dt_bias, gain,
-           y, key_heads=key_heads, group=H // key_heads, d_k=d_k, d_v=d_v, past=past, scale=d_k ** -0.5, eps=eps, num_warps=8,
-           **{name: triton.next_power_of_2(n) for name, n in sizes.items()})
+    launch(delta_kernel, (B, key_heads), qkv, z, b, a, cache.conv, conv_weight, cache.state, A_log, dt_bias, gain, y,
+           row=qkv.stride(0), key_heads=key_heads, group=H // key_heads, d_k=d_k, d_v=d_v, past=past, scale=d_k ** -0.5,
+           eps=eps, **{name: triton.next_power_of_2(n) for name, n in sizes.items()}, num_warps=8)
     return y
 
 

@@ -47,7 +47,8 @@ def new(*shape, dtype=torch.float32):
 
 def attention_block(config, B, dtype, window=None, norms=False, gated=False):
     """The kernels of a block with the widths of a released agent, and of an outer link."""
-    D, F, H, K = (config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"))
+    D, F = config["hidden_size"], config["intermediate_size"]
+    H, K = config["num_attention_heads"], config["num_key_value_heads"]
     d = config.get("head_dim") or D // H
     sizes, x, rms = [H * d * (1 + gated), K * d, K * d], new(B, D, dtype=dtype), {"norm": "rms", "gain": new(D), "eps": 1e-6}
     qkv = kernels.linear(x, new(sum(sizes), D, dtype=dtype), new(sum(sizes), dtype=dtype), **rms)
