@@ -3,8 +3,8 @@
 import inspect
 import os
 
-# One thread, here and in all processes that tests start: miniatures are too small to share, and on a busy machine two threads
-# mostly wait for each other.
+# One thread, here and in all processes that tests start: miniatures are too small to share, and on a busy machine two
+# threads mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 
 import pytest
