@@ -60,8 +60,9 @@ def test_every_style_loads_and_runs(hub, client, style, task):
 def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
     """In a process that only the environment tells of the stand-in; then here, from the cache which that process filled."""
     args = ["--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
-    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-m", "minimas.recurse", *args], capture_output=True, text=True, env=os.environ | env)
+    told = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-m", "minimas.recurse", *args], capture_output=True, text=True,
+                          env=os.environ | told)
     for name, value in ("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:1"), ("HF_HUB_CACHE", tmp_path / "hub"):
         client.setattr(constants, name, value)
     client.setattr(sys, "argv", ["recurse", *args])

@@ -25,7 +25,7 @@ print(weights, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1
 
 
 def test_weights_stream_in(tmp_path):
-    """A bfloat16 checkpoint of 0.6 GB, read as it is; and widened and packed, for which a product's weights are held thrice."""
+    """A bfloat16 checkpoint of 0.6 GB: read as it is; widened and packed, when a product's weights are held thrice."""
     folder = checkpoints.make_agent(tmp_path, "llama")
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4, "num_attention_heads": 32,
              "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32000}
@@ -37,8 +37,8 @@ def test_weights_stream_in(tmp_path):
     save_file(weights, folder / "model.safetensors")
     assert (folder / "model.safetensors").stat().st_size > 6e8
     gate_and_up = 2 * 4 * 2 * 8192 * 2048  # of one layer: joined, and laid out anew, beside the parts
-    children = {(dtype, path): subprocess.Popen([sys.executable, "-c", PROGRAM, folder, dtype, path], stdout=subprocess.PIPE)
-                for dtype, path in (("bfloat16", "plain"), ("float32", "fast"))}
+    load = lambda *how: subprocess.Popen([sys.executable, "-c", PROGRAM, folder, *how], stdout=subprocess.PIPE)
+    children = {how: load(*how) for how in (("bfloat16", "plain"), ("float32", "fast"))}
     for (dtype, path), child in children.items():
         weights, peak = map(int, child.communicate()[0].split())
         most = 1.15 * weights + (gate_and_up if path == "fast" else 0)

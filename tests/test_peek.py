@@ -63,7 +63,8 @@ def test_table(seen):
 
 def test_command_line(monkeypatch, capsys):
     def ask(*more):
-        monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", "7 +5", "--rounds", "1", "--device", "cpu", "--peek", *more])
+        options = ["--prompt", "7 +5", "--rounds", "1", "--device", "cpu", "--peek", *more]
+        monkeypatch.setattr(sys, "argv", ["recurse", *options])
         cli.command(cli.main)
         return capsys.readouterr().out
     shown, line = ask(), json.loads(ask("--json"))
