@@ -11,6 +11,9 @@ lost time. Four kernels therefore do what takes thirty operations of torch or mo
 Sums are float32, and results are rounded once where the plain path rounds at each operation. Block sizes are powers of two
 that cover their dimension; what they cover too much is masked.
 
+From Hopper on, a kernel starts while the one before it still runs (programmatic dependent launch). Until that one has
+ended, it may only ask for weights, which no kernel writes: all that stands before `wait`.
+
 Only fast.py and link.py come here, and only where Triton is (it comes with torch for CUDA). With TRITON_INTERPRET=1 the
 same kernels run on a CPU, slowly: that is how the tests run them without a GPU.
 
@@ -29,6 +32,25 @@ GATES = ("silu", "gelu_tanh")  # activations of the first half of W's rows, by w
 
 
 @triton.jit
+def wait(early: tl.constexpr):
+    """Wait for the kernels before this one and all that they wrote, if it was started early; let the next one start."""
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def fetch(w_ptr, n, N, K, gated: tl.constexpr, BK: tl.constexpr):
+    """Have the chip's cache read the first four blocks of rows n of a weight, or of both its halves, and do not wait."""
+    line: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # numbers in the 128 bytes that are read at once
+    k = tl.arange(0, 4 * BK // line) * line
+    w_ptrs = w_ptr + tl.minimum(n, N - 1)[:, None] * K + tl.minimum(k, K - 1)[None, :]
+    for half in tl.static_range(1 + gated):
+        at = w_ptrs + half * N * K
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def gelu_tanh(x):
     return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # 2 sqrt(2 / pi); tanh u = 2 sigmoid(2 u) - 1
 
@@ -36,12 +58,15 @@ def gelu_tanh(x):
 @triton.jit
 def linear_kernel(x_ptr, w_ptr, bias_ptr, gain_ptr, residual_ptr, y_ptr, B, N, K, x_row, residual_row, normed, eps,
                   norm: tl.constexpr, act: tl.constexpr, gated: tl.constexpr,
-                  rows: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+                  rows: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, early: tl.constexpr):
     """BN outputs of all rows. Each of four warps sums over a quarter of every block of BK inputs.
 
     A norm needs sums over all of x. They are gathered on the way, as products too, and scale the outputs at the end.
     """
     b, n = tl.arange(0, rows), tl.program_id(0) * BN + tl.arange(0, BN)
+    if early:
+        fetch(w_ptr, n, N, K, gated, BK)
+    wait(early)
     y, up = tl.zeros((4, rows, BN), tl.float32), tl.zeros((4, rows, BN), tl.float32)
     squares, sums = tl.zeros((4, rows, rows), tl.float32), tl.zeros((4, rows, 16), tl.float32)
     for start in range(0, K, BK):
@@ -142,12 +167,13 @@ def over_slots(q, y, weight, peak, keys_ptr, values_ptr, start, end, new, i, d, 
 def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, position_ptr, keys_ptr, values_ptr,
                   slot_positions_ptr, outputs_ptr, peaks_ptr, weights_ptr, done_ptr, y_ptr, q_row, q_head, kv_row, K, G, d,
                   ring, window, rotated, scale, eps, gated: tl.constexpr, parts: tl.constexpr, heads: tl.constexpr,
-                  dims: tl.constexpr, BS: tl.constexpr):
+                  dims: tl.constexpr, BS: tl.constexpr, early: tl.constexpr):
     """The G query heads that share a key/value head, in one row, over one of `parts` parts of the keys.
 
     Position p is in slot p modulo ring. The new key is not read from the cache, so that no part waits for its writing; it
     belongs to part 0. The part that is done last adds up all of them.
     """
+    wait(early)
     b, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     g, i, bk = tl.arange(0, heads), tl.arange(0, dims)[None, :], b * K + head
     position = tl.load(position_ptr + b)
@@ -251,8 +277,9 @@ def convolve(x_ptr, memory_ptr, weight_ptr, c, there, past, taps: tl.constexpr):
 @triton.jit
 def delta_kernel(qkv_ptr, z_ptr, b_ptr, a_ptr, memory_ptr, weight_ptr, state_ptr, A_log_ptr, dt_bias_ptr, gain_ptr, y_ptr,
                  row, key_heads, group, d_k, d_v, past, scale, eps,
-                 keys: tl.constexpr, values: tl.constexpr, taps: tl.constexpr):
+                 keys: tl.constexpr, values: tl.constexpr, taps: tl.constexpr, early: tl.constexpr):
     """A head of q and k in one row, and the `group` heads of v that use it, one after another; letters as in delta.py."""
+    wait(early)
     b, head = tl.program_id(0), tl.program_id(1)
     i, j = tl.arange(0, keys), tl.arange(0, values)
     qkv_ptr, memory_ptr = qkv_ptr + b * row, memory_ptr + b * (2 * key_heads * d_k + key_heads * group * d_v) * past
@@ -293,7 +320,9 @@ def delta(qkv, z, b, a, cache, conv_weight, A_log, dt_bias, gain, eps):
 
 
 @triton.jit
-def rms_norm_kernel(x_ptr, gain_ptr, residual_ptr, y_ptr, B, D, eps, rows: tl.constexpr, dims: tl.constexpr):
+def rms_norm_kernel(x_ptr, gain_ptr, residual_ptr, y_ptr, B, D, eps, rows: tl.constexpr, dims: tl.constexpr,
+                    early: tl.constexpr):
+    wait(early)
     b, i = tl.program_id(0) * rows + tl.arange(0, rows)[:, None], tl.arange(0, dims)[None, :]
     at, there = b.to(tl.int64) * D + i, (b < B) & (i < D)
     x = tl.load(x_ptr + at, mask=there, other=0).to(tl.float32)
@@ -314,6 +343,9 @@ def rms_norm(x, gain, eps, residual=None):
 
 
 def launch(kernel, grid, x, *arguments, **options):
-    """Launch on the device of x, which need not be the current one."""
+    """Launch on the device of x, which need not be the current one; early, if it is a Hopper or later."""
+    early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    if early:
+        options["launch_pdl"] = True
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        kernel[grid](x, *arguments, **options)
+        kernel[grid](x, *arguments, early=early, **options)

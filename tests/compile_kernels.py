@@ -3,11 +3,12 @@
     python tests/compile_kernels.py
 
 The kernels are called as in a run, but with tensors that are nowhere, and compiled where they would be launched. Prints one
-JSON object: for each form the bytes of shared memory of a program, and how many instructions copy 16 bytes a thread to it
-while the program goes on.
+JSON object: for each form the bytes of shared memory of a program, how many instructions copy 16 bytes a thread to it while
+the program goes on, and whether it waits for the kernels before it ahead of its first access to memory.
 """
 
 import json
+import re
 
 import torch
 import triton
@@ -24,7 +25,7 @@ seen = {}
 
 def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **named):
     """What a launch compiles: None, 1 and the options are constants; pointers and multiples of 16 are known as such."""
-    values, signature, constants, multiples = dict(zip(kernel.arg_names, arguments)) | named, {}, {}, {}
+    values, signature, constants, multiples = dict(zip(kernel.arg_names, arguments)) | named | {"early": True}, {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value, tensor = values[parameter.name], isinstance(values[parameter.name], torch.Tensor)
         if parameter.is_constexpr or value is None or type(value) is int and value == 1:
@@ -38,7 +39,9 @@ def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **named):
     if form not in seen:
         options = {"num_warps": num_warps, "num_stages": num_stages}
         compiled = triton.compile(ASTSource(kernel, signature, constants, multiples), GPUTarget("cuda", 90, 32), options)
-        seen[form] = compiled.metadata.shared, compiled.asm["ptx"].count("cp.async.cg.shared.global")
+        ptx = compiled.asm["ptx"]
+        waits = re.search(r"griddepcontrol\.wait|\b(ld|st|atom|red)\b\S*\.global|cp\.async", ptx)[0] == "griddepcontrol.wait"
+        seen[form] = compiled.metadata.shared, ptx.count("cp.async.cg.shared.global"), waits
 
 
 def new(*shape, dtype=torch.float32):
