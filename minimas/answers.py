@@ -1,4 +1,4 @@
-r"""The answer in a text: the last \boxed{...} for task math, the letter in it for choice, the last code block."""
+r"""The answer in a text: the last \boxed{...} for task math, the letter in it for choice, for code the last program."""
 
 import re
 
@@ -22,9 +22,10 @@ def letter(text):
 
 
 def code_block(text):
-    """The last Markdown code block that is not empty, without its fences; an open one runs to the end."""
-    blocks = [b.strip("\n") for b in re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)]
-    return next((b for b in reversed(blocks) if b.strip()), None)
+    """The last Markdown block of Python that is not empty, else the last of any; an open one runs to the end."""
+    blocks = re.findall(r"```([\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    blocks = [(language.lower() in ("python", "py", "python3"), code.strip("\n")) for language, code in blocks if code.strip()]
+    return max(reversed(blocks), key=lambda block: block[0], default=(False, None))[1]
 
 
 def extract(text, task):

@@ -114,7 +114,8 @@ def graders_for(kind, chosen, may_run):
 def is_right(example, result, grader):
     """Whether the answer of a Result is right, according to a grader."""
     if grader in grade.GRADERS:
-        return grade.same_math(result.answer, example.gold, grader)
+        answer = grade.released_answer(result.text) if grader == "released" else result.answer
+        return grade.same_math(answer, example.gold, grader)
     if grader == "code":
         if result.answer is None:
             return False

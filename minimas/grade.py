@@ -94,6 +94,13 @@ def ask_math_verify(found, gold, seconds=15):
 
 # The released rule for MATH-500
 
+def released_answer(text):
+    r"""What it takes for the answer: the last \boxed{} with no brace in it, else a box to the last brace of its line, else all.
+    """
+    boxes = re.findall(r"\\boxed\{([^{}]+)\}", text) or re.findall(r"\\boxed\{(.*)\}", text) or [text]
+    return boxes[-1].strip()
+
+
 def same_as_released(found, gold):
     """Whether any of the four spellings of `found` is the same spelling of `gold`, and not empty."""
     return any(one and one == two for one, two in zip(released_spellings(found), released_spellings(gold)))
@@ -121,7 +128,8 @@ def same_choice(found, gold):
 
 
 def plain_text(text):
-    """Lower case, without punctuation, articles and extra blanks."""
+    """Lower case, without the LaTeX of a box, punctuation, articles and extra blanks."""
+    text = re.sub(r"\\(?:text|math)[a-z]*\s*(?=\{)|\\[ ,;:!]|~", " ", text)  # \text{Paris} -> {Paris}
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -133,7 +141,7 @@ def same_text(found, gold):
 
 # Code: each test runs in a guarded child process
 
-# LiveCodeBench's starter code uses common names without importing them. builtins comes late in this list, to win over
+# LiveCodeBench's starter code uses common names without importing them, and answers to MBPP+ may do so, too. builtins comes late in this list, to win over
 # math.pow and the like; the modules are imported last, to win over names inside them, such as datetime.datetime and
 # copy.copy. The two limits are those of LiveCodeBench's own runner.
 MODULES = """sys bisect collections copy datetime functools heapq io itertools json math operator random re statistics
@@ -151,6 +159,7 @@ sys.__stdout__.write("\\n{mark}" + result)
 """
 SCRIPT_TEMPLATE = """
 names = {{"__name__": "answer"}}
+exec({common!r}, names)
 exec(compile({program!r}, "answer.py", "exec"), names)
 exec(compile({test!r}, "test.py", "exec"), names)
 __import__("sys").__stdout__.write("\\n{mark}")
@@ -181,7 +190,8 @@ def passes_one(program, test, fn_name, seconds, megabytes):
     """
     mark = secrets.token_hex(16)
     if isinstance(test, str):
-        output, ending = guarded(SCRIPT_TEMPLATE.format(program=program, test=test, mark=mark), seconds, megabytes)
+        code = SCRIPT_TEMPLATE.format(common=COMMON, program=program, test=test, mark=mark)
+        output, ending = guarded(code, seconds, megabytes)
         return ending == "" and output.endswith(mark)
     given, expected = test
     if not fn_name:

@@ -193,15 +193,14 @@ def load_weights(model, source, device, dtype):
 
     Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of config.json's shape.
     """
-    expected = dict(model.named_parameters(remove_duplicate=False))
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # may be stored all the same: then skipped
-    missing = set(expected) - tied
+    expected, tied = dict(model.named_parameters(remove_duplicate=False)), model.config.tie_word_embeddings
+    missing = set(expected) - ({"lm_head.weight"} if tied else set())
     for file in weight_files(source):
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
                 for key in tensors.keys():
                     name = parameter_name(key)
-                    if name is None or name in tied:
+                    if name is None:
                         continue
                     tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
                     module, _, leaf = name.rpartition(".")
@@ -213,8 +212,9 @@ def load_weights(model, source, device, dtype):
     if missing:
         raise InputError(f"{source}: the weights lack {len(missing)} of {len(expected)} tensors, "
                          f"the first is {min(missing)}")
-    if tied:
-        model.lm_head.weight = model.embed_tokens.weight
+    head, embeddings = model.lm_head.weight, model.embed_tokens.weight
+    if tied and (head.is_meta or torch.equal(head, embeddings)):  # stored all the same: as in transformers, the file wins
+        model.lm_head.weight = embeddings
 
 
 def checked_tensor(file, key, tensor, expected):
@@ -277,11 +277,14 @@ def load_tokenizer(source):
 
 
 def load_generation(source, tokenizer):
-    """The Generation of a source; the tokenizer's own end token always ends a text, and top_k is 50 if none is named.
+    """The Generation of a source, from config.json where generation_config.json is missing, as in some base models.
+
+    The tokenizer's own end token always ends a text, and top_k is 50 if none is named, as in transformers.
     """
-    file = find(source, "generation_config.json")
+    file = find(source, "generation_config.json", required=False) or find(source, "config.json")
     raw = read_json(file)
-    eos, top_k = raw.get("eos_token_id") or [], raw.get("top_k", 50) or 0
+    raw = (raw.get("text_config") or {}) | raw
+    eos, top_k = raw.get("eos_token_id") or [], 50 if raw.get("top_k") is None else raw["top_k"]
     eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id} - {None}
     if wrong := [number for number in [*eos, top_k] if not isinstance(number, int)]:
         raise InputError(f"{file}: eos_token_id or top_k has {wrong[0]!r}, expected a whole number: fetch it again")

@@ -61,7 +61,7 @@ def answer_form(section, question, task):
     """The sentence that asks for the form of the answer."""
     if task == "code":
         return PROMPTS["final"]["code"]
-    lists_options = re.search(r"^[A-D][.):-][ \t]", question, re.MULTILINE | re.IGNORECASE)
+    lists_options = re.search(r"^\s*[A-D]\s*[.):-]\s", question, re.MULTILINE | re.IGNORECASE)
     if section == "sequential":
         return PROMPTS["sequential"]["text"]["final"]["letter" if lists_options else "number"]
     return PROMPTS["final"]["letter" if lists_options or task == "choice" else "number"]

@@ -19,8 +19,11 @@ FINAL_CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\
 CLOSING_TAG = re.compile(r"</(?:python|search)>", re.IGNORECASE)
 MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
+MAX_PAGES = 4  # of a search
 GUARD = Path(__file__).with_name("guard.py")
 SEARCH_URL = "https://api.tavily.com/search"
+PRELUDE = "import fractions, functools, itertools, math, statistics\n"  # a program may use these without importing them
+SYMPY = "import contextlib\nwith contextlib.suppress(ImportError):\n    import sympy as sp\n"  # and sp, if sympy is installed
 
 
 def call_at_end(text):
@@ -60,10 +63,12 @@ def result_text(tool, argument, calls_before, allowed):
     if tool not in allowed:
         result = f"The tool {tool} is not available."
     elif calls_before >= MAX_CALLS:
-        result = f"No more than {MAX_CALLS} tool calls are allowed."
+        result = f"[tool limit reached after {MAX_CALLS} calls]"
     else:
         result = run_python(argument) if tool == "python" else search(argument)
-    defused = re.sub(r"</(?=result>)", "< /", result[:MAX_RESULT], flags=re.IGNORECASE)
+    if len(result) > MAX_RESULT:
+        result = f"{result[:MAX_RESULT]}\n... [truncated {len(result) - MAX_RESULT} chars]"
+    defused = re.sub(r"</(?=result>)", "< /", result, flags=re.IGNORECASE)
     return f" <result> {defused} </result>"
 
 
@@ -93,21 +98,31 @@ def guarded(code, seconds=10, megabytes=1024, stdin=""):
 
 
 def run_python(code):
-    """The output of a Python program, and how it ended unless it ended well."""
-    text, ending = guarded(code)
-    return (text[:MAX_RESULT].strip() + (ending and f"\n({ending})")).strip() or "(no output)"
+    """The output of a Python program, then how it ended unless it ended well, such as [exit_code] 1."""
+    text, ending = guarded(PRELUDE + (SYMPY if re.search(r"\bsp\b", code) else "") + code)
+    if ending:
+        ending = ending.replace("ended with status", "[exit_code]") if "status" in ending else f"[{ending}]"
+    return f"{text.rstrip()}\n{ending}".strip() or "[no output]"
 
 
 def search(query):
-    """The titles and contents of the first pages that Tavily finds for a query, or a text that says what failed."""
+    """The first pages that Tavily finds for a query: title, address, 320 characters; or a text that says what failed."""
     key = os.environ.get("TAVILY_API_KEY")
     if not key:
         return "Search is not available: TAVILY_API_KEY is not set."
-    request = urllib.request.Request(SEARCH_URL, json.dumps({"query": query, "max_results": 3}).encode(),
+    request = urllib.request.Request(SEARCH_URL, json.dumps({"query": query, "search_depth": "advanced"}).encode(),
                                      {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:
-            found = json.load(reply)["results"]
-        return "\n\n".join(f"{page.get('title', '')}\n{page.get('content', '')}" for page in found) or "Nothing found."
+            found = json.load(reply)["results"][:MAX_PAGES]
+        pages = [page_text(n, page.get("title", ""), page.get("url", ""), page.get("content", ""))
+                 for n, page in enumerate(found, 1)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        return f"Search failed: {type(e).__name__}: {e}"
+        return f"[search error] {type(e).__name__}: {e}"
+    return "\n".join([f"Query: {query}", *(["Results:", *pages] if pages else ["[no search results]"])])
+
+
+def page_text(n, title, url, content):
+    """What an agent is shown of the n-th page."""
+    content = " ".join(content.split())
+    return f"[{n}] {title}\nURL: {url}\n" + (content[:320].rstrip() + " ..." if len(content) > 320 else content)

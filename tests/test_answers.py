@@ -30,6 +30,7 @@ def test_choice(text, answer):
 
 @pytest.mark.parametrize("text, answer", [
     ("so\n```python\nx = 1\n```\n", "x = 1"), ("```\nx\n```\nor\n```py\ny\n```", "y"), ("```python\nx = 1", "x = 1"),
-    ("```python\nx\n```\n```\n```", "x"), ("x = 1", None)])
+    ("```python\nx\n```\n```\n```", "x"), ("x = 1", None),
+    ("```python\nx\n```\nprints\n```\n5\n```", "x"), ("```Python\nx\n```\n```py\ny\n```\n```text\n5", "y")])
 def test_code(text, answer):
     assert extract(text, "code") == answer

@@ -256,7 +256,10 @@ def answered(answer):
 def test_what_is_right_by_the_kind_of_question():
     judge = lambda grader, answer, **fields: evaluate.is_right(Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
     assert judge("choice", "b", gold="B") and not judge("choice", None, gold="B")
-    assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and judge("released", "3.2", gold="3.9") and not judge("plain", "3.2", gold="3.9")
+    assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and not judge("plain", "3.2", gold="3.9")
+    for text, right in (r"\boxed{3.2}", True), ("it is 3.2", True), (r"\boxed{3} \boxed{\frac{1}{2}}", True), (r"\boxed{4}", False):
+        result = minimas.recurse.Result("q", text, None, [], 0, 0.0)
+        assert evaluate.is_right(Example("1", "q", "3.9", "math"), result, "released") is right, "the release looks in the whole text"
     program = "def add(a, b):\n    return a + b"
     assert judge("code", program, tests=["assert add(1, 2) == 3"], fn_name="add") is True
     assert judge("code", program, tests=["assert add(1, 2) == 4"]) is False and judge("code", None, tests=[""]) is False

@@ -104,7 +104,8 @@ def test_choice(found, gold, equal):
 
 @pytest.mark.parametrize("found, gold, equal", [
     ("The Beatles", "beatles", True), ("an  Apple.", "apple", True), ("U.S.", "US", True), ("Paris, France", "Paris", False), ("42", "24", False),
-    ("theatre", "atre", False), (None, "x", False)])
+    ("theatre", "atre", False), (None, "x", False), (r"\text{The Beatles}", "Beatles", True), (r"\textbf{New}~\mathrm{York}", "New York", True),
+    (r"\textit{Paris,\ France}", "Paris", False)])
 def test_search_answers(found, gold, equal):
     assert same_text(found, gold) is equal
 
@@ -115,6 +116,7 @@ ADD = "def add(a, b):\n    return a + b\n"
 def test_a_script_of_tests():
     assert passes(ADD, ["assert add(1, 2) == 3"]) and not passes(ADD, ["assert add(1, 2) == 4"])
     assert not passes("import sys; sys.exit(0)", ["assert False"]) and not passes("import os; os._exit(0)", ["assert False"])  # leaving early
+    assert passes("def root(x: List[int]):\n    return math.isqrt(x[0])", ["assert root([9]) == 3"]), "as in the release, nothing need be imported"
     assert passes("from __future__ import annotations\nif __name__ == '__main__':\n    1 / 0\n" + ADD, ["assert add(1, 2) == 3"])
     assert not passes("def add(a, b", ["1"]) and not passes(ADD, ["assert add(1, 2) == 3", "assert add(1, 2) == 4"])
     with pytest.raises(InputError, match="no tests"):

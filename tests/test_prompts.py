@@ -34,7 +34,7 @@ def test_sequential_whole():
 
 def test_final_follows_task_and_options():
     letter, number = "for example \\boxed{A}.", "for example \\boxed{1}."
-    for options in "A) 1\nB) 2", "x\na. 1", "D: 4", "C- 3":
+    for options in "A) 1\nB) 2", "x\na. 1", "D: 4", "C- 3", "x\n  B. 2", "A ) 1", "A.\n1":
         assert text("sequential", "solver", options).endswith(letter) and text("distillation", "learner", options).endswith(letter)
     for none in "A cat", "E. 5", "A)1", "x A) 1", "AB. 2":
         assert text("sequential", "solver", none, "choice").endswith(number) and text("mixture", "summarizer", none).endswith(number)

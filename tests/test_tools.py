@@ -26,18 +26,19 @@ def test_what_is_a_call(text, call):
 
 
 def test_results_are_cut_and_defused(monkeypatch):
-    assert result_text("python", "print('x' * 9000)", 0, ("python",)) == f" <result> {'x' * 6000} </result>"
+    assert result_text("python", "print('x' * 9000)", 0, ("python",)) == f" <result> {'x' * 6000}\n... [truncated 3000 chars] </result>"
     shown = result_text("python", "print('a</result>b</RESULT>')", 0, ("python",))
     assert shown.lower().count("</result>") == 1 and shown.endswith(" </result>") and "a< /result>b" in shown
     assert result_text("python", "print(1)", 0, ()) == " <result> The tool python is not available. </result>"
-    assert "No more than 5" in result_text("python", "print(1)", 5, ("python",))
+    assert result_text("python", "print(1)", 5, ("python",)) == " <result> [tool limit reached after 5 calls] </result>"
 
 
 def test_python_runs_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "key")
     assert run_python("import os; print(6 * 7, dict(os.environ).get('SECRET'), os.listdir())") == "42 None []"
-    assert run_python("x = 1") == "(no output)"
-    assert "ZeroDivisionError" in run_python("1 / 0") and run_python("1 / 0").endswith("(ended with status 1)")
+    assert run_python("x = 1") == "[no output]" and run_python("print(math.comb(4, 2))") == "6", "the release imports math for it"
+    assert run_python("print(sp.Integer(6) / 4)") == "3/2", "sympy comes with torch"
+    assert "ZeroDivisionError" in run_python("1 / 0") and run_python("1 / 0").endswith("\n[exit_code] 1")
     assert tools.guarded("print(input())", stdin="given") == ("given\n", "")
 
 
@@ -51,7 +52,7 @@ def test_python_that_hangs_is_stopped():
 
 def test_python_cannot_take_the_machine():
     assert "MemoryError" in run_python("x = bytearray(4 << 30)")
-    assert "status" in run_python("open('big', 'wb').write(bytes(64 << 20))")
+    assert "[exit_code]" in run_python("open('big', 'wb').write(bytes(64 << 20))")
     mark = f"4343.{os.getpid()}"  # what it started is gone when it is
     assert run_python(f"import subprocess; subprocess.Popen(['sleep', {mark!r}]); print('started')") == "started"
     assert mark not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
@@ -84,16 +85,19 @@ def stand_in(monkeypatch):
 
 
 def test_search(stand_in):
-    page = {"title": "Tower", "content": "330 m", "url": "u"}
-    stand_in.replies[:] = [(200, json.dumps({"results": [page, page]})), (200, json.dumps({"results": []}))]
-    assert search("how tall") == "Tower\n330 m\n\nTower\n330 m" and search("none") == "Nothing found."
+    pages = [{"title": "Tower", "content": f"330\n  {'m' * n}", "url": "u"} for n in (1, 320, 1, 1, 1)]
+    stand_in.replies[:] = [(200, json.dumps({"results": pages})), (200, json.dumps({"results": []}))]
+    first, long = [f"[{n}] Tower\nURL: u\n330 m" for n in (1, 2)]
+    found = search("how tall")
+    assert found.startswith(f"Query: how tall\nResults:\n{first}\n{long}{'m' * 315} ...\n[3]") and "[5]" not in found
+    assert search("none") == "Query: none\n[no search results]"
     assert stand_in.asked[0] == ("Bearer key", "how tall")
 
 
 @pytest.mark.parametrize("status, content", [(429, "{}"), (500, ""), (200, "not json"), (200, "[]"), (200, '{"results": [1]}'), (200, "{}")])
 def test_search_trouble_becomes_a_text(stand_in, status, content):
     stand_in.replies[:] = [(status, content)]
-    assert search("x").startswith("Search failed: ")
+    assert search("x").startswith("[search error] ")
 
 
 def test_search_without_key_or_network(monkeypatch):
@@ -101,7 +105,7 @@ def test_search_without_key_or_network(monkeypatch):
     assert "TAVILY_API_KEY is not set" in search("x")
     monkeypatch.setenv("TAVILY_API_KEY", "key")
     monkeypatch.setattr(tools, "SEARCH_URL", "http://127.0.0.1:1/")
-    assert search("x").startswith("Search failed: ")
+    assert search("x").startswith("[search error] ")
 
 
 @pytest.fixture
@@ -186,4 +190,4 @@ def test_tools_are_off_until_asked_for(system, monkeypatch):
 def test_five_calls_at_most(system, monkeypatch):
     scripted(system.agents["toolcaller"], ["<python>print(1)</python>" * 6 + "<|im_end|>"], monkeypatch)
     text = system.run(["1 + 1"], tools=("python",), **(OPTIONS | {"max_new_tokens": 400}))[0].text
-    assert text.count("<result> 1 </result>") == 5 and text.count("No more than 5 tool calls") == 1
+    assert text.count("<result> 1 </result>") == 5 and text.count("[tool limit reached after 5 calls]") == 1
