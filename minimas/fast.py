@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import InputError
+from . import InputError, gemma, llama, qwen
 from .cache import GrowingCache, KVCache, first_rows
 from .llama import widen
 
+# The parts whose mathematics the kernels know. A block with another part in it goes the ordinary way, on CUDA, too.
+KNOWN = {llama.Block, gemma.Block, qwen.Block35, llama.Attention, gemma.Attention, qwen.Qwen3Attention, qwen.GatedAttention,
+         qwen.GatedDeltaNet, llama.MLP, gemma.MLP, llama.RMSNorm, gemma.OffsetRMSNorm, nn.Linear, nn.Conv1d}
 SPARE = 64  # cache slots: capacities are rounded up to a multiple of this, so that a slightly longer prompt still fits
 
 
@@ -67,11 +70,12 @@ class Joint:
 def prepare(model):
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it.
 
-    A module's `joint` is {method: names of the linears that it applies to one input}.
+    A class's `joint` is {method: names of the linears that it applies to one input}. A subclass that keeps the promise
+    repeats it: what it inherits does not count, as it may do more in that method.
     """
     tied = model.lm_head.weight is model.embed_tokens.weight
     for module in model.modules():
-        for method, names in getattr(module, "joint", {}).items():
+        for method, names in vars(type(module)).get("joint", {}).items():
             setattr(module, method, Joint([getattr(module, name) for name in names]))
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not None and can_pack(module.weight):
@@ -81,10 +85,11 @@ def prepare(model):
     kernels = kernels_for(model.norm.weight)
     if kernels:
         for module in model.modules():
-            if hasattr(module, "gain"):
+            if type(module) in KNOWN and hasattr(module, "gain"):
                 module.forward = Norm(module, kernels)
         for block in model.layers:
-            block.forward = Step(block, kernels)
+            if {type(module) for module in block.modules()} <= KNOWN:  # a subclass may compute something else
+                block.forward = Step(block, kernels)
     return model
 
 

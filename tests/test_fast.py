@@ -6,7 +6,7 @@ import torch
 import checkpoints
 import minimas
 from checkpoints import IDS, QUESTIONS
-from minimas import fast
+from minimas import fast, llama
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
 
@@ -43,6 +43,25 @@ def test_every_decoder(name, tmp_path):
         real = positions >= 0
         assert (a - b)[real].abs().max() < 1e-4
         assert (plain.logits(a) - quick.logits(b))[real].abs().max() < 1e-4
+
+
+class ClippedAttention(llama.Attention):
+    """A family may do more than Llama in a method that Llama promises to be linears only."""
+
+    def qkv(self, x):
+        return [y.clamp(-0.1, 0.1) for y in super().qkv(x)]
+
+
+@torch.no_grad()
+def test_a_promise_is_not_inherited(tmp_path):
+    plain, quick = (load_model(checkpoints.make_agent(tmp_path, "llama")) for _ in range(2))
+    for model in plain, quick:
+        for block in model.layers:
+            block.self_attn.__class__ = ClippedAttention
+    fast.prepare(quick)
+    positions = torch.arange(IDS.shape[1])[None]
+    a, b = (model(model.embed(IDS), positions, model.make_cache(1)) for model in (plain, quick))
+    assert (a - b).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", checkpoints.VARIANTS)
