@@ -346,7 +346,10 @@ def in_turns(functions, device, times=30):
 
 
 def scale(args, ours):
-    """minimas alone: time of a whole run and peak memory, one size varied at a time; then memory after 200 questions."""
+    """minimas alone: time of a whole run and peak memory, one size varied at a time; then whether memory grows.
+
+    Memory is compared after 200 and after 400 questions: before, allocator and oneDNN still meet lengths they have not seen.
+    """
     first = ours.system.style.order[0]
     print(f"{'':24s}{'seconds':>10s}{'peak memory, MiB':>20s}")
 
@@ -372,11 +375,11 @@ def scale(args, ours):
         point(f"prompt {length} (roll-out)", length=length, roll_out=True)
     resident = lambda: torch.cuda.memory_allocated() if args.device == "cuda" else int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     ours.settings = replace(ours.settings, rounds=2, latent_steps=8, max_new_tokens=8)
-    for n in range(1, 26):
+    for n in range(1, 51):
         ours.run(questions(8, 120, seed=n))
-        if n == 5:
+        if n == 25:
             before = resident()
-    print(f"memory after 200 questions, against after 40: {(resident() - before) / 2 ** 20:+.1f} MiB")
+    print(f"memory after 400 questions, against after 200: {(resident() - before) / 2 ** 20:+.1f} MiB")
 
 
 @torch.no_grad()
