@@ -117,7 +117,7 @@ class Norm:
     def __call__(self, x, residual=None):
         if torch.is_grad_enabled():
             return self.ordinary(x) if residual is None else residual + self.ordinary(x)
-        return self.kernels.rms_norm(x, self.gain, self.eps, residual)
+        return self.kernels.norm(x, self.gain, self.eps, residual=residual)
 
 
 class Step:

@@ -6,7 +6,7 @@ lost time. Four kernels therefore do what takes thirty operations of torch or mo
     linear     y = act(W norm(x) + b) + residual, a product with everything that stands before and behind it
     attend     norms and rotation of q and k, the write into the cache, and attention over the filled part of it
     delta      all of a Gated DeltaNet between its projections, its memory included
-    rms_norm   y = gain x / rms(x) + residual
+    norm       y = gain x / rms(x) + residual, or a LayerNorm
 
 Sums are float32, and results are rounded once where the plain path rounds at each operation. Block sizes are powers of two
 that cover their dimension; what they cover too much is masked.
@@ -320,25 +320,30 @@ def delta(qkv, z, b, a, cache, conv_weight, A_log, dt_bias, gain, eps):
 
 
 @triton.jit
-def rms_norm_kernel(x_ptr, gain_ptr, residual_ptr, y_ptr, B, D, eps, rows: tl.constexpr, dims: tl.constexpr,
-                    early: tl.constexpr):
+def norm_kernel(x_ptr, gain_ptr, shift_ptr, residual_ptr, y_ptr, B, D, eps, rows: tl.constexpr, dims: tl.constexpr,
+                early: tl.constexpr):
     wait(early)
     b, i = tl.program_id(0) * rows + tl.arange(0, rows)[:, None], tl.arange(0, dims)[None, :]
     at, there = b.to(tl.int64) * D + i, (b < B) & (i < D)
     x = tl.load(x_ptr + at, mask=there, other=0).to(tl.float32)
-    y = x * tl.rsqrt(tl.sum(x * x, 1)[:, None] / D + eps) * tl.load(gain_ptr + i, mask=i < D, other=0)
+    if shift_ptr is not None:
+        x = tl.where(there, x - tl.sum(x, 1)[:, None] / D, 0)
+    y = x * tl.rsqrt(tl.sum(x * x, 1)[:, None] / D + eps) * tl.load(gain_ptr + i, mask=i < D, other=0).to(tl.float32)
+    if shift_ptr is not None:
+        y += tl.load(shift_ptr + i, mask=i < D, other=0).to(tl.float32)
     if residual_ptr is not None:
         y += tl.load(residual_ptr + at, mask=there, other=0).to(tl.float32)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=there)
 
 
-def rms_norm(x, gain, eps, residual=None):
-    """x (..., D), gain (D,) float32 -> gain x / rms(x) + residual, (..., D)."""
+def norm(x, gain, eps, shift=None, residual=None):
+    """x (..., D), gain (D,) -> gain x / rms(x) + residual, (..., D); with a shift (D,) the LayerNorm of x instead of x / rms(x).
+    """
     D, dims, y = x.shape[-1], triton.next_power_of_2(x.shape[-1]), x.new_empty(x.shape)
     B, rows = x.numel() // D, max(1, 1024 // dims)
     if B:
         residual = None if residual is None else residual.contiguous()
-        launch(rms_norm_kernel, (triton.cdiv(B, rows),), x.contiguous(), gain, residual, y, B, D, eps, rows=rows, dims=dims)
+        launch(norm_kernel, (triton.cdiv(B, rows),), x.contiguous(), gain, shift, residual, y, B, D, eps, rows=rows, dims=dims)
     return y
 
 

@@ -65,7 +65,8 @@ class FusedInnerLink(nn.Module):
         if few_rows(h, self.kernels):
             rows, linear = h.reshape(-1, self.D), self.kernels.linear
             y = linear(rows, self.proj1.weight, self.proj1.bias, norm="layer", eps=self.eps, act="gelu")
-            return self.post_ln(linear(y, self.proj2.weight, self.proj2.bias, residual=rows)).view_as(h)
+            y = linear(y, self.proj2.weight, self.proj2.bias, residual=rows)
+            return self.kernels.norm(y, self.post_ln.weight, self.post_ln.eps, self.post_ln.bias).view_as(h)
         return self.post_ln(h + self.proj2(F.gelu(self.proj1(F.layer_norm(h, (self.D,), eps=self.eps)))))
 
 
@@ -90,7 +91,8 @@ class FusedOuterLink(nn.Module):
             rows, linear, n = h.reshape(-1, h.shape[-1]), self.kernels.linear, self.sizes[0]
             y = linear(rows, self.joint.weight, self.joint_bias, norm="layer", eps=self.eps, act="gelu", normed=n)
             y = linear(y[:, :n], self.proj2.weight, self.proj2.bias, residual=y[:, n:])
-            return self.ln_target(y).view(*h.shape[:-1], -1)
+            y = self.kernels.norm(y, self.ln_target.weight, self.ln_target.eps, self.ln_target.bias)
+            return y.view(*h.shape[:-1], -1)
         y, residual = self.joint(h).split(self.sizes, -1)
         h = widen(h)
         std = ((h - h.mean(-1, keepdim=True)).square().mean(-1, keepdim=True) + self.eps).sqrt()

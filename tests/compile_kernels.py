@@ -62,10 +62,11 @@ def attention_block(config, B, dtype, window=None, norms=False, gated=False):
     y = kernels.attend(q, k, v, rope, positions, cache, done, d ** -0.5, *gains, 1e-6, gated)
     x = kernels.linear(y, new(D, H * d, dtype=dtype), residual=x)
     y = kernels.linear(x, new(2 * F, D, dtype=dtype), act="gelu_tanh" if window else "silu", **rms)
-    x = kernels.rms_norm(kernels.linear(y, new(D, F, dtype=dtype), residual=x), new(D), 1e-6, residual=x)
+    x = kernels.norm(kernels.linear(y, new(D, F, dtype=dtype), residual=x), new(D), 1e-6, residual=x)
     weight, bias = new(3 * D, D, dtype=dtype), new(3 * D, dtype=dtype)
     y = kernels.linear(x, weight, bias, norm="layer", eps=1e-5, act="gelu", normed=2 * D)
-    kernels.linear(y[:, :2 * D], new(D, 2 * D, dtype=dtype), new(D, dtype=dtype), residual=y[:, 2 * D:])
+    y = kernels.linear(y[:, :2 * D], new(D, 2 * D, dtype=dtype), new(D, dtype=dtype), residual=y[:, 2 * D:])
+    kernels.norm(y, new(D, dtype=dtype), 1e-5, new(D, dtype=dtype))
 
 
 def delta_block(config, B, dtype):

@@ -75,13 +75,17 @@ def test_linear_of_equal_inputs():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ((1, 7), (3, 5, 16), (2, 2048), (0, 8)))
-def test_rms_norm(dtype, shape):
-    x, gain = random(*shape, dtype=dtype), random(shape[-1], seed=1)
+def test_norm(dtype, shape):
+    """An RMSNorm, with a residual, too; and a LayerNorm, whose gain and shift are as wide as its input."""
+    x, gain = random(*shape, dtype=dtype) + 0.5, random(shape[-1], seed=1)
     residual = random(1, shape[-1], dtype=dtype, seed=2).expand(*shape)
-    for more in None, residual:
-        truth = normed(x, gain) + (0 if more is None else more.double())
-        assert x.numel() == 0 or error(kernels.rms_norm(x, gain, 1e-6, more), truth) < DTYPES[dtype]
-    assert kernels.rms_norm(x, gain, 1e-6).shape == x.shape
+    assert kernels.norm(x, gain, 1e-6).shape == x.shape
+    if x.numel():
+        assert error(kernels.norm(x, gain, 1e-6), normed(x, gain)) < DTYPES[dtype]
+        assert error(kernels.norm(x, gain, 1e-6, residual=residual), normed(x, gain) + residual.double()) < DTYPES[dtype]
+        layer = gain.to(dtype), random(shape[-1], dtype=dtype, seed=3)
+        truth = F.layer_norm(x.double(), shape[-1:], *(part.double() for part in layer), 1e-3)
+        assert error(kernels.norm(x, layer[0], 1e-3, layer[1]), truth) < DTYPES[dtype]
 
 
 ATTENTION = {  # H, K, d, rotated dimensions, window or None, whether q and k are normed, positions there is room for
@@ -225,7 +229,7 @@ def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
 @LINKS
 @torch.no_grad()
 def test_links(by_kernels, link):
-    """Up to ROWS rows by two kernels, more without."""
+    """Up to ROWS rows by three kernels, more without."""
     link = copy.deepcopy(link).to(DEVICE).requires_grad_(False)
     quick = fused(link)
     for shape in (64,), (1, 64), (3, 7, 64), (kernels.ROWS + 1, 64):
@@ -233,7 +237,7 @@ def test_links(by_kernels, link):
         by_kernels.clear()
         y, truth = quick(h), link(h)
         assert y.shape == truth.shape and (y - truth).abs().max() < 1e-5 * truth.abs().max()
-        assert len(by_kernels) == (2 if h.numel() <= 64 * kernels.ROWS else 0)
+        assert len(by_kernels) == (3 if h.numel() <= 64 * kernels.ROWS else 0)
 
 
 def test_a_run_by_replayed_kernels(by_kernels, folders, captures):
@@ -242,7 +246,7 @@ def test_a_run_by_replayed_kernels(by_kernels, folders, captures):
     plain, quick = (load(folders, "sequential_light", **more) for more in ({"plain": True}, {"device": DEVICE}))
     replayed(quick)
     assert_same(quick.run(ASKED[:1], **options), plain.run(ASKED[:1], **options))
-    assert captures and {"attend_kernel", "linear_kernel", "rms_norm_kernel"} <= set(by_kernels)
+    assert captures and {"attend_kernel", "linear_kernel", "norm_kernel"} <= set(by_kernels)
 
 
 def test_they_compile_for_a_gpu():
