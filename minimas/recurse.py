@@ -107,11 +107,14 @@ class Stage:
 def recurse(system, questions, settings, tick=silent, think=None):
     """Let the agents of a System take turns over B Questions; yields each turn as a Stage, the last one unanswered.
 
+    What a caller puts into a Stage's `sent` before it asks for the next is what others hear.
+
     tick()    is called for every position that is generated
     think     think(round, role, prompts) takes the place of Agent.think in training: it returns hidden states (B, m, D),
               or B of unequal length, (m_b, D) each
     """
     style, inbox, nothing = system.style, {}, [0] * len(questions)
+    settings = settings.completed(style)
     system.forget()
     for r in range(1, settings.rounds + 1):
         for role in style.order:
@@ -130,8 +133,9 @@ def recurse(system, questions, settings, tick=silent, think=None):
                     ids = agent.decode(prompts, seeds(questions, settings.seed, r, role), settings, tick)
                     texts, decoded = [agent.tokenizer.decode(row) for row in ids], [len(row) for row in ids]
                     sent = {edge: texts for edge in style.edges if edge[0] == role}
-            inbox |= sent
-            yield Stage(r, role, prompts, decoded, H, sent)
+            stage = Stage(r, role, prompts, decoded, H, sent)
+            yield stage
+            inbox |= stage.sent
 
 
 def through(link, latents):
@@ -185,6 +189,8 @@ class System:
             fn_names=None       task code: for each question a name, None for a function without one, "" for a program
             dataset=None        name of the data set that the questions are from: gpqa has a prompt of its own
             progress=False      show a bar on stderr
+            edit                edit(stage, questions) is called after each turn, a Stage of this batch of Questions, and may
+                                change what it sent: to mute an edge, to add noise, to send what was thought elsewhere
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
@@ -192,7 +198,7 @@ class System:
 
     @torch.no_grad()
     def stream(self, questions, *, keep_latents=False, keep_states=False, fn_names=None, dataset=None, progress=False,
-               **options):
+               edit=silent, **options):
         """The same as an iterator: the results of a batch come as soon as it is done."""
         settings = Settings(**options).completed(self.style)
         questions = self.questions(questions, fn_names, dataset)
@@ -201,7 +207,7 @@ class System:
         per_batch = (settings.rounds * len(self.style.order) - 1) * per_turn + settings.max_new_tokens
         with tqdm(total=len(batches) * per_batch, unit="token", leave=False, disable=not progress) as bar:
             for i, batch in enumerate(batches):
-                yield from self.answer(batch, settings, keep_latents, keep_states, bar.update)
+                yield from self.answer(batch, settings, keep_latents, keep_states, bar.update, edit)
                 bar.update((i + 1) * per_batch - bar.n)  # texts that ended early
 
     def questions(self, texts, fn_names=None, dataset=None):
@@ -233,11 +239,12 @@ class System:
         for agent in self.agents.values():
             agent.forget()
 
-    def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=silent):
+    def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=silent, edit=silent):
         """One batch of Questions -> its Results, settings.rollouts for each question. Settings must be completed."""
         started, k = time.perf_counter(), settings.rollouts
         kept = [{"heard_tokens": 0, "latents": {}, "states": {}, "stages": {}} for _ in questions]
         for stage in recurse(self, questions, settings, tick):
+            edit(stage, questions)
             key, device = (stage.round, stage.role), self.agents[stage.role].device
             if key == (settings.rounds, self.style.order[-1]):
                 texts, ids, new_tokens = self.write(stage.role, questions, stage.prompts, settings, tick)

@@ -90,6 +90,30 @@ def test_a_latent_step_costs_one_token_and_no_vocabulary(system, monkeypatch):
     assert widths["solver"].count(1) == 4 + 2 and len(widths["solver"]) == 8
 
 
+def test_what_is_sent_can_be_edited(system):
+    """By a caller of recurse and of run, batch by batch: what is put into a Stage is heard, and kept."""
+    edge, options = EDGES[0], OPTIONS | {"batch_size": 2}
+    plain = system.run(QUESTIONS, **options)
+    donor, muted = plain[0].latents[1, *edge], []
+
+    def inject(stage, questions):
+        muted.append((stage.round, stage.role, [question.text for question in questions]))
+        if edge in stage.sent:
+            stage.sent[edge] = donor.expand_as(stage.sent[edge])
+    edited = system.run(QUESTIONS, edit=inject, **options)
+    assert len(muted) == len(range(0, len(QUESTIONS), 2)) * 9 and muted[-1][2] == QUESTIONS[-1:]
+    for before, after in zip(plain, edited):
+        assert torch.equal(after.latents[1, *edge], donor)
+        assert not torch.equal(after.latents[1, *EDGES[1]], before.latents[1, *EDGES[1]]) or before is plain[0]
+    assert torch.equal(edited[0].latents[1, *EDGES[1]], plain[0].latents[1, *EDGES[1]]), "its own, put there again"
+
+
+def test_settings_are_completed_by_the_loop(system):
+    """Settings as typed, without the style's defaults, would think nothing."""
+    first = next(minimas.recurse.recurse(system, system.questions(QUESTIONS[:1]), minimas.Settings()))
+    assert first.states.shape[1] == system.style.latent_steps
+
+
 def test_no_latent_steps_leave_slots_empty(system):
     result = system.run(["1 + 1"], rounds=2, latent_steps=0, max_new_tokens=2, keep_latents=True)[0]
     assert {latents.shape[0] for latents in result.latents.values()} == {0} and result.new_tokens
