@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def add_answering(parser):
 def checkpoints(args):
     """--checkpoint as load_mas_system takes it: one folder, or {role: path}; InputError if it is neither."""
     parts = [part.partition("=") for part in args.checkpoint]
-    if len(parts) == 1 and Path(args.checkpoint[0]).expanduser().is_dir():
+    if len(parts) == 1 and args.checkpoint[0] and Path(args.checkpoint[0]).expanduser().is_dir():
         return args.checkpoint[0]
     if not all(path for _, _, path in parts):
         raise InputError(f"--checkpoint {' '.join(args.checkpoint)}: expected ROLE=PATH, or one folder of all roles")
@@ -144,14 +145,26 @@ def out_of_memory(error):
 
 
 def command(main):
-    """Run a command's main(): InputError ends it with a sentence and exit status 2, Ctrl-C with status 130."""
+    """Run a command's main(): what the user or the system has to mend ends it with a sentence and exit status 2.
+
+    Ctrl-C ends it with status 130, and a reader of its output who has seen enough (| head) with 141, as the shell has them.
+    """
     try:
         main()
+        sys.stdout.flush()
     except InputError as e:
         print(f"minimas: {e}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except OSError as e:
+        with suppress(OSError):  # what is left of the output is dropped; it would fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(e, BrokenPipeError):
+            raise SystemExit(141) from None
+        print(f"minimas: {e.filename or 'a file'} cannot be read or written ({e.strerror or e}): check its permissions and "
+              "the space on its disk", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 # python -m minimas.recurse
@@ -192,7 +205,8 @@ def read_questions(prompts):
     questions = []
     for text in prompts:
         try:
-            questions += [line for line in sys.stdin.read().splitlines() if line.strip()] if text == "-" else [text]
+            given = (sys.stdin.read() if sys.stdin else "").splitlines() if text == "-" else [text]
+            questions += [line for line in given if line.strip() or text != "-"]
         except UnicodeDecodeError as e:
             raise InputError(f"stdin is not UTF-8 ({e.reason} at byte {e.start}): give one question a line") from e
     if not questions:
@@ -218,12 +232,14 @@ def main():
                              task=args.task, offload=args.offload, plain=args.plain)
     fn_names = None if args.fn_name is None else [args.fn_name] * len(questions)
     results = []
-    for result in system.stream(questions, fn_names=fn_names, progress=True, keep_latents=args.trace is not None,
-                                keep_states=args.peek or args.trace is not None, **vars(settings)):
-        tqdm.write(result_text(result, settings, args.json, peek(system, result.states) if args.peek else None))
-        if result.answer is None:
-            tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
-        if args.trace is not None:
-            results.append(result)
-    if args.trace is not None:
-        save_page(Path(args.trace), page(system, results))
+    try:
+        for result in system.stream(questions, fn_names=fn_names, progress=True, keep_latents=args.trace is not None,
+                                    keep_states=args.peek or args.trace is not None, **vars(settings)):
+            if args.trace is not None:
+                results.append(result)
+            tqdm.write(result_text(result, settings, args.json, peek(system, result.states) if args.peek else None))
+            if result.answer is None:
+                tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
+    finally:
+        if results:  # those that there are, if the run is broken off
+            save_page(Path(args.trace), page(system, results))

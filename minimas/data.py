@@ -72,6 +72,8 @@ def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42
     dataset = dataset_called(name, task)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected a number from 1 up")
+    if file and name not in DATASETS:
+        raise InputError(f"data set {name} is a file already, beside file {file}: give one of them")
     if unknown := set(columns or ()) - set(COLUMNS):
         raise InputError(f"a column is given for {min(unknown)!r}, expected one of {', '.join(COLUMNS)}")
     rows = islice(rows_of(name, dataset, file, columns or {}), limit)
@@ -205,9 +207,14 @@ def file_rows(file, columns):
 def from_json(text, file, line=None):
     """The value of a JSON text, which is a whole file, or the given line of it; InputError if it is not JSON."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise InputError(f"{file} line {line or e.lineno} is not JSON ({e.msg}): correct it, or fetch it again") from e
+        value = json.loads(text)
+        if re.search(r"\\u[dD]" if isinstance(text, str) else rb"\\u[dD]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return value
+    except (ValueError, RecursionError) as e:  # also a number of thousands of digits, brackets thousands deep
+        place, why = line or getattr(e, "lineno", 1), getattr(e, "msg", e)
+        raise InputError(f"{file} line {place} is not JSON that can be read ({why}): correct it and save it "
+                         "as UTF-8, or fetch it again") from e
 
 
 def jsonl_rows(file, columns):

@@ -12,8 +12,10 @@ rounding where memory ran out and a batch was asked in pieces. With torchrun eve
 batches and writes a part of its own; the first process merges the parts.
 """
 
+import argparse
 import csv
 import gc
+import hashlib
 import glob
 import itertools
 import json
@@ -37,13 +39,17 @@ from .save import write_whole
 from .styles import style_named
 
 POINT = ("channel", "rounds", "latent_steps")  # the settings that name a point of the grid
+RECORD = {*POINT, "index", "question", "gold", "right", "tokens", "heard_tokens", "seconds"}  # what is read of a record
 
 
 # Options
 
 def numbers(text):
     """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
-    return tuple(int(number) for number in text.split(","))
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
 
 
 def arguments():
@@ -221,8 +227,12 @@ def gather(file, settings):
             part.unlink()
         parts = []
     before, *lines = read_lines(file) or [settings]
-    unchanged(file, before, settings, "--out")
-    records = {record_key(line): line for line in [*lines, *(line for part in parts for line in read_lines(part))]}
+    lines += [line for part in parts for line in read_lines(part)]
+    if lines:  # else that run found out that it could not begin
+        unchanged(file, before, settings, "--out")
+    if foreign := [line for line in lines if not RECORD <= line.keys()]:
+        raise InputError(f"{file} holds a line that is no record, {str(foreign[0])[:60]}: give another name with --out")
+    records = {record_key(line): line for line in lines}
     lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in [settings, *(records[key] for key in sorted(records))])
     write_whole(file, lambda path: path.write_text("".join(lines), encoding="utf-8"))
     for part in parts:
@@ -231,11 +241,12 @@ def gather(file, settings):
 
 
 def finished_keys(file, examples):
-    """The keys of the records in a file; InputError if one is not of the question that the data set has there."""
-    lines = read_lines(file)[1:]
-    if other := next((line for line in lines if line["question"] != examples[line["index"]].question), None):
-        raise InputError(f"question {other['index']} in {file} is not that of the data set, which must have changed: "
-                         "give another name with --out")
+    """The keys of the records in a file; InputError if the data set has another question or answer in a record's place."""
+    lines, asked = read_lines(file)[1:], [(example.question, example.gold) for example in examples]
+    for line in lines:
+        if line["index"] not in range(len(asked)) or (line["question"], line["gold"]) != asked[line["index"]]:
+            raise InputError(f"question {line['index']} in {file} or its answer is not that of the data set, which must have "
+                             "changed: give another name with --out")
     return {record_key(line) for line in lines}
 
 
@@ -296,28 +307,47 @@ def plot(file, rows, grader):
 # The command
 
 def record_file(args):
-    """The file of records, in a folder that exists; InputError if it, or that of --csv or --plot, cannot be written."""
-    for option, file in ("--csv", args.csv), ("--plot", args.plot):
-        if file:
+    """The file of records, in a folder that exists.
+
+    InputError if it, or that of --csv or --plot, cannot be written, or two of them or the data are one file.
+    """
+    out = args.out or Path(f"{args.style}-{Path(args.dataset).stem}.jsonl")
+    files = {"--dataset": args.dataset, "--file": args.file, "--out": out, "--csv": args.csv, "--plot": args.plot}
+    taken = {}
+    for option, file in files.items():
+        place = file and Path(file).expanduser().resolve()
+        if file and place in taken:
+            raise InputError(f"{option} and {taken[place]} are the same file, {file}: give another name")
+        taken[place] = option
+        if file and option in ("--csv", "--plot"):
             writable_file(option, file)
-    return writable_file("--out", args.out or f"{args.style}-{Path(args.dataset).stem}.jsonl", make_folder=True)
+    return writable_file("--out", out, make_folder=True)
 
 
 def settings_line(args, points, graders, count):
     """The first line of the records: all that must not change if another run is to continue this one."""
     named = ("style", "dataset", "file", "columns", "task", "limit", "checkpoint", "dtype")
     line = {"minimas": __version__, **{name: getattr(args, name) for name in named}}
-    line |= {"questions": count, "graders": graders}
+    line |= {"questions": count, "graders": graders, "checkpoint_files": fingerprint(args.checkpoint)}
     line |= {name: value for name, value in asdict(points[0]).items() if name not in POINT}
     return json.loads(json.dumps(line))  # as it will be read from the file: tuples are lists
 
 
+def fingerprint(given):
+    """A hash of the names, sizes and times of the files in the local folders that --checkpoint names; "" if there are none.
+    """
+    folders = [Path(part.rpartition("=")[2]).expanduser() for part in given]
+    files = sorted(file for folder in folders if folder.is_dir() for file in folder.rglob("*") if file.is_file())
+    seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16] if seen else ""
+
+
 def report(args, rows, grader):
-    print(table_text(rows))
     if args.csv:
         write_csv(args.csv, rows)
     if args.plot:
         plot(args.plot, rows, grader)
+    print(table_text(rows))
 
 
 def main():

@@ -60,7 +60,8 @@ def download(repository, name, repo_type="model", revision=None):
 
 def unreachable(repository, name, why, repo_type="model"):
     """The InputError for a file that cannot be fetched."""
-    problem = f"{name} of {repository} cannot be fetched ({why}): check the network, or give a local "
+    problem = f"{name} of {repository} cannot be fetched ({why}): check "
     if repo_type == "model":
-        return InputError(problem + "folder with --checkpoint; --style tiny runs offline")
-    return InputError(problem + "file of the same columns; --dataset tiny runs offline")
+        return InputError(problem + f"the network and the name, for there is no folder {repository} here either, or give "
+                                    "one with --checkpoint; --style tiny runs offline")
+    return InputError(problem + "the network, or give a local file of the same columns; --dataset tiny runs offline")

@@ -55,8 +55,8 @@ class Style:
             places = [folder / name, folder / Path(self.checkpoints[name]).name]
             found[name] = next((place for place in places if place.is_dir()), None)
             if found[name] is None:
-                raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: "
-                                 f"expected one each for {', '.join(needed)}")
+                raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for "
+                                 f"{', '.join(needed)}; or name a single one as ROLE=PATH")
         return found
 
     def devices(self, given=None):
@@ -64,6 +64,8 @@ class Style:
         """
         if isinstance(given, str) and "=" in given:
             given = dict(pair.partition("=")[::2] for pair in given.split(","))
+            if not all(given.values()):
+                raise InputError(f"device gives {', '.join(given)} no value each: expected such as planner=cuda:0,critic=cpu")
         if not isinstance(given, dict):
             return dict.fromkeys(self.order, usable_device(given))
         if set(given) != set(self.order):
