@@ -1,12 +1,14 @@
-"""minimas beside transformers, on equal work: the same random weights, prompts, rounds, latent steps, tokens and dtype, greedy.
+"""minimas beside transformers, on equal work:
+the same random weights, prompts, rounds, latent steps, tokens and dtype, greedy.
 
     python tests/bench.py --device cpu --size wide
 
 Two peers, both on transformers:
     released   what the released code does: every latent step runs the whole sequence again; `generate` for the text
     cached     the same with transformers' own cache
-All three sit in one process with their models loaded, and take turns, so that what disturbs the machine disturbs all alike.
-At the end latents and tokens are compared. The last line of output is one JSON object; a ratio is peer time / minimas time.
+All three sit in one process with their models loaded, and take turns, so that what disturbs the machine disturbs all
+alike. At the end latents and tokens are compared. The last line of output is one JSON object; a ratio is peer time /
+minimas time.
 """
 
 import argparse
@@ -33,11 +35,12 @@ from minimas.load import DTYPES
 from minimas.recurse import STYLES, Settings, recurse
 
 DEPTH_AND_VOCAB = {  # of the released agents; their widths are checkpoints.REAL_WIDTHS
-    "Qwen3-1.7B": (28, 151936), "Llama3.2-1B": (16, 128256), "Llama3.2-3B": (28, 128256), "Qwen2.5-Math-1.5B": (28, 151936),
-    "DeepSeek-R1-Distill-Qwen-1.5B": (28, 151936), "Qwen2.5-Coder-3B": (36, 151936), "BioMistral-7B": (32, 32000),
-    "Gemma3-4B": (34, 262208), "Qwen3.5-2B": (24, 248320), "Qwen3.5-4B": (32, 248320), "Qwen3.5-9B": (32, 248320)}
-SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32,
-         "num_hidden_layers": 2, "vocab_size": 4096}
+    "Qwen3-1.7B": (28, 151936), "Llama3.2-1B": (16, 128256), "Llama3.2-3B": (28, 128256),
+    "Qwen2.5-Math-1.5B": (28, 151936), "DeepSeek-R1-Distill-Qwen-1.5B": (28, 151936), "Qwen2.5-Coder-3B": (36, 151936),
+    "BioMistral-7B": (32, 32000), "Gemma3-4B": (34, 262208), "Qwen3.5-2B": (24, 248320), "Qwen3.5-4B": (32, 248320),
+    "Qwen3.5-9B": (32, 248320)}
+SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 4,
+         "head_dim": 32, "num_hidden_layers": 2, "vocab_size": 4096}
 
 
 # The systems
@@ -51,13 +54,16 @@ def sizes(name, size):
         two["layer_types"] = ["sliding_attention", "full_attention"]
     if kind == "qwen3_5_text":
         two["layer_types"] = ["linear_attention", "full_attention"]
-    whole = {key: value for key, value in config.items() if key != "layer_types"} | {"num_hidden_layers": depth, "layer_types": None}
-    return kind, {"small": config | SMALL | two, "wide": config | two, "real": whole}[size] | ({"vocab_size": vocab} if size != "small" else {})
+    whole = ({key: value for key, value in config.items() if key != "layer_types"}
+             | {"num_hidden_layers": depth, "layer_types": None})
+    return kind, ({"small": config | SMALL | two, "wide": config | two, "real": whole}[size]
+                  | ({"vocab_size": vocab} if size != "small" else {}))
 
 
 def make_agent(folder, kind, config, dtype, device):
     """The folder of an agent whose weights transformers drew, with a tokenizer that takes words for tokens."""
-    checkpoints.make_agent(folder, kind, dtype=dtype, hidden_size=config["hidden_size"], num_hidden_layers=0, layer_types=[])
+    checkpoints.make_agent(folder, kind, dtype=dtype, hidden_size=config["hidden_size"],
+                           num_hidden_layers=0, layer_types=[])
     own, specials, _ = checkpoints.FAMILIES[kind]
     config = checkpoints.SIZES | own | {key: value for key, value in config.items() if key != "layers"}
     kinds = config.pop("layer_types", None)
@@ -90,10 +96,12 @@ def questions(B, n, seed=0):
     """B questions of about n words, which are tokens here."""
     random = torch.Generator().manual_seed(seed)
     lengths = [n + int(torch.randint(-n // 10, n // 10 + 1, (), generator=random)) for _ in range(B)]
-    return [" ".join(f"w{i}" for i in torch.randint(0, 1000, (length,), generator=random).tolist()) for length in lengths]
+    return [" ".join(f"w{i}" for i in torch.randint(0, 1000, (length,), generator=random).tolist())
+            for length in lengths]
 
 
-# The three who race. Each has think(role, prompts, m), write(role, prompts, n) and run(questions): tokens, and latents by edge.
+# The three who race. Each has think(role, prompts, m), write(role, prompts, n) and run(questions):
+# tokens, and latents by edge.
 
 class Ours:
     name = "minimas"
@@ -121,7 +129,10 @@ class Ours:
 
 
 class Peer:
-    """transformers, with or without its cache. Prompts are rendered and tokenized by minimas, as text is not what is measured."""
+    """transformers, with or without its cache.
+
+    Prompts are rendered and tokenized by minimas, as text is not what is measured.
+    """
 
     def __init__(self, ours, folders, cached, models, dtype, device):
         self.ours, self.cached, self.models, self.device = ours, cached, models, device
@@ -136,7 +147,8 @@ class Peer:
         tokenizer, E = self.ours.system.agents[role].tokenizer, self.models[role].get_input_embeddings()
         rows = []
         for pieces in prompts:
-            ids = [torch.tensor(tokenizer.encode(p), dtype=torch.long, device=self.device) if isinstance(p, str) else p for p in pieces]
+            ids = [torch.tensor(tokenizer.encode(p), dtype=torch.long, device=self.device) if isinstance(p, str) else p
+                   for p in pieces]
             rows.append(torch.cat([p if p.is_floating_point() else E(p) for p in ids]))
         T = max(map(len, rows))
         x = torch.stack([torch.cat([row.new_zeros(T - len(row), row.shape[1]), row]) for row in rows])
@@ -154,8 +166,9 @@ class Peer:
 
     def write(self, role, prompts, n):
         x, mask = self.embed(role, prompts)
-        ids = self.models[role].generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=n, do_sample=False, use_cache=True,
-                                         top_k=None, top_p=None, temperature=None, eos_token_id=None, pad_token_id=0)
+        ids = self.models[role].generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=n, do_sample=False,
+                                         use_cache=True, top_k=None, top_p=None, temperature=None, eos_token_id=None,
+                                         pad_token_id=0)
         return ids.tolist()
 
     def run(self, asked):
@@ -209,10 +222,13 @@ def copy_bandwidth(device):
 
 
 def step_bytes(agent, B, S, text):
-    """Bytes that one step must read: the layers, what makes a token or the next latent of a state, and S cached positions."""
+    """Bytes that one step must read:
+    the layers, what makes a token or the next latent of a state, and S cached positions.
+    """
     size = lambda module: sum(p.numel() * p.element_size() for p in module.parameters())
     link = sum(p.weight.numel() * p.weight.element_size() for p in (agent.inner_link.proj1, agent.inner_link.proj2))
-    cache = sum(c.k[..., :1, :].numel() * 2 * min(S, c.k.shape[2]) * c.k.element_size() if hasattr(c, "k") else 2 * c.state.numel() * 4
+    cache = sum(c.k[..., :1, :].numel() * 2 * min(S, c.k.shape[2]) * c.k.element_size() if hasattr(c, "k")
+                else 2 * c.state.numel() * 4
                 for c in agent.model.make_cache(B, S))
     return size(agent.model.layers) + (size(agent.model.lm_head) if text else link) + cache
 
@@ -220,7 +236,8 @@ def step_bytes(agent, B, S, text):
 def agree(ours, peer, dtype):
     """How far the latents of two runs are apart, and the part of their tokens that is the same."""
     (ids, latents), (their_ids, their_latents) = ours, peer
-    apart = max(((latents[key].float() - their_latents[key].float()).norm() / their_latents[key].float().norm()).item() for key in their_latents)
+    apart = max(((latents[key].float() - their_latents[key].float()).norm() / their_latents[key].float().norm()).item()
+                for key in their_latents)
     same = statistics.mean(a == b for row, other in zip(ids, their_ids) for a, b in zip(row, other))
     if dtype == torch.float32 and (apart > 1e-3 or same < 1):
         raise SystemExit(f"the runs differ: latents by {apart:.1e} of their norm, {same:.1%} of the tokens equal")
@@ -228,7 +245,8 @@ def agree(ours, peer, dtype):
 
 
 def show(name, times, scale=1.0, unit="ms"):
-    cells = [f"{1e3 * scale * statistics.median(t):10.2f} ±{50 * (max(t) - min(t)) / statistics.median(t):3.0f}%" if t else " " * 16
+    cells = [f"{1e3 * scale * statistics.median(t):10.2f} ±{50 * (max(t) - min(t)) / statistics.median(t):3.0f}%"
+             if t else " " * 16
              for t in (times.get("minimas"), times.get("cached"), times.get("released"))]
     print(f"{name:28s}" + "".join(f"{cell:>18s}" for cell in cells), flush=True)
 
@@ -242,14 +260,16 @@ def prompts_of_a_run(ours, asked):
             for edge, link in system.outer_links.items():
                 if edge[0] == role:
                     w = system.agents[edge[1]].model.embed_tokens.weight
-                    inbox[edge] = torch.randn(len(asked), ours.settings.latent_steps, w.shape[1], device=w.device).to(w) * w.std()
+                    inbox[edge] = torch.randn(len(asked), ours.settings.latent_steps, w.shape[1],
+                                              device=w.device).to(w) * w.std()
     return turns
 
 
 def compare(args, ours, cached, released, asked):
     settings, style = ours.settings, ours.system.style
     m, n, last = settings.latent_steps, settings.max_new_tokens, ours.system.style.order[-1]
-    both, few = {"minimas": args.repeats, "cached": args.repeats}, {"minimas": args.repeats, "cached": args.repeats, "released": args.released_repeats}
+    both, few = ({"minimas": args.repeats, "cached": args.repeats},
+                 {"minimas": args.repeats, "cached": args.repeats, "released": args.released_repeats})
     print(f"{'':28s}{'minimas':>18s}{'cached':>18s}{'released':>18s}   (median ms, half the spread)")
     cold, step, rollout = ({name: 0.0 for name in few} for _ in range(3))
     result, median = {}, statistics.median
@@ -266,7 +286,8 @@ def compare(args, ours, cached, released, asked):
         per_step = {name: [(t - median(one[name])) / (m - 1) for t in many[name]] for name in both}
         show(f"prefill, {role}", one), show(f"latent step, {role}", per_step)
         add(cold, one), add(step, per_step), add(rollout, many)
-        uncached = race([released], {"released": min(1, args.released_repeats)}, args.device, lambda who: who.think(role, prompts[role], m))
+        uncached = race([released], {"released": min(1, args.released_repeats)}, args.device,
+                        lambda who: who.think(role, prompts[role], m))
         add(rollout, uncached)
         show(f"roll-out of {m}, {role}", many | uncached)
     prefill = race([ours, cached], both, args.device, lambda who: [
@@ -285,22 +306,25 @@ def compare(args, ours, cached, released, asked):
     ratio = lambda times, name: round(median(times[name]) / median(times["minimas"]), 2) if times[name] else None
     part = lambda total, name: round(total[name] / total["minimas"], 2) if total[name] == total[name] else None
     result["vs_released"] = {"latent_ratio": part(rollout, "released"), "end_to_end_ratio": ratio(whole, "released")}
-    result["vs_cached"] = {"prefill_ratio": ratio(prefill, "cached"), "cold_prefill_ratio": part(cold, "cached"), "latent_ratio": part(step, "cached"),
-                           "decode_ratio": ratio(token, "cached"), "end_to_end_ratio": ratio(whole, "cached")}
+    result["vs_cached"] = {"prefill_ratio": ratio(prefill, "cached"), "cold_prefill_ratio": part(cold, "cached"),
+                           "latent_ratio": part(step, "cached"), "decode_ratio": ratio(token, "cached"),
+                           "end_to_end_ratio": ratio(whole, "cached")}
     result["latent_mbu"] = result["decode_mbu"] = None
     if args.device == "cuda":
         bandwidth = copy_bandwidth("cuda")
         S = len(asked[0].split()) + 100 + m
         latent_bytes = sum(step_bytes(agent, len(asked), S, False) for agent in ours.system.agents.values())
         result["latent_mbu"] = round(latent_bytes / step["minimas"] / bandwidth, 3)
-        result["decode_mbu"] = round(step_bytes(ours.system.agents[last], len(asked), S, True) / median(token["minimas"]) / bandwidth, 3)
+        result["decode_mbu"] = round(step_bytes(ours.system.agents[last], len(asked), S, True)
+                                     / median(token["minimas"]) / bandwidth, 3)
         print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s")
     return result
 
 
 def profile(args, ours, asked):
     """Where minimas' time goes: the operators of one whole run."""
-    activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if args.device == "cuda" else [])
+    activities = ([torch.profiler.ProfilerActivity.CPU]
+                  + ([torch.profiler.ProfilerActivity.CUDA] if args.device == "cuda" else []))
     ours.run(asked)
     with torch.profiler.profile(activities=activities) as seen:
         ours.run(asked)
@@ -308,14 +332,18 @@ def profile(args, ours, asked):
 
 
 def links(args):
-    """Both links at the released sizes, in their two forms; mbu: part of the copy bandwidth at which a fused one reads its weights.
+    """Both links at the released sizes, in their two forms; mbu: part of the copy bandwidth at which a fused one reads
+    its weights.
 
-    On CUDA in turn over so many copies that none is still in the chip's cache, as a graph, which is how a latent step runs
-    them; the last column is the ratio without a graph, when the host launches each kernel.
+    On CUDA in turn over so many copies that none is still in the chip's cache, as a graph, which is how a latent step
+    runs them; the last column is the ratio without a graph, when the host launches each kernel.
     """
     dtype, bandwidth, cuda = DTYPES[args.dtype], copy_bandwidth(args.device), args.device == "cuda"
-    print(f"{'milliseconds':24s}{'rows':>6s}{'plain':>10s}{'fused':>10s}{'ratio':>8s}{'mbu':>7s}" + "   no graph" * cuda)
-    for name, link in ("inner 2048", InnerLink(2048)), ("outer 2048 > 2048", OuterLink(2048, 2048)), ("outer 4096 > 2560", OuterLink(4096, 2560)):
+    print(f"{'milliseconds':24s}{'rows':>6s}{'plain':>10s}{'fused':>10s}{'ratio':>8s}{'mbu':>7s}"
+          + "   no graph" * cuda)
+    for name, link in (("inner 2048", InnerLink(2048)),
+                       ("outer 2048 > 2048", OuterLink(2048, 2048)),
+                       ("outer 4096 > 2560", OuterLink(4096, 2560))):
         plain = link.to(args.device, dtype).requires_grad_(False)
         size = sum(p.numel() for p in plain.parameters()) * dtype.itemsize
         plain = [copy.deepcopy(plain) for _ in range(2 ** 29 // size if cuda else 5)]
@@ -326,7 +354,8 @@ def links(args):
             slow, fast = in_turns([as_graph(f) for f in eager] if cuda else eager, args.device)
             without = in_turns(eager, args.device) if cuda else (0, 1)
             print(f"{name:24s}{rows:6d}{1e3 * slow / len(plain):10.4f}{1e3 * fast / len(plain):10.4f}{slow / fast:8.2f}"
-                  f"{size * len(plain) / fast / bandwidth:7.2f}" + f"{without[0] / without[1]:11.2f}" * cuda, flush=True)
+                  f"{size * len(plain) / fast / bandwidth:7.2f}" + f"{without[0] / without[1]:11.2f}" * cuda,
+                  flush=True)
 
 
 def as_graph(f):
@@ -348,13 +377,15 @@ def in_turns(functions, device, times=30):
 def scale(args, ours):
     """minimas alone: time of a whole run and peak memory, one size varied at a time; then whether memory grows.
 
-    Memory is compared after 200 and after 400 questions: before, allocator and oneDNN still meet lengths they have not seen.
+    Memory is compared after 200 and after 400 questions:
+    before, allocator and oneDNN still meet lengths they have not seen.
     """
     first = ours.system.style.order[0]
     print(f"{'':24s}{'seconds':>10s}{'peak memory, MiB':>20s}")
 
     def point(name, B=1, length=120, m=8, rounds=1, roll_out=False):
-        asked, ours.settings = questions(B, length), replace(ours.settings, rounds=rounds, latent_steps=m, max_new_tokens=8)
+        asked, ours.settings = (questions(B, length),
+                                replace(ours.settings, rounds=rounds, latent_steps=m, max_new_tokens=8))
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         prompts = ours.system.prompts(first, ours.system.questions(asked), {})
@@ -362,7 +393,8 @@ def scale(args, ours):
         if args.device == "cuda":
             work()  # compiles kernels and captures graphs
         seconds, _ = timed(work, args.device)
-        peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = (torch.cuda.max_memory_allocated() if args.device == "cuda"
+                else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         print(f"{name:24s}{seconds:10.2f}{peak / 2 ** 20:20.0f}", flush=True)
 
     for B in 1, 2, 4, 8, 16, 32, 64:
@@ -373,7 +405,8 @@ def scale(args, ours):
         point(f"latent steps {m}", m=m)
     for length in 128, 512, 2048, 8192:
         point(f"prompt {length} (roll-out)", length=length, roll_out=True)
-    resident = lambda: torch.cuda.memory_allocated() if args.device == "cuda" else int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    resident = lambda: (torch.cuda.memory_allocated() if args.device == "cuda"
+                        else int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
     ours.settings = replace(ours.settings, rounds=2, latent_steps=8, max_new_tokens=8)
     for n in range(1, 51):
         ours.run(questions(8, 120, seed=n))
@@ -400,7 +433,8 @@ def main():
     add("--released-repeats", type=int, default=1, help="whole runs of the slow peer; 0 leaves it out")
     add("--profile", action="store_true", help="no race: where minimas spends its time")
     add("--links", action="store_true", help="no race: the links in their plain and their fused form")
-    add("--scale", action="store_true", help="no race: minimas' time and memory against prompt length, batch, rounds and latent steps")
+    add("--scale", action="store_true",
+        help="no race: minimas' time and memory against prompt length, batch, rounds and latent steps")
     args = parser.parse_args()
     args.dtype = args.dtype or {"cpu": "float32", "cuda": "bfloat16"}[args.device]
     transformers.utils.logging.set_verbosity_error()
@@ -412,8 +446,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         dtype = DTYPES[args.dtype]
         folders = make_system(Path(folder), args.style, args.size, dtype, args.device)
-        settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, max_new_tokens=args.new_tokens, temperature=0.0)
-        ours = Ours(minimas.load_mas_system(args.style, checkpoints=folders, device=args.device, dtype=args.dtype), settings)
+        settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, max_new_tokens=args.new_tokens,
+                            temperature=0.0)
+        ours = Ours(minimas.load_mas_system(args.style, checkpoints=folders, device=args.device, dtype=args.dtype),
+                    settings)
         if args.profile or args.scale:
             return profile(args, ours, asked) if args.profile else scale(args, ours)
         hf = {role: transformers.AutoModelForCausalLM.from_pretrained(folders[role], dtype=dtype).to(args.device).eval()
@@ -422,7 +458,8 @@ def main():
         result = compare(args, ours, cached, released, asked)
     card = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     result |= {"size": args.size, "style": args.style, "device": args.device, "dtype": args.dtype, "batch": args.batch,
-               "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__, "on": card}}
+               "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                            "transformers": transformers.__version__, "on": card}}
     print(json.dumps(result))
 
 

@@ -2,9 +2,9 @@
 
     python tests/compile_kernels.py
 
-The kernels are called as in a run, but with tensors that are nowhere, and compiled where they would be launched. Prints one
-JSON object: for each form the bytes of shared memory of a program, how many instructions copy 16 bytes a thread to it while
-the program goes on, and whether it waits for the kernels before it ahead of its first access to memory.
+The kernels are called as in a run, but with tensors that are nowhere, and compiled where they would be launched. Prints
+one JSON object: for each form the bytes of shared memory of a program, how many instructions copy 16 bytes a thread to
+it while the program goes on, and whether it waits for the kernels before it ahead of its first access to memory.
 """
 
 import json
@@ -25,7 +25,8 @@ seen = {}
 
 def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **named):
     """What a launch compiles: None, 1 and the options are constants; pointers and multiples of 16 are known as such."""
-    values, signature, constants, multiples = dict(zip(kernel.arg_names, arguments)) | named | {"early": True}, {}, {}, {}
+    values, signature, constants, multiples = (dict(zip(kernel.arg_names, arguments)) | named | {"early": True},
+                                               {}, {}, {})
     for i, parameter in enumerate(kernel.params):
         value, tensor = values[parameter.name], isinstance(values[parameter.name], torch.Tensor)
         if parameter.is_constexpr or value is None or type(value) is int and value == 1:
@@ -38,9 +39,11 @@ def compile_only(kernel, grid, *arguments, num_warps=4, num_stages=3, **named):
     form = f"{kernel.fn.__name__} {constants} {signature} {sorted(multiples)}"
     if form not in seen:
         options = {"num_warps": num_warps, "num_stages": num_stages}
-        compiled = triton.compile(ASTSource(kernel, signature, constants, multiples), GPUTarget("cuda", 90, 32), options)
+        compiled = triton.compile(ASTSource(kernel, signature, constants, multiples),
+                                  GPUTarget("cuda", 90, 32), options)
         ptx = compiled.asm["ptx"]
-        waits = re.search(r"griddepcontrol\.wait|\b(ld|st|atom|red)\b\S*\.global|cp\.async", ptx)[0] == "griddepcontrol.wait"
+        waits = (re.search(r"griddepcontrol\.wait|\b(ld|st|atom|red)\b\S*\.global|cp\.async", ptx)[0]
+                 == "griddepcontrol.wait")
         seen[form] = compiled.metadata.shared, ptx.count("cp.async.cg.shared.global"), waits
 
 
@@ -53,7 +56,8 @@ def attention_block(config, B, dtype, window=None, norms=False, gated=False):
     D, F = config["hidden_size"], config["intermediate_size"]
     H, K = config["num_attention_heads"], config["num_key_value_heads"]
     d = config.get("head_dim") or D // H
-    sizes, x, rms = [H * d * (1 + gated), K * d, K * d], new(B, D, dtype=dtype), {"norm": "rms", "gain": new(D), "eps": 1e-6}
+    sizes, x, rms = ([H * d * (1 + gated), K * d, K * d], new(B, D, dtype=dtype),
+                     {"norm": "rms", "gain": new(D), "eps": 1e-6})
     qkv = kernels.linear(x, new(sum(sizes), D, dtype=dtype), new(sum(sizes), dtype=dtype), **rms)
     q, k, v = (part.unflatten(-1, (-1, n)) for part, n in zip(qkv.split(sizes, -1), (d * (1 + gated), d, d)))
     cache, positions = attention_cache(B, K, 1024, d, new(1, dtype=dtype), window), new(B, 1, dtype=torch.int64)

@@ -22,14 +22,16 @@ def family_outputs(name, folder):
 
 
 def recursion_outputs(style, folders, rounds, question):
-    latents, ids = reference.released(style, folders, question, rounds, RECURSION["latent_steps"], RECURSION["max_new_tokens"])
+    latents, ids = reference.released(style, folders, question, rounds,
+                                      RECURSION["latent_steps"], RECURSION["max_new_tokens"])
     return {" ".join(map(str, key)): value for key, value in latents.items()} | {"ids": torch.tensor(ids)}
 
 
 def main():
     GOLDENS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        outputs = {f"{name}/{key}": value for name in checkpoints.VARIANTS for key, value in family_outputs(name, Path(folder) / name).items()}
+        outputs = {f"{name}/{key}": value
+                   for name in checkpoints.VARIANTS for key, value in family_outputs(name, Path(folder) / name).items()}
         save_file(outputs | {"ids": IDS}, GOLDENS / "families.safetensors")
         for style in checkpoints.SYSTEMS:
             folders = checkpoints.make_system(Path(folder) / style, style)

@@ -35,7 +35,8 @@ def inner(state, h):
 def outer(state, h):
     y = F.layer_norm(h, (h.shape[-1],), state["ln_source.weight"], state["ln_source.bias"])
     y = F.gelu(F.linear(y, state["proj1.weight"], state["proj1.bias"]))
-    y = F.linear(y, state["proj2.weight"], state["proj2.bias"]) + F.linear(h, state["residual_proj.weight"], state["residual_proj.bias"])
+    y = (F.linear(y, state["proj2.weight"], state["proj2.bias"])
+         + F.linear(h, state["residual_proj.weight"], state["residual_proj.bias"]))
     return F.layer_norm(y, (y.shape[-1],), state["ln_target.weight"], state["ln_target.bias"])
 
 
@@ -44,7 +45,8 @@ class Peer:
 
     def __init__(self, folder):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
+                                                          attn_implementation="eager").eval()
         self.inner = torch.load(Path(folder) / "adapter.pt", weights_only=True)
         self.E = self.model.get_input_embeddings()
 
@@ -66,9 +68,13 @@ class Peer:
         return self.E(torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long))
 
     def forced(self, x, text):
-        """States (T + N, D) of a prompt x (1, T, D) with the N tokens of a text and of its end behind it, and these tokens."""
-        ids = self.tokenizer(text + self.tokenizer.eos_token, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        return self.model.model(inputs_embeds=torch.cat([x, self.E(ids)[None]], 1), use_cache=False).last_hidden_state[0], ids
+        """States (T + N, D) of a prompt x (1, T, D) with the N tokens of a text and of its end behind it,
+        and these tokens.
+        """
+        ids = self.tokenizer(text + self.tokenizer.eos_token, add_special_tokens=False,
+                             return_tensors="pt").input_ids[0]
+        return self.model.model(inputs_embeds=torch.cat([x, self.E(ids)[None]], 1),
+                                use_cache=False).last_hidden_state[0], ids
 
     def think(self, x, m):
         H = []
@@ -79,14 +85,16 @@ class Peer:
         return torch.cat(H, 1)[0]
 
     def write(self, x, n):
-        out = self.model.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), max_new_tokens=n, do_sample=False,
-                                  top_k=None, top_p=None, temperature=None, pad_token_id=self.tokenizer.pad_token_id)
+        out = self.model.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), max_new_tokens=n,
+                                  do_sample=False, top_k=None, top_p=None, temperature=None,
+                                  pad_token_id=self.tokenizer.pad_token_id)
         return out[0].tolist()
 
 
 def user_message(style, role, question, later):
     """The prompt of `role` for a math question, slots as <<role>>; `later`: in a round after the first."""
-    lists_options = any(line[:1] in list("ABCDabcd") and line[1:2] in list(".):-") and line[2:3] == " " for line in question.split("\n"))
+    lists_options = any(line[:1] in list("ABCDabcd") and line[1:2] in list(".):-") and line[2:3] == " "
+                        for line in question.split("\n"))
     if style.startswith("sequential"):
         strings = PROMPTS["sequential"]["text"]
         final = strings["final"]["letter" if lists_options else "number"]
@@ -100,21 +108,25 @@ def user_message(style, role, question, later):
     return text.replace("{question}", question)
 
 
-ROLES = {"sequential_light": ["planner", "critic", "solver"], "sequential_scaled": ["planner", "critic", "solver"],
-         "mixture": ["math", "code", "science", "summarizer"], "distillation": ["expert", "learner"], "deliberation": ["reflector", "toolcaller"]}
+ROLES = {"sequential_light": ["planner", "critic", "solver"],
+         "sequential_scaled": ["planner", "critic", "solver"],
+         "mixture": ["math", "code", "science", "summarizer"],
+         "distillation": ["expert", "learner"],
+         "deliberation": ["reflector", "toolcaller"]}
 
 
 def parts(style, folders):
     """The agents of a style and its outer links' weights by edge."""
     agents = {role: Peer(folders[role]) for role in ROLES[style]}
     config = json.loads((Path(folders["links"]) / "outerlink_config.json").read_text())
-    return agents, {(a["source_role"], a["target_role"]): torch.load(Path(folders["links"]) / a["filename"], weights_only=True)
-                    for a in config["adapters"]}
+    return agents, {
+        (a["source_role"], a["target_role"]): torch.load(Path(folders["links"]) / a["filename"], weights_only=True)
+        for a in config["adapters"]}
 
 
 def outer_loss(style, agents, links, question, texts, rounds, m, teacher):
-    """Losses of the last agent's text in every round; `teacher`: states at the first m tokens of their texts are sent, as the release
-    was trained, instead of thoughts. texts: by role."""
+    """Losses of the last agent's text in every round; `teacher`: states at the first m tokens of their texts are sent,
+    as the release was trained, instead of thoughts. texts: by role."""
     roles, system = ROLES[style], PROMPTS["system_deliberation" if style == "deliberation" else "system"]
     slots, losses = {role: {} for role in roles}, []
     for r in range(1, rounds + 1):

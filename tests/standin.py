@@ -1,4 +1,6 @@
-"""A stand-in for the hub on loopback: files as hf_hub_download asks for them, rows as its dataset viewer serves them."""
+"""A stand-in for the hub on loopback:
+files as hf_hub_download asks for them, rows as its dataset viewer serves them.
+"""
 
 import contextlib
 import hashlib
@@ -15,8 +17,10 @@ from huggingface_hub import constants
 def serve(root):
     """Serves the folder root: ORG/REPOSITORY/FILE of models, datasets/ORG/REPOSITORY/FILE of data sets.
 
-    asked    the files fetched so far            failing  {repository: (status, code)}
-    sets     {(repository, config, split): rows} moods    what becomes of the next requests for rows, None is well; see rows()
+    asked    the files fetched so far
+    failing  {repository: (status, code)}
+    sets     {(repository, config, split): rows}
+    moods    what becomes of the next requests for rows, None is well; see rows()
     pages    (offset, Authorization) of the requests for rows so far; retry_after goes with status 429
     """
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,7 +49,9 @@ def serve(root):
             content = file.read_bytes()
             self.send_response(200)
             commit = "c" * 40 if revision == "main" else revision
-            for header in ("ETag", f'"{hashlib.sha256(content).hexdigest()}"'), ("X-Repo-Commit", commit), ("Content-Length", str(len(content))):
+            for header in (("ETag", f'"{hashlib.sha256(content).hexdigest()}"'),
+                           ("X-Repo-Commit", commit),
+                           ("Content-Length", str(len(content)))):
                 self.send_header(*header)
             self.end_headers()
             if body:
@@ -53,7 +59,9 @@ def serve(root):
                 self.wfile.write(content)
 
         def rows(self, query):
-            """A mood is a status, `cut` in the middle, `dropped` before the start, a URL to redirect to, or a change of the reply."""
+            """A mood is a status, `cut` in the middle, `dropped` before the start, a URL to redirect to,
+            or a change of the reply.
+            """
             self.pages.append((int(query["offset"]), self.headers.get("Authorization")))
             mood = self.moods.pop(0) if self.moods else None
             everything = self.sets.get((query["dataset"], query["config"], query["split"]))
@@ -62,12 +70,14 @@ def serve(root):
             if isinstance(mood, str) and mood.startswith("http"):
                 return self.refuse(307, "Moved", Location=mood + self.path)
             if isinstance(mood, int) or everything is None:
-                return self.refuse(mood or 404, "ResponseNotReady", **{"Retry-After": self.retry_after} if mood == 429 else {})
+                return self.refuse(mood or 404, "ResponseNotReady",
+                                   **{"Retry-After": self.retry_after} if mood == 429 else {})
             first, length = int(query["offset"]), int(query["length"])
             if length > 100:
                 return self.refuse(422, "InvalidParameter")
-            reply = {"features": [], "num_rows_total": len(everything), "num_rows_per_page": 100, "partial": False, "rows": [
-                {"row_idx": n, "row": row, "truncated_cells": []} for n, row in enumerate(everything[first:first + length], first)]}
+            reply = {"features": [], "num_rows_total": len(everything), "num_rows_per_page": 100, "partial": False,
+                     "rows": [{"row_idx": n, "row": row, "truncated_cells": []}
+                              for n, row in enumerate(everything[first:first + length], first)]}
             content = json.dumps(mood(reply) if callable(mood) else reply).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -85,7 +95,8 @@ def serve(root):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # shutdown() waits that many seconds
+    threading.Thread(target=server.serve_forever,
+                     args=(0.01,), daemon=True).start()  # shutdown() waits that many seconds
     Handler.url, Handler.root = f"http://127.0.0.1:{server.server_port}", root
     yield Handler
     server.shutdown()
@@ -93,9 +104,12 @@ def serve(root):
 
 
 def connect(monkeypatch, hub, cache):
-    """huggingface_hub pointed at the stand-in, with an empty cache, and no pauses between its tries; returns those it would make."""
+    """huggingface_hub pointed at the stand-in, with an empty cache, and no pauses between its tries;
+    returns those it would make.
+    """
     pauses = []
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the environment of a machine without network may say otherwise
+    # the environment of a machine without network may say otherwise
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -6,9 +6,10 @@ from minimas.answers import extract
 
 
 @pytest.mark.parametrize("text, answer", [
-    (r"so \boxed{7}", "7"), (r"\boxed{1} then \boxed{ \frac{1}{2} }", r"\frac{1}{2}"), (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed{7} and \boxed{8", "7"), (r"\boxed{8", None), ("7", None), ("", None), (r"\boxed{}", None),
-    (r"\boxed{7} \boxed{}", None), (r"\boxed{a \boxed{b} c}", "b"), (r"\boxed{a {b} c", None), (r"} \boxed {7}}", "7")])
+    (r"so \boxed{7}", "7"), (r"\boxed{1} then \boxed{ \frac{1}{2} }", r"\frac{1}{2}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{7} and \boxed{8", "7"), (r"\boxed{8", None), ("7", None), ("", None),
+    (r"\boxed{}", None), (r"\boxed{7} \boxed{}", None), (r"\boxed{a \boxed{b} c}", "b"), (r"\boxed{a {b} c", None),
+    (r"} \boxed {7}}", "7")])
 def test_math(text, answer):
     assert extract(text, "math") == answer
 
@@ -19,11 +20,12 @@ def test_boxes_that_are_never_closed_take_no_time():
 
 
 @pytest.mark.parametrize("text, answer", [
-    (r"\boxed{B}", "B"), (r"\boxed{b}", "B"), (r"\boxed{(C)}", "C"), (r"\boxed{\text{D}}", "D"), (r"\boxed{A. aspirin}", "A"),
-    (r"\boxed{E}", None), (r"\boxed{Aspirin}", None), ("A", None), (r"\boxed{\mathbf{B}}", "B"), (r"\boxed{\textit{B}}", "B"),
-    (r"\boxed{$B$}", "B"), (r"\boxed{\text{ B}}", "B"), (r"\boxed{\ B}", "B"), (r"\boxed{\textbf{(B)} 12 mg}", "B"),
-    (r"\boxed{B) 12 mg}", "B"), (r"\boxed{B.}", "B"), (r"\boxed{B: text}", "B"), (r"\boxed{\text{B}. some text}", "B"),
-    (r"\boxed{(B) A cat}", "B"), (r"\boxed{a cat}", None), (r"\boxed{d = 5}", None), (r"\boxed{A or B}", None), (r"\boxed{}", None)])
+    (r"\boxed{B}", "B"), (r"\boxed{b}", "B"), (r"\boxed{(C)}", "C"), (r"\boxed{\text{D}}", "D"),
+    (r"\boxed{A. aspirin}", "A"), (r"\boxed{E}", None), (r"\boxed{Aspirin}", None), ("A", None),
+    (r"\boxed{\mathbf{B}}", "B"), (r"\boxed{\textit{B}}", "B"), (r"\boxed{$B$}", "B"), (r"\boxed{\text{ B}}", "B"),
+    (r"\boxed{\ B}", "B"), (r"\boxed{\textbf{(B)} 12 mg}", "B"), (r"\boxed{B) 12 mg}", "B"), (r"\boxed{B.}", "B"),
+    (r"\boxed{B: text}", "B"), (r"\boxed{\text{B}. some text}", "B"), (r"\boxed{(B) A cat}", "B"),
+    (r"\boxed{a cat}", None), (r"\boxed{d = 5}", None), (r"\boxed{A or B}", None), (r"\boxed{}", None)])
 def test_choice(text, answer):
     assert extract(text, "choice") == answer
 

@@ -28,8 +28,10 @@ def test_json_and_stdin(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("7 +5\n\n7 *3\n"))
     main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["question"] for row in rows] == ["7 +5", "7 *3", "1 +1"] and [row["answer"] for row in rows] == ["2", "1", "2"]
-    assert all(set(row) == {"question", "text", "answer", "rounds", "latent_steps", "new_tokens", "seconds"} for row in rows)
+    assert ([row["question"] for row in rows] == ["7 +5", "7 *3", "1 +1"]
+            and [row["answer"] for row in rows] == ["2", "1", "2"])
+    assert all(set(row) == {"question", "text", "answer", "rounds", "latent_steps", "new_tokens", "seconds"}
+               for row in rows)
     assert {(row["rounds"], row["latent_steps"], row["new_tokens"]) for row in rows} == {(2, 5, 6)}
 
 
@@ -37,9 +39,11 @@ def test_json_and_stdin(monkeypatch, capsys):
     (["--prompt", "what is love"], "cannot read 'what is love'"), (["--prompt", ""], "empty"), ([], "--prompt"),
     (["--prompt", CHAIN, "--rounds", "0"], "rounds is 0"), (["--prompt", CHAIN, "--rounds", "two"], "--rounds"),
     (["--prompt", CHAIN, "--style", "x"], "style 'x'"), (["--prompt", CHAIN, "--checkpoint", "planner"], "ROLE=PATH"),
-    (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"), (["--prompt", CHAIN, "--device", "abacus"], "abacus"),
-    (["--prompt", "-"], "no question"), (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
-    (["--prompt", CHAIN, "--tools", "python"], "tools are given"), (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
+    (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"),
+    (["--prompt", CHAIN, "--device", "abacus"], "abacus"), (["--prompt", "-"], "no question"),
+    (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
+    (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
+    (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
 def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", *args])
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))
@@ -51,8 +55,9 @@ def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("option, value, complaint", [
-    ("--rounds", "0", "rounds is 0"), ("--style", "x", "style 'x' is not known, expected one of tiny, "), ("--fn-name", "f", "--fn-name"),
-    ("--channel", "sound", "channel is 'sound'"), ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written")])
+    ("--rounds", "0", "rounds is 0"), ("--style", "x", "style 'x' is not known, expected one of tiny, "),
+    ("--fn-name", "f", "--fn-name"), ("--channel", "sound", "channel is 'sound'"),
+    ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written")])
 def test_settings_are_checked_before_anything_is_loaded(option, value, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, option, value])
     monkeypatch.setattr(cli, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded"))

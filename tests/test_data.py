@@ -22,10 +22,13 @@ from minimas.data import DATASETS, load_dataset, settings_for
 from minimas.recurse import STYLES, Settings, System
 from minimas.tiny.task import questions as chains
 
-MBPP = [{"task_id": n, "prompt": f"Write function {n}.", "code": f"def helper(x):\n    return x\ndef f{n}(x):\n    return helper(x)\n",
-         "test_list": [f"assert set(f{n}(helper({i}))) == {i}" for i in range(4)], "test": f"assert f{n}(1) == 1\n"} for n in range(250)]
+MBPP = [{"task_id": n, "prompt": f"Write function {n}.",
+         "code": f"def helper(x):\n    return x\ndef f{n}(x):\n    return helper(x)\n",
+         "test_list": [f"assert set(f{n}(helper({i}))) == {i}" for i in range(4)], "test": f"assert f{n}(1) == 1\n"}
+        for n in range(250)]
 GPQA = ['Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3,Explanation',
-        *(f'rec{n},"Question {n}, with\na second line?",right {n} ,wrong a,wrong b,wrong c,{"long " * 30000 if n == 1 else ""}' for n in range(8))]
+        *(f'rec{n},"Question {n}, with\na second line?",right {n} ,wrong a,wrong b,wrong c,'
+          f'{"long " * 30000 if n == 1 else ""}' for n in range(8))]
 
 
 class Malicious:
@@ -44,7 +47,8 @@ def packed(value):
 
 def livecodebench(file, number, private, starter="", name=None):
     case = lambda kind: [{"input": f"{kind} {file}", "output": "1", "testtype": "functional" if starter else "stdin"}]
-    return {"question_id": f"{file}_{number}", "question_content": f"Problem {number} of {file}.", "starter_code": starter, "platform": "x",
+    return {"question_id": f"{file}_{number}", "question_content": f"Problem {number} of {file}.",
+            "starter_code": starter, "platform": "x",
             "public_test_cases": json.dumps(case("public")), "private_test_cases": private(json.dumps(case("private"))),
             "metadata": json.dumps({"func_name": name} if name else {})}
 
@@ -60,7 +64,8 @@ def hub(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     data = root / "datasets"
     write(data / "HuggingFaceH4/MATH-500/test.jsonl", [
-        {"problem": f"What is {n}?", "solution": "...", "answer": f"\\frac{{{n}}}{{1}}", "level": 1, "unique_id": f"test/{n}.json"} for n in range(5)])
+        {"problem": f"What is {n}?", "solution": "...", "answer": f"\\frac{{{n}}}{{1}}", "level": 1,
+         "unique_id": f"test/{n}.json"} for n in range(5)])
     write(data / "math-ai/aime25/test.jsonl", [{"problem": "p", "answer": 70}])
     (data / "Idavidrein/gpqa").mkdir(parents=True)
     (data / "Idavidrein/gpqa/gpqa_diamond.csv").write_text("\n".join(GPQA))
@@ -70,16 +75,19 @@ def hub(tmp_path_factory):
             livecodebench(n, 3, lambda tests: "", "class Solution:")])
     with standin.serve(root) as server:
         server.sets |= {("evalplus/mbppplus", "default", "test"): MBPP,
-                        ("MathArena/aime_2026", "default", "train"): [{"problem_idx": 1, "problem": "p", "answer": 277}],
+                        ("MathArena/aime_2026", "default", "train"): [
+                            {"problem_idx": 1, "problem": "p", "answer": 277}],
                         ("chiayewken/bamboogle", "default", "test"): [{"Question": "Who?", "Answer": "Ada Lovelace"}],
-                        ("hotpotqa/hotpot_qa", "distractor", "validation"): [{"id": "5a8", "question": "Who?", "answer": "Ada", "context": {}}]}
+                        ("hotpotqa/hotpot_qa", "distractor", "validation"): [
+                            {"id": "5a8", "question": "Who?", "answer": "Ada", "context": {}}]}
         yield server
 
 
 @pytest.fixture
 def client(hub, tmp_path, monkeypatch):
     """The hub with an empty cache; .pauses are those made between tries, .patch the monkeypatch."""
-    hub.pauses, hub.patch, hub.cache = standin.connect(monkeypatch, hub, tmp_path / "files"), monkeypatch, tmp_path / "minimas" / "datasets"
+    hub.pauses, hub.patch, hub.cache = (standin.connect(monkeypatch, hub, tmp_path / "files"),
+                                        monkeypatch, tmp_path / "minimas" / "datasets")
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
     monkeypatch.setattr(viewer, "SERVER", hub.url + "/")
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -106,14 +114,17 @@ def refused(name, **options):
 
 def test_settings_are_the_papers():
     """The table of spec.md section 4."""
-    paper = {"math500": (2000, 0.6, 1, "math"), "gpqa": (4000, 0.6, 1, "choice"), "medqa": (4000, 0.6, 1, "choice"), "aime25": (16000, 0.6, 10, "math"),
-             "aime26": (16000, 0.6, 10, "math"), "mbppplus": (4000, 0.2, 1, "code"), "livecodebench": (4000, 0.2, 1, "code"),
-             "bamboogle": (4000, 0.6, 1, "text"), "hotpotqa": (4000, 0.6, 1, "text")}
+    paper = {"math500": (2000, 0.6, 1, "math"), "gpqa": (4000, 0.6, 1, "choice"), "medqa": (4000, 0.6, 1, "choice"),
+             "aime25": (16000, 0.6, 10, "math"), "aime26": (16000, 0.6, 10, "math"), "mbppplus": (4000, 0.2, 1, "code"),
+             "livecodebench": (4000, 0.2, 1, "code"), "bamboogle": (4000, 0.6, 1, "text"),
+             "hotpotqa": (4000, 0.6, 1, "text")}
     names = ("max_new_tokens", "temperature", "rollouts", "grader")
-    assert {name: tuple(settings_for(name, "mixture")[key] for key in names) for name in DATASETS if name != "tiny"} == paper
+    assert {name: tuple(settings_for(name, "mixture")[key] for key in names)
+            for name in DATASETS if name != "tiny"} == paper
     assert settings_for("math500", "sequential_light")["max_new_tokens"] == 1000
     assert [d.get("questions") for d in DATASETS.values()] == [None, 500, 198, 300, 30, 30, 378, 1055, None, None]
-    assert settings_for("tiny", "tiny")["rounds"] == [1, 2, 3, 4, 5] and settings_for("x.csv", "tiny", task="choice")["grader"] == "choice"
+    assert (settings_for("tiny", "tiny")["rounds"] == [1, 2, 3, 4, 5]
+            and settings_for("x.csv", "tiny", task="choice")["grader"] == "choice")
     for name in paper:
         own = {key: value for key, value in settings_for(name, "mixture").items() if key not in ("grader", "rollouts")}
         assert Settings(**own).completed(STYLES["mixture"])
@@ -122,26 +133,32 @@ def test_settings_are_the_papers():
 def test_settings_of_the_released_runner():
     """Its recommended latent steps and batch sizes; other styles are left open."""
     light, scaled = ({name: tuple(settings_for(name, style, "released")[key] for key in ("latent_steps", "batch_size"))
-                      for name in ("math500", "medqa", "gpqa", "mbppplus")} for style in ("sequential_light", "sequential_scaled"))
+                      for name in ("math500", "medqa", "gpqa", "mbppplus")}
+                     for style in ("sequential_light", "sequential_scaled"))
     assert light == {"math500": (48, 32), "medqa": (32, 16), "gpqa": (32, 16), "mbppplus": (16, 16)}
     assert scaled == {"math500": (32, 16), "medqa": (48, 16), "gpqa": (48, 16), "mbppplus": (16, 16)}
     for name in "gpqa", "medqa", "mbppplus":
         assert settings_for(name, "mixture", "released") == settings_for(name, "mixture")
     assert settings_for("math500", "mixture", "released") == settings_for("math500", "mixture") | {"grader": "released"}
     assert settings_for("math500", "sequential_light", "released") == {
-        "grader": "released", "rollouts": 1, "max_new_tokens": 1000, "temperature": 0.6, "latent_steps": 48, "batch_size": 32}
-    assert "latent_steps" not in settings_for("math500", "sequential_light"), "nothing of it is left behind in the table"
-    for name, protocol, complaint in [("aime25", "released", "aime25 has no released settings: .* math500, gpqa, medqa, mbppplus$"),
-                                      ("maths", "paper", "not known"), ("x.csv", "released", "x.csv has no released"),
-                                      ("math500", "mine", "expected paper")]:
+        "grader": "released", "rollouts": 1, "max_new_tokens": 1000, "temperature": 0.6,
+        "latent_steps": 48, "batch_size": 32}
+    assert "latent_steps" not in settings_for("math500", "sequential_light"), (
+        "nothing of it is left behind in the table")
+    for name, protocol, complaint in [
+            ("aime25", "released", "aime25 has no released settings: .* math500, gpqa, medqa, mbppplus$"),
+            ("maths", "paper", "not known"), ("x.csv", "released", "x.csv has no released"),
+            ("math500", "mine", "expected paper")]:
         with pytest.raises(InputError, match=complaint):
             settings_for(name, "mixture", protocol)
-    assert [name for name, dataset in DATASETS.items() if "released" in dataset] == ["math500", "gpqa", "medqa", "mbppplus"]
+    assert [name for name, dataset in DATASETS.items() if "released" in dataset] == [
+        "math500", "gpqa", "medqa", "mbppplus"]
 
 
 def test_tiny_is_its_test_split():
     examples = load_dataset("tiny")
-    assert {(e.question, e.gold) for e in examples} < {(c.question, str(c.answer)) for c in chains("test", 150)} and len(examples) == 600
+    assert ({(e.question, e.gold) for e in examples} < {(c.question, str(c.answer)) for c in chains("test", 150)}
+            and len(examples) == 600)
     assert [len(e.question.split()) for e in examples] == [3, 4, 5, 6, 7, 8, 9, 10] * 75
     some = examples[:8]
     results = minimas.load_mas_system("tiny", device="cpu").run([e.question for e in some], dataset="tiny")
@@ -156,7 +173,8 @@ def test_math500(client):
     assert load("math500", limit=2) == (examples[:2], [])
     client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load("math500")[0] == examples
-    assert re.search("gpqa_diamond.csv of Idavidrein/gpqa cannot be fetched .*HF_HUB_OFFLINE is set.*local file", refused("gpqa"))
+    assert re.search("gpqa_diamond.csv of Idavidrein/gpqa cannot be fetched .*HF_HUB_OFFLINE is set.*local file",
+                     refused("gpqa"))
 
 
 def test_revisions_are_pinned(client, tmp_path):
@@ -168,7 +186,8 @@ def test_revisions_are_pinned(client, tmp_path):
 
 
 def test_small_sets_from_the_viewer(client):
-    for name, expected in {"aime26": ("1", "p", "277"), "bamboogle": ("row 1", "Who?", "Ada Lovelace"), "hotpotqa": ("5a8", "Who?", "Ada")}.items():
+    for name, expected in {"aime26": ("1", "p", "277"), "bamboogle": ("row 1", "Who?", "Ada Lovelace"),
+                           "hotpotqa": ("5a8", "Who?", "Ada")}.items():
         example = load(name)[0][0]
         assert (example.id, example.question, example.gold) == expected and example.task == "math"
 
@@ -179,8 +198,10 @@ def test_gpqa(client):
     for n, e in enumerate(examples):
         stem, options = e.question.split("?\n")
         letters = dict(re.findall(r"^([A-D])\. (.*)$", options, re.MULTILINE))
-        assert stem == f"Question {n}, with\na second line" and options.endswith("\n\nChoose the correct option (A/B/C/D).")
-        assert list(letters) == list("ABCD") and letters[e.gold] == f"right {n}" and sorted(letters.values())[1:] == ["wrong a", "wrong b", "wrong c"]
+        assert (stem == f"Question {n}, with\na second line"
+                and options.endswith("\n\nChoose the correct option (A/B/C/D)."))
+        assert (list(letters) == list("ABCD") and letters[e.gold] == f"right {n}"
+                and sorted(letters.values())[1:] == ["wrong a", "wrong b", "wrong c"])
     assert len({e.gold for e in examples}) > 1, "the right one moves"
     other = load("gpqa", seed=7)[0]
     assert other != examples and [e.question[:10] for e in other] == [e.question[:10] for e in examples]
@@ -191,14 +212,17 @@ def test_gpqa_order_depends_on_the_question_alone(client, tmp_path):
     random.Random(0).shuffle(rows)
     file.write_text("\n".join([GPQA[0], *rows]))
     assert {e.question: e.gold for e in load("gpqa", file=file)[0]} == {e.question: e.gold for e in load("gpqa")[0]}
-    file.write_text("Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\nr,Why?,0,1,2,3\n")
-    assert load("gpqa", file=file)[0][0].question.startswith("Why?\nA. 2\nB. 0\nC. 1\nD. 3\n"), "as the released runner for seed 42"
+    file.write_text("Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\n"
+                    "r,Why?,0,1,2,3\n")
+    assert load("gpqa", file=file)[0][0].question.startswith("Why?\nA. 2\nB. 0\nC. 1\nD. 3\n"), (
+        "as the released runner for seed 42")
 
 
 def test_gated(client):
     client.failing["gpqa"] = (403, "GatedRepo")
     assert "is gated: accept its terms" in refused("gpqa") and "HF_TOKEN" in refused("gpqa")
-    for status, complaint in (401, "is gated, closed to you"), (403, "accept its terms"), (404, "unknown .status 404.*HF_TOKEN"):
+    for status, complaint in ((401, "is gated, closed to you"), (403, "accept its terms"),
+                              (404, "unknown .status 404.*HF_TOKEN")):
         client.moods[:] = [status]
         assert re.search(f"evalplus/mbppplus.*{complaint}", refused("mbppplus")) and client.pauses == []
     assert len(client.pages) == 3, "asked once each"
@@ -206,11 +230,15 @@ def test_gated(client):
 
 def test_mbppplus_in_pages(client):
     examples, told = load("mbppplus")
-    assert [offset for offset, _ in client.pages] == [0, 100, 200] and len(examples) == 250 and "378 in the paper" in told[0]
+    assert ([offset for offset, _ in client.pages] == [0, 100, 200]
+            and len(examples) == 250 and "378 in the paper" in told[0])
     e = examples[249]
-    assert (e.id, e.gold, e.tests, e.fn_name, e.task) == ("249", MBPP[249]["code"], ["assert f249(1) == 1\n"], "f249", "code")
+    assert (e.id, e.gold, e.tests, e.fn_name, e.task) == (
+        "249", MBPP[249]["code"], ["assert f249(1) == 1\n"], "f249", "code")
     assert e.question == ("Write function 249.\n\nYour solution should satisfy assertions like:\n"
-                          "assert set(f249(helper(0))) == 0\nassert set(f249(helper(1))) == 1\nassert set(f249(helper(2))) == 2")
+                          "assert set(f249(helper(0))) == 0\n"
+                          "assert set(f249(helper(1))) == 1\n"
+                          "assert set(f249(helper(2))) == 2")
     scope = {}
     exec(e.gold + e.tests[0], scope)
     client.patch.setattr(viewer, "SERVER", "http://127.0.0.1:1")
@@ -222,7 +250,8 @@ def test_as_many_pages_as_needed(client):
     assert len(load("mbppplus", limit=100)[0]) == 100 and [offset for offset, _ in client.pages] == [0]
     client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert len(load("mbppplus", limit=100)[0]) == 100
-    assert re.search("row 100 of evalplus/mbppplus cannot be fetched .HF_HUB_OFFLINE is set and it is not in .*mbppplus", refused("mbppplus"))
+    assert re.search("row 100 of evalplus/mbppplus cannot be fetched .HF_HUB_OFFLINE is set "
+                     "and it is not in .*mbppplus", refused("mbppplus"))
 
 
 def test_trouble_that_passes(client):
@@ -233,13 +262,18 @@ def test_trouble_that_passes(client):
 
 
 def test_the_environment_is_heard(client, tmp_path):
-    """HF_ENDPOINT, HF_DATASETS_SERVER, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, in a process that only they tell of the stand-in; and no torch is loaded."""
+    """HF_ENDPOINT, HF_DATASETS_SERVER, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE,
+    in a process that only they tell of the stand-in; and no torch is loaded.
+    """
     code = ("import sys; from minimas.data import load_dataset; assert 'torch' not in sys.modules\n"
             "print([len(load_dataset(name, limit=4)) for name in ('math500', 'gpqa', 'mbppplus')])")
-    env = os.environ | {"HF_ENDPOINT": client.url, "HF_DATASETS_SERVER": client.url + "/", "HF_HOME": str(tmp_path / "home"),
-                        "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    offline = env | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1", "HF_DATASETS_SERVER": "http://127.0.0.1:1"}
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one) for one in (env, offline)]
+    env = os.environ | {"HF_ENDPOINT": client.url, "HF_DATASETS_SERVER": client.url + "/",
+                        "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1",
+                        "HF_HUB_OFFLINE": "0"}
+    offline = env | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1",
+                     "HF_DATASETS_SERVER": "http://127.0.0.1:1"}
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one)
+            for one in (env, offline)]
     assert [run.stdout for run in runs] == ["[4, 4, 4]\n"] * 2, runs[-1].stderr
     assert client.pages == [(0, "Bearer hf_mine")] and (tmp_path / "home" / "minimas" / "datasets").is_dir()
 
@@ -254,7 +288,8 @@ def test_pauses_are_the_servers_within_a_minute(client, after, pause):
 def test_trouble_that_stays(client):
     """What came is kept, and the next try goes on from there."""
     client.moods[:] = [None, *[500, "cut"] * 3]
-    assert re.search(r"a page of evalplus/mbppplus cannot be fetched \(.*6 times; what came is kept\): check the network", refused("mbppplus"))
+    assert re.search(r"a page of evalplus/mbppplus cannot be fetched "
+                     r"\(.*6 times; what came is kept\): check the network", refused("mbppplus"))
     assert max(client.pauses) <= 60
     client.pages.clear()
     assert len(load("mbppplus")[0]) == 250 and [offset for offset, _ in client.pages] == [100, 200]
@@ -268,7 +303,8 @@ def test_trouble_that_stays(client):
     lambda reply: reply["rows"][7].update(truncated_cells=["test"]) or reply])
 def test_a_reply_that_is_not_whole(client, change):
     client.moods[:] = [change]
-    assert "does not give evalplus/mbppplus whole from row 0 on" in refused("mbppplus") and not list(client.cache.rglob("*.json"))
+    assert ("does not give evalplus/mbppplus whole from row 0 on" in refused("mbppplus")
+            and not list(client.cache.rglob("*.json")))
 
 
 def test_a_set_that_changes_meanwhile(client):
@@ -288,7 +324,8 @@ def test_the_token_goes_to_its_host_only(client, tmp_path):
         elsewhere.sets["hotpotqa/hotpot_qa", "distractor", "validation"] = [{"question": "q", "answer": "a"}]
         client.moods[:] = [elsewhere.url]
         assert load("hotpotqa")[0][0].gold == "a"
-        assert client.pages == [(0, None), (0, "Bearer hf_secret"), (0, "Bearer hf_secret")] and elsewhere.pages == [(0, None)]
+        assert (client.pages == [(0, None), (0, "Bearer hf_secret"), (0, "Bearer hf_secret")]
+                and elsewhere.pages == [(0, None)])
 
 
 def test_livecodebench(client):
@@ -296,9 +333,11 @@ def test_livecodebench(client):
     assert len(examples) == 18 and len(client.asked) == 6 and "1055 in the paper" in told[0]
     program, method, unnamed = examples[15:]
     assert (program.id, program.question, program.fn_name, program.task) == ("5_1", "Problem 1 of 5.", "", "code")
-    assert (method.question, method.fn_name) == ("Problem 2 of 5.\n\nStarter code:\nclass Solution:\n    def g(self):", "g")
+    assert (method.question, method.fn_name) == (
+        "Problem 2 of 5.\n\nStarter code:\nclass Solution:\n    def g(self):", "g")
     assert unnamed.fn_name is None
-    assert program.tests() == method.tests() == [("public 5", "1"), ("private 5", "1")] and unnamed.tests() == [("public 5", "1")]
+    assert (program.tests() == method.tests() == [("public 5", "1"), ("private 5", "1")]
+            and unnamed.tests() == [("public 5", "1")])
     assert len(pickle.loads(pickle.dumps(program)).tests()) == 2, "it can be sent to a process that grades"
 
 
@@ -317,7 +356,9 @@ def test_livecodebench_fetches_what_it_reads(client, tmp_path):
     assert "from .jsonl files only" in refused("livecodebench", file=tmp_path / "lcb.json")
 
 
-@pytest.mark.parametrize("tests", [packed(7), packed([1]), packed("[1]"), "no base 64", base64.b64encode(b"not compressed").decode(), packed("not JSON"), "["])
+@pytest.mark.parametrize("tests", [
+    packed(7), packed([1]), packed("[1]"), "no base 64", base64.b64encode(b"not compressed").decode(),
+    packed("not JSON"), "["])
 def test_private_tests_that_are_damaged(tmp_path, tests):
     example = load("livecodebench", file=write(tmp_path / "lcb.jsonl", [livecodebench(1, 1, lambda _: tests)]))[0][0]
     with pytest.raises(InputError, match="lcb.jsonl: tests at byte 0 cannot be read"):
@@ -326,7 +367,8 @@ def test_private_tests_that_are_damaged(tmp_path, tests):
 
 def test_nothing_in_a_pickle_is_run(tmp_path):
     made = tmp_path / "made"
-    example = load("livecodebench", file=write(tmp_path / "lcb.jsonl", [{}, livecodebench(1, 1, lambda _: packed(Malicious(made)))][1:]))[0][0]
+    example = load("livecodebench", file=write(
+        tmp_path / "lcb.jsonl", [{}, livecodebench(1, 1, lambda _: packed(Malicious(made)))][1:]))[0][0]
     with pytest.raises(InputError, match=f"it asks for {os.name}.mkdir"):
         example.tests()
     assert not made.exists()
@@ -337,13 +379,17 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
 def test_medqa_is_a_local_file(tmp_path):
     assert re.search("medqa is not on the hub: give it as a local file", refused("medqa"))
     file, rows = tmp_path / "medqa.json", [
-        {"idx": 0, "question": "?", "query": "Cause?", "options": ["A. Cholera", "B. C. difficile", "C. Flu", "D. None"], "answer": "C. difficile"},
-        {"idx": 1, "question": "?", "query": "Cause?\nA. x\nB. y\nC. z\nD. w", "options": ["A. x", "B. y", "C. z", "D. w"], "answer": "(c)"},
-        {"idx": 2, "question": "?", "query": "C. difficile:\nwhat?", "options": ["x", "y", "C. difficile"], "answer": "C. C.  difficile"}]
+        {"idx": 0, "question": "?", "query": "Cause?",
+         "options": ["A. Cholera", "B. C. difficile", "C. Flu", "D. None"], "answer": "C. difficile"},
+        {"idx": 1, "question": "?", "query": "Cause?\nA. x\nB. y\nC. z\nD. w",
+         "options": ["A. x", "B. y", "C. z", "D. w"], "answer": "(c)"},
+        {"idx": 2, "question": "?", "query": "C. difficile:\nwhat?",
+         "options": ["x", "y", "C. difficile"], "answer": "C. C.  difficile"}]
     file.write_text(json.dumps(rows))
     examples, told = load("medqa", file=file)
     assert [(e.id, e.gold) for e in examples] == [("0", "B"), ("1", "C"), ("2", "C")] and "300 in the paper" in told[0]
-    assert examples[0].question == "Cause?\nA. Cholera\nB. C. difficile\nC. Flu\nD. None\n\nChoose the correct option (A/B/C/D)."
+    assert examples[0].question == (
+        "Cause?\nA. Cholera\nB. C. difficile\nC. Flu\nD. None\n\nChoose the correct option (A/B/C/D).")
     assert examples[1].question == rows[1]["query"] + "\n\nChoose the correct option (A/B/C/D)."
     assert examples[2].question.startswith("C. difficile:\nwhat?\nA. x\nB. y\nC. C. difficile\n")
     for answer in "Malaria", "E", "None of these", "B":
@@ -351,19 +397,23 @@ def test_medqa_is_a_local_file(tmp_path):
         assert f"json row 1: the answer {answer!r} is not the letter" in refused("medqa", file=file)
 
 
-ROWS = [{"problem": "1 + 1?", "solution": "2"}, {"problem": " ", "solution": "3"}, {"problem": "2 + 2?", "solution": 4}, {"problem": "x", "solution": None}]
+ROWS = [{"problem": "1 + 1?", "solution": "2"}, {"problem": " ", "solution": "3"}, {"problem": "2 + 2?", "solution": 4},
+        {"problem": "x", "solution": None}]
 
 
 @pytest.mark.parametrize("name, content", [
-    ("rows.json", json.dumps(ROWS)), ("rows.json", json.dumps({"data": ROWS})), ("rows.jsonl", "\n\n".join(map(json.dumps, ROWS)) + "\r\n"),
+    ("rows.json", json.dumps(ROWS)), ("rows.json", json.dumps({"data": ROWS})),
+    ("rows.jsonl", "\n\n".join(map(json.dumps, ROWS)) + "\r\n"),
     ("rows.csv", "\ufeffproblem,solution\n1 + 1?,2\n ,3\n2 + 2?,4\nx,\n")])
 def test_local_files(tmp_path, name, content):
     file = tmp_path / name
     file.write_text(content, encoding="utf-8")
     examples, told = load(str(file), columns={"question": "problem", "answer": "solution"})
-    assert [(e.id, e.question, e.gold, e.task) for e in examples] == [("row 1", "1 + 1?", "2", "math"), ("row 3", "2 + 2?", "4", "math")]
+    assert [(e.id, e.question, e.gold, e.task) for e in examples] == [
+        ("row 1", "1 + 1?", "2", "math"), ("row 3", "2 + 2?", "4", "math")]
     assert len(told) == 1 and re.match(r"2 of 4 rows left out, .*; the first is .*rows", told[0])
-    assert re.search(f"{name} {'line' if name.endswith('l') else 'row'} 1 has no column 'question', only problem, solution: say which it is", refused(file))
+    assert re.search(f"{name} {'line' if name.endswith('l') else 'row'} 1 has no column 'question', "
+                     "only problem, solution: say which it is", refused(file))
 
 
 def test_local_choice_and_code(tmp_path):
@@ -372,23 +422,32 @@ def test_local_choice_and_code(tmp_path):
     examples = local(file, task="choice", columns={"question": "q", "answer": "key"})
     assert [(e.id, e.gold) for e in examples] == [("7", "B"), ("row 2", "A")], "ids are unique"
     assert examples[0].question == "Which?\nA. x\nB. y\n\nChoose the correct option (A/B/C/D)."
-    assert "options are 'B', expected a list of 2 to 4" in refused(file, task="choice", columns={"question": "q", "options": "key", "answer": "key"})
-    assert "has no column 'o', only id, q" in refused(file, task="choice", columns={"question": "q", "options": "o", "answer": "key"})
+    assert "options are 'B', expected a list of 2 to 4" in refused(
+        file, task="choice", columns={"question": "q", "options": "key", "answer": "key"})
+    assert "has no column 'o', only id, q" in refused(
+        file, task="choice", columns={"question": "q", "options": "o", "answer": "key"})
     assert "has no column 'number'" in refused(file, columns={"question": "q", "answer": "key", "id": "number"})
-    rows = write(tmp_path / "rows.jsonl", [{"question": "Double.", "tests": "assert f(1) == 2", "fn_name": "f"}, {"question": "?", "tests": ""}])
-    assert [(e.question, e.gold, e.tests, e.fn_name) for e in local(rows, task="code")] == [("Double.", "", ["assert f(1) == 2"], "f")]
-    write(rows, [{"question": "Add.", "tests": [{"input": "1 2", "output": "3", "testtype": "stdin"}]}, {"question": "?", "tests": []}])
+    rows = write(tmp_path / "rows.jsonl", [
+        {"question": "Double.", "tests": "assert f(1) == 2", "fn_name": "f"}, {"question": "?", "tests": ""}])
+    assert [(e.question, e.gold, e.tests, e.fn_name) for e in local(rows, task="code")] == [
+        ("Double.", "", ["assert f(1) == 2"], "f")]
+    write(rows, [{"question": "Add.", "tests": [{"input": "1 2", "output": "3", "testtype": "stdin"}]},
+                 {"question": "?", "tests": []}])
     assert [e.tests for e in local(rows, task="code")] == [[("1 2", "3")]]
     for tests in 7, [7], [{"input": "1"}], {"input": "1", "output": "2"}:
         assert "rows.jsonl line 1: tests are " in refused(write(rows, [{"question": "?", "tests": tests}]), task="code")
 
 
 @pytest.mark.parametrize("name, content, complaint", [
-    ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": \n', "a.jsonl line 2 is not JSON"), ("a.json", b'[\n{"question": 1,,}]', "a.json line 2 is not JSON"),
-    ("a.json", b'{"rows": []}', "no column 'question', only rows"), ("a.json", b"[7]", "holds '7', expected an object"), ("a.json", b"[]", "holds no question"),
-    ("a.csv", b"question,answer\nq\n", "a.csv line 2 has more or fewer cells"), ("a.csv", b"question,answer\nq,a,b\n", "a.csv line 2 has more or fewer"),
-    ("a.csv", b'question,answer\n"q,a\n', "a.csv cannot be read"), ("a.csv", b"question,answer\n\xff,a\n", "save it as UTF-8"),
-    ("a.jsonl", b'{"question": "\xff"}', "save it as UTF-8"), ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
+    ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": \n', "a.jsonl line 2 is not JSON"),
+    ("a.json", b'[\n{"question": 1,,}]', "a.json line 2 is not JSON"),
+    ("a.json", b'{"rows": []}', "no column 'question', only rows"), ("a.json", b"[7]", "holds '7', expected an object"),
+    ("a.json", b"[]", "holds no question"), ("a.csv", b"question,answer\nq\n", "a.csv line 2 has more or fewer cells"),
+    ("a.csv", b"question,answer\nq,a,b\n", "a.csv line 2 has more or fewer"),
+    ("a.csv", b'question,answer\n"q,a\n', "a.csv cannot be read"),
+    ("a.csv", b"question,answer\n\xff,a\n", "save it as UTF-8"),
+    ("a.jsonl", b'{"question": "\xff"}', "save it as UTF-8"),
+    ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
     ("a.jsonl", b"", "holds no question")])
 def test_damaged_files(tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
@@ -396,7 +455,8 @@ def test_damaged_files(tmp_path, name, content, complaint):
 
 
 def test_what_cannot_be_asked_for(tmp_path):
-    assert re.search("data set 'maths' for task 'math' is not known: expected one of tiny, math500, .*or a file .json, .jsonl, .csv", refused("maths"))
+    assert re.search("data set 'maths' for task 'math' is not known: "
+                     "expected one of tiny, math500, .*or a file .json, .jsonl, .csv", refused("maths"))
     assert "is not there" in refused(tmp_path / "none.csv") and "is not there" in refused("math500", file=tmp_path)
     assert "tasks math, choice, code" in refused("a.csv", task="search") and "limit is 0" in refused("tiny", limit=0)
     assert "given for 'problem'" in refused("tiny", columns={"problem": "question"})

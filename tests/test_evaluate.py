@@ -1,4 +1,6 @@
-"""A benchmark run, broken off and resumed in every way: the same records as an unbroken one, and a table that adds up."""
+"""A benchmark run, broken off and resumed in every way:
+the same records as an unbroken one, and a table that adds up.
+"""
 
 import csv
 import io
@@ -25,13 +27,14 @@ from minimas.tiny.task import questions
 def data(tmp_path_factory):
     """A local file of 24 chains."""
     file = tmp_path_factory.mktemp("data") / "chains.jsonl"
-    file.write_text("".join(json.dumps({"problem": c.question, "answer": str(c.answer)}) + "\n" for c in questions("validation", 3)))
+    file.write_text("".join(json.dumps({"problem": c.question, "answer": str(c.answer)}) + "\n"
+                            for c in questions("validation", 3)))
     return file
 
 
 def options(data, out, *more):
-    return ["--dataset", str(data), "--columns", "question=problem", "--device", "cpu", "--out", str(out), "--batch-size", "4",
-            "--rounds", "1,3", "--channel", "latent,text", "--temperature", "0.7", *more]
+    return ["--dataset", str(data), "--columns", "question=problem", "--device", "cpu", "--out", str(out),
+            "--batch-size", "4", "--rounds", "1,3", "--channel", "latent,text", "--temperature", "0.7", *more]
 
 
 def run(monkeypatch, capsys, *args):
@@ -73,28 +76,34 @@ def short(data, tmp_path_factory):
 def test_table_and_records(unbroken, data):
     out, printed = unbroken
     head, *rows = (line.split() for line in printed.splitlines())
-    assert [row[:4] for row in rows] == [["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "-", "24"], ["text", "3", "-", "24"]]
+    assert [row[:4] for row in rows] == [
+        ["latent", "1", "5", "24"], ["latent", "3", "5", "24"], ["text", "1", "-", "24"], ["text", "3", "-", "24"]]
     settings, *lines = records(out)
-    assert settings["temperature"] == 0.7 and settings["task"] == "math" and settings["questions"] == 24 and len(lines) == 96
+    assert (settings["temperature"] == 0.7 and settings["task"] == "math"
+            and settings["questions"] == 24 and len(lines) == 96)
     system = minimas.load_mas_system("tiny", device="cpu")
     asked = [line["question"] for line in lines[:24]]
-    for point, part in zip(((1, "latent"), (3, "latent"), (1, "text"), (3, "text")), (lines[i:i + 24] for i in range(0, 96, 24))):
+    for point, part in zip(((1, "latent"), (3, "latent"), (1, "text"), (3, "text")),
+                           (lines[i:i + 24] for i in range(0, 96, 24))):
         results = system.run(asked, rounds=point[0], channel=point[1], temperature=0.7, batch_size=4)
         assert [line["texts"] for line in part] == [[r.text] for r in results]
-        assert [line["tokens"][0] + line["heard_tokens"] for line in part] == [r.new_tokens + r.heard_tokens for r in results]
+        assert ([line["tokens"][0] + line["heard_tokens"] for line in part]
+                == [r.new_tokens + r.heard_tokens for r in results])
         judged = [r.answer == line["gold"] for r, line in zip(results, part)]
-        assert [line["right"] for line in part] == [{next(iter(line["right"])): [verdict]} for line, verdict in zip(part, judged)]
+        assert [line["right"] for line in part] == [
+            {next(iter(line["right"])): [verdict]} for line, verdict in zip(part, judged)]
         shown = next(row for row in rows if (int(row[1]), row[0]) == point)
         assert float(shown[4]) == round(100 * sum(judged) / 24, 1)
-    assert all(line["heard_tokens"] == 0 for line in lines[:48]) and all(line["heard_tokens"] > 0 for line in lines[72:])
+    assert (all(line["heard_tokens"] == 0 for line in lines[:48])
+            and all(line["heard_tokens"] > 0 for line in lines[72:]))
 
 
 def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys):
     """Killed early, resumed, killed late, and resumed again."""
     out = tmp_path / "records.jsonl"
     for after in 1, 60:
-        child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)], stdout=subprocess.DEVNULL,
-                                 stderr=subprocess.DEVNULL)
+        child = subprocess.Popen([sys.executable, "-m", "minimas.evaluate", *options(data, out)],
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while child.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") <= after):
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
@@ -114,10 +123,13 @@ def test_a_line_that_was_cut_is_written_again(short, data, tmp_path, monkeypatch
 
 
 def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeypatch, capsys):
-    """A rewriting that was killed, parts of a run whose file is gone, a file that is something else, a data set that changed."""
+    """A rewriting that was killed, parts of a run whose file is gone, a file that is something else,
+    a data set that changed.
+    """
     out, limit = tmp_path / "records.jsonl", ("--limit", "4")
     (tmp_path / "records.jsonl.partial").write_text('{"minimas"')
-    (tmp_path / "records.jsonl.part1").write_text(short.read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
+    (tmp_path / "records.jsonl.part1").write_text(
+        short.read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
     run(monkeypatch, capsys, *options(data, out, *limit))
     assert records(out) == records(short)
     (tmp_path / "mine.json").write_text("[1, 2]")
@@ -137,7 +149,8 @@ def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
     assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1]
 
 
-@pytest.mark.parametrize("change, complaint", [(("--seed", "7"), "seed: 42 there, 7 now"), (("--limit", "3"), "limit: None there, 3 now")])
+@pytest.mark.parametrize("change, complaint", [
+    (("--seed", "7"), "seed: 42 there, 7 now"), (("--limit", "3"), "limit: None there, 3 now")])
 def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change, complaint):
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *options(data, unbroken[0], *change))
@@ -148,8 +161,8 @@ def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change,
 def test_several_processes(unbroken, data, tmp_path):
     """One of three is killed, and then two go on: all their shares of the batches are the records of one process."""
     out, part = tmp_path / "records.jsonl", tmp_path / "records.jsonl.part2"
-    torchrun = lambda world: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
-                              "-m", "minimas.evaluate", *options(data, out)]
+    torchrun = lambda world: [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                              "--nproc-per-node", str(world), "-m", "minimas.evaluate", *options(data, out)]
     child = subprocess.Popen(torchrun(3), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and (not part.exists() or not part.stat().st_size):
         time.sleep(0.02)
@@ -159,7 +172,8 @@ def test_several_processes(unbroken, data, tmp_path):
     done = subprocess.run(torchrun(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert records(out) == records(unbroken[0]) and [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
-    assert [row.split()[:5] for row in done.stdout.splitlines()] == [row.split()[:5] for row in unbroken[1].splitlines()]
+    assert ([row.split()[:5] for row in done.stdout.splitlines()]
+            == [row.split()[:5] for row in unbroken[1].splitlines()])
 
 
 def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, capsys):
@@ -174,26 +188,31 @@ def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, c
     told = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--limit", "4")).err
     assert records(tmp_path / "r.jsonl")[1:] == [line for line in records(unbroken[0])[1:] if line["index"] < 4]
     assert sizes[:4] == [4, 2, 1, 1] and set(sizes[2:]) == {1} and "going on with 2 questions" in told
-    monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    monkeypatch.setattr(minimas.recurse.System, "answer",
+                        lambda *_: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *options(data, tmp_path / "other.jsonl"))
     assert end.value.code == 2 and "one question at a time" in capsys.readouterr().err
 
 
 def test_rollouts(data, tmp_path, monkeypatch, capsys):
-    """k texts from one prefill: the first is that of a run without rollouts; pass@k counts a question with one right of them."""
+    """k texts from one prefill: the first is that of a run without rollouts;
+    pass@k counts a question with one right of them.
+    """
     system, asked = minimas.load_mas_system("tiny", device="cpu"), [c.question for c in questions("validation", 1)]
     read = []
     forward = system.agents["solver"].model.forward
-    monkeypatch.setattr(system.agents["solver"].model, "forward", lambda x, *rest, **more: read.append(x.shape[:2]) or forward(x, *rest, **more))
+    monkeypatch.setattr(system.agents["solver"].model, "forward",
+                        lambda x, *rest, **more: read.append(x.shape[:2]) or forward(x, *rest, **more))
     settings = {"temperature": 3.0, "top_p": 1.0, "top_k": 0, "rounds": 1, "seed": 1}
     many, one = system.run(asked, rollouts=4, **settings), system.run(asked, **settings)
-    assert [r.token_ids for r in many[::4]] == [r.token_ids for r in one] and [r.question for r in many] == [q for q in asked for _ in range(4)]
+    assert ([r.token_ids for r in many[::4]] == [r.token_ids for r in one]
+            and [r.question for r in many] == [q for q in asked for _ in range(4)])
     assert len({tuple(r.token_ids) for r in many}) > len(asked) and read[0][0] == 8
     assert read[1] == (sum(len(r.token_ids) > 1 for r in many), 1), "all that did not end at once"
     out = tmp_path / "r.jsonl"
-    shown = run(monkeypatch, capsys, "--dataset", data, "--columns", "question=problem", "--rounds", "3", "--rollouts", "3", "--temperature", "2.5",
-                "--out", out).out.splitlines()
+    shown = run(monkeypatch, capsys, "--dataset", data, "--columns", "question=problem", "--rounds", "3",
+                "--rollouts", "3", "--temperature", "2.5", "--out", out).out.splitlines()
     lines = records(out)[1:]
     verdicts = [next(iter(line["right"].values())) for line in lines]
     assert all(len(v) == 3 for v in verdicts) and any(any(v) and not all(v) for v in verdicts)
@@ -204,7 +223,8 @@ def test_rollouts(data, tmp_path, monkeypatch, capsys):
 def test_csv_and_plot(unbroken, data, tmp_path, monkeypatch, capsys):
     run(monkeypatch, capsys, *options(data, unbroken[0], "--csv", tmp_path / "t.csv", "--plot", tmp_path / "t.svg"))
     rows = list(csv.DictReader(open(tmp_path / "t.csv")))
-    assert [(row["channel"], row["rounds"]) for row in rows] == [("latent", "1"), ("latent", "3"), ("text", "1"), ("text", "3")]
+    assert [(row["channel"], row["rounds"]) for row in rows] == [
+        ("latent", "1"), ("latent", "3"), ("text", "1"), ("text", "3")]
     drawn = xml.parse(tmp_path / "t.svg").getroot()
     texts = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
     assert {"percent right", "decoded tokens a question", "latent, 5 steps", "text", "rounds"} <= texts
@@ -212,16 +232,20 @@ def test_csv_and_plot(unbroken, data, tmp_path, monkeypatch, capsys):
 
 
 def test_two_graders_side_by_side(data, tmp_path, monkeypatch, capsys):
-    shown = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--grader", "plain,released", "--limit", "4")).out
+    shown = run(monkeypatch, capsys,
+                *options(data, tmp_path / "r.jsonl", "--grader", "plain,released", "--limit", "4")).out
     assert "plain %" in shown and "released %" in shown
     assert all(set(line["right"]) == {"plain", "released"} for line in records(tmp_path / "r.jsonl")[1:])
 
 
 @pytest.mark.parametrize("args, complaint", [
-    (["--dataset", "nothing"], "data set 'nothing'"), (["--dataset", "tiny", "--style", "x"], "style 'x'"), (["--dataset", "tiny", "--rounds", "1,x"], "--rounds"),
-    (["--dataset", "tiny", "--rounds", "0"], "rounds is 0"), (["--dataset", "tiny", "--grader", "mood"], "mood"), (["--dataset", "tiny", "--limit", "0"], "limit is 0"),
-    (["--dataset", "tiny", "--channel", ","], "--channel lists nothing"), (["--dataset", "tiny", "--channel", "sound"], "channel is 'sound'"),
-    (["--dataset", "mbppplus"], "--allow-code-execution"), (["--dataset", "bamboogle", "--grader", "plain"], "--grader is for mathematics")])
+    (["--dataset", "nothing"], "data set 'nothing'"), (["--dataset", "tiny", "--style", "x"], "style 'x'"),
+    (["--dataset", "tiny", "--rounds", "1,x"], "--rounds"), (["--dataset", "tiny", "--rounds", "0"], "rounds is 0"),
+    (["--dataset", "tiny", "--grader", "mood"], "mood"), (["--dataset", "tiny", "--limit", "0"], "limit is 0"),
+    (["--dataset", "tiny", "--channel", ","], "--channel lists nothing"),
+    (["--dataset", "tiny", "--channel", "sound"], "channel is 'sound'"),
+    (["--dataset", "mbppplus"], "--allow-code-execution"),
+    (["--dataset", "bamboogle", "--grader", "plain"], "--grader is for mathematics")])
 def test_bad_input(args, complaint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
@@ -231,8 +255,9 @@ def test_bad_input(args, complaint, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("option, path, complaint", [
-    ("--csv", "none/t.csv", "No such file or directory"), ("--plot", "none/t.svg", "No such file or directory"), ("--plot", ".", "not an ordinary file"),
-    ("--out", ".", "not an ordinary file"), ("--out", "file/r.jsonl", "File exists"), ("--csv", "file/t.csv", "Not a directory")])
+    ("--csv", "none/t.csv", "No such file or directory"), ("--plot", "none/t.svg", "No such file or directory"),
+    ("--plot", ".", "not an ordinary file"), ("--out", ".", "not an ordinary file"),
+    ("--out", "file/r.jsonl", "File exists"), ("--csv", "file/t.csv", "Not a directory")])
 def test_files_that_cannot_be_written_are_refused_first(option, path, complaint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
@@ -240,12 +265,14 @@ def test_files_that_cannot_be_written_are_refused_first(option, path, complaint,
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, "--dataset", "tiny", option, path)
     out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith(f"minimas: {option} ") and complaint in err
+    assert (end.value.code == 2 and out == "" and err.count("\n") == 1
+            and err.startswith(f"minimas: {option} ") and complaint in err)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_graders_by_kind():
-    assert evaluate.graders_for("released", None, False) == ("released",) and evaluate.graders_for("code", None, True) == ("code",)
+    assert (evaluate.graders_for("released", None, False) == ("released",)
+            and evaluate.graders_for("code", None, True) == ("code",))
     assert evaluate.graders_for("math", ("plain", "released"), False) == ("plain", "released")
 
 
@@ -254,12 +281,15 @@ def answered(answer):
 
 
 def test_what_is_right_by_the_kind_of_question():
-    judge = lambda grader, answer, **fields: evaluate.is_right(Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
+    judge = lambda grader, answer, **fields: evaluate.is_right(
+        Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
     assert judge("choice", "b", gold="B") and not judge("choice", None, gold="B")
     assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and not judge("plain", "3.2", gold="3.9")
-    for text, right in (r"\boxed{3.2}", True), ("it is 3.2", True), (r"\boxed{3} \boxed{\frac{1}{2}}", True), (r"\boxed{4}", False):
+    for text, right in ((r"\boxed{3.2}", True), ("it is 3.2", True),
+                        (r"\boxed{3} \boxed{\frac{1}{2}}", True), (r"\boxed{4}", False)):
         result = minimas.recurse.Result("q", text, None, [], 0, 0.0)
-        assert evaluate.is_right(Example("1", "q", "3.9", "math"), result, "released") is right, "the release looks in the whole text"
+        assert evaluate.is_right(Example("1", "q", "3.9", "math"), result, "released") is right, (
+            "the release looks in the whole text")
     program = "def add(a, b):\n    return a + b"
     assert judge("code", program, tests=["assert add(1, 2) == 3"], fn_name="add") is True
     assert judge("code", program, tests=["assert add(1, 2) == 4"]) is False and judge("code", None, tests=[""]) is False
@@ -271,10 +301,12 @@ def test_interval():
     """Wilson's interval, by the numbers of its textbook example and at the ends."""
     low, high = evaluate.interval(0.5, 100)
     assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
-    assert evaluate.interval(0.0, 10)[0] == 0 and evaluate.interval(1.0, 10)[1] == 1 and round(evaluate.interval(1.0, 10)[0], 3) == 0.722
+    assert (evaluate.interval(0.0, 10)[0] == 0 and evaluate.interval(1.0, 10)[1] == 1
+            and round(evaluate.interval(1.0, 10)[0], 3) == 0.722)
 
 
 def test_charts(tmp_path):
-    assert ticks(1, 5) == [1, 2, 3, 4, 5] and ticks(0, 0.93) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8]) and ticks(3, 3) == [3]
+    assert (ticks(1, 5) == [1, 2, 3, 4, 5]
+            and ticks(0, 0.93) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8]) and ticks(3, 3) == [3])
     save_charts(tmp_path / "c.svg", [("a < b & c", "x", {"<i>": [(1, 0), (2, 5)], "one": [(1, 1)]})])
     assert xml.parse(tmp_path / "c.svg").getroot().tag.endswith("svg")

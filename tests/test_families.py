@@ -1,4 +1,6 @@
-"""Every decoder equals transformers' (stored, and live when it is installed), and equals itself whatever way it is fed."""
+"""Every decoder equals transformers' (stored, and live when it is installed),
+and equals itself whatever way it is fed.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""The fast path is the plain path: packed and joined products, replayed steps, rows that leave the batch, fused links."""
+"""The fast path is the plain path:
+packed and joined products, replayed steps, rows that leave the batch, fused links.
+"""
 
 import pytest
 import torch
@@ -28,13 +30,16 @@ def assert_same(ours, plain):
 @pytest.mark.parametrize("name", checkpoints.VARIANTS)
 @torch.no_grad()
 def test_every_decoder(name, tmp_path):
-    """Prompt, chunk and single tokens, unequal rows: within 1e-4 of the plain decoder, whose weights are gone from the fast one."""
+    """Prompt, chunk and single tokens, unequal rows:
+    within 1e-4 of the plain decoder, whose weights are gone from the fast one.
+    """
     model_type, config = checkpoints.VARIANTS[name]
     folder = checkpoints.make_agent(tmp_path, model_type, **config)
     plain, quick = load_model(folder), fast.prepare(load_model(folder))
     assert any(isinstance(module.forward, fast.Product) for module in quick.modules()), "nothing was packed"
     kept = {name for name, p in quick.named_parameters() if p is not None and p.ndim == 2}
-    assert kept <= {"embed_tokens.weight", "lm_head.weight"} and ("lm_head.weight" in kept) <= plain.config.tie_word_embeddings
+    assert (kept <= {"embed_tokens.weight", "lm_head.weight"}
+            and ("lm_head.weight" in kept) <= plain.config.tie_word_embeddings)
     caches = [model.make_cache(2, 80) for model in (plain, quick)]
     for start, n in (0, 40), (40, 1), (41, 1), (42, 20):
         positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - 7])
@@ -67,7 +72,9 @@ def test_a_promise_is_not_inherited(tmp_path):
 @pytest.mark.parametrize("name", checkpoints.VARIANTS)
 @torch.no_grad()
 def test_the_last_states_only(name, tmp_path):
-    """Asked for the last states alone, a decoder computes fewer and gives the same; its cache goes on as if it had given all."""
+    """Asked for the last states alone, a decoder computes fewer and gives the same;
+    its cache goes on as if it had given all.
+    """
     model_type, config = checkpoints.VARIANTS[name]
     model = load_model(checkpoints.make_agent(tmp_path, model_type, **config), dtype=torch.float64)
     for padding in 0, 5:
@@ -93,13 +100,15 @@ def replayed(system):
     return system
 
 
-@pytest.mark.parametrize("style, temperature", [*((style, 1.5) for style in checkpoints.SYSTEMS), ("sequential_scaled", 0.0)])
+@pytest.mark.parametrize("style, temperature", [
+    *((style, 1.5) for style in checkpoints.SYSTEMS), ("sequential_scaled", 0.0)])
 def test_replayed_steps(folders, captures, style, temperature):
     """Over static caches and buffers, across batches and questions: the same latents and texts."""
     plain, quick = load(folders, style, plain=True), replayed(load(folders, style))
     options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     for asked, batch_size in (ASKED, 5), (ASKED[::-1], 3), (["short"], 1):
-        assert_same(quick.run(asked, batch_size=batch_size, **options), plain.run(asked, batch_size=batch_size, **options))
+        assert_same(quick.run(asked, batch_size=batch_size, **options),
+                    plain.run(asked, batch_size=batch_size, **options))
     assert captures
 
 
@@ -124,7 +133,8 @@ def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
         return (h, positions + 1), h
     for c in cache:
         c.filled = c.capacity
-    _, outputs = graphs.steps(step, (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)), 4, cache, lambda: None, ("x",))
+    _, outputs = graphs.steps(step, (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)),
+                              4, cache, lambda: None, ("x",))
     assert len(outputs) == 4 and {c.filled for c in cache} == {cache[0].capacity}
 
 
@@ -134,15 +144,18 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     system = load(folders, "sequential_scaled")
     solver, sizes = system.agents["solver"], []
     asked = [f"Question {i}?" for i in range(8)]
-    options = OPTIONS | {"rounds": 1, "max_new_tokens": 40, "temperature": 1.5, "top_p": 1.0, "top_k": 0, "batch_size": 8}
+    options = OPTIONS | {"rounds": 1, "max_new_tokens": 40, "temperature": 1.5,
+                         "top_p": 1.0, "top_k": 0, "batch_size": 8}
     solver.generation.eos_ids = tuple(range(0, 250, 9))  # one token of nine ends a text
     alone = system.run(asked, **options | {"batch_size": 1})
     if graphs:
         replayed(system)
     forward = solver.model.forward
-    monkeypatch.setattr(solver.model, "forward", lambda x, *rest, **more: sizes.append(len(x)) or forward(x, *rest, **more))
+    monkeypatch.setattr(solver.model, "forward",
+                        lambda x, *rest, **more: sizes.append(len(x)) or forward(x, *rest, **more))
     together = system.run(asked, **options)
-    assert [r.token_ids for r in together] == [r.token_ids for r in alone] and len({len(r.token_ids) for r in alone}) > 3
+    assert ([r.token_ids for r in together] == [r.token_ids for r in alone]
+            and len({len(r.token_ids) for r in alone}) > 3)
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] == 8
     assert not graphs or set(sizes) <= {8, 4, 2, 1}
 
@@ -155,7 +168,8 @@ def test_replies_of_tools_over_graphs(folders, captures, monkeypatch):
         system = load(folders, "deliberation", dtype="float64")
         if graphs:
             replayed(system)
-        asked = lambda *questions: [r.text for r in system.run(questions, tools=("python",), rounds=1, latent_steps=2, max_new_tokens=100, temperature=0.0)]
+        asked = lambda *questions: [r.text for r in system.run(
+            questions, tools=("python",), rounds=1, latent_steps=2, max_new_tokens=100, temperature=0.0)]
         with monkeypatch.context() as patch:
             scripted(system.agents["toolcaller"], SCRIPTS, patch)
             texts.append(asked("1 + 1", "a longer question"))
@@ -165,7 +179,9 @@ def test_replies_of_tools_over_graphs(folders, captures, monkeypatch):
 
 @pytest.mark.parametrize("graphs", (False, True))
 def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, monkeypatch, graphs):
-    """Round 3 reads of a prompt what differs from round 2; nothing is carried from question to question, and nothing changes."""
+    """Round 3 reads of a prompt what differs from round 2;
+    nothing is carried from question to question, and nothing changes.
+    """
     options = OPTIONS | {"rounds": 3, "temperature": 0.0}
     plain, quick = (load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {}))
     for agent in plain.agents.values():
@@ -182,7 +198,8 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
             return forward(x, positions, cache, last)
         monkeypatch.setattr(agent.model, "forward", count)
     for a, b in zip(quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options)):
-        assert a.token_ids == b.token_ids and all((a.latents[key] - b.latents[key]).abs().max() < 1e-12 for key in b.latents)
+        assert (a.token_ids == b.token_ids
+                and all((a.latents[key] - b.latents[key]).abs().max() < 1e-12 for key in b.latents))
     (_, p2, p3), (c1, c2, c3) = read["planner"], read["critic"]
     assert p3 < 0.6 * p2 and c2 == c3 < 0.6 * c1, read
     lengths = {role: list(counts) for role, counts in read.items()}
@@ -211,7 +228,8 @@ def test_no_silent_loss_of_gradients(folders):
 
 # Links
 
-LINKS = pytest.mark.parametrize("link", (checkpoints.randomize(InnerLink(64), 1, 0.2), checkpoints.randomize(OuterLink(64, 40), 2, 0.2)))
+LINKS = pytest.mark.parametrize("link", (
+    checkpoints.randomize(InnerLink(64), 1, 0.2), checkpoints.randomize(OuterLink(64, 40), 2, 0.2)))
 
 
 def states(*shape, dtype=torch.float32):
@@ -228,7 +246,8 @@ def test_fused_link(link, rows):
     link.requires_grad_(False)
     quick = fused(link)
     for h in states(rows, 64), states(rows, 3, 64), states(0, 64):
-        assert quick(h).shape == link(h).shape and torch.allclose(quick(h), link(h), atol=1e-5 * link(h).abs().max().item() if h.numel() else 0)
+        assert (quick(h).shape == link(h).shape
+                and torch.allclose(quick(h), link(h), atol=1e-5 * link(h).abs().max().item() if h.numel() else 0))
 
 
 @LINKS

@@ -1,7 +1,8 @@
-r"""Grading: a table of answers judged by hand, texts made to hang a grader, and programs made to hang, fork, fill and escape.
+r"""Grading: a table of answers judged by hand, texts made to hang a grader,
+and programs made to hang, fork, fill and escape.
 
-graded_pairs.tsv holds found, gold, and 1 where they are mathematically equal, in the kinds that answers to MATH come in. Two
-conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
+graded_pairs.tsv holds found, gold, and 1 where they are mathematically equal, in the kinds that answers to MATH come
+in. Two conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
 """
 
 import os
@@ -16,8 +17,10 @@ import pytest
 from minimas import InputError, tools
 from minimas.grade import GRADERS, ask_math_verify, default_grader, passes, same_choice, same_math, same_text
 
-PAIRS = [line.split("\t") for line in (Path(__file__).parent / "graded_pairs.tsv").read_text(encoding="utf-8").splitlines()]
-BEYOND_PLAIN = {r"(3,\infty)", r"\sum_{k=1}^{3} k"}  # what it cannot read, it calls different, unless it is written alike
+PAIRS = [line.split("\t")
+         for line in (Path(__file__).parent / "graded_pairs.tsv").read_text(encoding="utf-8").splitlines()]
+# what it cannot read, it calls different, unless it is written alike
+BEYOND_PLAIN = {r"(3,\infty)", r"\sum_{k=1}^{3} k"}
 
 
 def mistakes(grader):
@@ -28,7 +31,8 @@ def mistakes(grader):
 
 def test_the_table_is_large_and_hard_enough():
     assert len(PAIRS) >= 200 and len({(found, gold) for found, gold, _ in PAIRS}) == len(PAIRS)
-    assert {equal for _, _, equal in PAIRS} == {"0", "1"} and sum(equal == "0" for _, _, equal in PAIRS) > len(PAIRS) / 3
+    assert ({equal for _, _, equal in PAIRS} == {"0", "1"}
+            and sum(equal == "0" for _, _, equal in PAIRS) > len(PAIRS) / 3)
 
 
 def test_plain():
@@ -37,10 +41,12 @@ def test_plain():
 
 
 @pytest.mark.parametrize("found, gold, equal", [
-    (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), ("|x+y|", "|x|+|y|", False), (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}", True),
-    ("1.4142135624", r"\sqrt{2}", False), (r"12345678901\pi", r"12345678902\pi", False), ("10^{30}+1", "10^{30}", False), ("x^2", "x^4", False),
-    (r"\sqrt[3]{-8}", "-2", True), (r"x\sqrt{x}", "x^{3/2}", True), (r"\tan 45^\circ", "1", True), ("a_1", "a_2", False), ("x<3", "6>2x", True),
-    ("-2x<6", "x<-3", False), (r"x = \pm 3", "-3, 3", True), ("1/2x", "x/2", True), (r"\frac{9!}{7!}", "72", True), (r"\frac12\ln 9", r"\ln 3", True)])
+    (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), ("|x+y|", "|x|+|y|", False),
+    (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}", True), ("1.4142135624", r"\sqrt{2}", False),
+    (r"12345678901\pi", r"12345678902\pi", False), ("10^{30}+1", "10^{30}", False), ("x^2", "x^4", False),
+    (r"\sqrt[3]{-8}", "-2", True), (r"x\sqrt{x}", "x^{3/2}", True), (r"\tan 45^\circ", "1", True),
+    ("a_1", "a_2", False), ("x<3", "6>2x", True), ("-2x<6", "x<-3", False), (r"x = \pm 3", "-3, 3", True),
+    ("1/2x", "x/2", True), (r"\frac{9!}{7!}", "72", True), (r"\frac12\ln 9", r"\ln 3", True)])
 def test_values_at_points(found, gold, equal):
     assert same_math(found, gold, "plain") is same_math(gold, found, "plain") is equal
 
@@ -49,12 +55,14 @@ def test_math_verify():
     pytest.importorskip("math_verify")
     wrong, accepted = mistakes("math-verify")
     assert default_grader() == "math-verify" and not wrong and not accepted
-    assert not same_math("9^{9^{9^9}}", "2^{2^{2^{9^9}}}", "math-verify") and same_math(r"\sum_{k=1}^{3} k", "6", "math-verify")  # lives, or comes again
+    assert (not same_math("9^{9^{9^9}}", "2^{2^{2^{9^9}}}", "math-verify")
+            and same_math(r"\sum_{k=1}^{3} k", "6", "math-verify"))  # lives, or comes again
 
 
 def test_released():
     """The four spellings of the released rule, with what each lets through."""
-    for found, gold in [("3.2", "3.9"), ("-3", "3"), (r"\frac{7}{2}", "3"), (r"\left(1, 2\right)", "(1, 5)"), (r"\text{a b}", "ab"), ("x-2", "2x")]:
+    for found, gold in [("3.2", "3.9"), ("-3", "3"), (r"\frac{7}{2}", "3"), (r"\left(1, 2\right)", "(1, 5)"),
+                        (r"\text{a b}", "ab"), ("x-2", "2x")]:
         assert same_math(found, gold, "released")
     for found, gold in [("3", "4"), ("x", "y"), (r"\frac{1}{2}", "x1"), ("a.b", "a.c"), (r"\frac{1}{0}", "")]:
         assert not same_math(found, gold, "released")
@@ -69,23 +77,29 @@ def test_grader_names():
         same_math("1", "1", "sympy")
 
 
-HUGE = ["9^{9^{9^9}}", "{" * 100_000, "(" * 900 + "1" + ")" * 900, r"\sqrt{" * 300 + "2" + "}" * 300, "((((9^{200})^{200})^{200})^{200})^{200}",
-        "(a+b+c+d+e+f+g)^{20}" * 15, "+".join(["(1+x)^{20}"] * 39), r"\sqrt{99999999999999999989}" * 15, "1," * 990, r"\frac" * 300,
-        "1" * 1900, "2^{-200}" * 40, ("7" * 60 + r"^{1/12}") * 6, " " * 1990, r"\text{" * 300, "1.1\\overline{" + "3" * 1900 + "}", "1 " * 990,
-        "a." * 990, "+".join(f"1/{k}^{{500}}" for k in range(3, 36)), "+".join(f"1/(x+{k})^{{90}}" for k in range(2, 26)), "5" + "!" * 390,
-        "199!" * 90, "-" * 399 + "1", "e^{e^{e^{e^{e^{9}}}}}", "|" * 1990, "1=" * 900, r"\begin{pmatrix}" * 100, r"\pm" * 600, r"1\pm" + r"2\pm" * 20 + "1", "5" + " cm" * 600, "10^{-200}" * 40]
+HUGE = ["9^{9^{9^9}}", "{" * 100_000, "(" * 900 + "1" + ")" * 900, r"\sqrt{" * 300 + "2" + "}" * 300,
+        "((((9^{200})^{200})^{200})^{200})^{200}", "(a+b+c+d+e+f+g)^{20}" * 15, "+".join(["(1+x)^{20}"] * 39),
+        r"\sqrt{99999999999999999989}" * 15, "1," * 990, r"\frac" * 300, "1" * 1900, "2^{-200}" * 40,
+        ("7" * 60 + r"^{1/12}") * 6, " " * 1990, r"\text{" * 300, "1.1\\overline{" + "3" * 1900 + "}", "1 " * 990,
+        "a." * 990, "+".join(f"1/{k}^{{500}}" for k in range(3, 36)),
+        "+".join(f"1/(x+{k})^{{90}}" for k in range(2, 26)), "5" + "!" * 390, "199!" * 90, "-" * 399 + "1",
+        "e^{e^{e^{e^{e^{9}}}}}", "|" * 1990, "1=" * 900, r"\begin{pmatrix}" * 100, r"\pm" * 600,
+        r"1\pm" + r"2\pm" * 20 + "1", "5" + " cm" * 600, "10^{-200}" * 40]
 
 
 @pytest.mark.parametrize("text", HUGE, ids=range(len(HUGE)))
 def test_no_text_holds_plain_up(text):
     started = time.perf_counter()
-    assert not same_math(text, "7", "plain") and not same_math("7", text, "plain") and not same_math(text, text + "+1", "plain")
+    assert (not same_math(text, "7", "plain")
+            and not same_math("7", text, "plain") and not same_math(text, text + "+1", "plain"))
     same_math(text, "7", "released")
     assert time.perf_counter() - started < 3
 
 
 def test_math_verify_that_hangs_is_stopped(monkeypatch):
-    """An alarm does not interrupt one long step inside C, as here; the child is killed, and the next question finds another."""
+    """An alarm does not interrupt one long step inside C, as here;
+    the child is killed, and the next question finds another.
+    """
     from minimas import grade
     monkeypatch.setattr(grade, "math_verify", None)
     monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "print('ready', flush=True); input(); 9**9**9**9")
@@ -96,15 +110,17 @@ def test_math_verify_that_hangs_is_stopped(monkeypatch):
         ask_math_verify("1", "1")
 
 
-@pytest.mark.parametrize("found, gold, equal", [("B", "B", True), ("(b)", "B", True), ("B.", "B", True), ("A", "B", False), (None, "A", False),
-                                                ("", "A", False), ("AB", "A", False), ("E", "E", False)])
+@pytest.mark.parametrize("found, gold, equal", [
+    ("B", "B", True), ("(b)", "B", True), ("B.", "B", True), ("A", "B", False), (None, "A", False), ("", "A", False),
+    ("AB", "A", False), ("E", "E", False)])
 def test_choice(found, gold, equal):
     assert same_choice(found, gold) is equal
 
 
 @pytest.mark.parametrize("found, gold, equal", [
-    ("The Beatles", "beatles", True), ("an  Apple.", "apple", True), ("U.S.", "US", True), ("Paris, France", "Paris", False), ("42", "24", False),
-    ("theatre", "atre", False), (None, "x", False), (r"\text{The Beatles}", "Beatles", True), (r"\textbf{New}~\mathrm{York}", "New York", True),
+    ("The Beatles", "beatles", True), ("an  Apple.", "apple", True), ("U.S.", "US", True),
+    ("Paris, France", "Paris", False), ("42", "24", False), ("theatre", "atre", False), (None, "x", False),
+    (r"\text{The Beatles}", "Beatles", True), (r"\textbf{New}~\mathrm{York}", "New York", True),
     (r"\textit{Paris,\ France}", "Paris", False)])
 def test_search_answers(found, gold, equal):
     assert same_text(found, gold) is equal
@@ -115,28 +131,35 @@ ADD = "def add(a, b):\n    return a + b\n"
 
 def test_a_script_of_tests():
     assert passes(ADD, ["assert add(1, 2) == 3"]) and not passes(ADD, ["assert add(1, 2) == 4"])
-    assert not passes("import sys; sys.exit(0)", ["assert False"]) and not passes("import os; os._exit(0)", ["assert False"])  # leaving early
-    assert passes("def root(x: List[int]):\n    return math.isqrt(x[0])", ["assert root([9]) == 3"]), "as in the release, nothing need be imported"
-    assert passes("from __future__ import annotations\nif __name__ == '__main__':\n    1 / 0\n" + ADD, ["assert add(1, 2) == 3"])
+    assert (not passes("import sys; sys.exit(0)", ["assert False"])
+            and not passes("import os; os._exit(0)", ["assert False"]))  # leaving early
+    assert passes("def root(x: List[int]):\n    return math.isqrt(x[0])", ["assert root([9]) == 3"]), (
+        "as in the release, nothing need be imported")
+    assert passes("from __future__ import annotations\nif __name__ == '__main__':\n    1 / 0\n" + ADD,
+                  ["assert add(1, 2) == 3"])
     assert not passes("def add(a, b", ["1"]) and not passes(ADD, ["assert add(1, 2) == 3", "assert add(1, 2) == 4"])
     with pytest.raises(InputError, match="no tests"):
         passes(ADD, [])
 
 
 @pytest.mark.parametrize("printed, expected, equal", [
-    ("1 2\n3", "1 2 \n3\n", True), ("0.50", "0.5", True), ("1e3", "1000.0", True), ("0.5001", "0.5", False), ("yes", "Yes", False), ("1\n2", "1 2", False),
-    ("50000000000000000", "50000000000000001", False), ("a 1.0", "a 1", False), ("1", "", False), ("sNaN", "1", False), ("1", "snan", False),
-    ("sNaN", "sNaN", True)])
+    ("1 2\n3", "1 2 \n3\n", True), ("0.50", "0.5", True), ("1e3", "1000.0", True), ("0.5001", "0.5", False),
+    ("yes", "Yes", False), ("1\n2", "1 2", False), ("50000000000000000", "50000000000000001", False),
+    ("a 1.0", "a 1", False), ("1", "", False), ("sNaN", "1", False), ("1", "snan", False), ("sNaN", "sNaN", True)])
 def test_programs_are_compared_by_line_and_number(printed, expected, equal):
     assert passes("print(open(0).read(), end='')", [(printed, expected)]) is equal
 
 
 def test_programs_and_functions():
-    assert passes("if __name__ == '__main__':\n    print(sum(map(int, input().split())))\n    exit()", [("1 2\n", "3\n"), ("4 5", "9")])
+    assert passes("if __name__ == '__main__':\n    print(sum(map(int, input().split())))\n    exit()",
+                  [("1 2\n", "3\n"), ("4 5", "9")])
     assert not passes("print(3)", [("1 2", "3"), ("4 5", "9")]) and not passes("print(3); 1 / 0", [("", "3")])
-    solution = "class Solution:\n    def pairs(self, xs: List[int], k: int):\n        print('noise')\n        return [(x, pow(k, 2, 5)) for x in Counter(xs)]\n"
-    assert passes(solution, [("[1, 1]\n2", "[[1, 4]]")], fn_name="pairs") and not passes(solution, [("[1, 1]\n2", "[[1, 3]]")], fn_name="pairs")
-    assert passes(ADD, [("1.5\n2", "3.5"), ('"a"\n"{b}"', '"a{b}"')], fn_name="add") and not passes(ADD, [("1\n2", "3")], fn_name="sub")
+    solution = ("class Solution:\n    def pairs(self, xs: List[int], k: int):\n        print('noise')\n"
+                "        return [(x, pow(k, 2, 5)) for x in Counter(xs)]\n")
+    assert (passes(solution, [("[1, 1]\n2", "[[1, 4]]")], fn_name="pairs")
+            and not passes(solution, [("[1, 1]\n2", "[[1, 3]]")], fn_name="pairs"))
+    assert (passes(ADD, [("1.5\n2", "3.5"), ('"a"\n"{b}"', '"a{b}"')], fn_name="add")
+            and not passes(ADD, [("1\n2", "3")], fn_name="sub"))
 
 
 def test_long_integers_can_be_printed():
@@ -151,22 +174,27 @@ def test_tests_of_a_question_run_at_once():
     assert time.perf_counter() - started < (4 if os.cpu_count() > 1 else 9)
 
 
-# Programs that take too much. A number no one else uses marks their processes; each runs with namespaces, where the kernel grants
-# them, and without.
+# Programs that take too much. A number no one else uses marks their processes; each runs with namespaces, where the
+# kernel grants them, and without.
 MARK = "4242.4242"
-MANY = "stopped at more than (64 processes|256 MB of memory)"  # whichever is seen first; memory they share is counted for each
+# whichever is seen first; memory they share is counted for each
+MANY = "stopped at more than (64 processes|256 MB of memory)"
 GREEDY = {
     "hang": ("while True: pass", "stopped after 1 seconds"),
     "sleep": ("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)", "stopped after 1 seconds"),
     "memory": ("x = bytearray(1 << 30)", "ended with status 1"),
-    "memory of many": ("import os, time\nfor i in range(6):\n    if os.fork() == 0:\n        x = os.urandom(1 << 20) * 60; time.sleep(60)\n"
-                       "time.sleep(60)", "stopped at more than 256 MB of memory"),
+    "memory of many": ("import os, time\nfor i in range(6):\n    if os.fork() == 0:\n"
+                       "        x = os.urandom(1 << 20) * 60; time.sleep(60)\ntime.sleep(60)",
+                       "stopped at more than 256 MB of memory"),
     "disk": ("open('x', 'wb').write(bytes(64 << 20))", "ended with status 1"),
-    "many files": ("for i in range(30):\n    open(str(i), 'wb').write(bytes(4 << 20))\nimport time; time.sleep(60)", "stopped at more than 64 MB of files"),
+    "many files": ("for i in range(30):\n    open(str(i), 'wb').write(bytes(4 << 20))\nimport time; time.sleep(60)",
+                   "stopped at more than 64 MB of files"),
     "empty files": ("for i in range(10**6): open(str(i), 'w').close()", "stopped at more than 1000 files"),
     "nested folders": ("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')", "stopped at more than 1000 files"),
-    "processes": ("import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)", MANY),
-    "fork bomb": ("import os\nfor i in range(9):\n    os.fork()\nimport time; time.sleep(60)", MANY),  # 512, if it were let
+    "processes": ("import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\n"
+                  "time.sleep(60)", MANY),
+    # 512, if it were let
+    "fork bomb": ("import os\nfor i in range(9):\n    os.fork()\nimport time; time.sleep(60)", MANY),
     "output": ("while True: print('x' * 1000)", r"ended with status 1(20)?"),
 }
 
@@ -193,15 +221,18 @@ def test_greedy_programs_are_stopped(guard, kind):
 
 
 def test_a_greedy_program_fails_its_question_only(guard):
-    assert not passes(GREEDY["fork bomb"][0] + "\n" + ADD, ["assert add(1, 2) == 3"] * 2, seconds=5) and passes(ADD, ["assert add(1, 2) == 3"])
+    assert (not passes(GREEDY["fork bomb"][0] + "\n" + ADD, ["assert add(1, 2) == 3"] * 2, seconds=5)
+            and passes(ADD, ["assert add(1, 2) == 3"]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
 def test_what_left_the_session_is_ended(guard):
-    sleeper = f"import os, subprocess, sys\nif os.fork() == 0:\n    os.setsid()\n    subprocess.Popen(['sleep', {MARK!r}], start_new_session=True, env={{}})\n"
+    sleeper = ("import os, subprocess, sys\nif os.fork() == 0:\n    os.setsid()\n"
+               f"    subprocess.Popen(['sleep', {MARK!r}], start_new_session=True, env={{}})\n")
     assert passes(sleeper + ADD, ["assert add(1, 2) == 3"], seconds=5)
 
 
 def test_folders_it_may_not_enter_go_too(guard):
-    text, ending = tools.guarded("import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0); print(1)")
+    text, ending = tools.guarded(
+        "import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0); print(1)")
     assert (text, ending) == ("1\n", "")

@@ -1,4 +1,6 @@
-"""The nineteen released repositories in miniature, served on loopback and loaded through the real huggingface_hub client."""
+"""The nineteen released repositories in miniature,
+served on loopback and loaded through the real huggingface_hub client.
+"""
 
 import json
 import os
@@ -40,10 +42,12 @@ def test_names_are_the_released_ones():
 
 
 def tokens(*args, **options):
-    return [result.token_ids for result in minimas.load_mas_system(*args, device="cpu", **options).run(ASKED, **OPTIONS)]
+    return [result.token_ids
+            for result in minimas.load_mas_system(*args, device="cpu", **options).run(ASKED, **OPTIONS)]
 
 
-@pytest.mark.parametrize("style, task", [(style, "math") for style in checkpoints.RELEASED] + [("sequential_light", "code")])
+@pytest.mark.parametrize("style, task",
+                         [(style, "math") for style in checkpoints.RELEASED] + [("sequential_light", "code")])
 def test_every_style_loads_and_runs(hub, client, style, task):
     hub.asked.clear()
     fetched = tokens(style, task=task)
@@ -58,7 +62,9 @@ def test_every_style_loads_and_runs(hub, client, style, task):
 
 
 def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
-    """In a process that only the environment tells of the stand-in; then here, from the cache which that process filled."""
+    """In a process that only the environment tells of the stand-in;
+    then here, from the cache which that process filled.
+    """
     args = ["--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
     told = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-m", "minimas.recurse", *args], capture_output=True, text=True,
@@ -74,8 +80,9 @@ def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
 REPOSITORY = checkpoints.RELEASED["distillation"][0]["expert"]
 
 
-@pytest.mark.parametrize("mood, complaint", [((403, "GatedRepo"), "is gated: accept its terms"), ((401, "RepoNotFound"), "is not on the hub, or private"),
-                                             ((500, "Oops"), "--style tiny runs offline")])
+@pytest.mark.parametrize("mood, complaint", [
+    ((403, "GatedRepo"), "is gated: accept its terms"), ((401, "RepoNotFound"), "is not on the hub, or private"),
+    ((500, "Oops"), "--style tiny runs offline")])
 def test_trouble_with_the_hub_is_told(hub, client, mood, complaint):
     client.setitem(hub.failing, REPOSITORY, mood)
     with pytest.raises(minimas.InputError, match=complaint) as told:
@@ -83,8 +90,9 @@ def test_trouble_with_the_hub_is_told(hub, client, mood, complaint):
     assert REPOSITORY in str(told.value) and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("name, value, complaint", [("HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}", "no connection"),
-                                                    ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set")])
+@pytest.mark.parametrize("name, value, complaint", [
+    ("HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}", "no connection"),
+    ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set")])
 def test_no_hub_at_all(client, name, value, complaint):
     client.setattr(constants, name, value)
     with pytest.raises(minimas.InputError, match=complaint + ".*--style tiny runs offline"):

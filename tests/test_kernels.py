@@ -48,7 +48,9 @@ def normed(x, gain, eps=1e-6):
 @pytest.mark.parametrize("B, K, N", ((1, 48, 40), (3, 300, 66), (17, 64, 24), (32, 20, 1900)))
 @torch.no_grad()
 def test_linear(dtype, B, K, N):
-    """Rows, inputs and outputs that fill no block, strided rows, and all that may stand before and behind the product."""
+    """Rows, inputs and outputs that fill no block, strided rows,
+    and all that may stand before and behind the product.
+    """
     wide = random(B, 2 * K, dtype=dtype) * 3 + 0.5
     x, w, b = wide[:, :K], random(N, K, dtype=dtype, seed=1) / K ** 0.5, random(N, dtype=dtype, seed=2)
     residual, gain, half = random(B, 2 * N, dtype=dtype, seed=3)[:, N:], random(K, seed=4).abs() + 0.5, N // 2
@@ -82,7 +84,8 @@ def test_norm(dtype, shape):
     assert kernels.norm(x, gain, 1e-6).shape == x.shape
     if x.numel():
         assert error(kernels.norm(x, gain, 1e-6), normed(x, gain)) < DTYPES[dtype]
-        assert error(kernels.norm(x, gain, 1e-6, residual=residual), normed(x, gain) + residual.double()) < DTYPES[dtype]
+        assert error(kernels.norm(x, gain, 1e-6, residual=residual),
+                     normed(x, gain) + residual.double()) < DTYPES[dtype]
         layer = gain.to(dtype), random(shape[-1], dtype=dtype, seed=3)
         truth = F.layer_norm(x.double(), shape[-1:], *(part.double() for part in layer), 1e-3)
         assert error(kernels.norm(x, layer[0], 1e-3, layer[1]), truth) < DTYPES[dtype]
@@ -115,7 +118,8 @@ def test_attend(dtype, name):
     for step in range(6):
         positions = lengths + step
         rope, mask = rotation(positions, frequency), caches[0].mask(positions, 1)
-        q, k, v = (random(B, heads, 2 * d, dtype=dtype, seed=10 * step + i)[..., :d] for i, heads in enumerate((H, K, K)))
+        q, k, v = (random(B, heads, 2 * d, dtype=dtype, seed=10 * step + i)[..., :d]
+                   for i, heads in enumerate((H, K, K)))
         k, v = k.contiguous(), v.contiguous()
         turned = [x if gain is None else normed(x, gain).to(dtype) for x, gain in zip((q, k), gains)]
         new_q, new_k = (rotate_part(x[:, :, None], rope) for x in turned)
@@ -206,7 +210,8 @@ def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
     for prepare in nn.Identity(), fast.prepare:
         model = load_model(folder, DEVICE)
         odd = model.layers[1]
-        odd.__class__, odd.input_layernorm.__class__ = (LoudBlock, llama.RMSNorm) if part == "block" else (llama.Block, LoudNorm)
+        odd.__class__, odd.input_layernorm.__class__ = (
+            (LoudBlock, llama.RMSNorm) if part == "block" else (llama.Block, LoudNorm))
         model, cache, positions = prepare(model), model.make_cache(1, 9), torch.arange(2, device=DEVICE)[None]
         by_kernels.clear()
         states += [model(model.embed(IDS[:1, :1].to(DEVICE)), positions[:, :1], cache),
@@ -241,8 +246,11 @@ def test_links(by_kernels, link):
 
 
 def test_a_run_by_replayed_kernels(by_kernels, folders, captures):
-    """A whole system: prompts, latent steps and sampled text, rows that leave the batch, the steps run as graphs are."""
-    options = OPTIONS | {"rounds": 1, "latent_steps": 3, "max_new_tokens": 3, "temperature": 1.5, "top_p": 1.0, "top_k": 0}
+    """A whole system:
+    prompts, latent steps and sampled text, rows that leave the batch, the steps run as graphs are.
+    """
+    options = OPTIONS | {"rounds": 1, "latent_steps": 3, "max_new_tokens": 3,
+                         "temperature": 1.5, "top_p": 1.0, "top_k": 0}
     plain, quick = (load(folders, "sequential_light", **more) for more in ({"plain": True}, {"device": DEVICE}))
     replayed(quick)
     assert_same(quick.run(ASKED[:1], **options), plain.run(ASKED[:1], **options))
@@ -254,11 +262,13 @@ def test_they_compile_for_a_gpu():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     here = Path(__file__).parent
     command = [sys.executable, here / "compile_kernels.py"]
-    out = subprocess.run(command, cwd=here.parent, env=environment | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    out = subprocess.run(command, cwd=here.parent, env=environment | {"PYTHONPATH": "."},
+                         capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     forms = json.loads(out.stdout)
     assert len(forms) > 20
     assert max(shared for shared, _, _ in forms.values()) <= 113 * 1024, "two programs should fit on 228 KiB"
     reading = [copies for form, (_, copies, _) in forms.items() if form.startswith(("linear", "attend"))]
     assert min(reading) >= 4, "what is read next should be on its way while the product goes on"
-    assert all(waits for _, _, waits in forms.values()), "a kernel that starts early may not see what others still write"
+    assert all(waits for _, _, waits in forms.values()), (
+        "a kernel that starts early may not see what others still write")

@@ -12,8 +12,9 @@ from minimas.recurse import STYLES
 
 RELEASED_ROWS = {  # a row in the columns of the authors' data cards and loaders
     "sequential_light": {"question": "1+1?", "plan": "P", "refined_plan": "R", "answer": "A", "answer_field": "x"},
-    "mixture": {"question": "1+1?", "answer": "A", "hie_summarizer": "S", "hie_math_expert": "M", "hie_code_expert": "C", "hie_science_expert": "N",
-                "type": "complete", "task_family": "choice", "domain": "d", "fn_name": None},
+    "mixture": {"question": "1+1?", "answer": "A", "hie_summarizer": "S", "hie_math_expert": "M",
+                "hie_code_expert": "C", "hie_science_expert": "N", "type": "complete", "task_family": "choice",
+                "domain": "d", "fn_name": None},
     "distillation": {"question": "1+1?", "distill_expert": "E", "distill_learner": "L", "plan": "P"},
     "deliberation": {"question": "1+1?", "deliberation_reflector": "R", "deliberation_toolcaller": "T", "answer": "A"},
 }
@@ -36,8 +37,9 @@ def test_released_columns(tmp_path, style):
 
 
 @pytest.mark.parametrize("row, fn_name, task", [
-    ({}, "", "code"), ({"fn_name": "f"}, "f", "code"), ({"type": "functional", "fn_name": "f"}, "f", "code"), ({"type": "function"}, None, "code"),
-    ({"type": "complete", "fn_name": "f"}, "", "code"), ({"task_family": "Math"}, "", "math"), ({"task_family": "other"}, "", "code")])
+    ({}, "", "code"), ({"fn_name": "f"}, "f", "code"), ({"type": "functional", "fn_name": "f"}, "f", "code"),
+    ({"type": "function"}, None, "code"), ({"type": "complete", "fn_name": "f"}, "", "code"),
+    ({"task_family": "Math"}, "", "math"), ({"task_family": "other"}, "", "code")])
 def test_what_a_row_asks_for(tmp_path, row, fn_name, task):
     data = write(tmp_path / "rows.jsonl", [RELEASED_ROWS["distillation"] | row])
     lesson, = load_lessons(data, STYLES["distillation"], ["learner"], task="code")

@@ -19,18 +19,22 @@ def test_formulas_term_by_term():
         return 0.5 * x * (1 + torch.erf(x / 2 ** 0.5))
 
     h = torch.randn(3, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inner, outer = checkpoints.randomize(InnerLink(12), 1, 0.3).double(), checkpoints.randomize(OuterLink(12, 7), 2, 0.3).double()
+    inner, outer = (checkpoints.randomize(InnerLink(12), 1, 0.3).double(),
+                    checkpoints.randomize(OuterLink(12, 7), 2, 0.3).double())
     s = inner.state_dict()
-    y = gelu(norm(h, s["pre_ln.weight"], s["pre_ln.bias"]) @ s["proj1.weight"].T + s["proj1.bias"]) @ s["proj2.weight"].T + s["proj2.bias"]
+    y = (gelu(norm(h, s["pre_ln.weight"], s["pre_ln.bias"]) @ s["proj1.weight"].T + s["proj1.bias"])
+         @ s["proj2.weight"].T + s["proj2.bias"])
     assert torch.allclose(inner(h), norm(h + y, s["post_ln.weight"], s["post_ln.bias"]), atol=1e-12)
     s = outer.state_dict()
-    y = gelu(norm(h, s["ln_source.weight"], s["ln_source.bias"]) @ s["proj1.weight"].T + s["proj1.bias"]) @ s["proj2.weight"].T + s["proj2.bias"]
+    y = (gelu(norm(h, s["ln_source.weight"], s["ln_source.bias"]) @ s["proj1.weight"].T + s["proj1.bias"])
+         @ s["proj2.weight"].T + s["proj2.bias"])
     y = y + h @ s["residual_proj.weight"].T + s["residual_proj.bias"]
     assert torch.allclose(outer(h), norm(y, s["ln_target.weight"], s["ln_target.bias"]), atol=1e-12)
 
 
-@pytest.mark.parametrize("link, released", [(InnerLink(2048), 16_805_005 - 3_213), (OuterLink(2560, 2560), 65_581_269 - 4_309),
-                                            (OuterLink(1536, 2048), 35_686_613 - 4_309), (OuterLink(4096, 2048), 67_154_133 - 4_309)])
+@pytest.mark.parametrize("link, released", [
+    (InnerLink(2048), 16_805_005 - 3_213), (OuterLink(2560, 2560), 65_581_269 - 4_309),
+    (OuterLink(1536, 2048), 35_686_613 - 4_309), (OuterLink(4096, 2048), 67_154_133 - 4_309)])
 def test_sizes_are_those_of_the_released_files(link, released):
     assert 2 * sum(t.numel() for t in link.state_dict().values()) == released
 
@@ -39,7 +43,9 @@ def test_saved_and_loaded(tmp_path):
     link = checkpoints.randomize(OuterLink(12, 7), 3, 0.3)
     save_link(link, tmp_path / "link.pt")
     state = torch.load(tmp_path / "link.pt", weights_only=True)
-    assert set(state) == {f"{m}.{p}" for m in ("proj1", "proj2", "residual_proj", "ln_source", "ln_target") for p in ("weight", "bias")}
+    assert set(state) == {f"{m}.{p}"
+                          for m in ("proj1", "proj2", "residual_proj", "ln_source", "ln_target")
+                          for p in ("weight", "bias")}
     assert {t.dtype for t in state.values()} == {torch.bfloat16} and [p.name for p in tmp_path.iterdir()] == ["link.pt"]
     loaded = load_link(OuterLink(12, 7), tmp_path / "link.pt")
     h = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))

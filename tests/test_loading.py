@@ -36,7 +36,8 @@ def test_older_spelling_of_config(folder):
     expected = states(folder)
     rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
     theta = rope.pop("rope_theta")
-    edit(folder / "config.json", rope_parameters=..., dtype=..., rope_scaling=rope, rope_theta=theta, torch_dtype="float32")
+    edit(folder / "config.json", rope_parameters=..., dtype=...,
+         rope_scaling=rope, rope_theta=theta, torch_dtype="float32")
     assert torch.equal(states(folder), expected)
     rope["type"] = rope.pop("rope_type")  # older still
     edit(folder / "config.json", rope_scaling=rope)
@@ -95,7 +96,8 @@ def test_inner_link_of_the_task(folder):
     D = checkpoints.SIZES["hidden_size"]
     plain = load_inner_link(folder, "math", D).proj1.weight
     for task, seed in ("math", 5), ("code", 6):
-        checkpoints.save_link(checkpoints.randomize(checkpoints.InnerLink(D), seed, 1.0), folder / f"adapter({task}).pt", torch.float32)
+        checkpoints.save_link(checkpoints.randomize(checkpoints.InnerLink(D), seed, 1.0),
+                              folder / f"adapter({task}).pt", torch.float32)
     math, choice, code = (load_inner_link(folder, task, D).proj1.weight for task in ("math", "choice", "code"))
     assert torch.equal(math, choice) and not torch.equal(math, code) and not torch.equal(math, plain)
     manifest = {"tasks": {"math": {"adapter.pt": "adapter(code).pt"}, "code": {"adapter.pt": "adapter(math).pt"}}}
@@ -105,7 +107,8 @@ def test_inner_link_of_the_task(folder):
 
 def test_a_manifest_is_obeyed_or_refused(folder):
     D = checkpoints.SIZES["hidden_size"]
-    for manifest, complaint in ({"tasks": {"math": {"adapter.pt": "other.pt"}}}, "has no other.pt"), ({"tasks": []}, "has no tasks.math"):
+    for manifest, complaint in (({"tasks": {"math": {"adapter.pt": "other.pt"}}}, "has no other.pt"),
+                                ({"tasks": []}, "has no tasks.math")):
         (folder / "innerlink_config.json").write_text(json.dumps(manifest))
         with pytest.raises(InputError, match=complaint):
             load_inner_link(folder, "math", D)
@@ -134,7 +137,8 @@ def test_tokens_around_a_plain_text(folder):
     assert tokenizer.encode("ab", special=True) == [begin, *tokenizer.encode("ab")]
 
 
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter.pt")
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+         "tokenizer_config.json", "chat_template.jinja", "adapter.pt")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "generation_config.json"])
@@ -147,17 +151,22 @@ def test_a_missing_file_is_named(folder, name):
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_named(folder, name):
     content = (folder / name).read_bytes()
-    (folder / name).write_bytes(b"{%" + content[:len(content) // 2] if name.endswith("jinja") else content[:len(content) // 2])
+    (folder / name).write_bytes(b"{%" + content[:len(content) // 2] if name.endswith("jinja")
+                                else content[:len(content) // 2])
     with pytest.raises(InputError, match=f"{name}.*fetch"):
         load_agent(folder, "math", "cpu", None)
 
 
 @pytest.mark.parametrize("changes, complaint", [
-    ({"model_type": "gpt2"}, "'gpt2' is not supported; minimas has llama, mistral, qwen2"), ({"model_type": ...}, "None is not supported"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported, expected default, linear, llama3"),
-    ({"hidden_act": "gelu"}, "'gelu'"), ({"attention_bias": True}, "attention_bias"), ({"hidden_size": ...}, "lacks hidden_size"),
-    ({"hidden_size": 64}, "config.json makes it shape"), ({"num_hidden_layers": 4}, "the weights lack 9 of 39 tensors, the first is layers.3"),
-    ({"num_hidden_layers": 2}, "no such tensor"), ({"tie_word_embeddings": False}, "the weights lack 1 of 30 tensors, the first is lm_head.weight"),
+    ({"model_type": "gpt2"}, "'gpt2' is not supported; minimas has llama, mistral, qwen2"),
+    ({"model_type": ...}, "None is not supported"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+     "'yarn' is not supported, expected default, linear, llama3"),
+    ({"hidden_act": "gelu"}, "'gelu'"), ({"attention_bias": True}, "attention_bias"),
+    ({"hidden_size": ...}, "lacks hidden_size"), ({"hidden_size": 64}, "config.json makes it shape"),
+    ({"num_hidden_layers": 4}, "the weights lack 9 of 39 tensors, the first is layers.3"),
+    ({"num_hidden_layers": 2}, "no such tensor"),
+    ({"tie_word_embeddings": False}, "the weights lack 1 of 30 tensors, the first is lm_head.weight"),
     ({"dtype": "int7"}, "int7"),
 ])
 def test_a_config_that_does_not_fit(folder, changes, complaint):
@@ -168,15 +177,19 @@ def test_a_config_that_does_not_fit(folder, changes, complaint):
 
 @pytest.mark.parametrize("model_type, changes, complaint", [
     ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3}, "layer_types is .*, expected 4 of"),
-    ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3 + ["sliding_attention"]}, "expected 4 of full_attention, linear_attention"),
+    ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3 + ["sliding_attention"]},
+     "expected 4 of full_attention, linear_attention"),
     ("gemma3", {"layer_types": ["sliding_attention"] * 5 + ["strange"]}, "'strange'.*, expected 6 of"),
     ("gemma3", {"layer_types": 3}, "layer_types is 3, expected 6 of"),
-    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters has rope_type, rope_theta, expected"),
+    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+     "rope_parameters has rope_type, rope_theta, expected"),
     ("qwen2", {"layer_types": ["sliding_attention"] * 3, "sliding_window": 4}, "sliding_window is null or not in use"),
-    ("qwen2", {"layer_types": ["sliding_attention"] * 3, "use_sliding_window": True, "sliding_window": None}, "sliding_window is null"),
+    ("qwen2", {"layer_types": ["sliding_attention"] * 3, "use_sliding_window": True, "sliding_window": None},
+     "sliding_window is null"),
     ("llama", {"rope_parameters": "x"}, "rope_parameters is 'x', expected an object"),
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "default lacks rope_theta"),
-    ("llama", {"hidden_size": "x"}, "hidden_size is 'x', expected a number"), ("llama", {"dtype": ["float32"]}, r"dtype \['float32'\]")])
+    ("llama", {"hidden_size": "x"}, "hidden_size is 'x', expected a number"),
+    ("llama", {"dtype": ["float32"]}, r"dtype \['float32'\]")])
 def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
     folder = checkpoints.make_agent(tmp_path, model_type)
     config = json.loads((folder / "config.json").read_text())
@@ -189,7 +202,8 @@ def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
 def test_windows_begin_where_transformers_has_them(tmp_path):
     """A config of an older Qwen2 names neither the layers' kinds nor the first one with a window: the 29th."""
     folder = checkpoints.make_agent(tmp_path, "qwen2")
-    config = {"layer_types": ..., "max_window_layers": ..., "use_sliding_window": True, "sliding_window": 4, "num_hidden_layers": 30}
+    config = {"layer_types": ..., "max_window_layers": ..., "use_sliding_window": True,
+              "sliding_window": 4, "num_hidden_layers": 30}
     edit(folder / "config.json", **config)
     assert read_config(folder)[1].windows == [None] * 28 + [4, 4]
     edit(folder / "config.json", use_sliding_window=False)
@@ -197,7 +211,8 @@ def test_windows_begin_where_transformers_has_them(tmp_path):
 
 
 def test_generation_config(folder):
-    for changes, complaint in ({"eos_token_id": "x"}, "'x'"), ({"eos_token_id": [1, "y"]}, "'y'"), ({"eos_token_id": 1, "top_k": 2.5}, "2.5"):
+    for changes, complaint in (({"eos_token_id": "x"}, "'x'"), ({"eos_token_id": [1, "y"]}, "'y'"),
+                               ({"eos_token_id": 1, "top_k": 2.5}, "2.5")):
         edit(folder / "generation_config.json", **changes)
         with pytest.raises(InputError, match=f"generation_config.json.*{complaint}.*whole number"):
             load_agent(folder, "math", "cpu", None)
@@ -209,16 +224,18 @@ def test_links_of_other_agents(tmp_path):
     folders = checkpoints.make_system(tmp_path)
     widths = {"planner": 48, "critic": 40, "solver": 40}
     with pytest.raises(InputError, match="outer_23 maps width 40 to 40, but critic has width 40 and solver 56"):
-        load_mas_system("sequential_light", checkpoints=folders | {"links": checkpoints.make_links(tmp_path / "other", EDGES, widths)})
+        load_mas_system("sequential_light", checkpoints=folders | {
+            "links": checkpoints.make_links(tmp_path / "other", EDGES, widths)})
     edges = {edge: key for edge, key in EDGES.items() if key != "outer_31"}
     with pytest.raises(InputError, match="lists no link outer_31"):
-        load_mas_system("sequential_light", checkpoints=folders | {"links": checkpoints.make_links(tmp_path / "few", edges, widths | {"solver": 56})})
+        load_mas_system("sequential_light", checkpoints=folders | {
+            "links": checkpoints.make_links(tmp_path / "few", edges, widths | {"solver": 56})})
 
 
 @pytest.mark.parametrize("options, complaint", [
-    ({"style": "paralell"}, "style 'paralell'.*tiny"), ({"task": "poetry"}, "task 'poetry'"), ({"dtype": "int8"}, "dtype 'int8'"),
-    ({"dtype": "float33"}, "float33"), ({"device": "tpu"}, "tpu"), ({"device": "cuda:99"}, "cuda:99"),
-    ({"checkpoints": {"judge": "x"}}, "'judge'.*planner, critic, solver"),
+    ({"style": "paralell"}, "style 'paralell'.*tiny"), ({"task": "poetry"}, "task 'poetry'"),
+    ({"dtype": "int8"}, "dtype 'int8'"), ({"dtype": "float33"}, "float33"), ({"device": "tpu"}, "tpu"),
+    ({"device": "cuda:99"}, "cuda:99"), ({"checkpoints": {"judge": "x"}}, "'judge'.*planner, critic, solver"),
     ({"checkpoints": {"planner": "/nowhere"}}, "/nowhere is not a folder")])
 def test_what_cannot_be_loaded(options, complaint):
     with pytest.raises(InputError, match=complaint):

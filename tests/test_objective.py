@@ -27,7 +27,8 @@ def lessons(style):
     """Two lessons of different lengths for all agents of a style."""
     texts = ["Add them, carefully."[:9 + 2 * i] for i in range(len(style.order))]
     return [Lesson(Question("1 + 1?"), {role: (text,) for role, text in zip(style.order, texts)}),
-            Lesson(Question("What is two times three?"), {role: (text[::-1] + " 6",) for role, text in zip(style.order, texts)})]
+            Lesson(Question("What is two times three?"),
+                   {role: (text[::-1] + " 6",) for role, text in zip(style.order, texts)})]
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,16 @@ def test_teacher_forcing_lines_up(folders):
 
 def test_a_reply_is_cut_to_the_longest(folders):
     system = load(folders)
-    prompt = len(system.agents["critic"].tokens(system.prompts("critic", [TURNS[0].question], {("planner", "critic"): ["Add."]})[0])[0])
+    prompt = len(system.agents["critic"].tokens(
+        system.prompts("critic", [TURNS[0].question], {("planner", "critic"): ["Add."]})[0])[0])
     _, ids = objective.forced_turns(system, "critic", TURNS[:1], longest=prompt + 5)
     assert ids.tolist() == [system.agents["critic"].tokenizer.encode(TURNS[0].reply)[:5]]
     _, ids = objective.forced_turns(system, "critic", TURNS[:1], longest=1)
     assert ids.shape == (1, 1), "at least one token is kept"
 
 
-@pytest.mark.parametrize("kind, ending", [("qwen3", "<|im_end|>"), ("llama", "<|eot_id|>"), ("gemma3", "<end_of_turn>"), ("mistral", "</s>")])
+@pytest.mark.parametrize("kind, ending", [
+    ("qwen3", "<|im_end|>"), ("llama", "<|eot_id|>"), ("gemma3", "<end_of_turn>"), ("mistral", "</s>")])
 def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
     folder = checkpoints.make_agent(tmp_path, kind)
     assert minimas.load.load_tokenizer(folder).ending == ending
@@ -87,7 +90,9 @@ def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
 def test_token_loss_is_cross_entropy(monkeypatch):
     monkeypatch.setattr(objective, "SCORES_AT_ONCE", 3)
     torch.manual_seed(0)
-    h, head, ids = torch.randn(2, 5, 8, dtype=torch.double, requires_grad=True), torch.randn(11, 8, dtype=torch.double), torch.randint(0, 11, (2, 5))
+    h, head, ids = (torch.randn(2, 5, 8, dtype=torch.double, requires_grad=True),
+                    torch.randn(11, 8, dtype=torch.double),
+                    torch.randint(0, 11, (2, 5)))
     ids[0, :2] = IGNORED
     agent = type("", (), {"model": type("", (), {"lm_head": type("", (), {"weight": head})})})
     loss = objective.next_token_loss(agent, h, ids)
@@ -121,13 +126,14 @@ def test_gradient_through_rounds_equals_finite_differences(folders, teacher, row
 def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypatch):
     """Three rounds of every style, two rows at once here and one after the other there.
 
-    Both sides run in float64: in float32, rounding alone moves some gradients by more than a mistake might. transformers
-    asks for float32 in places and is given float64 there too.
+    Both sides run in float64: in float32, rounding alone moves some gradients by more than a mistake might.
+    transformers asks for float32 in places and is given float64 there too.
     """
     pytest.importorskip("transformers")
     import reference
     system = double(load(folders, style))
-    loss, batch = OuterLoss(system, Settings(rounds=3, latent_steps=2), teacher, other_rounds=0.5), lessons(STYLES[style])
+    loss, batch = (OuterLoss(system, Settings(rounds=3, latent_steps=2), teacher, other_rounds=0.5),
+                   lessons(STYLES[style]))
     mean = loss(batch)
     ours = gradients(mean, loss)
     agents, links = reference.parts(style, folders[style])
@@ -182,7 +188,8 @@ def test_the_loss_is_that_of_inference(folders):
 
 def test_teacher_latents_are_the_states_at_the_first_tokens(folders, monkeypatch):
     system, sent = load(folders), {}
-    loss, batch = OuterLoss(system, Settings(rounds=1, latent_steps=4), teacher=True), lessons(STYLES["sequential_light"])
+    loss, batch = (OuterLoss(system, Settings(rounds=1, latent_steps=4), teacher=True),
+                   lessons(STYLES["sequential_light"]))
     recurse = objective.recurse
 
     def listening(*args, **options):
@@ -200,7 +207,9 @@ def test_teacher_latents_are_the_states_at_the_first_tokens(folders, monkeypatch
 
 
 def test_texts_of_each_round(folders):
-    """If a lesson has a text per round, each round learns its own; the other rounds count with the weight other_rounds."""
+    """If a lesson has a text per round, each round learns its own;
+    the other rounds count with the weight other_rounds.
+    """
     system = load(folders)
     batch = [Lesson(Question("1 + 1?"), {"planner": ("a", "b"), "critic": ("c",), "solver": ("one", "two", "three")})]
     means = [OuterLoss(system, Settings(rounds=r, latent_steps=2))(batch).item() for r in (1, 2, 3)]
@@ -211,7 +220,9 @@ def test_texts_of_each_round(folders):
 
 
 def test_inner_loss(folders):
-    """1 - cos between the link's output for the state before a token and the token's embedding, plus the squared error."""
+    """1 - cos between the link's output for the state before a token and the token's embedding,
+    plus the squared error.
+    """
     system = load(folders)
     critic, loss = system.agents["critic"], InnerLoss(system, "critic", mse=0.5)
     expected = []
@@ -235,7 +246,8 @@ def test_inner_training_lowers_its_loss_and_leaves_agents_alone(folders):
 def test_outer_training_lowers_its_loss(folders):
     system = load(folders)
     loss, batch = OuterLoss(system, Settings(rounds=2, latent_steps=2)), lessons(STYLES["sequential_light"])
-    frozen = [p for agent in system.agents.values() for p in [*agent.model.parameters(), *agent.inner_link.parameters()]]
+    frozen = [p for agent in system.agents.values()
+              for p in [*agent.model.parameters(), *agent.inner_link.parameters()]]
     before = [p.clone() for p in frozen]
     losses = fit(lambda step, part: loss(batch), [adamw(loss, 3e-3)], 6, "outer")
     assert losses[-1] < losses[0]
@@ -300,7 +312,8 @@ def test_overlapping_tokens_align_tokenizers(folders):
     system = load(folders)
     planner, critic = system.agents["planner"], system.agents["critic"]
     numbers, wanted = objective.overlapping_tokens(planner, critic, "a=1")
-    assert numbers == [0, 1, 2] and torch.equal(wanted, critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1"))))
+    assert (numbers == [0, 1, 2]
+            and torch.equal(wanted, critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1")))))
     words = checkpoints.byte_tokenizer([])
     words.add_tokens(["a="])
     planner.tokenizer.fast = words

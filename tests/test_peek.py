@@ -1,4 +1,6 @@
-"""A look at what agents think: the rows are what the heads say of the states, and the tiny system's latents spell its notes."""
+"""A look at what agents think:
+the rows are what the heads say of the states, and the tiny system's latents spell its notes.
+"""
 
 import json
 import sys
@@ -21,7 +23,8 @@ def seen():
 def test_rows(seen):
     system, result, rows = seen
     assert [(row["round"], row["role"], row["step"]) for row in rows] == [
-        (r, role, step) for r, roles in ((1, ("planner", "critic", "solver")), (2, ("planner", "critic"))) for role in roles for step in range(1, 6)]
+        (r, role, step) for r, roles in ((1, ("planner", "critic", "solver")), (2, ("planner", "critic")))
+        for role in roles for step in range(1, 6)]
     for row in rows:
         agent, H = system.agents[row["role"]], result.states[row["round"], row["role"]]
         h = H[row["step"] - 1]
@@ -31,9 +34,11 @@ def test_rows(seen):
         likeliest = p.argsort(descending=True)[:3].tolist()
         assert [agent.tokenizer.fast.token_to_id(text) for text, _ in row["tokens"]] == likeliest
         assert [value for _, value in row["tokens"]] == pytest.approx(p[likeliest].tolist(), abs=1e-4)
-        assert (row["step_cosine"] is None) == (row["step"] == 1) and (row["round_cosine"] is None) == (row["round"] == 1)
+        assert ((row["step_cosine"] is None) == (row["step"] == 1)
+                and (row["round_cosine"] is None) == (row["round"] == 1))
         if row["step"] > 1:
-            assert row["step_cosine"] == pytest.approx(torch.cosine_similarity(h, H[row["step"] - 2], dim=0).item(), abs=1e-3)
+            assert row["step_cosine"] == pytest.approx(
+                torch.cosine_similarity(h, H[row["step"] - 2], dim=0).item(), abs=1e-3)
         if row["round"] > 1:
             before = result.states[row["round"] - 1, row["role"]][row["step"] - 1]
             assert row["round_cosine"] == pytest.approx(torch.cosine_similarity(h, before, dim=0).item(), abs=1e-3)
@@ -57,7 +62,8 @@ def test_states_are_kept_only_when_asked(seen):
 
 def test_table(seen):
     lines = table(seen[2]).splitlines()
-    assert lines[0] == "round 1, planner" and lines[1].split() == ["step", "norm", "bits", "cos", "step", "cos", "round", "closest", "tokens"]
+    assert (lines[0] == "round 1, planner"
+            and lines[1].split() == ["step", "norm", "bits", "cos", "step", "cos", "round", "closest", "tokens"])
     assert len(lines) == 5 * 7 + 4 and "'a'" in lines[2] and lines[2].split()[0] == "1"
 
 

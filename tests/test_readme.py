@@ -15,7 +15,8 @@ from minimas.tiny import build
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 PYTHON = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" in block]
 SESSIONS = [part for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for part in block.split("$ ")[1:]]
-COMMANDS = re.findall(r"(?:python -m|torchrun .*?-m) (minimas\.[\w.]+)((?: [^`\n&]*)?)", re.sub(r"\s*\n(?=--)", " ", README))
+COMMANDS = re.findall(r"(?:python -m|torchrun .*?-m) (minimas\.[\w.]+)((?: [^`\n&]*)?)",
+                      re.sub(r"\s*\n(?=--)", " ", README))
 
 
 def test_snippets(capsys):
@@ -33,7 +34,8 @@ def is_shown(shown, found):
     if shown[-1:] == ["..."]:
         shown, found = shown[:-1], found[:len(shown) - 1]
     number = re.compile(r"-?\d+\.\d+")
-    alike = lambda a, b: abs(float(a) - float(b)) <= max(0.1, 0.02 * abs(float(b))) if number.fullmatch(a) and number.fullmatch(b) else a == b
+    alike = lambda a, b: (abs(float(a) - float(b)) <= max(0.1, 0.02 * abs(float(b)))
+                          if number.fullmatch(a) and number.fullmatch(b) else a == b)
     return len(shown) == len(found) and all(map(alike, shown, found))
 
 
@@ -67,7 +69,8 @@ def test_commands_are_understood(module, options, monkeypatch):
 
 def test_tour():
     package = Path(minimas.__file__).parent
-    modules = {file.name for file in [*package.glob("*.py"), *package.glob("*.json"), *package.glob("*.html")]} - {"__init__.py"}
+    modules = ({file.name for file in [*package.glob("*.py"), *package.glob("*.json"), *package.glob("*.html")]}
+               - {"__init__.py"})
     assert len(modules) > 30 and not {name for name in modules if f"(minimas/{name})" not in README}
     linked = re.findall(r"\]\(((?:minimas|tests)/[^)]*)\)", README)
     assert all((package.parent / name).exists() for name in linked)
@@ -76,8 +79,10 @@ def test_tour():
 def test_accuracy_table_is_the_report():
     """The shipped seed's column says what report.json says."""
     report = json.loads((Path(minimas.__file__).parent / "tiny" / "report.json").read_text())
-    rows = {int(row[0]): row[1:] for row in re.findall(r"^\| (\d) \| ([\d.]+) \|.*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)}
+    rows = {int(row[0]): row[1:] for row in re.findall(
+        r"^\| (\d) \| ([\d.]+) \|.*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)}
     assert set(rows) == {1, 2, 3, 4, 5}
     for rounds, (latent, tokens, text, text_tokens) in rows.items():
-        figures = [report[channel][str(rounds)][name] for channel in ("latent", "text") for name in ("percent", "tokens")]
+        figures = [report[channel][str(rounds)][name]
+                   for channel in ("latent", "text") for name in ("percent", "tokens")]
         assert [float(latent), float(tokens), float(text), float(text_tokens)] == figures

@@ -44,7 +44,8 @@ def assert_same(result, golden):
     for key in golden:
         assert latents[key].shape == golden[key].shape
         assert (latents[key] - golden[key]).abs().max() < 1e-3, key
-    assert result.token_ids == ids[:result.new_tokens] and (result.new_tokens == len(ids) or ids[result.new_tokens] == 0)
+    assert (result.token_ids == ids[:result.new_tokens]
+            and (result.new_tokens == len(ids) or ids[result.new_tokens] == 0))
 
 
 @STYLE
@@ -54,7 +55,8 @@ def test_golden(loaded, style, rounds, batch_size):
     stored = load_file(GOLDENS / f"{style}.safetensors")
     for i, result in enumerate(loaded(style)[1].run(QUESTIONS, rounds=rounds, batch_size=batch_size, **OPTIONS)):
         prefix = f"{rounds}/{i}/"
-        assert_same(result, {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)})
+        assert_same(result,
+                    {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)})
 
 
 @STYLE
@@ -74,7 +76,9 @@ def test_latents_of_every_edge(system):
 
 
 def test_a_latent_step_costs_one_token_and_no_vocabulary(system, monkeypatch):
-    """Prompts are read once; after that each of m - 1 steps feeds one position, and nobody but the solver's text asks for scores."""
+    """Prompts are read once;
+    after that each of m - 1 steps feeds one position, and nobody but the solver's text asks for scores.
+    """
     widths = {role: [] for role in system.agents}
     for role, agent in system.agents.items():
         def count(x, positions, cache, last, role=role, forward=agent.model.forward):
@@ -121,10 +125,13 @@ def test_no_latent_steps_leave_slots_empty(system):
 
 def test_a_row_does_not_depend_on_its_neighbours(system):
     """Greedy and sampled: alone, in a batch, in another order, the same tokens."""
-    questions = ["What is 2 + 2?", "A much longer question about the number of ways to tile a floor of 3 by 8 with dominoes", "Why?"]
+    questions = ["What is 2 + 2?",
+                 "A much longer question about the number of ways to tile a floor of 3 by 8 with dominoes",
+                 "Why?"]
     for temperature in 0.0, 1.5:
         run = lambda asked, **options: {r.question: r.token_ids for r in system.run(
-            asked, rounds=2, latent_steps=3, max_new_tokens=10, temperature=temperature, top_p=1.0, top_k=0, retry=False, **options)}
+            asked, rounds=2, latent_steps=3, max_new_tokens=10, temperature=temperature, top_p=1.0, top_k=0,
+            retry=False, **options)}
         alone = run(questions, batch_size=1)
         assert run(questions, batch_size=3) == run(questions[::-1], batch_size=2) == alone
         other_seed = run(questions, batch_size=3, seed=7)
@@ -134,7 +141,8 @@ def test_a_row_does_not_depend_on_its_neighbours(system):
 def test_text_channel(system):
     """The same loop, with words: what an edge carries is the text that the source wrote, and the target reads it."""
     result = system.run(["1 + 1"], rounds=2, max_new_tokens=5, temperature=0.0, channel="text", keep_latents=True)[0]
-    assert list(result.latents)[:3] == [(1, *edge) for edge in EDGES] and all(isinstance(text, str) for text in result.latents.values())
+    assert (list(result.latents)[:3] == [(1, *edge) for edge in EDGES]
+            and all(isinstance(text, str) for text in result.latents.values()))
     inbox = {("planner", "critic"): ["Step 1: {question} add"]}
     pieces = system.prompts("critic", system.questions(["1 + 1"]), inbox)[0]
     assert "Initial Plan:\nStep 1: {question} add\nYou should refine" in "".join(pieces)
@@ -142,7 +150,8 @@ def test_text_channel(system):
 
 def test_retry_asks_once_more_for_an_answer(system):
     """A text without a box gets the request at its end, and the agent's next 16 tokens behind that."""
-    plain, retried = (system.run(["1 + 1"], rounds=1, latent_steps=2, max_new_tokens=4, temperature=0.0, retry=retry)[0] for retry in (False, True))
+    plain, retried = (system.run(["1 + 1"], rounds=1, latent_steps=2, max_new_tokens=4, temperature=0.0, retry=retry)[0]
+                      for retry in (False, True))
     assert plain.answer is None and plain.new_tokens <= 4
     assert retried.token_ids[:plain.new_tokens] == plain.token_ids and 4 < retried.new_tokens <= 20
     assert retried.text.startswith(plain.text + "\nFinal Answer: \\boxed{")
@@ -164,13 +173,15 @@ def test_offloaded_weights_are_there_only_at_work(loaded):
     for ours, theirs in zip(offloaded.run(QUESTIONS, rounds=2, **OPTIONS), system.run(QUESTIONS, rounds=2, **OPTIONS)):
         assert ours.token_ids == theirs.token_ids
     assert addresses() == resting
-    assert all(now["solver"] != resting["solver"] and now["planner"] == resting["planner"] for now in at_work) and at_work
+    assert all(now["solver"] != resting["solver"] and now["planner"] == resting["planner"]
+               for now in at_work) and at_work
     assert agent.model.lm_head.weight is agent.model.embed_tokens.weight, "tied weights stay tied"
 
 
 def test_a_device_for_each_agent(loaded):
     folders, _ = loaded("sequential_light")
-    system = minimas.load_mas_system("sequential_light", checkpoints=folders, device="planner=cpu,critic=cpu,solver=cpu")
+    system = minimas.load_mas_system("sequential_light", checkpoints=folders,
+                                     device="planner=cpu,critic=cpu,solver=cpu")
     assert {agent.device.type for agent in system.agents.values()} == {"cpu"}
     with pytest.raises(minimas.InputError, match="device names planner, expected each of planner, critic, solver"):
         minimas.load_mas_system("sequential_light", checkpoints=folders, device="planner=cpu")
@@ -182,8 +193,9 @@ def test_tools_need_a_style_that_calls_them(system):
 
 
 def test_settings_out_of_range(system):
-    for name, value in ("rounds", 0), ("latent_steps", -1), ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), \
-            ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("batch_size", 0), ("channel", "smoke"):
+    for name, value in (("rounds", 0), ("latent_steps", -1), ("max_new_tokens", 0), ("temperature", -0.1),
+                        ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1),
+                        ("batch_size", 0), ("channel", "smoke")):
         with pytest.raises(minimas.InputError, match=name):
             system.run(["1 + 1"], **{name: value})
     with pytest.raises(minimas.InputError, match="empty"):
@@ -205,7 +217,8 @@ def test_a_slot_without_an_edge(monkeypatch):
     tiny = STYLES["tiny"]
     edges = {edge: key for edge, key in tiny.edges.items() if edge != ("planner", "critic")}
     monkeypatch.setitem(STYLES, "cut", dataclasses.replace(tiny, edges=edges))
-    with pytest.raises(minimas.InputError, match="the prompt of critic has a slot for planner, who has sent it nothing"):
+    with pytest.raises(minimas.InputError,
+                       match="the prompt of critic has a slot for planner, who has sent it nothing"):
         minimas.load_mas_system("cut", device="cpu").run(["7 +5"])
 
 

@@ -71,7 +71,8 @@ def test_task():
 
 def test_splits_do_not_meet():
     rng = random.Random(0)
-    drawn = {split: {task.random_chain(rng, 3, split).question for _ in range(200)} for split in ("train", "validation", "test")}
+    drawn = {split: {task.random_chain(rng, 3, split).question for _ in range(200)}
+             for split in ("train", "validation", "test")}
     assert all(task.split_of(question) == split for split, questions in drawn.items() for question in questions)
     assert not drawn["train"] & drawn["test"] and not drawn["train"] & drawn["validation"]
     exercises = [task.exercise(rng, "critic") for _ in range(500)]
@@ -92,8 +93,10 @@ def test_an_exercise_continues_the_note():
 def test_the_template_ends_where_the_reply_begins(system):
     """The last word of a prompt does not fuse with the first of the reply into one token."""
     for role, agent in system.agents.items():
-        prompt = "".join(piece for piece in system.prompts(role, system.questions(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
-        assert agent.tokenizer.encode(prompt + "a+5=2.") == agent.tokenizer.encode(prompt) + agent.tokenizer.encode("a+5=2.")
+        prompt = "".join(piece for piece in system.prompts(
+            role, system.questions(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
+        assert (agent.tokenizer.encode(prompt + "a+5=2.")
+                == agent.tokenizer.encode(prompt) + agent.tokenizer.encode("a+5=2."))
         assert agent.tokenizer.decode(agent.tokenizer.encode("a+5\\boxed{2}")) == "a+5\\boxed{2}"
         assert agent.tokenizer.fast.token_to_id("<unk>") not in agent.tokenizer.encode(prompt)
 

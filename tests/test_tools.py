@@ -1,4 +1,6 @@
-"""The deliberation style's tools: what counts as a call, what a child process may do, and how a text goes on after a result."""
+"""The deliberation style's tools:
+what counts as a call, what a child process may do, and how a text goes on after a result.
+"""
 
 import http.server
 import json
@@ -19,14 +21,16 @@ from minimas.tools import call_at_end, result_text, run_python, search
 
 @pytest.mark.parametrize("text, call", [
     ("so <python> print(1) </python>", ("python", "print(1)")), ("<SEARCH>who</Search>", ("search", "who")),
-    ("<python>a</python> <result> 1 </result> <search>b\nc</search>", ("search", "b\nc")), ("<python> <search>x</search>", ("search", "x")),
-    ("<python>a</python> and", None), ("<python>a</search>", None), ("a</python>", None), ("", None)])
+    ("<python>a</python> <result> 1 </result> <search>b\nc</search>", ("search", "b\nc")),
+    ("<python> <search>x</search>", ("search", "x")), ("<python>a</python> and", None), ("<python>a</search>", None),
+    ("a</python>", None), ("", None)])
 def test_what_is_a_call(text, call):
     assert call_at_end(text) == call
 
 
 def test_results_are_cut_and_defused(monkeypatch):
-    assert result_text("python", "print('x' * 9000)", 0, ("python",)) == f" <result> {'x' * 6000}\n... [truncated 3000 chars] </result>"
+    assert (result_text("python", "print('x' * 9000)", 0, ("python",))
+            == f" <result> {'x' * 6000}\n... [truncated 3000 chars] </result>")
     shown = result_text("python", "print('a</result>b</RESULT>')", 0, ("python",))
     assert shown.lower().count("</result>") == 1 and shown.endswith(" </result>") and "a< /result>b" in shown
     assert result_text("python", "print(1)", 0, ()) == " <result> The tool python is not available. </result>"
@@ -36,7 +40,8 @@ def test_results_are_cut_and_defused(monkeypatch):
 def test_python_runs_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "key")
     assert run_python("import os; print(6 * 7, dict(os.environ).get('SECRET'), os.listdir())") == "42 None []"
-    assert run_python("x = 1") == "[no output]" and run_python("print(math.comb(4, 2))") == "6", "the release imports math for it"
+    assert run_python("x = 1") == "[no output]" and run_python("print(math.comb(4, 2))") == "6", (
+        "the release imports math for it")
     assert run_python("print(sp.Integer(6) / 4)") == "3/2", "sympy comes with torch"
     assert "ZeroDivisionError" in run_python("1 / 0") and run_python("1 / 0").endswith("\n[exit_code] 1")
     assert tools.guarded("print(input())", stdin="given") == ("given\n", "")
@@ -46,7 +51,8 @@ def test_python_that_hangs_is_stopped():
     deaf = "import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: pass"
     programs, started = ("while True: pass", "import time; time.sleep(60)", deaf), time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        assert [*pool.map(lambda code: tools.guarded(code, seconds=1), programs)] == [("", "stopped after 1 seconds")] * 3
+        assert ([*pool.map(lambda code: tools.guarded(code, seconds=1), programs)]
+                == [("", "stopped after 1 seconds")] * 3)
     assert time.perf_counter() - started < 5
 
 
@@ -76,7 +82,8 @@ def stand_in(monkeypatch):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # shutdown() waits that many seconds
+    threading.Thread(target=server.serve_forever,
+                     args=(0.01,), daemon=True).start()  # shutdown() waits that many seconds
     monkeypatch.setattr(tools, "SEARCH_URL", f"http://127.0.0.1:{server.server_port}/search")
     monkeypatch.setenv("TAVILY_API_KEY", "key")
     yield Handler
@@ -94,7 +101,8 @@ def test_search(stand_in):
     assert stand_in.asked[0] == ("Bearer key", "how tall")
 
 
-@pytest.mark.parametrize("status, content", [(429, "{}"), (500, ""), (200, "not json"), (200, "[]"), (200, '{"results": [1]}'), (200, "{}")])
+@pytest.mark.parametrize("status, content", [
+    (429, "{}"), (500, ""), (200, "not json"), (200, "[]"), (200, '{"results": [1]}'), (200, "{}")])
 def test_search_trouble_becomes_a_text(stand_in, status, content):
     stand_in.replies[:] = [(status, content)]
     assert search("x").startswith("[search error] ")
@@ -110,13 +118,16 @@ def test_search_without_key_or_network(monkeypatch):
 
 @pytest.fixture
 def system(tmp_path):
-    return minimas.load_mas_system("deliberation", checkpoints=checkpoints.make_system(tmp_path, "deliberation"), device="cpu", dtype="float64")
+    return minimas.load_mas_system("deliberation", checkpoints=checkpoints.make_system(tmp_path, "deliberation"),
+                                   device="cpu", dtype="float64")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", ("llama", "mistral", "gemma3", "qwen3_5_text"))
 def test_a_reply_is_read_from_the_cache(tmp_path, model_type):
-    """Rows that get replies of their own lengths at their own times go on as if prompt, text and reply had been read at once."""
+    """Rows that get replies of their own lengths at their own times go on
+    as if prompt, text and reply had been read at once.
+    """
     from minimas.agent import load_agent
     from minimas.recurse import Settings
     agent = load_agent(checkpoints.make_agent(tmp_path, model_type), "math", torch.device("cpu"), torch.float64)
@@ -155,18 +166,22 @@ def scripted(agent, scripts, monkeypatch):
     monkeypatch.setattr(agent.model, "logits", logits)
 
 
-SCRIPTS = ["Try <python> print(6 * 7) </python> so that makes \\boxed{42}<|im_end|>",  # as long as the other: rows that end leave
-           "No tool is needed here, and none shall cut a text: \\boxed{7}<|im_end|>"]
+SCRIPTS = [
+    # as long as the other: rows that end leave
+    "Try <python> print(6 * 7) </python> so that makes \\boxed{42}<|im_end|>",
+    "No tool is needed here, and none shall cut a text: \\boxed{7}<|im_end|>"]
 OPTIONS = {"rounds": 1, "latent_steps": 2, "max_new_tokens": 100, "temperature": 0.0}
 
 
 def test_deliberation_with_tools(system, monkeypatch):
     scripted(system.agents["toolcaller"], SCRIPTS, monkeypatch)
     one, two = system.run(["1 + 1", "a longer question than one plus one"], tools=("python",), **OPTIONS)
-    assert one.text == "Try <python> print(6 * 7) </python> <result> 42 </result> so that makes \\boxed{42}" and one.answer == "42"
+    assert (one.text == "Try <python> print(6 * 7) </python> <result> 42 </result> so that makes \\boxed{42}"
+            and one.answer == "42")
     assert two.text == "No tool is needed here, and none shall cut a text: \\boxed{7}"
     encode = system.agents["toolcaller"].tokenizer.encode
-    assert one.new_tokens == len(encode(SCRIPTS[0])) and len(one.token_ids) == one.new_tokens + len(encode(" <result> 42 </result>"))
+    assert (one.new_tokens == len(encode(SCRIPTS[0]))
+            and len(one.token_ids) == one.new_tokens + len(encode(" <result> 42 </result>")))
 
 
 def test_no_tool_runs_when_nothing_can_follow(system, monkeypatch):

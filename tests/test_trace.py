@@ -1,4 +1,6 @@
-"""The trace page: all of a run is on it, nothing of a run can break out of it, and a browser shows it without scrolling sideways."""
+"""The trace page: all of a run is on it, nothing of a run can break out of it,
+and a browser shows it without scrolling sideways.
+"""
 
 import re
 import shutil
@@ -68,7 +70,8 @@ def find(node, tag, **attributes):
 def slots(pieces, origins):
     """What a prompt looks like on the page: texts, and slots with what they hold."""
     origins = iter(origins)
-    return "".join(piece if isinstance(piece, str) else f"slot: {len(piece)} latents from {next(origins)}" for piece in pieces)
+    return "".join(piece if isinstance(piece, str) else f"slot: {len(piece)} latents from {next(origins)}"
+                   for piece in pieces)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,8 @@ def hostile(tmp_path_factory):
     """The same of a style with a hostile question, four agents and 32 latents."""
     folders = checkpoints.make_system(tmp_path_factory.mktemp("mixture"), "mixture")
     system = minimas.load_mas_system("mixture", checkpoints=folders, device="cpu")
-    results = system.run([HOSTILE + " word" * 200], max_new_tokens=300, temperature=1.5, top_p=1.0, top_k=0, retry=False, **KEEP)
+    results = system.run([HOSTILE + " word" * 200], max_new_tokens=300, temperature=1.5,
+                         top_p=1.0, top_k=0, retry=False, **KEEP)
     html = page(system, results)
     return system, results, html, Reader(html).root
 
@@ -94,7 +98,9 @@ BOTH = pytest.mark.parametrize("made", ["tiny", "hostile"])
 
 
 def test_stages_are_what_was_run(tiny, monkeypatch):
-    """Result.stages has the prompts that agents thought from, and times that go up; nothing of it where it is not asked for."""
+    """Result.stages has the prompts that agents thought from, and times that go up;
+    nothing of it where it is not asked for.
+    """
     system, (result, _), _, _ = tiny
     given = []
     for role, agent in system.agents.items():
@@ -126,13 +132,16 @@ def test_every_stage_with_its_prompt_and_slots(made, request):
         shown_stages = find(section, "details")
         assert [words(find(stage, "h4")[0]) for stage in shown_stages] == [f"round {r}, {role}" for r, role in stages]
         for (r, role), stage in zip(stages, shown_stages):
-            sources = [(r if order.index(source) < order.index(role) else r - 1, source) for source, target in system.style.edges if target == role]
+            sources = [(r if order.index(source) < order.index(role) else r - 1, source)
+                       for source, target in system.style.edges if target == role]
             sources = [(when, source) for when, source in sources if when]
             pieces = result.stages[r, role][1]
-            assert words(find(stage, "pre")[0]) == seen(slots(pieces, [f"{source}, round {when}" for when, source in sources]))
+            assert (words(find(stage, "pre")[0])
+                    == seen(slots(pieces, [f"{source}, round {when}" for when, source in sources])))
             marks = find(stage, "mark")
             assert len(marks) == len(sources) == sum(torch.is_tensor(p) for p in pieces)
-            assert [find(mark, "a")[0][1]["href"] for mark in marks] == [f"#q{n}-{when}-{source}" for when, source in sources]
+            assert ([find(mark, "a")[0][1]["href"] for mark in marks]
+                    == [f"#q{n}-{when}-{source}" for when, source in sources])
         assert words(find(section, "pre")[-1]) == seen(result.text)
     ids = [node[1]["id"] for tag in ("div", "h2", "h3", "marker") for node in find(root, tag) if "id" in node[1]]
     assert len(ids) == len(set(ids))
@@ -141,13 +150,15 @@ def test_every_stage_with_its_prompt_and_slots(made, request):
 
 def seen(text):
     """Text with control characters as their pictures."""
-    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text).replace("\x7f", "\u2421")
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c
+                   for c in text).replace("\x7f", "\u2421")
 
 
 @BOTH
 def test_tokens_and_cosines(made, request):
     system, results, _, root = request.getfixturevalue(made)
-    tables, visible = find(root, "table", class_="strip"), lambda text: seen(text.replace(" ", "\u2423")).replace("\n", "\u240a").replace("\t", "\u2409")
+    tables, visible = (find(root, "table", class_="strip"),
+                       lambda text: seen(text.replace(" ", "\u2423")).replace("\n", "\u240a").replace("\t", "\u2409"))
     for result in results:
         rows = peek(system, result.states)
         for key in result.states:
@@ -161,7 +172,8 @@ def test_tokens_and_cosines(made, request):
                 cosines = [row[f"{name}_cosine"] for row in own]
                 assert cells[f"cosine, {name} before"] == ["none" if c is None else f"{c:.2f}" for c in cosines]
                 for cell, c in zip(find(lines[f"cosine, {name} before"], "td"), cosines):
-                    assert cell[1] == ({} if c is None else {"class": "heat" if c >= 0 else "cold", "style": f"--c:{abs(c) * 100:.0f}"})
+                    assert cell[1] == ({} if c is None
+                                       else {"class": "heat" if c >= 0 else "cold", "style": f"--c:{abs(c) * 100:.0f}"})
         agent, strip = system.agents[system.style.order[-1]], find(root, "p", class_="tokens")[results.index(result)]
         decoded = [agent.tokenizer.fast.decode([i], skip_special_tokens=False) for i in result.token_ids]
         assert [words(code) for code in find(strip, "code")] == list(map(visible, decoded))
@@ -178,8 +190,10 @@ def test_timeline(made, request):
             T = system.agents[role].embed([pieces])[0].shape[1]
             thought = 0 if (r, role) not in result.states else len(result.states[r, role])
             numbers = [T, thought, 0 if thought else result.new_tokens, f"{end - begun:.3f}"]
-            assert [words(find(line, "th")[0])] + [words(cell) for cell in find(line, "td")[:-1]] == [f"round {r}, {role}", *map(str, numbers)]
-            assert find(line, "i")[0][1]["style"] == f"margin-left:{begun / whole:.1%};width:{(end - begun) / whole:.1%}"
+            assert ([words(find(line, "th")[0])] + [words(cell) for cell in find(line, "td")[:-1]]
+                    == [f"round {r}, {role}", *map(str, numbers)])
+            assert (find(line, "i")[0][1]["style"]
+                    == f"margin-left:{begun / whole:.1%};width:{(end - begun) / whole:.1%}")
             begun = end
 
 
@@ -188,7 +202,8 @@ def test_graph(made, request):
     system, _, _, root = request.getfixturevalue(made)
     svg, = find(root, "svg")
     told, drawn = svg[1]["aria-label"], [words(t) for t in find(svg, "text")]
-    assert told.startswith(", ".join(system.style.order)) and [t for t in drawn if t in system.style.order] == list(system.style.order)
+    assert (told.startswith(", ".join(system.style.order))
+            and [t for t in drawn if t in system.style.order] == list(system.style.order))
     for (source, target), key in system.style.edges.items():
         assert f"{source} to {target} by {key}" in told and drawn.count(key) == 1
     assert len([p for p in find(svg, "path") if "marker-end" in p[1]]) == len(system.style.edges)
@@ -202,7 +217,8 @@ def test_graph(made, request):
 def test_nothing_breaks_out_or_is_fetched(made, request):
     _, _, html, root = request.getfixturevalue(made)
     assert html.count("http") == html.count('xmlns="http://www.w3.org/2000/svg"') + html.count("http-equiv") == 2
-    assert not any(find(root, tag) for tag in ("script", "link", "img", "iframe", "object", "base")) and "url(" not in html.replace("url(#arrow)", "")
+    assert (not any(find(root, tag) for tag in ("script", "link", "img", "iframe", "object", "base"))
+            and "url(" not in html.replace("url(#arrow)", ""))
     assert "@import" not in html and not re.search(r"<[^>]*\s(src|on\w+)=", html)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", html)
     levels = [int(tag[1]) for tag in re.findall(r"<(h[1-6])", html)]
@@ -217,7 +233,8 @@ def test_hostile_text_is_shown_as_typed(hostile):
     assert "<script" not in html.lower() and "alert(1)" in html and html.count("<!--") == 0
     assert words(find(root, "pre")[0]) == seen(result.question) and HOSTILE in result.question
     assert html.count("[slot 0]") == 13 and html.count("{math}") == 13  # the question, and in each of twelve prompts
-    assert text_html("<\x07\r\n") == "&lt;\u2407\u240d\n" and token_html("<b> \n") == "<code>&lt;b&gt;\u2423\u240a</code>"
+    assert (text_html("<\x07\r\n") == "&lt;\u2407\u240d\n"
+            and token_html("<b> \n") == "<code>&lt;b&gt;\u2423\u240a</code>")
 
 
 def test_no_latents_no_answer_and_rollouts(hostile):
@@ -241,20 +258,23 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     call(monkeypatch, "--prompt", "2 +3", "--trace", str(file))
     assert capsys.readouterr().out == "g+6\\boxed{5}\nanswer: 5\na+3\\boxed{5}\nanswer: 5\n"
     root = Reader(file.read_text(encoding="utf-8")).root
-    assert [words(h2) for h2 in find(root, "h2")] == ["Agents and links", "Question 1", "Question 2"] and len(find(root, "details")) == 18
+    assert ([words(h2) for h2 in find(root, "h2")] == ["Agents and links", "Question 1", "Question 2"]
+            and len(find(root, "details")) == 18)
     assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("path, complaint", [
-    ("{}/none/page.html", "No such file or directory"), ("{}", "not an ordinary file"), ("", "not an ordinary file"), ("/dev/null", "not an ordinary file"),
-    ("{}/file/page.html", "Not a directory"), ("{}/" + "x" * 300, "File name too long")])
+    ("{}/none/page.html", "No such file or directory"), ("{}", "not an ordinary file"), ("", "not an ordinary file"),
+    ("/dev/null", "not an ordinary file"), ("{}/file/page.html", "Not a directory"),
+    ("{}/" + "x" * 300, "File name too long")])
 def test_a_file_that_cannot_be_written_is_refused_first(path, complaint, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(cli, "load_mas_system", lambda *_, **__: pytest.fail("something was computed"))
     with pytest.raises(SystemExit) as end:
         call(monkeypatch, "--trace", path.format(tmp_path))
     out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("minimas: --trace ") and complaint in err
+    assert (end.value.code == 2 and out == "" and err.count("\n") == 1
+            and err.startswith("minimas: --trace ") and complaint in err)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -294,19 +314,24 @@ def test_in_a_browser(made, request, tmp_path):
             wide = tab.evaluate("""[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') &&
                 e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))""")
             assert wide == []
-            paper, ink = (tab.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
+            paper, ink = (tab.evaluate(f"getComputedStyle(document.body).{name}")
+                          for name in ("backgroundColor", "color"))
             paper, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (paper, ink))
             assert paper > 700 > 200 > ink if scheme == "light" else paper < 100 < 600 < ink
-            assert tab.evaluate("getComputedStyle(document.querySelector('.heat')).backgroundColor") != "rgba(0, 0, 0, 0)"
+            assert (tab.evaluate("getComputedStyle(document.querySelector('.heat')).backgroundColor")
+                    != "rgba(0, 0, 0, 0)")
             strip = tab.locator(".scroll:has(.strip)").last
             if strip.evaluate("e => e.scrollWidth > e.clientWidth"):
                 strip.focus()
                 tab.keyboard.press("ArrowRight")
                 tab.wait_for_function("e => e.scrollLeft > 0", arg=strip.element_handle())
-                strip.evaluate("e => e.scrollLeft = 1e6")  # names of lines stay in sight, and do not lie on what they name
-                names, steps = strip.locator("th:first-child").first.bounding_box(), strip.locator("th[scope=col]:not(:first-child)")
+                # names of lines stay in sight, and do not lie on what they name
+                strip.evaluate("e => e.scrollLeft = 1e6")
+                names, steps = (strip.locator("th:first-child").first.bounding_box(),
+                                strip.locator("th[scope=col]:not(:first-child)"))
                 start, end = steps.first.bounding_box(), steps.last.bounding_box()
-                assert start["x"] < names["x"] < names["x"] + names["width"] <= end["x"] < end["x"] + end["width"] <= width
+                assert (start["x"] < names["x"] < names["x"] + names["width"]
+                        <= end["x"] < end["x"] + end["width"] <= width)
             tab.close()
         tab = browser.new_page()
         tab.goto(file.as_uri())

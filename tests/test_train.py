@@ -1,4 +1,6 @@
-"""The training command: what it writes loads, a killed training resumes to the same weights, processes share a batch."""
+"""The training command:
+what it writes loads, a killed training resumes to the same weights, processes share a batch.
+"""
 
 import io
 import json
@@ -63,13 +65,16 @@ def test_what_it_says_and_leaves(unbroken):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert out == f"outer of tiny: 12 steps, loss {lines[-1]['loss']:.4f}; --checkpoint links={folder}\n"
     assert "loss=" in err and "tokens/s=" in err
-    assert [line["step"] for line in lines] == list(range(1, 13)) and all(line["tokens_per_second"] > 0 for line in lines)
+    assert ([line["step"] for line in lines] == list(range(1, 13))
+            and all(line["tokens_per_second"] > 0 for line in lines))
     rates = [line["lr"] for line in lines]
-    assert rates[0] == pytest.approx(5e-5) and max(rates) <= 5e-4 and rates[-1] < rates[7], "a warm-up of ten steps under a cosine"
+    assert rates[0] == pytest.approx(5e-5) and max(rates) <= 5e-4 and rates[-1] < rates[7], (
+        "a warm-up of ten steps under a cosine")
     assert sorted(file.name for file in folder.iterdir()) == sorted([
         "metrics.jsonl", "training.pt", "outerlink_config.json", "Planner-Critic-Outerlink.pt",
         "Critic-Solver-Outerlink.pt", "Solver-Planner-Outerlink.pt"])
-    assert state(folder)["step"] == 12 and all(t.dtype == torch.float32 for t in state(folder)["links"].values()), "master weights"
+    assert state(folder)["step"] == 12 and all(t.dtype == torch.float32 for t in state(folder)["links"].values()), (
+        "master weights")
     assert minimas.load_mas_system("tiny", checkpoints={"links": folder}, device="cpu").run(["7 +5"])[0].new_tokens > 0
 
 
@@ -131,8 +136,9 @@ def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
     assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss, found", [(lambda w: w.sum() * float("nan"), "the loss is nan, its gradient norm nan"),
-                                         (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "the loss is 1.0, its gradient norm nan")])
+@pytest.mark.parametrize("loss, found", [
+    (lambda w: w.sum() * float("nan"), "the loss is nan, its gradient norm nan"),
+    (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "the loss is 1.0, its gradient norm nan")])
 def test_what_is_not_finite_reaches_no_weight(loss, found):
     link, kept = torch.nn.Linear(1, 1), []
     before = link.weight.clone()
@@ -182,7 +188,8 @@ def test_rows_come_in_permutations():
     rows = list(range(10))
     epochs = [train.batch_of(rows, 3, number, 10) for number in range(3)]
     assert all(sorted(epoch) == rows for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
-    assert sum((train.batch_of(rows, 3, number, 3) for number in range(10)), []) == sum(epochs, []), "for any batch size"
+    assert sum((train.batch_of(rows, 3, number, 3) for number in range(10)), []) == sum(epochs, []), (
+        "for any batch size")
     assert train.batch_of(rows, 4, 0, 10) != epochs[0]
 
 
@@ -197,57 +204,71 @@ def released(tmp_path_factory):
 
 
 def test_a_style_in_the_released_layout(released, tmp_path, monkeypatch, capsys):
-    """Inner links of all roles for math, one for code, outer links for both: names as released, and --checkpoint loads them."""
-    common = ["--style", "sequential_light", "--checkpoint", released / "RecursiveMAS", "--data", released / "rows.json", "--device", "cpu",
-              "--steps", "2", "--max-length", "400"]
+    """Inner links of all roles for math, one for code, outer links for both:
+    names as released, and --checkpoint loads them.
+    """
+    common = ["--style", "sequential_light", "--checkpoint", released / "RecursiveMAS",
+              "--data", released / "rows.json", "--device", "cpu", "--steps", "2", "--max-length", "400"]
     for role in "planner", "critic", "solver":
         run(monkeypatch, capsys, "inner", "--role", role, *common, "--out", tmp_path / role)
     run(monkeypatch, capsys, "inner", "--role", "planner", *common, "--task", "code", "--out", tmp_path / "planner")
     for task in "math", "code":
-        for more in ["--latents", "teacher", "--init", "ridge"], ["--resume", "--latents", "teacher", "--init", "ridge"]:
-            run(monkeypatch, capsys, "outer", *common, "--task", task, "--out", tmp_path / "links", "--rounds", "2", *more)
-    released_names = {file.name for file in (released / "RecursiveMAS" / "Sequential-Light-Planner-Qwen3-1.7B").iterdir()}
+        for more in (["--latents", "teacher", "--init", "ridge"],
+                     ["--resume", "--latents", "teacher", "--init", "ridge"]):
+            run(monkeypatch, capsys, "outer", *common, "--task", task, "--out", tmp_path / "links",
+                "--rounds", "2", *more)
+    released_names = {file.name
+                      for file in (released / "RecursiveMAS" / "Sequential-Light-Planner-Qwen3-1.7B").iterdir()}
     own = {"training(math).pt", "training(code).pt", "metrics(math).jsonl", "metrics(code).jsonl"}
     assert {file.name for file in (tmp_path / "planner").iterdir()} == released_names | own
     manifest = json.loads((tmp_path / "planner" / "innerlink_config.json").read_text())
-    assert {task: entry["adapter.pt"] for task, entry in manifest["tasks"].items()} == {"math": "adapter(math).pt", "code": "adapter(code).pt"}
+    assert ({task: entry["adapter.pt"] for task, entry in manifest["tasks"].items()}
+            == {"math": "adapter(math).pt", "code": "adapter(code).pt"})
     assert all((tmp_path / "planner" / name).exists() for name in manifest["tasks"]["math"].values())
-    wanted = json.loads((released / "RecursiveMAS" / "Sequential-Light-Outerlinks" / "outerlink_config.json").read_text())
+    wanted = json.loads(
+        (released / "RecursiveMAS" / "Sequential-Light-Outerlinks" / "outerlink_config.json").read_text())
     written = json.loads((tmp_path / "links" / "outerlink_config.json").read_text())
     assert written["tasks"] == wanted["tasks"] and written["format_version"] == 1
     for task in "math", "code":
         folders = tmp_path if task == "math" else {"planner": tmp_path / "planner", "links": tmp_path / "links"}
         system = minimas.load_mas_system("sequential_light", checkpoints=folders if task == "math" else folders | {
-            role: released / "RecursiveMAS" / checkpoints.RELEASED["sequential_light"][0][role] for role in ("critic", "solver")}, device="cpu",
-            task=task, plain=True)
+            role: released / "RecursiveMAS" / checkpoints.RELEASED["sequential_light"][0][role]
+            for role in ("critic", "solver")}, device="cpu", task=task, plain=True)
         trained = state(tmp_path / "planner", f"training({task}).pt")["links"]
-        assert torch.equal(system.agents["planner"].inner_link.proj1.weight, trained["link.proj1.weight"].bfloat16().float())
+        assert torch.equal(system.agents["planner"].inner_link.proj1.weight,
+                           trained["link.proj1.weight"].bfloat16().float())
         trained = state(tmp_path / "links", f"training({task}).pt")["links"]
-        assert torch.equal(system.outer_links["planner", "critic"].proj1.weight, trained["links.0.proj1.weight"].bfloat16().float())
+        assert torch.equal(system.outer_links["planner", "critic"].proj1.weight,
+                           trained["links.0.proj1.weight"].bfloat16().float())
 
 
 def test_an_inner_link_for_a_base_model(tmp_path, monkeypatch, capsys, released):
-    """A folder without links and with its template in tokenizer_config.json becomes an agent; weights are not copied."""
+    """A folder without links and with its template in tokenizer_config.json becomes an agent;
+    weights are not copied.
+    """
     base = checkpoints.make_agent(tmp_path / "base", "qwen3", hidden_size=48, adapters=[])
     template, config = base / "chat_template.jinja", base / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template.read_text()}))
     template.unlink()
     out = tmp_path / "planner"
-    run(monkeypatch, capsys, "inner", "--style", "sequential_light", "--role", "planner", "--checkpoint", f"planner={base}", "--data",
-        released / "rows.json", "--steps", "2", "--device", "cpu", "--out", out)
+    run(monkeypatch, capsys, "inner", "--style", "sequential_light", "--role", "planner",
+        "--checkpoint", f"planner={base}", "--data", released / "rows.json", "--steps", "2", "--device", "cpu",
+        "--out", out)
     assert (out / "model.safetensors").samefile(base / "model.safetensors")
     agent = minimas.agent.load_agent(out, "math", torch.device("cpu"), torch.float32)
     assert torch.isfinite(agent.think([["1 + 1?"]], 2)).all()
 
 
 def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, capsys, "outer", "--style", "sequential_light", "--checkpoint", released / "RecursiveMAS", "--data", released / "rows.json",
-        "--device", "cpu", "--dtype", "bfloat16", "--steps", "2", "--rounds", "2", "--latents", "rollout", "--latent-steps", "2",
-        "--init", "checkpoint", "--plot", tmp_path / "loss.svg", "--out", tmp_path / "links")
+    run(monkeypatch, capsys, "outer", "--style", "sequential_light", "--checkpoint", released / "RecursiveMAS",
+        "--data", released / "rows.json", "--device", "cpu", "--dtype", "bfloat16", "--steps", "2", "--rounds", "2",
+        "--latents", "rollout", "--latent-steps", "2", "--init", "checkpoint", "--plot", tmp_path / "loss.svg",
+        "--out", tmp_path / "links")
     kept = state(tmp_path / "links", "training(math).pt")
     moments = [entry["exp_avg"] for entry in kept["steppers"][0]["state"].values()]
     assert all(t.dtype == torch.float32 and t.abs().sum() > 0 for t in moments)
-    assert "loss, outer of sequential_light" in xml.tostring(xml.parse(tmp_path / "loss.svg").getroot(), encoding="unicode")
+    assert ("loss, outer of sequential_light"
+            in xml.tostring(xml.parse(tmp_path / "loss.svg").getroot(), encoding="unicode"))
 
 
 @pytest.mark.parametrize("args, complaint", [
@@ -286,5 +307,6 @@ def test_links_of_no_task_have_plain_names(tmp_path):
     edges = STYLES["mixture"].edges
     save.save_outer_links(tmp_path / "links", STYLES["mixture"], None, {edge: OuterLink(8, 8) for edge in edges})
     manifest = json.loads((tmp_path / "links" / "outerlink_config.json").read_text())
-    assert [entry["filename"] for entry in manifest["adapters"]][:2] == ["Math-Summarizer-Outerlink.pt", "Code-Summarizer-Outerlink.pt"]
+    assert [entry["filename"] for entry in manifest["adapters"]][:2] == [
+        "Math-Summarizer-Outerlink.pt", "Code-Summarizer-Outerlink.pt"]
     assert len(manifest["adapters"]) == 6 and manifest["paradigm"] == "mixture"
