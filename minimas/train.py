@@ -12,8 +12,11 @@ cosine schedule.
 import hashlib
 import json
 import math
+import os
+import signal
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -41,6 +44,8 @@ NOT_NEGATIVE = ("steps", "mse", "supervise_all")
 POSITIVE = ("batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every",
             "warm_up", "lr", "clip")
 NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # may change on --resume
+ONLY = {"inner": ("role", "mse"),  # options that mean something for one kind of training only
+        "outer": ("rounds", "latents", "latent_steps", "supervise_all", "ridge_rows")}
 MAX_SEED = 10 ** 12  # `permutation` multiplies it by a million, and torch takes 64 bits
 TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
 
@@ -85,6 +90,10 @@ def arguments():
     add("--save-every", type=int, default=100, help="steps between two saved states (default 100)")
     add("--plot", type=Path, help="an SVG file for the loss curve")
     args = parser.parse_args()
+    for kind, own in ONLY.items():
+        for name in own if kind != args.what else ():
+            if getattr(args, name) != parser.get_default(name):
+                raise InputError(f"--{name.replace('_', '-')} is for {kind} links, and this trains {args.what} ones: leave it out")
     args.init = args.init or {"inner": "random", "outer": "ridge"}[args.what]
     return args
 
@@ -94,8 +103,6 @@ def checked(args):
     style = style_named(args.style)
     if args.what == "inner" and args.role not in style.order:
         raise InputError(f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}")
-    if args.what == "outer" and args.role:
-        raise InputError("--role is for inner links: the outer links of a style are trained together")
     if args.what == "inner" and args.init == "ridge":
         raise InputError("--init ridge is for outer links: it maps one agent's states to another's embeddings")
     if args.task not in TASKS:
@@ -103,11 +110,23 @@ def checked(args):
     check_numbers(args)
     if args.plot:
         writable_file("--plot", args.plot)
-    if args.out.exists() and not args.out.is_dir():
-        raise InputError(f"--out {args.out} is a file, expected a folder")
-    if state_file(args, style).exists() and not args.resume:
-        raise InputError(f"{args.out} already holds a training: continue it with --resume, or give another --out")
+    check_folder(args, style)
     return style
+
+
+def check_folder(args, style):
+    """InputError if --out cannot be written to, or already holds links or a training that is not to be continued."""
+    existing = next(place for place in (args.out, *args.out.absolute().parents) if place.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise InputError(f"--out {args.out} cannot be made or written to ({existing} is a file, or closed to you): "
+                         "give another folder")
+    if state_file(args, style).exists():
+        if not args.resume:
+            raise InputError(f"{args.out} already holds a training: continue it with --resume, or give another --out")
+        return
+    ending = suffix(task_of_links(args, style))
+    if there := sorted(args.out.glob(f"adapter{ending}.pt" if args.what == "inner" else f"*Outerlink{ending}.pt")):
+        raise InputError(f"{args.out} already holds {there[0].name}, which would be overwritten: give another --out")
 
 
 def check_numbers(args):
@@ -256,9 +275,13 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, unsynce
     rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     first, losses = run.resume(optimizers, schedules) if run else 0, []
-    quiet = run is not None and run.rank > 0
-    with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar:
+    quiet, alone = run is not None and run.rank > 0, run is not None and not distributed.is_initialized()
+    with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar, \
+            delayed_interrupt() if alone else nullcontext() as interrupt:
         for step in bar:
+            if interrupt:
+                run.keep(step)
+                raise KeyboardInterrupt
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss = backward(loss_at, step, parts, unsynced)
@@ -274,6 +297,23 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, unsynce
             losses.append(loss)
             bar.set_postfix(loss=f"{loss:.4f}", **(run.record_step(step + 1, loss, lr, norm) if run else {}))
     return losses
+
+
+@contextmanager
+def delayed_interrupt():
+    """A list that gets an item at Ctrl-C, so that a step can be ended and kept; the second Ctrl-C ends all at once."""
+    interrupt = []
+
+    def note(*_):
+        if interrupt:
+            raise KeyboardInterrupt
+        interrupt.append(True)
+        print("\nminimas: ending after this step, --resume will go on; Ctrl-C again ends at once", file=sys.stderr)
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def backward(loss_at, step, parts, unsynced):

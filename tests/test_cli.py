@@ -41,6 +41,8 @@ def test_json_and_stdin(monkeypatch, capsys):
     (["--prompt", CHAIN, "--style", "x"], "style 'x'"), (["--prompt", CHAIN, "--checkpoint", "planner"], "ROLE=PATH"),
     (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"),
     (["--prompt", CHAIN, "--device", "abacus"], "abacus"), (["--prompt", "-"], "no question"),
+    (["--prompt", CHAIN, "--checkpoint", ""], "ROLE=PATH"),
+    (["--prompt", CHAIN, "--device", "planner=cpu,critic,solver=cpu"], "no value each"),
     (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
     (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
     (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
@@ -74,6 +76,37 @@ def test_bad_input_ends_every_command_with_2(module, monkeypatch, capsys):
         runpy.run_module(module, run_name="__main__")
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("minimas: ")
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly():
+    ask = f"{sys.executable} -m minimas.recurse --prompt '{CHAIN}' --peek"
+    done = subprocess.run(["bash", "-c", f"{ask} | head -n 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert done.stdout == "round 1, planner\n" and "Traceback" not in done.stderr and done.returncode in (0, 141)
+    done = subprocess.run(["bash", "-c", f"{ask} > /dev/full"], capture_output=True, text=True)
+    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_closed_is_a_sentence(monkeypatch, capsys):
+    def closed(*_):
+        raise PermissionError(13, "Permission denied", "/closed/config.json")
+    monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN])
+    monkeypatch.setattr("minimas.load.read_json", closed)
+    with pytest.raises(SystemExit) as end:
+        command(main)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("minimas: /closed/config.json cannot be read") and err.count("\n") == 1
+
+
+def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, capsys):
+    def stream(self, questions, stream=minimas.System.stream, **options):
+        yield next(stream(self, questions, **options))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(minimas.System, "stream", stream)
+    asked = ["--prompt", CHAIN, "--prompt", "1 +1", "--trace", str(tmp_path / "t.html")]
+    monkeypatch.setattr(sys, "argv", ["recurse", *asked])
+    with pytest.raises(SystemExit) as end:
+        command(main)
+    assert end.value.code == 130 and CHAIN in (tmp_path / "t.html").read_text()
 
 
 def test_version(monkeypatch, capsys):

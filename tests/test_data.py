@@ -448,7 +448,10 @@ def test_local_choice_and_code(tmp_path):
     ("a.csv", b"question,answer\n\xff,a\n", "save it as UTF-8"),
     ("a.jsonl", b'{"question": "\xff"}', "save it as UTF-8"),
     ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
-    ("a.jsonl", b"", "holds no question")])
+    ("a.jsonl", b"", "holds no question"),
+    ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not JSON that can be read"),
+    ("a.jsonl", b'{"question": "q", "answer": ' + b"1" * 5000 + b"}", "line 1 is not JSON that can be read"),
+    ("a.jsonl", b"[" * 100000, "a.jsonl line 1 is not JSON that can be read")])
 def test_damaged_files(tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
     assert complaint in refused(tmp_path / name)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import minimas
 from minimas import evaluate
 from minimas.data import Example
 from minimas.plot import save_charts, ticks
+from minimas.styles import TINY
 from minimas.tiny.task import questions
 
 
@@ -268,6 +270,49 @@ def test_files_that_cannot_be_written_are_refused_first(option, path, complaint,
     assert (end.value.code == 2 and out == "" and err.count("\n") == 1
             and err.startswith(f"minimas: {option} ") and complaint in err)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_are_one_are_refused(data, tmp_path, monkeypatch, capsys):
+    for args in (["--csv", tmp_path / "r.jsonl"], ["--plot", tmp_path / "." / "r.jsonl"], ["--csv", data]):
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", *args))
+        assert end.value.code == 2 and "are the same file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()) and data.read_text().count("\n") == 24
+
+
+def test_other_answers_and_other_links_are_another_run(short, data, tmp_path, monkeypatch, capsys):
+    """Neither is seen in the settings' names: the answers in the data, the files behind --checkpoint."""
+    out, links = tmp_path / "r.jsonl", shutil.copytree(TINY / "links", tmp_path / "links")
+    args = options(data, out, "--limit", "4", "--checkpoint", f"links={links}")
+    run(monkeypatch, capsys, *args)
+    corrected, kept = tmp_path / "corrected.jsonl", out.read_text()
+    corrected.write_text(data.read_text().replace('"answer": "', '"answer": "1'))
+    out.write_text(kept.replace(json.dumps(str(data)), json.dumps(str(corrected))))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, *options(corrected, out, *args[-4:]))
+    assert "or its answer is not that of the data set" in capsys.readouterr().err
+    out.write_text(kept)
+    (links / "Planner-Critic-Outerlink.pt").touch()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, *args)
+    assert "checkpoint_files: " in capsys.readouterr().err
+
+
+def test_a_run_that_could_not_begin_is_none(data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "r.jsonl"
+    for more in ["--checkpoint", "links=/nowhere"], []:
+        args = options(data, out, "--limit", "2", *more)
+        if more:
+            with pytest.raises(SystemExit):
+                run(monkeypatch, capsys, *args)
+            assert len(records(out)) == 1
+        else:
+            run(monkeypatch, capsys, *args)
+    assert len(records(out)) == 1 + 2 * 4 and capsys.readouterr()
+    out.write_text(out.read_text() + '{"foo": 1}\n')
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, *args)
+    assert "holds a line that is no record, {'foo': 1}" in capsys.readouterr().err
 
 
 def test_graders_by_kind():

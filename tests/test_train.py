@@ -168,6 +168,40 @@ def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys)
     assert curve(tmp_path) == pytest.approx(curve(unbroken[0]), rel=1e-4) and state(tmp_path)["step"] == 12
 
 
+def test_ctrl_c_keeps_the_steps_that_were_taken(unbroken, tmp_path, monkeypatch, capsys):
+    """The step is ended, and its state kept; what resumes comes to the weights of a training that was not broken off."""
+    args, whole, seen = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.backward, []
+
+    def backward(loss_at, step, *rest):
+        seen.append(step)
+        if seen == [0, 1, 2]:
+            signal.raise_signal(signal.SIGINT)
+        return whole(loss_at, step, *rest)
+
+    monkeypatch.setattr(train, "backward", backward)
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args)
+    assert end.value.code == 130 and state(tmp_path)["step"] == 3 and len(curve(tmp_path)) == 3
+    assert capsys.readouterr().err.count("minimas: ending after this step") == 1
+    run(monkeypatch, capsys, *args, "--resume")
+    assert seen == list(range(12)) and curve(tmp_path) == pytest.approx(curve(unbroken[0]), rel=1e-4)
+    with pytest.raises(KeyboardInterrupt), train.delayed_interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_links_of_others_are_not_overwritten(unbroken, tmp_path, monkeypatch, capsys):
+    for name in "Planner-Critic-Outerlink.pt", "adapter.pt":
+        (tmp_path / name).write_text("mine")
+    for args in TINY, ["inner", "--role", "critic", "--data", "tiny"]:
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, capsys, *args, "--steps", "1", "--out", tmp_path)
+        assert end.value.code == 2 and "which would be overwritten" in capsys.readouterr().err
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"mine"}
+
+
 def test_other_data_of_the_same_size_are_refused(tmp_path, monkeypatch, capsys):
     rows = [{"question": "7 +5", "plan": "a+5=2.", "refined_plan": "a+5=2.", "answer": "a+5\\boxed{2}"}] * 3
     data = tmp_path / "rows.json"
@@ -287,8 +321,11 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["both"], "argument what: invalid choice: 'both'"),
     (["outer", "--latents", "none"], "argument --latents: invalid choice: 'none'"),
     (["outer", "--data", "nothing.json"], "nothing.json"),
-    (["outer", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),
+    (["inner", "--role", "critic", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),
     (["outer", "--columns", "question"], "--columns has 'question'"),
+    (["inner", "--role", "critic", "--rounds", "2"], "--rounds is for outer links, and this trains inner ones"),
+    (["inner", "--role", "critic", "--latents", "teacher"], "--latents is for outer links"),
+    (["outer", "--mse", "1"], "--mse is for inner links, and this trains outer ones"),
     (["outer", "--plot", "/nowhere/loss.svg"], "--plot '/nowhere/loss.svg' cannot be written"),
     (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere"),
 ])
