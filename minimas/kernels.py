@@ -41,9 +41,9 @@ def wait(early: tl.constexpr):
 
 @triton.jit
 def fetch(w_ptr, n, N, K, gated: tl.constexpr, BK: tl.constexpr):
-    """Have the chip's cache read the first four blocks of rows n of a weight, or of both its halves, and do not wait."""
+    """Have the chip's cache read the first eight blocks of rows n of a weight, or four of each half, and do not wait."""
     line: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # numbers in the 128 bytes that are read at once
-    k = tl.arange(0, 4 * BK // line) * line
+    k = tl.arange(0, 8 * BK // (1 + gated) // line) * line
     w_ptrs = w_ptr + tl.minimum(n, N - 1)[:, None] * K + tl.minimum(k, K - 1)[None, :]
     for half in tl.static_range(1 + gated):
         at = w_ptrs + half * N * K
@@ -120,12 +120,12 @@ def linear(x, weight, bias=None, *, norm="", gain=None, eps=0.0, act="", normed=
     N, normed = len(weight) // (1 + gated), len(weight) if normed is None else normed
     y, rows = x.new_empty(B, N), max(16, triton.next_power_of_2(B))  # a tensor core multiplies 16 rows at least
     BN = 16 if N >= 14 * MULTIPROCESSORS else 8
-    BK = 8192 // (BN * x.element_size())  # three blocks, 24 KiB of a weight, are on their way at any time
-    BK = min(BK, max(64, triton.next_power_of_2(K)))
+    BK = 8192 // (BN * x.element_size())  # a block is 8 KiB of a weight; three or five of them are on their way at any time
+    BK, programs = min(BK, max(64, triton.next_power_of_2(K))), triton.cdiv(N, BN)
     residual_row = 0 if residual is None else residual.stride(0)
-    launch(linear_kernel, (triton.cdiv(N, BN),), x, weight, bias, gain, residual, y, B=B, N=N, K=K, x_row=x.stride(0),
+    launch(linear_kernel, (programs,), x, weight, bias, gain, residual, y, B=B, N=N, K=K, x_row=x.stride(0),
            residual_row=residual_row, normed=normed, eps=eps, norm=norm, act=act, gated=gated, rows=rows, BN=BN, BK=BK,
-           num_warps=4, num_stages=4)
+           num_warps=4, num_stages=6 if programs <= MULTIPROCESSORS else 4)
     return y
 
 
@@ -167,7 +167,7 @@ def over_slots(q, y, weight, peak, keys_ptr, values_ptr, start, end, new, i, d, 
 def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, position_ptr, keys_ptr, values_ptr,
                   slot_positions_ptr, outputs_ptr, peaks_ptr, weights_ptr, done_ptr, y_ptr, q_row, q_head, kv_row, K, G, d,
                   ring, window, rotated, scale, eps, gated: tl.constexpr, parts: tl.constexpr, heads: tl.constexpr,
-                  dims: tl.constexpr, BS: tl.constexpr, early: tl.constexpr):
+                  few: tl.constexpr, dims: tl.constexpr, BS: tl.constexpr, early: tl.constexpr):
     """The G query heads that share a key/value head, in one row, over one of `parts` parts of the keys.
 
     Position p is in slot p modulo ring. The new key is not read from the cache, so that no part waits for its writing; it
@@ -179,9 +179,8 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
     position = tl.load(position_ptr + b)
     slot, first, last = position % ring, tl.maximum(position - window + 1, 0), tl.minimum(position, ring)
     cos_ptr, sin_ptr = cos_ptr + b * rotated, sin_ptr + b * rotated
-    kv, ours = b * kv_row + head * d, (g < G)[:, None] & (i < d)
-    q_ptr += b * q_row + (head * G + g)[:, None] * q_head
-    q = turned(q_ptr, q_gain_ptr, ours, i, cos_ptr, sin_ptr, rotated, d, eps)  # (heads, dims)
+    q_ptr, kv, ours = q_ptr + b * q_row + head * G * q_head, b * kv_row + head * d, (g < G)[:, None] & (i < d)
+    q = turned(q_ptr + g[:, None] * q_head, q_gain_ptr, ours, i, cos_ptr, sin_ptr, rotated, d, eps)  # (heads, dims)
     k = turned(k_ptr + kv, k_gain_ptr, i < d, i, cos_ptr, sin_ptr, rotated, d, eps)  # (1, dims)
     v = tl.load(v_ptr + kv + i, mask=i < d, other=0)
     dtype: tl.constexpr = keys_ptr.dtype.element_ty
@@ -199,37 +198,36 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
     span = tl.cdiv(tl.cdiv(last - first, parts), BS) * BS  # slots of a part
     start, end = first + part * span, tl.minimum(last, first + (part + 1) * span)
     y, weight, peak = over_slots(q, y, weight, peak, keys_ptr, values_ptr, start, end, slot, i, d, BS)
-    last_part = True
-    if parts > 1:
-        at, mine = bk * parts * heads + g, part * heads
-        tl.store(peaks_ptr + at + mine, peak)
-        tl.store(weights_ptr + at + mine, weight)
-        tl.store(outputs_ptr + (at + mine)[:, None] * dims + i, y, mask=ours)
-        tl.debug_barrier()  # all of this part is written before it counts as done
-        last_part = tl.atomic_add(done_ptr + bk, 1, sem="acq_rel", scope="gpu") == parts - 1
-    if last_part:
-        if parts > 1:
-            y, weight = added_up(outputs_ptr, peaks_ptr, weights_ptr, at, i, ours, parts, heads, dims)
-            tl.store(done_ptr + bk, 0)  # for the next step
-        y /= weight[:, None]
-        if gated:
-            y *= tl.sigmoid(tl.load(q_ptr + d + i, mask=ours, other=0).to(tl.float32))
-        tl.store(y_ptr + (bk * G + g)[:, None] * d + i, y.to(dtype), mask=ours)
+    at = (bk * parts + part) * heads + g
+    tl.store(peaks_ptr + at, peak)
+    tl.store(weights_ptr + at, weight)
+    tl.store(outputs_ptr + at[:, None] * dims + i, y, mask=ours)
+    tl.debug_barrier()  # all of this part is written before it counts as done
+    if tl.atomic_add(done_ptr + bk, 1, sem="acq_rel", scope="gpu") == parts - 1:
+        add_up(outputs_ptr, peaks_ptr, weights_ptr, q_ptr + d, y_ptr, bk, G, d, q_head, gated, parts, heads, few, dims)
+        tl.store(done_ptr + bk, 0)  # for the next step
 
 
 @triton.jit
-def added_up(outputs_ptr, peaks_ptr, weights_ptr, at, i, ours, parts: tl.constexpr, heads: tl.constexpr, dims: tl.constexpr):
-    """The output of all parts, still to be divided by their weight, and that weight; an empty part counts for nothing."""
-    every = at[None, :] + tl.arange(0, parts)[:, None] * heads  # (parts, heads)
+def add_up(outputs_ptr, peaks_ptr, weights_ptr, gate_ptr, y_ptr, bk, G, d, q_head, gated: tl.constexpr, parts: tl.constexpr,
+           heads: tl.constexpr, few: tl.constexpr, dims: tl.constexpr):
+    """Write the output of G heads from all parts; an empty part counts for nothing. Their loads wait for one another little.
+    """
+    some: tl.constexpr = min(parts, max(1, 8192 // (few * dims)))  # parts that are read at once
+    g, i = tl.arange(0, few), tl.arange(0, dims)
+    every = (bk * parts + tl.arange(0, parts)[:, None]) * heads + g  # (parts, few)
     peaks = tl.load(peaks_ptr + every, cache_modifier=".cg")
     peak = tl.max(peaks, 0)
-    weight = tl.sum(tl.load(weights_ptr + every, cache_modifier=".cg") * tl.exp(peaks - peak[None, :]), 0)
-    y = tl.zeros((heads, dims), tl.float32)
-    for part in tl.static_range(parts):
-        of_part = at + part * heads
-        fade = tl.exp(tl.load(peaks_ptr + of_part, cache_modifier=".cg") - peak)
-        y += tl.load(outputs_ptr + of_part[:, None] * dims + i, mask=ours, other=0, cache_modifier=".cg") * fade[:, None]
-    return y, weight
+    weight = tl.sum(tl.load(weights_ptr + every, cache_modifier=".cg") * tl.exp(peaks - peak), 0)
+    y, ours = tl.zeros((few, dims), tl.float32), (g < G)[:, None] & (i < d)
+    for part in tl.static_range(0, parts, some):
+        at = (bk * parts + part + tl.arange(0, some)[:, None, None]) * heads + g[None, :, None]  # (some, few, 1)
+        fade = tl.exp(tl.load(peaks_ptr + at, cache_modifier=".cg") - peak[None, :, None])
+        y += tl.sum(tl.load(outputs_ptr + at * dims + i, mask=ours[None], other=0, cache_modifier=".cg") * fade, 0)
+    y /= weight[:, None]
+    if gated:
+        y *= tl.sigmoid(tl.load(gate_ptr + g[:, None] * q_head + i, mask=ours, other=0).to(tl.float32))
+    tl.store(y_ptr + (bk * G + g)[:, None] * d + i, y.to(y_ptr.dtype.element_ty), mask=ours)
 
 
 def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=None, eps=0.0, gated=False):
@@ -255,7 +253,7 @@ def attend(q, k, v, rope, positions, cache, done, scale, q_gain=None, k_gain=Non
     launch(attend_kernel, (B, K, parts), q, k, v, q_gain, k_gain, cos, sin, positions.contiguous(), cache.k, cache.v,
            slot_positions, outputs, peaks, weights, done, y, q_row=q.stride(0), q_head=q.stride(1), kv_row=k.stride(0),
            K=K, G=G, d=d, ring=ring, window=window, rotated=cos.shape[-1], scale=scale, eps=eps, gated=gated, parts=parts,
-           heads=heads, dims=dims, BS=BS, num_warps=4, num_stages=3)
+           heads=heads, few=triton.next_power_of_2(G), dims=dims, BS=BS, num_warps=4, num_stages=3)
     return y
 
 
@@ -337,13 +335,14 @@ def norm_kernel(x_ptr, gain_ptr, shift_ptr, residual_ptr, y_ptr, B, D, eps, rows
 
 
 def norm(x, gain, eps, shift=None, residual=None):
-    """x (..., D), gain (D,) -> gain x / rms(x) + residual, (..., D); with a shift (D,) the LayerNorm of x instead of x / rms(x).
+    """x (..., D), gain (D,) -> gain x / rms(x) + residual, (..., D); with a shift (D,) a LayerNorm takes the RMSNorm's place.
     """
     D, dims, y = x.shape[-1], triton.next_power_of_2(x.shape[-1]), x.new_empty(x.shape)
     B, rows = x.numel() // D, max(1, 1024 // dims)
     if B:
         residual = None if residual is None else residual.contiguous()
-        launch(norm_kernel, (triton.cdiv(B, rows),), x.contiguous(), gain, shift, residual, y, B, D, eps, rows=rows, dims=dims)
+        x, grid = x.contiguous(), (triton.cdiv(B, rows),)
+        launch(norm_kernel, grid, x, gain, shift, residual, y, B, D, eps, rows=rows, dims=dims)
     return y
 
 

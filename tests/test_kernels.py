@@ -267,7 +267,8 @@ def test_they_compile_for_a_gpu():
     assert out.returncode == 0, out.stderr
     forms = json.loads(out.stdout)
     assert len(forms) > 20
-    assert max(shared for shared, _, _ in forms.values()) <= 113 * 1024, "two programs should fit on 228 KiB"
+    largest, *others = sorted({shared for shared, _, _ in forms.values()}, reverse=True)
+    assert largest + others[0] <= 226 * 1024, "a program and one of the next kernel should fit on 228 KiB"
     reading = [copies for form, (_, copies, _) in forms.items() if form.startswith(("linear", "attend"))]
     assert min(reading) >= 4, "what is read next should be on its way while the product goes on"
     assert all(waits for _, _, waits in forms.values()), (
