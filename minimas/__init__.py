@@ -13,6 +13,12 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what was found, what was expected and what to do."""
 
 
+def check_known(what, found, known):
+    """InputError if one of the names that were found is not known."""
+    if unknown := [name for name in found if name not in known]:
+        raise InputError(f"{what} {unknown[0]!r} is not known, expected one of {', '.join(known)}")
+
+
 def __getattr__(name):
     # On first use: `import minimas` stays light, and `python -m minimas.recurse` finds its module not yet imported.
     if name in __all__:

@@ -29,11 +29,6 @@ def silent(*_):
     """Default callback: does nothing."""
 
 
-def no_reply(b, ids):
-    """Default of Agent.decode: nothing is inserted into a text."""
-    return []
-
-
 def common_prefix(a, b):
     """Number of items that two lists begin with alike."""
     return next((n for n, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
@@ -88,19 +83,19 @@ class Agent:
 
     # Prompts
 
-    def embed(self, prompts, special=False):
+    def embed(self, prompts):
         """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
 
         A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm that a
-        family may give its token embeddings. `special` adds special tokens; a chat template writes its own.
+        family may give its token embeddings. No special tokens are added to a text: a chat template writes its own.
         """
-        return left_pad([self.embed_pieces(self.tokens(pieces, special)) for pieces in prompts])
+        return left_pad([self.embed_pieces(self.tokens(pieces)) for pieces in prompts])
 
-    def tokens(self, pieces, special=False):
+    def tokens(self, pieces):
         """The pieces with texts as token ids; texts that touch are one text to the tokenizer."""
         row = []
         for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
-            row += [torch.tensor(self.tokenizer.encode("".join(group), special), dtype=torch.long)] if is_text else group
+            row += [torch.tensor(self.tokenizer.encode("".join(group)), dtype=torch.long)] if is_text else group
         return row
 
     def embed_pieces(self, pieces):
@@ -200,8 +195,8 @@ class Agent:
 
     # Writing
 
-    def decode(self, prompts, seeds, settings, tick=silent, reply=no_reply, special=False):
-        """Write after B prompts (see `embed`, `special` too) -> a list of token ids for each text.
+    def decode(self, prompts, seeds, settings, tick=silent, reply=None):
+        """Write after B prompts (see `embed`) -> a list of token ids for each text.
 
         A text ends with one of the generation's eos_ids, which is part of it, or after settings.max_new_tokens.
         seeds     an integer for each text: k of them for each prompt, which is read once for all k
@@ -211,7 +206,7 @@ class Agent:
         """
         top_k = self.generation.top_k if settings.top_k is None else settings.top_k
         sampling = settings.temperature, top_k, settings.top_p
-        x, positions = self.embed(prompts, special)
+        x, positions = self.embed(prompts)
         cache = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens)
         ids, left = [[] for _ in seeds], settings.max_new_tokens - 1  # tokens that may still follow the first
         rows = list(range(len(seeds)))  # number of the text in each row; None: an ended row that fills the batch up
@@ -235,10 +230,10 @@ class Agent:
             if not unfinished or not left:
                 return ids
             state, rows = self.drop_ended(state, rows, unfinished, cache)
-            replies = [[] if b is None else reply(b, ids[b]) for b in rows]
+            replies = [reply(b, ids[b]) if reply and b is not None else [] for b in rows]
             if any(replies):
                 state = *self.insert_replies(replies, ids, rows, state, cache), *state[2:]
-            times = 1 if state[0].shape[1] > 1 or reply is not no_reply else min(self.sync_every, left)
+            times = 1 if state[0].shape[1] > 1 or reply else min(self.sync_every, left)
             state, tokens = self.steps(step, state, times, cache, tick, "text", *sampling)
             left -= times
 

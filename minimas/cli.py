@@ -18,9 +18,10 @@ from . import InputError, __version__
 from .agent import silent
 from .peek import peek, table
 from .recurse import Settings, load_mas_system
+from .save import write_whole
 from .styles import STYLES, style_named
 from .tokenizer import DATE
-from .trace import page, save_page
+from .trace import page
 
 
 # Shared by all commands: options
@@ -30,10 +31,10 @@ def names(text):
     return tuple(name for name in text.split(",") if name)
 
 
-def pairs(parts):
-    """The parts NAME=COLUMN that `names` made of --columns, as a dict; InputError if one of them is not a pair."""
+def pairs(option, parts, expected="NAME=COLUMN"):
+    """The parts NAME=COLUMN of an option as a dict; InputError if one of them is not a pair."""
     if wrong := [part for part in parts if not all(part.partition("="))]:
-        raise InputError(f"--columns has {wrong[0]!r}, expected NAME=COLUMN")
+        raise InputError(f"{option} has {wrong[0]!r}, expected {expected}")
     return dict(part.partition("=")[::2] for part in parts)
 
 
@@ -78,12 +79,9 @@ def add_answering(parser):
 
 def checkpoints(args):
     """--checkpoint as load_mas_system takes it: one folder, or {role: path}; InputError if it is neither."""
-    parts = [part.partition("=") for part in args.checkpoint]
-    if len(parts) == 1 and args.checkpoint[0] and Path(args.checkpoint[0]).expanduser().is_dir():
+    if len(args.checkpoint) == 1 and args.checkpoint[0] and Path(args.checkpoint[0]).expanduser().is_dir():
         return args.checkpoint[0]
-    if not all(path for _, _, path in parts):
-        raise InputError(f"--checkpoint {' '.join(args.checkpoint)}: expected ROLE=PATH, or one folder of all roles")
-    return {role: path for role, _, path in parts}
+    return pairs("--checkpoint", args.checkpoint, "ROLE=PATH, or one folder of all roles")
 
 
 # Shared by all commands: files, processes and errors
@@ -242,4 +240,4 @@ def main():
                 tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
     finally:
         if results:  # those that there are, if the run is broken off
-            save_page(Path(args.trace), page(system, results))
+            write_whole(Path(args.trace), lambda file: file.write_text(page(system, results), encoding="utf-8"))

@@ -32,7 +32,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from . import InputError
+from . import InputError, check_known
 from .hub import data_file
 from .prompts import TASKS
 from .tiny.task import questions as chains
@@ -74,10 +74,11 @@ def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42
         raise InputError(f"limit is {limit}, expected a number from 1 up")
     if file and name not in DATASETS:
         raise InputError(f"data set {name} is a file already, beside file {file}: give one of them")
-    if unknown := set(columns or ()) - set(COLUMNS):
-        raise InputError(f"a column is given for {min(unknown)!r}, expected one of {', '.join(COLUMNS)}")
+    check_known("column", columns or (), COLUMNS)
     rows = islice(rows_of(name, dataset, file, columns or {}), limit)
-    examples, left_out = examples_of(rows, dataset["task"], reader(name, dataset["task"], seed))
+    readers = {"math": read_plain, "choice": read_choice, "code": read_code, "gpqa": partial(read_gpqa, seed=seed),
+               "mbppplus": read_mbppplus, "livecodebench": read_livecodebench}
+    examples, left_out = examples_of(rows, dataset["task"], readers.get(name) or readers[dataset["task"]])
     if left_out:
         tell(f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
              f"judge by; the first is {left_out[0]}")
@@ -94,13 +95,6 @@ def dataset_called(name, task):
         raise InputError(f"data set {name!r} for task {task!r} is not known: expected one of {', '.join(DATASETS)}, "
                          f"or a file {', '.join(FILE_READERS)}; and one of the tasks {', '.join(TASKS)}")
     return DATASETS.get(name, {"task": task})
-
-
-def reader(name, task, seed):
-    """The function that makes the fields of an Example from a Row, empty ones if the row lacks them."""
-    by_name = {"gpqa": partial(read_gpqa, seed=seed), "mbppplus": read_mbppplus, "livecodebench": read_livecodebench}
-    by_task = {"math": read_plain, "choice": read_choice, "code": read_code}
-    return by_name.get(name) or by_task[task]
 
 
 def examples_of(rows, task, read):

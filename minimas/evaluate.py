@@ -15,12 +15,11 @@ batches and writes a part of its own; the first process merges the parts.
 import argparse
 import csv
 import gc
-import hashlib
 import glob
+import hashlib
 import itertools
 import json
 import math
-import sys
 from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import InputError, __version__, grade
+from . import InputError, __version__, check_known, grade
 from .agent import silent
 from .cli import (add_answering, checkpoints, command, join_others, make_parser, names, out_of_memory, pairs,
                   unchanged, writable_file)
@@ -105,8 +104,7 @@ def graders_for(kind, chosen, may_run):
     """
     if kind in ("math", "released"):
         graders = chosen or (grade.default_grader() if kind == "math" else kind,)
-        if unknown := set(graders) - set(grade.GRADERS):
-            raise InputError(f"the grader is {min(unknown)!r}, expected one of {', '.join(grade.GRADERS)}")
+        check_known("grader", graders, grade.GRADERS)
         return graders
     if chosen:
         raise InputError(f"--grader is for mathematics, and these questions are graded by {kind}: leave it out")
@@ -127,7 +125,7 @@ def is_right(example, result, grader):
             return False
         tests = example.tests() if callable(example.tests) else example.tests
         return grade.passes(result.answer, tests, example.fn_name or "")
-    return {"choice": grade.same_choice, "text": grade.same_text}[grader](result.answer, example.gold)
+    return grade.same_text(result.answer, example.gold) if grader == "text" else result.answer == example.gold
 
 
 def make_record(index, example, results, point, graders):
@@ -140,14 +138,9 @@ def make_record(index, example, results, point, graders):
             "seconds": round(sum(r.seconds for r in results), 3)}
 
 
-def record_key(record):
-    """What tells a record from all others of its run."""
-    return (*(record[name] for name in POINT), record["index"])
-
-
-def point_key(point, index):
-    """The record_key of question `index` at a point of the grid."""
-    return (*(getattr(point, name) for name in POINT), index)
+def record_key(place, index):
+    """What tells a record from all others of its run; place: the record, or vars() of its point of the grid."""
+    return (*(place[name] for name in POINT), index)
 
 
 # Answering
@@ -168,7 +161,7 @@ def answer_in_pieces(system, questions, settings, size):
             raise InputError("out of memory with one question at a time: try fewer new tokens or rollouts, --offload, "
                              "or a larger device")
         size = -(-min(size, len(questions)) // 2)
-        print(f"minimas: out of memory, going on with {size} questions at once", file=sys.stderr)
+        complain(f"out of memory, going on with {size} questions at once")
         for agent in system.agents.values():
             agent.release()
         gc.collect()
@@ -186,7 +179,7 @@ def answer_all(system, examples, questions, points, graders, finished, file, ran
     total, verdicts = sum(len(batch) for _, batch in batches), []
     with open(file, "a", encoding="utf-8") as out, tqdm(total=total, unit="question", disable=rank > 0) as bar:
         for point, batch in batches:
-            missing = [i for i in batch if point_key(point, i) not in finished]
+            missing = [i for i in batch if record_key(vars(point), i) not in finished]
             if missing:  # the whole batch is asked again, because other rows would round otherwise
                 results, size = answer_in_pieces(system, [questions[i] for i in batch], point, size)
             for i in missing:
@@ -232,7 +225,7 @@ def gather(file, settings):
         unchanged(file, before, settings, "--out")
     if foreign := [line for line in lines if not RECORD <= line.keys()]:
         raise InputError(f"{file} holds a line that is no record, {str(foreign[0])[:60]}: give another name with --out")
-    records = {record_key(line): line for line in lines}
+    records = {record_key(line, line["index"]): line for line in lines}
     lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in [settings, *(records[key] for key in sorted(records))])
     write_whole(file, lambda path: path.write_text("".join(lines), encoding="utf-8"))
     for part in parts:
@@ -247,7 +240,7 @@ def finished_keys(file, examples):
         if line["index"] not in range(len(asked)) or (line["question"], line["gold"]) != asked[line["index"]]:
             raise InputError(f"question {line['index']} in {file} or its answer is not that of the data set, which must have "
                              "changed: give another name with --out")
-    return {record_key(line) for line in lines}
+    return {record_key(line, line["index"]) for line in lines}
 
 
 # The table
@@ -356,7 +349,8 @@ def main():
     file = record_file(args)
     rank, world, wait = join_others(args, "gloo", timedelta(days=30))  # gloo: it is only used to wait
     tell = complain if rank == 0 else silent
-    examples = load_dataset(args.dataset, args.file, pairs(args.columns), args.task, args.limit, args.seed, tell)
+    columns = pairs("--columns", args.columns)
+    examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell)
     settings = settings_line(args, points, graders, len(examples))
     if rank == 0:
         gather(file, settings)
@@ -372,7 +366,7 @@ def main():
     wait()
     if rank == 0:
         records = gather(file, settings)
-        by_point = ([records[point_key(point, i)] for i in range(len(examples))] for point in points)
+        by_point = ([records[record_key(vars(point), i)] for i in range(len(examples))] for point in points)
         report(args, [summary(own, point, graders) for own, point in zip(by_point, points)], graders[0])
 
 

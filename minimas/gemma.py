@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import llama
-from .cache import attention_cache, masks
+from .cache import masks
 from .llama import attend, rope_frequencies, rotate, rotation, widen
 
 
@@ -125,6 +125,7 @@ class Block(nn.Module):
 
 class Gemma3(nn.Module):
     """The decoder; its methods are those of llama.Llama, with the same shapes."""
+    make_cache, logits = llama.Llama.make_cache, llama.Llama.logits
 
     def __init__(self, config):
         super().__init__()
@@ -137,10 +138,6 @@ class Gemma3(nn.Module):
             frequency = rope_frequencies(c.rope_parameters[kind], c.head_dim)
             self.register_buffer(f"frequency_{kind}", frequency, persistent=False)
 
-    def make_cache(self, B, S=None):
-        c = self.config
-        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window) for window in c.windows]
-
     def embed(self, ids):
         w = self.embed_tokens.weight
         scale = torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype).item()  # rounded to the weights' dtype, as in transformers
@@ -152,6 +149,3 @@ class Gemma3(nn.Module):
         for layer, kind, mask, layer_cache in zip(self.layers, kinds, masks(cache, positions, last), cache):
             x = layer(x, positions, rope[kind], mask, layer_cache)
         return self.norm(x[:, -last:])
-
-    def logits(self, h):
-        return self.lm_head(h)

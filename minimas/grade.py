@@ -1,4 +1,4 @@
-"""Whether an answer is right: mathematics by equality, letters and texts once normalised, code by running its tests.
+"""Whether an answer is right: mathematics by equality, texts once normalised, code by running its tests.
 
 There are three graders for mathematics:
 
@@ -20,7 +20,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from decimal import Decimal, InvalidOperation
 
-from . import InputError
+from . import InputError, check_known
 from .exact import same_exactly
 from .tools import guarded
 
@@ -37,8 +37,7 @@ def same_math(found, gold, grader):
 
     Raises InputError if the grader is not known, or is math-verify and cannot be imported.
     """
-    if grader not in GRADERS:
-        raise InputError(f"the grader is {grader!r}, expected {', '.join(GRADERS)}: choose one of these")
+    check_known("grader", [grader], GRADERS)
     if found is None or not found.strip():
         return False
     if grader == "released":
@@ -119,13 +118,7 @@ def released_spellings(text):
     yield digits and (digits.lstrip("0") or "0")
 
 
-# Letters, and answers to search questions
-
-def same_choice(found, gold):
-    """Whether both are the same letter A to D, in either case, with or without brackets or a point."""
-    letters = [re.fullmatch(r"\s*\(?\s*([A-D])\s*[.):]?\s*", text or "", re.I) for text in (found, gold)]
-    return all(letters) and letters[0][1].upper() == letters[1][1].upper()
-
+# Answers to search questions
 
 def plain_text(text):
     """Lower case, without the LaTeX of a box, punctuation, articles and extra blanks."""

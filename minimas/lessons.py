@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from . import InputError
+from . import InputError, check_known
 from .data import FILE_READERS, Row, complain, file_rows
 from .prompts import TASKS, Question
 from .tiny.task import ROLES, length_up_to, note, random_chain
@@ -69,7 +69,7 @@ def load_lessons(data, style, roles, columns=None, task="math", limit=None, answ
     Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
     """
     columns, lessons, empty = columns or {}, [], []
-    check_columns(columns, style)
+    check_known("column", columns, ("question", "fn_name", "type", "task_family", *style.order))
     candidates = {role: (columns[role],) if role in columns else TEXT_COLUMNS[style.prompts][role] for role in roles}
     if answer_first and style.order[-1] not in columns:
         candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
@@ -89,22 +89,15 @@ def load_lessons(data, style, roles, columns=None, task="math", limit=None, answ
     return lessons
 
 
-def check_columns(columns, style):
-    known = ("question", "fn_name", "type", "task_family", *style.order)
-    if unknown := set(columns) - set(known):
-        raise InputError(f"a column is given for {min(unknown)!r}, expected one of {', '.join(known)}")
-
-
 def lesson_rows(data, columns):
     """The data.Rows of a file, a data set on the hub, or the tiny task; each is read when it is asked for."""
-    if data == "tiny":
-        return (Row(cells, data, n, columns) for n, cells in enumerate(tiny_lesson_rows(), 1))
     if Path(data).suffix in FILE_READERS:
         return file_rows(Path(data).expanduser(), columns)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", data):
-        return (Row(cells, data, n, columns) for n, cells in enumerate(viewer_rows(data, "default", "train"), 1))
-    raise InputError(f"{data} is no data to train on: expected a file ({', '.join(FILE_READERS)}), a hub id such as "
-                     "RecursiveMAS/Sequential-Math, or tiny")
+    if data != "tiny" and not re.fullmatch(r"[\w.-]+/[\w.-]+", data):
+        raise InputError(f"{data} is no data to train on: expected a file ({', '.join(FILE_READERS)}), a hub id such as "
+                         "RecursiveMAS/Sequential-Math, or tiny")
+    rows = tiny_lesson_rows() if data == "tiny" else viewer_rows(data, "default", "train")
+    return (Row(cells, data, n, columns) for n, cells in enumerate(rows, 1))
 
 
 def tiny_lesson_rows(count=8192, rounds=3):

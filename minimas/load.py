@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.overrides import TorchFunctionMode
 
-from . import InputError
+from . import InputError, check_known
 from . import gemma, llama, mistral, qwen
 from .hub import find
 from .link import InnerLink, OuterLink
@@ -96,16 +96,16 @@ def read_config(source):
     if raw.get("model_type") in TEXT_PART:
         dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
         raw = dtypes | (raw.get("text_config") or {}) | {"model_type": TEXT_PART[raw["model_type"]]}
-    if raw.get("model_type") not in FAMILIES:
-        raise InputError(f"{file}: model_type {raw.get('model_type')!r} is not supported; "
-                         f"minimas has {', '.join([*FAMILIES, *TEXT_PART])}")
+    check_known(f"{file}: model_type", [raw.get("model_type")], [*FAMILIES, *TEXT_PART])
     family, Config, must_be = FAMILIES[raw["model_type"]]
     check_fields(file, raw, Config, must_be)
     raw["rope_parameters"] = rope_parameters(raw)
     check_rope(file, raw["rope_parameters"], raw["model_type"])
     config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
     check_layers(file, config, LAYER_KINDS.get(raw["model_type"], ATTENTION_KINDS))
-    return family, config, DTYPES[raw.get("dtype") or raw.get("torch_dtype") or "float32"]
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    check_known(f"{file}: dtype", [str(dtype)], DTYPES)
+    return family, config, DTYPES[dtype]
 
 
 def check_fields(file, raw, Config, must_be):
@@ -122,9 +122,6 @@ def check_fields(file, raw, Config, must_be):
     for name in "rope_parameters", "rope_scaling":
         if not isinstance(raw.get(name) or {}, dict):
             raise InputError(f"{file}: {name} is {raw[name]!r}, expected an object; fetch the file again")
-    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    if str(dtype) not in DTYPES:
-        raise InputError(f"{file}: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
 
 
 def check_rope(file, rope, model_type):
@@ -133,8 +130,7 @@ def check_rope(file, rope, model_type):
         raise InputError(f"{file}: rope_parameters has {', '.join(rope)}, expected {' and '.join(sorted(ATTENTION_KINDS))}")
     for part in rope.values() if model_type == "gemma3_text" else [rope]:
         kind = part["rope_type"]
-        if kind not in ROPE_TYPES:
-            raise InputError(f"{file}: rope type {kind!r} is not supported, expected {', '.join(ROPE_TYPES)}")
+        check_known(f"{file}: rope type", [kind], ROPE_TYPES)
         needed = sorted({"rope_theta", *ROPE_TYPES[kind]})
         if lacking := [name for name in needed if not isinstance(part.get(name), (int, float))]:
             raise InputError(f"{file}: rope of type {kind} lacks {', '.join(lacking)}; fetch the file again")
@@ -328,13 +324,13 @@ def load_inner_link(source, task, D, device="cpu", dtype=None):
     return load_link(InnerLink(D), file, device, dtype)
 
 
-def load_outer_links(source, task, edges, models, devices):
-    """{(source, target): OuterLink} for `edges`, {(source, target): released key}, between decoders {role: model}.
+def load_outer_links(source, task, edges, agents):
+    """{(source, target): OuterLink} for `edges`, {(source, target): released key}, between agents {role: Agent}.
 
-    A link is put on the device of its source agent; `devices` is {role: device}. Raises InputError if the manifest
-    lacks a link or its widths are not those of the agents.
+    A link is put on the device of its source. Raises InputError if the manifest lacks a link or its widths are not those
+    of the agents.
     """
-    widths = {role: model.config.hidden_size for role, model in models.items()}
+    widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
     file = find(source, "outerlink_config.json")
     config = read_json(file)
     adapters = entry(file, config, *(["tasks", links_task(task)] if "tasks" in config else []), "adapters")
@@ -346,8 +342,8 @@ def load_outer_links(source, task, edges, models, devices):
         if dims != (widths[src], widths[dst]):
             raise InputError(f"{file}: link {key} maps width {dims[0]} to {dims[1]}, but {src} has width {widths[src]} "
                              f"and {dst} {widths[dst]}: these links were trained for other agents")
-        links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename")), devices[src],
-                                    models[src].norm.weight.dtype)
+        links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename")),
+                                    agents[src].device, agents[src].model.norm.weight.dtype)
     return links
 
 
@@ -367,6 +363,6 @@ def usable_dtype(name, device):
     """The torch dtype of that name; None stands for float32 on a CPU, and for config.json's elsewhere."""
     if name is None:
         return torch.float32 if device.type == "cpu" else None
-    if str(name).removeprefix("torch.") not in DTYPES:
-        raise InputError(f"dtype {str(name)!r} cannot be used, expected one of {', '.join(DTYPES)}")
-    return DTYPES[str(name).removeprefix("torch.")]
+    name = str(name).removeprefix("torch.")
+    check_known("dtype", [name], DTYPES)
+    return DTYPES[name]

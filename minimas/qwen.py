@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import llama
-from .cache import DeltaCache, attention_cache, masks
+from .cache import DeltaCache, attention_cache
 from .delta import chunked, recurrent
 from .gemma import OffsetRMSNorm
-from .llama import MLP, Attention, Llama, RMSNorm, attend, rope_frequencies, rotate, rotation, widen
+from .llama import MLP, Attention, Llama, RMSNorm, attend, rope_frequencies, rotate, widen
 
 
 @dataclass(kw_only=True)
@@ -206,6 +206,7 @@ class Block35(nn.Module):
 
 class Qwen35(nn.Module):
     """The decoder; its methods are those of llama.Llama, with the same shapes."""
+    embed, forward, logits = Llama.embed, Llama.forward, Llama.logits
 
     def __init__(self, config):
         super().__init__()
@@ -224,15 +225,3 @@ class Qwen35(nn.Module):
         return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, w) if kind == "full_attention" else
                 DeltaCache(w.new_zeros(B, channels, c.linear_conv_kernel_dim - 1), widen(w.new_zeros(state)))
                 for kind in c.layer_types]
-
-    def embed(self, ids):
-        return self.embed_tokens(ids)
-
-    def forward(self, x, positions, cache, last=None):
-        rope, last = rotation(positions, self.frequency), last or x.shape[1]
-        for layer, mask, layer_cache in zip(self.layers, masks(cache, positions, last), cache):
-            x = layer(x, positions, rope, mask, layer_cache)
-        return self.norm(x[:, -last:])
-
-    def logits(self, h):
-        return self.lm_head(h)

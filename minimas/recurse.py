@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm import tqdm
 
-from . import InputError
-from .agent import load_agent, no_reply, silent
+from . import InputError, check_known
+from .agent import load_agent, silent
 from .answers import extract
 from .link import fused
 from .load import load_outer_links, usable_dtype
@@ -77,10 +77,8 @@ class Settings:
             raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
         if not 0 < settings.top_p <= 1:
             raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
-        if settings.channel not in ("latent", "text"):
-            raise InputError(f"channel is {settings.channel!r}, expected latent or text")
-        if unknown := set(settings.tools) - set(TOOLS):
-            raise InputError(f"tools has {min(unknown)!r}, expected {' or '.join(TOOLS)}")
+        check_known("channel", [settings.channel], ("latent", "text"))
+        check_known("tool", settings.tools, TOOLS)
         if settings.tools and not style.calls_tools:
             raise InputError("tools are given, but no agent of this style calls any: leave them out, "
                              "or use style deliberation")
@@ -267,7 +265,7 @@ class System:
         agent, text_seeds = self.agents[role], seeds(questions, settings.seed, rollouts=settings.rollouts)
         calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds)) if self.style.calls_tools else None
         with agent.at_work():
-            ids = agent.decode(prompts, text_seeds, settings, tick, calls.reply if calls else no_reply)
+            ids = agent.decode(prompts, text_seeds, settings, tick, calls and calls.reply)
             new_tokens = [len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)]
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
@@ -283,7 +281,8 @@ class System:
         settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)
         asked = [f"{texts[b]}\n{request}" for b in lost]
         others = [~text_seeds[b] & (1 << 63) - 1 for b in lost]  # complements: random numbers that the text did not use
-        more = agent.decode([[text] for text in asked], others, settings, special=True)
+        prompts = [[torch.tensor(agent.tokenizer.encode(text, special=True))] for text in asked]
+        more = agent.decode(prompts, others, settings)
         for b, text, new in zip(lost, asked, more):
             texts[b] = (text + agent.tokenizer.decode(new, strip=False)).strip()
             ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)
@@ -313,13 +312,11 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
     style = style_named(style)
-    if task not in TASKS:
-        raise InputError(f"task {task!r} is not known, expected one of {', '.join(TASKS)}")
+    check_known("task", [task], TASKS)
     sources, devices = style.sources(checkpoints), style.devices(device)
     agents = {role: load_agent(sources[role], task, devices[role], usable_dtype(dtype, devices[role]), offload, plain)
               for role in style.order}
-    models = {role: agent.model for role, agent in agents.items()}
-    links = load_outer_links(sources["links"], task, style.edges, models, devices)
+    links = load_outer_links(sources["links"], task, style.edges, agents)
     return System(style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task)
 
 

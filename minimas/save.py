@@ -11,7 +11,7 @@ from .hub import find
 from .load import weight_files
 
 AGENT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-               "chat_template.jinja")  # and the weights
+               "chat_template.jinja", "model.safetensors.index.json")  # and the weights
 
 
 def write_whole(file, write):
@@ -39,8 +39,7 @@ def copy_agent(source, folder):
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = weight_files(source)
-    index = [find(source, "model.safetensors.index.json")] if weights[0].name != "model.safetensors" else []
-    files = [find(source, name, required=False) for name in AGENT_FILES] + index + weights
+    files = [find(source, name, required=False) for name in AGENT_FILES] + weights
     for file in filter(None, files):
         target = folder / file.name
         if not target.exists():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import InputError
+from . import InputError, check_known
 from .load import usable_device
 from .tiny.task import with_labels
 
@@ -46,9 +46,7 @@ class Style:
         Raises InputError on an unknown role and on a folder that is missing.
         """
         if given is None or isinstance(given, dict):
-            if unknown := set(given or {}) - set(self.checkpoints):
-                raise InputError(f"a checkpoint is given for {min(unknown)!r}, but this style has "
-                                 f"{', '.join(self.checkpoints)}")
+            check_known("checkpoint of", given or {}, self.checkpoints)
             return self.checkpoints | (given or {})
         folder, found, needed = Path(given).expanduser(), {}, needed or [*self.checkpoints]
         for name in needed:
@@ -118,6 +116,5 @@ STYLES = {
 
 def style_named(name):
     """The Style of that name; InputError if there is none."""
-    if name not in STYLES:
-        raise InputError(f"style {name!r} is not known, expected one of {', '.join(STYLES)}")
+    check_known("style", [name], STYLES)
     return STYLES[name]

@@ -15,7 +15,6 @@ from string import Template
 import torch
 
 from .peek import peek
-from .save import write_whole
 
 
 def read_parts():
@@ -155,8 +154,3 @@ def page(system, results):
     sections = (section(system, n, result) for n, result in enumerate(results, 1))
     return fill("page", title=f"What {text_html(', '.join(system.style.order))} thought", graph=graph(system),
                 sections="".join(sections))
-
-
-def save_page(file, html):
-    """Write a page, whole or not at all."""
-    write_whole(file, lambda path: path.write_text(html, encoding="utf-8"))

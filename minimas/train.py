@@ -14,7 +14,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
@@ -61,7 +60,7 @@ def arguments():
     add("--columns", type=names, default=(), metavar="question=COLUMN,...",
         help="the data's names for question, fn_name, type, task_family, or a role's text")
     add("--limit", type=int, help="read only this many rows")
-    add("--task", default="math",
+    add("--task", default="math", choices=TASKS,
         help="math (default), choice or code: the task of rows that do not name theirs, and of the links")
     add("--out", type=Path, required=True, help="the folder to write")
     add("--resume", action="store_true", help="continue the training in --out that was killed")
@@ -105,8 +104,6 @@ def checked(args):
         raise InputError(f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}")
     if args.what == "inner" and args.init == "ridge":
         raise InputError("--init ridge is for outer links: it maps one agent's states to another's embeddings")
-    if args.task not in TASKS:
-        raise InputError(f"task {args.task!r} is not known, expected one of {', '.join(TASKS)}")
     check_numbers(args)
     if args.plot:
         writable_file("--plot", args.plot)
@@ -308,7 +305,7 @@ def delayed_interrupt():
         if interrupt:
             raise KeyboardInterrupt
         interrupt.append(True)
-        print("\nminimas: ending after this step, --resume will go on; Ctrl-C again ends at once", file=sys.stderr)
+        complain("ending after this step, --resume will go on; Ctrl-C again ends at once")
     before = signal.signal(signal.SIGINT, note)
     try:
         yield interrupt
@@ -375,9 +372,7 @@ def prepare_outer(args, style, lessons):
 def first_links(args, style, agents, where):
     """{edge: OuterLink} in float32: the checkpoint's, or random ones."""
     if args.init == "checkpoint":
-        models = {role: agent.model for role, agent in agents.items()}
-        devices = {role: agent.device for role, agent in agents.items()}
-        links = load_outer_links(where["links"], args.task, style.edges, models, devices)
+        links = load_outer_links(where["links"], args.task, style.edges, agents)
         return {edge: link.float() for edge, link in links.items()}
     links = {}
     for source, target in style.edges:
@@ -438,8 +433,9 @@ def main():
     args = arguments()
     style = checked(args)
     rank, world, _ = join_others(args)
-    lessons = load_lessons(args.data, style, texts_needed(args, style), pairs(args.columns), args.task, args.limit,
-                           answer_first=args.what == "outer", tell=complain if rank == 0 else silent)
+    columns, tell = pairs("--columns", args.columns), complain if rank == 0 else silent
+    lessons = load_lessons(args.data, style, texts_needed(args, style), columns, args.task, args.limit,
+                           answer_first=args.what == "outer", tell=tell)
     torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same on every device
     system, objective, rows = (prepare_inner if args.what == "inner" else prepare_outer)(args, style, lessons)
     if not args.keep_activations:

@@ -245,7 +245,7 @@ def test_two_graders_side_by_side(data, tmp_path, monkeypatch, capsys):
     (["--dataset", "tiny", "--rounds", "1,x"], "--rounds"), (["--dataset", "tiny", "--rounds", "0"], "rounds is 0"),
     (["--dataset", "tiny", "--grader", "mood"], "mood"), (["--dataset", "tiny", "--limit", "0"], "limit is 0"),
     (["--dataset", "tiny", "--channel", ","], "--channel lists nothing"),
-    (["--dataset", "tiny", "--channel", "sound"], "channel is 'sound'"),
+    (["--dataset", "tiny", "--channel", "sound"], "channel 'sound' is not known"),
     (["--dataset", "mbppplus"], "--allow-code-execution"),
     (["--dataset", "bamboogle", "--grader", "plain"], "--grader is for mathematics")])
 def test_bad_input(args, complaint, tmp_path, monkeypatch, capsys):
@@ -328,7 +328,7 @@ def answered(answer):
 def test_what_is_right_by_the_kind_of_question():
     judge = lambda grader, answer, **fields: evaluate.is_right(
         Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
-    assert judge("choice", "b", gold="B") and not judge("choice", None, gold="B")
+    assert judge("choice", "B", gold="B") and not judge("choice", None, gold="B") and not judge("choice", "A", gold="B")
     assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and not judge("plain", "3.2", gold="3.9")
     for text, right in ((r"\boxed{3.2}", True), ("it is 3.2", True),
                         (r"\boxed{3} \boxed{\frac{1}{2}}", True), (r"\boxed{4}", False)):

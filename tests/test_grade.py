@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from minimas import InputError, tools
-from minimas.grade import GRADERS, ask_math_verify, default_grader, passes, same_choice, same_math, same_text
+from minimas.grade import GRADERS, ask_math_verify, default_grader, passes, same_math, same_text
 
 PAIRS = [line.split("\t")
          for line in (Path(__file__).parent / "graded_pairs.tsv").read_text(encoding="utf-8").splitlines()]
@@ -73,7 +73,7 @@ def test_released():
 
 def test_grader_names():
     assert default_grader() in GRADERS
-    with pytest.raises(InputError, match="'sympy', expected math-verify, plain, released"):
+    with pytest.raises(InputError, match="'sympy' is not known, expected one of math-verify, plain, released"):
         same_math("1", "1", "sympy")
 
 
@@ -108,13 +108,6 @@ def test_math_verify_that_hangs_is_stopped(monkeypatch):
     monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "import no_such_module")
     with pytest.raises(InputError, match="pip install"):
         ask_math_verify("1", "1")
-
-
-@pytest.mark.parametrize("found, gold, equal", [
-    ("B", "B", True), ("(b)", "B", True), ("B.", "B", True), ("A", "B", False), (None, "A", False), ("", "A", False),
-    ("AB", "A", False), ("E", "E", False)])
-def test_choice(found, gold, equal):
-    assert same_choice(found, gold) is equal
 
 
 @pytest.mark.parametrize("found, gold, equal", [

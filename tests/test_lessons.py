@@ -83,7 +83,7 @@ def test_columns_can_be_named(tmp_path):
      "with one text per round"),
     ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected a text"),
     ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}},
-     "a column is given for 'planner', expected one of question, fn_name"),
+     "column 'planner' is not known, expected one of question, fn_name"),
 ])
 def test_bad_rows(tmp_path, row, options, complaint):
     with pytest.raises(minimas.InputError, match=complaint):

@@ -158,10 +158,10 @@ def test_a_damaged_file_is_named(folder, name):
 
 
 @pytest.mark.parametrize("changes, complaint", [
-    ({"model_type": "gpt2"}, "'gpt2' is not supported; minimas has llama, mistral, qwen2"),
-    ({"model_type": ...}, "None is not supported"),
+    ({"model_type": "gpt2"}, "'gpt2' is not known, expected one of llama, mistral, qwen2"),
+    ({"model_type": ...}, "None is not known"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-     "'yarn' is not supported, expected default, linear, llama3"),
+     "'yarn' is not known, expected one of default, linear, llama3"),
     ({"hidden_act": "gelu"}, "'gelu'"), ({"attention_bias": True}, "attention_bias"),
     ({"hidden_size": ...}, "lacks hidden_size"), ({"hidden_size": 64}, "config.json makes it shape"),
     ({"num_hidden_layers": 4}, "the weights lack 9 of 39 tensors, the first is layers.3"),
@@ -189,7 +189,7 @@ def test_a_config_that_does_not_fit(folder, changes, complaint):
     ("llama", {"rope_parameters": "x"}, "rope_parameters is 'x', expected an object"),
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "default lacks rope_theta"),
     ("llama", {"hidden_size": "x"}, "hidden_size is 'x', expected a number"),
-    ("llama", {"dtype": ["float32"]}, r"dtype \['float32'\]")])
+    ("llama", {"dtype": ["float32"]}, "dtype .*float32.* is not known")])
 def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
     folder = checkpoints.make_agent(tmp_path, model_type)
     config = json.loads((folder / "config.json").read_text())

@@ -198,7 +198,7 @@ def test_tools_are_off_until_asked_for(system, monkeypatch):
     scripted(system.agents["toolcaller"], SCRIPTS[:1], monkeypatch)
     monkeypatch.setattr(tools, "run_python", lambda code: pytest.fail("ran"))
     assert "<result> The tool python is not available. </result>" in system.run(["1 + 1"], **OPTIONS)[0].text
-    with pytest.raises(minimas.InputError, match="tools has 'shell'"):
+    with pytest.raises(minimas.InputError, match="tool 'shell' is not known"):
         system.run(["1 + 1"], tools=("shell",))
 
 

@@ -169,7 +169,7 @@ def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys)
 
 
 def test_ctrl_c_keeps_the_steps_that_were_taken(unbroken, tmp_path, monkeypatch, capsys):
-    """The step is ended, and its state kept; what resumes comes to the weights of a training that was not broken off."""
+    """The step is ended and its state kept; what resumes comes to the weights of an unbroken training."""
     args, whole, seen = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.backward, []
 
     def backward(loss_at, step, *rest):
