@@ -306,7 +306,9 @@ def delayed_interrupt():
             raise KeyboardInterrupt
         interrupt.append(True)
         complain("ending after this step, --resume will go on; Ctrl-C again ends at once")
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, note)
     try:
         yield interrupt
     finally:

@@ -168,7 +168,15 @@ def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys)
     assert curve(tmp_path) == pytest.approx(curve(unbroken[0]), rel=1e-4) and state(tmp_path)["step"] == 12
 
 
-def test_ctrl_c_keeps_the_steps_that_were_taken(unbroken, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal, even if the tests run in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_the_steps_that_were_taken(interruptible, unbroken, tmp_path, monkeypatch, capsys):
     """The step is ended and its state kept; what resumes comes to the weights of an unbroken training."""
     args, whole, seen = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.backward, []
 
@@ -190,6 +198,10 @@ def test_ctrl_c_keeps_the_steps_that_were_taken(unbroken, tmp_path, monkeypatch,
         assert interrupt
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with train.delayed_interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+    assert not interrupt, "who ignores Ctrl-C goes on doing so"
 
 
 def test_links_of_others_are_not_overwritten(unbroken, tmp_path, monkeypatch, capsys):
