@@ -24,7 +24,7 @@ def letter(text):
 def code_block(text):
     """The last Markdown block of Python that is not empty, else the last of any; an open one runs to the end."""
     blocks = re.findall(r"```([\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
-    blocks = [(language.lower() in ("python", "py", "python3"), code.strip("\n")) for language, code in blocks if code.strip()]
+    blocks = [(name.lower() in ("python", "py", "python3"), code.strip("\n")) for name, code in blocks if code.strip()]
     return max(reversed(blocks), key=lambda block: block[0], default=(False, None))[1]
 
 

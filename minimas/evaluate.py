@@ -238,8 +238,8 @@ def finished_keys(file, examples):
     lines, asked = read_lines(file)[1:], [(example.question, example.gold) for example in examples]
     for line in lines:
         if line["index"] not in range(len(asked)) or (line["question"], line["gold"]) != asked[line["index"]]:
-            raise InputError(f"question {line['index']} in {file} or its answer is not that of the data set, which must have "
-                             "changed: give another name with --out")
+            raise InputError(f"question {line['index']} in {file} or its answer is not that of the data set, which must "
+                             "have changed: give another name with --out")
     return {record_key(line, line["index"]) for line in lines}
 
 

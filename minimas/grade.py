@@ -94,8 +94,7 @@ def ask_math_verify(found, gold, seconds=15):
 # The released rule for MATH-500
 
 def released_answer(text):
-    r"""What it takes for the answer: the last \boxed{} with no brace in it, else a box to the last brace of its line, else all.
-    """
+    r"""What it takes for the answer: the last \boxed{} without braces inside, else a box up to its line's last brace, or all."""
     boxes = re.findall(r"\\boxed\{([^{}]+)\}", text) or re.findall(r"\\boxed\{(.*)\}", text) or [text]
     return boxes[-1].strip()
 
@@ -134,9 +133,9 @@ def same_text(found, gold):
 
 # Code: each test runs in a guarded child process
 
-# LiveCodeBench's starter code uses common names without importing them, and answers to MBPP+ may do so, too. builtins comes late in this list, to win over
-# math.pow and the like; the modules are imported last, to win over names inside them, such as datetime.datetime and
-# copy.copy. The two limits are those of LiveCodeBench's own runner.
+# LiveCodeBench's starter code uses common names without importing them, and answers to MBPP+ may do so, too. builtins
+# comes late in this list, to win over math.pow and the like; the modules are imported last, to win over names inside
+# them, such as datetime.datetime and copy.copy. The two limits are those of LiveCodeBench's own runner.
 MODULES = """sys bisect collections copy datetime functools heapq io itertools json math operator random re statistics
              string""".split()
 COMMON = "".join(f"from {name} import *\n" for name in [*MODULES, "builtins", "typing"])

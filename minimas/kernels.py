@@ -211,9 +211,8 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
 @triton.jit
 def add_up(outputs_ptr, peaks_ptr, weights_ptr, gate_ptr, y_ptr, bk, G, d, q_head, gated: tl.constexpr, parts: tl.constexpr,
            heads: tl.constexpr, few: tl.constexpr, dims: tl.constexpr):
-    """Write the output of G heads from all parts; an empty part counts for nothing. Their loads wait for one another little.
-    """
-    some: tl.constexpr = min(parts, max(1, 8192 // (few * dims)))  # parts that are read at once
+    """Write the output of G heads, the sum of all parts; an empty part counts for nothing."""
+    some: tl.constexpr = min(parts, max(1, 8192 // (few * dims)))  # parts that are read at once: what registers hold
     g, i = tl.arange(0, few), tl.arange(0, dims)
     every = (bk * parts + tl.arange(0, parts)[:, None]) * heads + g  # (parts, few)
     peaks = tl.load(peaks_ptr + every, cache_modifier=".cg")
@@ -335,8 +334,7 @@ def norm_kernel(x_ptr, gain_ptr, shift_ptr, residual_ptr, y_ptr, B, D, eps, rows
 
 
 def norm(x, gain, eps, shift=None, residual=None):
-    """x (..., D), gain (D,) -> gain x / rms(x) + residual, (..., D); with a shift (D,) a LayerNorm takes the RMSNorm's place.
-    """
+    """x (..., D), gain (D,) -> gain x / rms(x) + residual, (..., D); with a shift (D,) a LayerNorm instead of an RMSNorm."""
     D, dims, y = x.shape[-1], triton.next_power_of_2(x.shape[-1]), x.new_empty(x.shape)
     B, rows = x.numel() // D, max(1, 1024 // dims)
     if B:

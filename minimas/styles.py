@@ -63,7 +63,7 @@ class Style:
         if isinstance(given, str) and "=" in given:
             given = dict(pair.partition("=")[::2] for pair in given.split(","))
             if not all(given.values()):
-                raise InputError(f"device gives {', '.join(given)} no value each: expected such as planner=cuda:0,critic=cpu")
+                raise InputError(f"device gives {', '.join(given)} no value each: expected ROLE=DEVICE,ROLE=DEVICE")
         if not isinstance(given, dict):
             return dict.fromkeys(self.order, usable_device(given))
         if set(given) != set(self.order):

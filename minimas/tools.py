@@ -19,11 +19,11 @@ FINAL_CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\
 CLOSING_TAG = re.compile(r"</(?:python|search)>", re.IGNORECASE)
 MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
-MAX_PAGES = 4  # of a search
+MAX_PAGES, MAX_CONTENT = 4, 320  # of a search: pages, and characters of each
 GUARD = Path(__file__).with_name("guard.py")
 SEARCH_URL = "https://api.tavily.com/search"
 PRELUDE = "import fractions, functools, itertools, math, statistics\n"  # a program may use these without importing them
-SYMPY = "import contextlib\nwith contextlib.suppress(ImportError):\n    import sympy as sp\n"  # and sp, if sympy is installed
+SYMPY = "import contextlib\nwith contextlib.suppress(ImportError):\n    import sympy as sp\n"  # and sp, if there is sympy
 
 
 def call_at_end(text):
@@ -59,7 +59,7 @@ class ToolCalls:
 
 
 def result_text(tool, argument, calls_before, allowed):
-    """The text that follows a call, ` <result> ... </result>`: MAX_RESULT characters at most, no closing tag inside."""
+    """The text that follows a call, ` <result> ... </result>`: cut after MAX_RESULT characters, no closing tag inside."""
     if tool not in allowed:
         result = f"The tool {tool} is not available."
     elif calls_before >= MAX_CALLS:
@@ -106,7 +106,7 @@ def run_python(code):
 
 
 def search(query):
-    """The first pages that Tavily finds for a query: title, address, 320 characters; or a text that says what failed."""
+    """The first pages that Tavily finds for a query: title, address, content; or a text that says what failed."""
     key = os.environ.get("TAVILY_API_KEY")
     if not key:
         return "Search is not available: TAVILY_API_KEY is not set."
@@ -125,4 +125,6 @@ def search(query):
 def page_text(n, title, url, content):
     """What an agent is shown of the n-th page."""
     content = " ".join(content.split())
-    return f"[{n}] {title}\nURL: {url}\n" + (content[:320].rstrip() + " ..." if len(content) > 320 else content)
+    if len(content) > MAX_CONTENT:
+        content = content[:MAX_CONTENT].rstrip() + " ..."
+    return f"[{n}] {title}\nURL: {url}\n{content}"

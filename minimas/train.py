@@ -92,7 +92,8 @@ def arguments():
     for kind, own in ONLY.items():
         for name in own if kind != args.what else ():
             if getattr(args, name) != parser.get_default(name):
-                raise InputError(f"--{name.replace('_', '-')} is for {kind} links, and this trains {args.what} ones: leave it out")
+                raise InputError(f"--{name.replace('_', '-')} is for {kind} links, and this trains {args.what} ones: "
+                                 "leave it out")
     args.init = args.init or {"inner": "random", "outer": "ridge"}[args.what]
     return args
 

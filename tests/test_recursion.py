@@ -98,14 +98,14 @@ def test_what_is_sent_can_be_edited(system):
     """By a caller of recurse and of run, batch by batch: what is put into a Stage is heard, and kept."""
     edge, options = EDGES[0], OPTIONS | {"batch_size": 2}
     plain = system.run(QUESTIONS, **options)
-    donor, muted = plain[0].latents[1, *edge], []
+    donor, seen = plain[0].latents[1, *edge], []
 
     def inject(stage, questions):
-        muted.append((stage.round, stage.role, [question.text for question in questions]))
+        seen.append((stage.round, stage.role, [question.text for question in questions]))
         if edge in stage.sent:
             stage.sent[edge] = donor.expand_as(stage.sent[edge])
     edited = system.run(QUESTIONS, edit=inject, **options)
-    assert len(muted) == len(range(0, len(QUESTIONS), 2)) * 9 and muted[-1][2] == QUESTIONS[-1:]
+    assert len(seen) == len(range(0, len(QUESTIONS), 2)) * 9 and seen[-1][2] == QUESTIONS[-1:]
     for before, after in zip(plain, edited):
         assert torch.equal(after.latents[1, *edge], donor)
         assert not torch.equal(after.latents[1, *EDGES[1]], before.latents[1, *EDGES[1]]) or before is plain[0]
