@@ -94,7 +94,7 @@ def ask_math_verify(found, gold, seconds=15):
 # The released rule for MATH-500
 
 def released_answer(text):
-    r"""What it takes for the answer: the last \boxed{} without braces inside, else up to the last brace of its line, or all."""
+    r"""What it takes for the answer: the last \boxed{} with no braces, else up to the last brace of its line, or all."""
     boxes = re.findall(r"\\boxed\{([^{}]+)\}", text) or re.findall(r"\\boxed\{(.*)\}", text) or [text]
     return boxes[-1].strip()
 
