@@ -225,7 +225,7 @@ class Agent:
         tokens = [first]
         tick()
         while True:
-            written = torch.stack(tokens, 1).tolist()  # here, and only here, the host waits for the device
+            written = torch.stack(tokens, 1).tolist()  # here the host waits for the device; in the steps it never does
             unfinished = [i for i, b in enumerate(rows) if b is not None and not self.ended(ids[b], written[i])]
             if not unfinished or not left:
                 return ids

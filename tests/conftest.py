@@ -14,7 +14,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton: its kernels then run on a CPU
 
 import checkpoints
-from minimas import fast
+from minimas import fast, link
+from pretended import PretendedGPU
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,23 @@ def captures(monkeypatch):
         return replay
     monkeypatch.setattr(fast, "capture", capture)
     return made
+
+
+@pytest.fixture
+def gpu(captures, monkeypatch):
+    """A pretended GPU without Triton, whose captured steps are run again."""
+    gpu = PretendedGPU()
+
+    def capture(f, pool, stream, capture=fast.capture):
+        run = capture(f, pool, stream)
+
+        def replay():
+            gpu.in_step = True
+            run()
+            gpu.in_step = False
+        return replay
+    monkeypatch.setattr(fast, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    for module in fast, link:
+        monkeypatch.setattr(module, "kernels_for", lambda weight: None)
+    return gpu

@@ -4,6 +4,7 @@ packed and joined products, replayed steps, rows that leave the batch, fused lin
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import checkpoints
 import minimas
@@ -11,6 +12,7 @@ from checkpoints import IDS, QUESTIONS
 from minimas import fast, llama
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
+from pretended import PretendedGPU
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OPTIONS = {"rounds": 2, "latent_steps": 4, "max_new_tokens": 12, "retry": False, "keep_latents": True}
@@ -102,14 +104,46 @@ def replayed(system):
 
 @pytest.mark.parametrize("style, temperature", [
     *((style, 1.5) for style in checkpoints.SYSTEMS), ("sequential_scaled", 0.0)])
-def test_replayed_steps(folders, captures, style, temperature):
-    """Over static caches and buffers, across batches and questions: the same latents and texts."""
-    plain, quick = load(folders, style, plain=True), replayed(load(folders, style))
+def test_on_a_gpu(folders, captures, gpu, style, temperature):
+    """All that CUDA does but its own part, over static caches and buffers, across batches and questions:
+    the same latents and texts, no tensor on the wrong device, and nothing passes between host and device in a step.
+    """
+    plain = load(folders, style, plain=True)
+    with gpu:
+        quick = load(folders, style, device="cuda:0", dtype="float32")
+        assert {agent.device.type for agent in quick.agents.values()} == {"cuda"}
     options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
+    for agent in quick.agents.values():
+        agent.sync_every = 3
+    gpu.passed.clear()
     for asked, batch_size in (ASKED, 5), (ASKED[::-1], 3), (["short"], 1):
-        assert_same(quick.run(asked, batch_size=batch_size, **options),
-                    plain.run(asked, batch_size=batch_size, **options))
-    assert captures
+        with gpu:
+            results = quick.run(asked, batch_size=batch_size, **options)
+        assert_same(results, plain.run(asked, batch_size=batch_size, **options))
+    assert captures and not any(in_step for _, _, in_step in gpu.passed)
+    assert {where for what, where, _ in gpu.passed if what == "read"} <= {"decode", "plain_causal"}
+
+
+def test_agents_on_two_devices(folders, gpu):
+    """What an agent sends is moved to where the other one is."""
+    options = OPTIONS | {"temperature": 1.5, "retry": True}
+    with gpu:
+        spread = load(folders, "sequential_light", device="planner=cuda:0,critic=cpu,solver=cuda:0", dtype="float32")
+        results = spread.run(ASKED, **options)
+    assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED, **options))
+
+
+def test_a_pretended_gpu_is_strict():
+    with PretendedGPU() as gpu:
+        x = torch.ones(3, 2, device="cuda:0")
+        with pytest.raises(RuntimeError, match="of the host and of the device"):
+            x + torch.ones(2)
+        with pytest.raises(RuntimeError, match="of the host and of the device"):
+            F.linear(torch.ones(4, 2), x)
+        assert x.device == (2 * x[:, :1]).device == x.new_zeros(2).device != x.cpu().device
+        gpu.passed.clear()
+        bool(x.sum() > 5), x[x > 0], x.tolist(), x.to("cpu"), torch.ones(2).to(x), torch.tensor([1], device=x.device)
+    assert [what for what, _, _ in gpu.passed] == [*["read"] * 4, *["written"] * 2]
 
 
 def test_graphs_and_caches_are_used_again(folders, captures):

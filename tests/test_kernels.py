@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from minimas.link import fused
 from minimas.llama import attend, rope_frequencies, rotation
 from minimas.load import load_model
 from minimas.qwen import rotate_part
-from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, replayed, states
+from pretended import real
+from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative error of float32 sums, and of results rounded once. The interpreter has no product of bfloat16s.
@@ -157,7 +159,7 @@ def by_kernels(monkeypatch):
 
     def launch(kernel, *rest, launch=kernels.launch, **options):
         ran.append(kernel.fn.__name__)
-        launch(kernel, *rest, **options)
+        launch(kernel, *map(real, rest), **options)
     monkeypatch.setattr(kernels, "launch", launch)
     monkeypatch.setattr(fast, "can_pack", lambda weight: False)
     for module in fast, link:
@@ -245,16 +247,17 @@ def test_links(by_kernels, link):
         assert len(by_kernels) == (3 if h.numel() <= 64 * kernels.ROWS else 0)
 
 
-def test_a_run_by_replayed_kernels(by_kernels, folders, captures):
-    """A whole system:
-    prompts, latent steps and sampled text, rows that leave the batch, the steps run as graphs are.
+def test_a_run_by_replayed_kernels(folders, captures, gpu, by_kernels):
+    """A whole system on a GPU, pretended if there is none, the steps run as graphs are:
+    prompts, latent steps and sampled text, rows that leave the batch.
     """
     options = OPTIONS | {"rounds": 1, "latent_steps": 3, "max_new_tokens": 3,
                          "temperature": 1.5, "top_p": 1.0, "top_k": 0}
-    plain, quick = (load(folders, "sequential_light", **more) for more in ({"plain": True}, {"device": DEVICE}))
-    replayed(quick)
-    assert_same(quick.run(ASKED[:1], **options), plain.run(ASKED[:1], **options))
+    with gpu if DEVICE == "cpu" else nullcontext():
+        results = load(folders, "sequential_light", device="cuda:0", dtype="float32").run(ASKED[:1], **options)
+    assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED[:1], **options))
     assert captures and {"attend_kernel", "linear_kernel", "norm_kernel"} <= set(by_kernels)
+    assert not any(in_step for _, _, in_step in gpu.passed)
 
 
 def test_they_compile_for_a_gpu():
