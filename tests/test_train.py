@@ -239,6 +239,22 @@ def test_rows_come_in_permutations():
     assert train.batch_of(rows, 4, 0, 10) != epochs[0]
 
 
+@pytest.mark.parametrize("what", (["outer", "--latents", "rollout", "--latent-steps", "2"], ["outer", "--latents", "teacher"],
+                                  ["inner", "--role", "planner"]), ids=" ".join)
+def test_on_a_pretended_gpu(what, gpu, tmp_path, monkeypatch, capsys):
+    """The same curve and the same links, and no tensor on the wrong device."""
+    args = [*what, "--style", "tiny", "--data", "tiny", "--limit", "12", "--steps", "3", "--dtype", "float32",
+            "--keep-activations"]
+    run(monkeypatch, capsys, *args, "--device", "cpu", "--out", tmp_path / "cpu")
+    with gpu:
+        run(monkeypatch, capsys, *args, "--device", "cuda:0", "--out", tmp_path / "gpu")
+    assert gpu.passed and curve(tmp_path / "cpu") == pytest.approx(curve(tmp_path / "gpu"), rel=1e-6)
+    for file in (tmp_path / "cpu").glob("*.pt"):
+        if file.name != "training.pt":
+            ours, theirs = state(tmp_path / "cpu", file.name), state(tmp_path / "gpu", file.name)
+            assert all(torch.allclose(ours[name].float(), theirs[name].float(), rtol=0.01) for name in ours)
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     root = tmp_path_factory.mktemp("released")
