@@ -32,9 +32,12 @@ def names(text):
 
 
 def pairs(option, parts, expected="NAME=COLUMN"):
-    """The parts NAME=COLUMN of an option as a dict; InputError if one of them is not a pair."""
+    """The parts NAME=COLUMN of an option as a dict; InputError if one of them is not a pair, or a name comes twice."""
     if wrong := [part for part in parts if not all(part.partition("="))]:
         raise InputError(f"{option} has {wrong[0]!r}, expected {expected}")
+    given = [part.partition("=")[0] for part in parts]
+    if twice := [name for name in given if given.count(name) > 1]:
+        raise InputError(f"{option} gives {twice[0]} twice: give it once")
     return dict(part.partition("=")[::2] for part in parts)
 
 

@@ -58,12 +58,12 @@ def complain(sentence):
     print(f"minimas: {sentence}", file=sys.stderr)
 
 
-def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42, tell=complain):
+def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, tell=complain):
     """The Examples of a benchmark (a name in DATASETS) or of a local file, in their order.
 
     file     a local copy of the benchmark, instead of the hub; medqa has no other source
     columns  {one of COLUMNS: its name in the file}; a row's options are a list; options, id and fn_name are optional
-    task     math, choice or code, for a local file; a benchmark has its own
+    task     of a local file: math (None, too), choice or code; a benchmark has its own
     limit    read the first `limit` rows only
     seed     of the order of GPQA's options
     tell     is called with a sentence if rows are left out, or if the benchmark is not of the paper's size
@@ -91,10 +91,15 @@ def load_dataset(name, file=None, columns=None, task="math", limit=None, seed=42
 
 def dataset_called(name, task):
     """The entry of a data set in datasets.json; for a local file only its task. Raises InputError if it is neither."""
-    if task not in TASKS or name not in DATASETS and Path(name).suffix not in FILE_READERS:
+    if name in DATASETS:
+        if task is not None:
+            raise InputError(f"task {task} is given, but {name} has its own, {DATASETS[name]['task']}: leave it out")
+        return DATASETS[name]
+    task = task or "math"
+    if task not in TASKS or Path(name).suffix not in FILE_READERS:
         raise InputError(f"data set {name!r} for task {task!r} is not known: expected one of {', '.join(DATASETS)}, "
                          f"or a file {', '.join(FILE_READERS)}; and one of the tasks {', '.join(TASKS)}")
-    return DATASETS.get(name, {"task": task})
+    return {"task": task}
 
 
 def examples_of(rows, task, read):
@@ -110,12 +115,12 @@ def examples_of(rows, task, read):
     return examples, left_out
 
 
-def settings_for(name, style, protocol="paper", task="math"):
+def settings_for(name, style, protocol="paper", task=None):
     """The settings of a benchmark for a style: {"grader": ..., "rollouts": ..., other fields of recurse.Settings}.
 
     protocol  paper, or released, which adds the released runner's latent_steps and batch_size for sequential styles;
               it has math500, gpqa, medqa and mbppplus only (its seed is 42, the default here)
-    task      of a local file, for which there is only the grader of its task
+    task      of a local file (None: math), for which there is only the grader of its task
     A grader is math, choice, text or code, or `released`, the released rule for math500.
     Raises InputError if the name or the protocol is not known.
     """

@@ -58,7 +58,7 @@ def arguments():
     add("--file", help="a local copy of the data set, instead of the hub")
     add("--columns", type=names, default=(), metavar="question=COLUMN,...",
         help="how the file names question, answer, options, id, tests or fn_name")
-    add("--task", default="math", help="of a local file: math (default), choice or code")
+    add("--task", help="of a local file: math (default), choice or code")
     add("--limit", type=int, help="only the first LIMIT questions")
     add("--protocol", default="paper", help="the source of default settings: paper (default) or released")
     add("--rounds", type=numbers, help="rounds of recursion, one number or several: 1,2,3 (default 3)")

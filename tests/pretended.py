@@ -4,8 +4,8 @@
         system = load_mas_system(style, device="cuda:0")
 
 A Pretended is a CPU tensor that says it is on cuda:0. Functions of torch compute with it as ever, but one that is given
-tensors of both devices raises an error, as on a GPU, and what passes between host and device is noted. It is not there
-in a backward pass: gradients are right, but what goes wrong with devices in it, or what is computed again, does not show.
+tensors of both devices raises an error, as on a GPU, and what passes between host and device is noted. Backward passes
+are not watched: their gradients are right, but a wrong device in them, or in what they compute again, does not show.
 """
 
 import traceback

@@ -42,6 +42,7 @@ def test_json_and_stdin(monkeypatch, capsys):
     (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"),
     (["--prompt", CHAIN, "--device", "abacus"], "abacus"), (["--prompt", "-"], "no question"),
     (["--prompt", CHAIN, "--checkpoint", ""], "ROLE=PATH"),
+    (["--prompt", CHAIN, "--checkpoint", "planner=a", "--checkpoint", "planner=b"], "gives planner twice"),
     (["--prompt", CHAIN, "--device", "planner=cpu,critic,solver=cpu"], "no value each"),
     (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
     (["--prompt", CHAIN, "--tools", "python"], "tools are given"),

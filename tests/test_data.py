@@ -462,6 +462,7 @@ def test_what_cannot_be_asked_for(tmp_path):
                      "expected one of tiny, math500, .*or a file .json, .jsonl, .csv", refused("maths"))
     assert "is not there" in refused(tmp_path / "none.csv") and "is not there" in refused("math500", file=tmp_path)
     assert "tasks math, choice, code" in refused("a.csv", task="search") and "limit is 0" in refused("tiny", limit=0)
+    assert "task code is given, but math500 has its own, math: leave it out" in refused("math500", task="code")
     assert "column 'problem' is not known" in refused("tiny", columns={"problem": "question"})
 
 
