@@ -317,11 +317,12 @@ def record_file(args):
     return writable_file("--out", out, make_folder=True)
 
 
-def settings_line(args, points, graders, count):
+def settings_line(args, points, graders, examples):
     """The first line of the records: all that must not change if another run is to continue this one."""
-    named = ("style", "dataset", "file", "columns", "task", "limit", "checkpoint", "dtype")
+    named = ("style", "dataset", "file", "columns", "limit", "checkpoint", "dtype")
     line = {"minimas": __version__, **{name: getattr(args, name) for name in named}}
-    line |= {"questions": count, "graders": graders, "checkpoint_files": fingerprint(args.checkpoint)}
+    line |= {"task": examples[0].task, "questions": len(examples)}
+    line |= {"graders": graders, "checkpoint_files": fingerprint(args.checkpoint)}
     line |= {name: value for name, value in asdict(points[0]).items() if name not in POINT}
     return json.loads(json.dumps(line))  # as it will be read from the file: tuples are lists
 
@@ -351,7 +352,7 @@ def main():
     tell = complain if rank == 0 else silent
     columns = pairs("--columns", args.columns)
     examples = load_dataset(args.dataset, args.file, columns, args.task, args.limit, args.seed, tell)
-    settings = settings_line(args, points, graders, len(examples))
+    settings = settings_line(args, points, graders, examples)
     if rank == 0:
         gather(file, settings)
     wait()  # until the file is whole

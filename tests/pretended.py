@@ -55,15 +55,20 @@ class PretendedGPU(TorchFunctionMode):
             return function(*args, **kwargs)
         if function is torch._has_compatible_shallow_copy_type:  # so Module.to asks whether it can keep a parameter
             return not (ours and others)
-        to = destination(function, args, kwargs) or (DEVICE if ours else HOST)
+        named = destination(function, args, kwargs)
+        to = named or (DEVICE if ours else HOST)
         if ours and (to == HOST or function in READING or function in INDEXING and any_bool(args[1])):
             self.note("read")
         if to == DEVICE and (function is torch.tensor or others and function in MOVING):
             self.note("written")
         elif ours and any(t.ndim for t in others) and function not in MOVING[:2]:
             raise RuntimeError(f"{function.__name__} is given tensors of the host and of the device")
+        if named:
+            args, kwargs = tree_map(on_host, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
-            result = function(*tree_map(on_host, args), **tree_map(on_host, kwargs))
+            result = function(*args, **kwargs)
+        if isinstance(result, torch.Tensor):
+            return placed(result, to)
         return tree_map(lambda value: placed(value, to), result)
 
     def note(self, what):

@@ -103,16 +103,16 @@ def replayed(system):
 
 
 @pytest.mark.parametrize("style, temperature", [
-    *((style, 1.5) for style in checkpoints.SYSTEMS), ("sequential_scaled", 0.0)])
+    (style, 0.0 if style == "distillation" else 1.5) for style in checkpoints.SYSTEMS])
 def test_on_a_gpu(folders, captures, gpu, style, temperature):
-    """All that CUDA does but its own part, over static caches and buffers, across batches and questions:
-    the same latents and texts, no tensor on the wrong device, and nothing passes between host and device in a step.
+    """Steps as graphs over static caches and buffers, across batches and questions: the same latents and texts,
+    no tensor on the wrong device, and in a step nothing passes between host and device.
     """
     plain = load(folders, style, plain=True)
     with gpu:
         quick = load(folders, style, device="cuda:0", dtype="float32")
         assert {agent.device.type for agent in quick.agents.values()} == {"cuda"}
-    options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
+    options = OPTIONS | {"latent_steps": 3, "max_new_tokens": 8, "temperature": temperature, "top_p": 1.0, "top_k": 0}
     for agent in quick.agents.values():
         agent.sync_every = 3
     gpu.passed.clear()
