@@ -88,8 +88,11 @@ def test_the_last_states_only(name, tmp_path):
             assert end.shape == (2, 1, 48) and (whole[:, -1:] - end).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("style", checkpoints.SYSTEMS)
-@pytest.mark.parametrize("temperature", (0.0, 1.5))
+ONE_GREEDY = pytest.mark.parametrize("style, temperature", [
+    (style, 0.0 if style == "distillation" else 1.5) for style in checkpoints.SYSTEMS])
+
+
+@ONE_GREEDY
 def test_every_style(folders, style, temperature):
     options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     assert_same(load(folders, style).run(ASKED, **options), load(folders, style, plain=True).run(ASKED, **options))
@@ -102,8 +105,7 @@ def replayed(system):
     return system
 
 
-@pytest.mark.parametrize("style, temperature", [
-    (style, 0.0 if style == "distillation" else 1.5) for style in checkpoints.SYSTEMS])
+@ONE_GREEDY
 def test_on_a_gpu(folders, captures, gpu, style, temperature):
     """Steps as graphs over static caches and buffers, across batches and questions: the same latents and texts,
     no tensor on the wrong device, and in a step nothing passes between host and device.

@@ -157,8 +157,8 @@ def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypa
             assert (found - wanted).norm() <= 1e-6 * wanted.norm(), (edge, name)
 
 
-@pytest.mark.parametrize("teacher, rows", ((False, 2), (True, 1)))
-@pytest.mark.parametrize("style", STYLES_IN_SMALL)
+@pytest.mark.parametrize("style, teacher, rows", [
+    *((style, False, 2) for style in STYLES_IN_SMALL), ("sequential_scaled", True, 1)])
 def test_checkpointed_blocks_change_nothing(folders, style, teacher, rows):
     batch, results = lessons(STYLES[style])[:rows], []
     for again in False, True:
