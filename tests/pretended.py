@@ -20,7 +20,7 @@ import minimas
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda:0")
 PACKAGE = str(Path(minimas.__file__).parent)
 INDEXING = torch.Tensor.__getitem__, torch.Tensor.__setitem__
-MOVING = torch.Tensor.to, torch.Tensor.copy_, *INDEXING  # an index may be on the host, and is moved
+MOVING = torch.Tensor.to, torch.Tensor.copy_
 READING = torch.equal, torch.nonzero, *(getattr(torch.Tensor, name) for name in (
     "__bool__", "__float__", "__index__", "__int__", "cpu", "equal", "item", "nonzero", "numpy", "tolist"))
 
@@ -57,12 +57,13 @@ class PretendedGPU(TorchFunctionMode):
             return not (ours and others)
         named = destination(function, args, kwargs)
         to = named or (DEVICE if ours else HOST)
+        moves = function in MOVING or function in INDEXING and isinstance(args[0], Pretended)  # by a host's index
+        if ours and any(t.ndim for t in others) and not moves:
+            raise RuntimeError(f"{function.__name__} is given tensors of the host and of the device")
         if ours and (to == HOST or function in READING or function in INDEXING and any_bool(args[1])):
             self.note("read")
-        if to == DEVICE and (function is torch.tensor or others and function in MOVING):
+        if to == DEVICE and (function is torch.tensor or others and moves):
             self.note("written")
-        elif ours and any(t.ndim for t in others) and function not in MOVING[:2]:
-            raise RuntimeError(f"{function.__name__} is given tensors of the host and of the device")
         if named:
             args, kwargs = tree_map(on_host, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
@@ -80,8 +81,9 @@ def destination(function, args, kwargs):
     """The device that a call names, itself or as that of a tensor to which another one is to be moved; else None."""
     named = [torch.device(value) for value in (*args, kwargs.get("device")) if isinstance(value, torch.device) or
              isinstance(value, str) and value in ("cpu", "cuda:0")]
-    if function is torch.Tensor.to:
-        named += [value.device for value in args[1:] if isinstance(value, torch.Tensor)]
+    if function in MOVING:  # x.to(y) goes to the device of y, x.copy_(y) to that of x
+        target = args[:1] if function is torch.Tensor.copy_ else args[1:2]
+        named += [value.device for value in target if isinstance(value, torch.Tensor)]
     named = [HOST] if function is torch.Tensor.cpu else [device for device in named if device.type != "meta"]
     return named[0] if named else None
 

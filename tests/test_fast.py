@@ -106,7 +106,7 @@ def replayed(system):
 
 
 @ONE_GREEDY
-def test_on_a_gpu(folders, captures, gpu, style, temperature):
+def test_on_a_pretended_gpu(folders, captures, gpu, style, temperature):
     """Steps as graphs over static caches and buffers, across batches and questions: the same latents and texts,
     no tensor on the wrong device, and in a step nothing passes between host and device.
     """
@@ -142,10 +142,13 @@ def test_a_pretended_gpu_is_strict():
             x + torch.ones(2)
         with pytest.raises(RuntimeError, match="of the host and of the device"):
             F.linear(torch.ones(4, 2), x)
+        with pytest.raises(RuntimeError, match="of the host and of the device"):
+            torch.ones(4)[x[:, 0].long()]
         assert x.device == (2 * x[:, :1]).device == x.new_zeros(2).device != x.cpu().device
         gpu.passed.clear()
-        bool(x.sum() > 5), x[x > 0], x.tolist(), x.to("cpu"), torch.ones(2).to(x), torch.tensor([1], device=x.device)
-    assert [what for what, _, _ in gpu.passed] == [*["read"] * 4, *["written"] * 2]
+        bool(x.sum() > 5), x[x > 0], x.tolist(), x.to("cpu"), torch.ones(3, 2).copy_(x)
+        torch.ones(2).to(x), torch.tensor([1], device=x.device), x.copy_(torch.ones(3, 2)), x[torch.tensor([0])]
+    assert [what for what, _, _ in gpu.passed] == [*["read"] * 5, *["written"] * 4]
 
 
 def test_graphs_and_caches_are_used_again(folders, captures):

@@ -160,6 +160,7 @@ def by_kernels(monkeypatch):
 
     def launch(kernel, *rest, launch=kernels.launch, **options):
         ran.append(kernel.fn.__name__)
+        assert len({value.device for value in rest if isinstance(value, torch.Tensor)}) == 1
         launch(kernel, *map(real, rest), **options)
     monkeypatch.setattr(kernels, "launch", launch)
     monkeypatch.setattr(fast, "can_pack", lambda weight: False)
