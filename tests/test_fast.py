@@ -2,6 +2,8 @@
 packed and joined products, replayed steps, rows that leave the batch, fused links.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,21 +201,24 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     assert not graphs or set(sizes) <= {8, 4, 2, 1}
 
 
-def test_replies_of_tools_over_graphs(folders, captures, monkeypatch):
-    """A reply makes the cache grow: the graphs of the old one are not used again."""
+def test_replies_of_tools_on_a_pretended_gpu(folders, gpu, monkeypatch):
+    """A reply makes the cache grow: the graphs of the old one are not used again, or states would not be the same."""
     from test_tools import SCRIPTS, scripted
-    texts = []
-    for graphs in False, True:
-        system = load(folders, "deliberation", dtype="float64")
-        if graphs:
-            replayed(system)
-        asked = lambda *questions: [r.text for r in system.run(
-            questions, tools=("python",), rounds=1, latent_steps=2, max_new_tokens=100, temperature=0.0)]
-        with monkeypatch.context() as patch:
-            scripted(system.agents["toolcaller"], SCRIPTS, patch)
-            texts.append(asked("1 + 1", "a longer question"))
-        texts[-1] += asked("1 + 1", "2 + 2", "3 + 3")  # a larger batch, after one whose rows left at different times
+    texts, seen = [], []
+    for device, place in ("cpu", nullcontext()), ("cuda:0", gpu):
+        with place:
+            system = load(folders, "deliberation", dtype="float64", device=device)
+            model = system.agents["toolcaller"].model
+            asked = lambda n, *questions: [r.text for r in system.run(
+                questions, tools=("python",), rounds=1, latent_steps=2, max_new_tokens=n, temperature=0.0)]
+            with monkeypatch.context() as patch:
+                scripted(system.agents["toolcaller"], SCRIPTS, patch)
+                seen.append([])
+                patch.setattr(model, "logits", lambda h, logits=model.logits: seen[-1].append(h[0].cpu()) or logits(h))
+                texts.append(asked(100, "1 + 1", "a longer question"))
+            texts[-1] += asked(20, "1 + 1", "2 + 2", "3 + 3")  # a larger batch, after one with rows that left
     assert texts[0] == texts[1] and "<result> 42 </result>" in texts[0][0]
+    assert all((a - b).abs().max() < 1e-9 for a, b in zip(*seen, strict=True))
 
 
 @pytest.mark.parametrize("graphs", (False, True))

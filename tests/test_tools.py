@@ -159,7 +159,7 @@ def scripted(agent, scripts, monkeypatch):
     step = iter(range(10_000))
 
     def logits(h):
-        n, scores = next(step), torch.zeros(len(h), agent.model.config.vocab_size)
+        n, scores = next(step), torch.zeros(len(h), agent.model.config.vocab_size, device=h.device)
         for b, row in enumerate(ids):
             scores[b, row[min(n, len(row) - 1)]] = 1
         return scores
