@@ -221,6 +221,29 @@ def test_replies_of_tools_on_a_pretended_gpu(folders, gpu, monkeypatch):
     assert all((a - b).abs().max() < 1e-9 for a, b in zip(*seen, strict=True))
 
 
+def reading_anew(system, monkeypatch):
+    """The system, made to read every prompt as if there had been none before."""
+    for agent in system.agents.values():
+        def read_anew(prompts, m, agent=agent, prefill=agent.prefill):
+            agent.forget()
+            return prefill(prompts, m)
+        monkeypatch.setattr(agent, "prefill", read_anew)
+    return system
+
+
+def assert_exactly_the_same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.token_ids == b.token_ids
+                and all((a.latents[key] - b.latents[key]).abs().max() < 1e-12 for key in b.latents))
+
+
+def test_windows_and_states_are_read_anew(folders, monkeypatch):
+    """Of a cache that does not hold every position, nothing is left for the next round."""
+    options = OPTIONS | {"rounds": 3, "latent_steps": 2, "max_new_tokens": 2, "temperature": 0.0}
+    one, other = (load(folders, "sequential_scaled", dtype="float64") for _ in range(2))
+    assert_exactly_the_same(one.run(ASKED[:2], **options), reading_anew(other, monkeypatch).run(ASKED[:2], **options))
+
+
 @pytest.mark.parametrize("graphs", (False, True))
 def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, monkeypatch, graphs):
     """Round 3 reads of a prompt what differs from round 2;
@@ -228,11 +251,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     """
     options = OPTIONS | {"rounds": 3, "temperature": 0.0}
     plain, quick = (load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {}))
-    for agent in plain.agents.values():
-        def read_anew(prompts, m, agent=agent, prefill=agent.prefill):
-            agent.forget()
-            return prefill(prompts, m)
-        monkeypatch.setattr(agent, "prefill", read_anew)
+    reading_anew(plain, monkeypatch)
     if graphs:
         replayed(quick)
     read = {role: [] for role in quick.agents}
@@ -241,9 +260,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
             read[role] += [int((positions >= 0).sum())] if x.shape[1] > 1 else []
             return forward(x, positions, cache, last)
         monkeypatch.setattr(agent.model, "forward", count)
-    for a, b in zip(quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options)):
-        assert (a.token_ids == b.token_ids
-                and all((a.latents[key] - b.latents[key]).abs().max() < 1e-12 for key in b.latents))
+    assert_exactly_the_same(quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options))
     (_, p2, p3), (c1, c2, c3) = read["planner"], read["critic"]
     assert p3 < 0.6 * p2 and c2 == c3 < 0.6 * c1, read
     lengths = {role: list(counts) for role, counts in read.items()}

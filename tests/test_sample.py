@@ -1,5 +1,6 @@
 import torch
 
+import minimas
 from minimas.prompts import Question
 from minimas.sample import sample, seeds, uniform
 
@@ -44,3 +45,17 @@ def test_top_p_keeps_the_fewest_that_reach_it():
 
 def test_greedy():
     assert sample(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]), 0, 0, 1.0).tolist() == [1]
+
+
+def test_every_token_of_a_text_has_a_number_of_its_own(monkeypatch):
+    """With scores that do not depend on what is read, token n of a text is what number n of its seed draws."""
+    agent = minimas.load_mas_system("tiny", device="cpu").agents["solver"]
+    scores = -0.3 * torch.arange(agent.model.config.vocab_size)
+    monkeypatch.setattr(agent.model, "logits", lambda h: scores.expand(len(h), -1))
+    monkeypatch.setattr(agent.generation, "eos_ids", ())
+    settings = minimas.Settings(max_new_tokens=9, temperature=1.0, top_k=0, top_p=1.0)
+    texts = agent.decode([["7 a+5"], ["3 a-1 b*2"]], [7, 1 << 62], settings)
+    for seed, ids in zip((7, 1 << 62), texts, strict=True):
+        u = uniform(torch.full((9,), seed), torch.arange(9))
+        passed = scores.double().softmax(-1).cumsum(-1) > u[:, None]
+        assert ids == passed.int().argmax(-1).tolist() and len(set(ids)) > 2
