@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import checkpoints
 from checkpoints import GOLDENS, IDS
+from minimas.cache import WindowCache
 from minimas.load import load_model
 
 VARIANTS = pytest.mark.parametrize("name", checkpoints.VARIANTS)
@@ -101,6 +102,13 @@ def test_gradients_reach_the_embeddings(name, folder):
         h = model(x[:, start:start + 6], torch.arange(start, start + 6)[None], cache)
     h[:, -1].sum().backward()
     assert (x.grad[0].abs().amax(-1) > 0).all()
+
+
+def test_no_two_keys_of_a_chunk_share_a_slot():
+    """On a GPU it would be chance which of them stays."""
+    cache = WindowCache(2, 1, 4, 8, torch.zeros(1))
+    slots = cache.slots(torch.stack([torch.arange(3, 13), torch.arange(-2, 8)]))
+    assert slots.tolist() == [[4] * 6 + [1, 2, 3, 0], [4] * 6 + [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("agent", checkpoints.REAL_WIDTHS)
