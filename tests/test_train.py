@@ -239,8 +239,9 @@ def test_rows_come_in_permutations():
     assert train.batch_of(rows, 4, 0, 10) != epochs[0]
 
 
-@pytest.mark.parametrize("what", (["outer", "--latents", "rollout", "--latent-steps", "2"],
-                                  ["outer", "--latents", "teacher"], ["inner", "--role", "planner"]), ids=" ".join)
+@pytest.mark.parametrize("what", (["outer", "--rounds", "2", "--latents", "rollout", "--latent-steps", "2"],
+                                  ["outer", "--rounds", "2", "--latents", "teacher"],
+                                  ["inner", "--role", "planner"]), ids=" ".join)
 def test_on_a_pretended_gpu(what, gpu, tmp_path, monkeypatch, capsys):
     """The same curve and the same links, and no tensor on the wrong device."""
     args = [*what, "--style", "tiny", "--data", "tiny", "--limit", "12", "--steps", "3", "--dtype", "float32",
