@@ -57,7 +57,8 @@ class PretendedGPU(TorchFunctionMode):
             return not (ours and others)
         named = destination(function, args, kwargs)
         to = named or (DEVICE if ours else HOST)
-        moves = function in MOVING or function in INDEXING and isinstance(args[0], Pretended)  # by a host's index
+        # Torch itself moves what is copied, and an index of the host into a tensor of the device, but not the reverse.
+        moves = function in MOVING or function in INDEXING and isinstance(args[0], Pretended)
         if ours and any(t.ndim for t in others) and not moves:
             raise RuntimeError(f"{function.__name__} is given tensors of the host and of the device")
         if ours and (to == HOST or function in READING or function in INDEXING and any_bool(args[1])):
