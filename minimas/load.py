@@ -236,7 +236,11 @@ def load_model(source, device="cpu", dtype=None, weights_device=None):
     """The frozen decoder of a source, in `dtype` (None: the one that config.json names) on `device`.
 
     weights_device: where the weights of an offloaded agent are put instead. Raises InputError on a bad config or file.
+    On CUDA it also keeps torch, for the whole process, from attention by cuDNN, its first choice on Hopper: that makes a
+    plan for each new number of tokens, and is reported to take tenths of a second for it.
     """
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     family, config, stored = read_config(source)
     with torch.device("meta"), Undrawn():
         model = family(config)

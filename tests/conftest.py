@@ -70,4 +70,5 @@ def gpu(captures, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     for module in fast, link:
         monkeypatch.setattr(module, "kernels_for", lambda weight: None)
-    return gpu
+    yield gpu
+    torch.backends.cuda.enable_cudnn_sdp(True)
