@@ -24,6 +24,8 @@ from .link import InnerLink, fused
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
 from .sample import sample, uniform
 
+REPLY_ROOM = 512  # positions: a cache that is too short for a reply grows by a multiple of this, for others to come
+
 
 def silent(*_):
     """Default callback: does nothing."""
@@ -166,7 +168,7 @@ class Agent:
 
         kind: what a step depends on besides its tensors; a graph holds for one kind only.
         """
-        if self.graphs and state[0].shape[1] == 1 and not torch.is_grad_enabled():
+        if self.graphs and times and state[0].shape[1] == 1 and not torch.is_grad_enabled():
             return self.graphs.steps(step, state, times, cache, tick, kind)
         return run_steps(step, state, times, tick)
 
@@ -207,7 +209,8 @@ class Agent:
         top_k = self.generation.top_k if settings.top_k is None else settings.top_k
         sampling = settings.temperature, top_k, settings.top_p
         x, positions = self.embed(prompts)
-        cache = self.make_cache(len(seeds), x.shape[1] + settings.max_new_tokens)
+        S = x.shape[1] + settings.max_new_tokens  # positions that may be needed
+        cache = self.make_cache(len(seeds), S)
         ids, left = [[] for _ in seeds], settings.max_new_tokens - 1  # tokens that may still follow the first
         rows = list(range(len(seeds)))  # number of the text in each row; None: an ended row that fills the batch up
         seeds = torch.tensor(seeds, device=x.device)
@@ -232,7 +235,9 @@ class Agent:
             state, rows = self.drop_ended(state, rows, unfinished, cache)
             replies = [reply(b, ids[b]) if reply and b is not None else [] for b in rows]
             if any(replies):
-                state = *self.insert_replies(replies, ids, rows, state, cache), *state[2:]
+                S += max(map(len, replies))
+                self.make_room(cache, len(rows), S)
+                state = *self.insert_replies(replies, ids, rows, state), *state[2:]
             times = 1 if state[0].shape[1] > 1 or reply else min(self.sync_every, left)
             state, tokens = self.steps(step, state, times, cache, tick, "text", *sampling)
             left -= times
@@ -267,13 +272,15 @@ class Agent:
             state = tuple(value[index] for value in state)
         return state, [rows[i] if i in unfinished else None for i in stay]
 
-    def insert_replies(self, replies, ids, rows, state, cache):
+    def make_room(self, cache, B, S):
+        """Let a cache of B rows grow if it has fewer than S positions; graphs of its old memory are discarded."""
+        capacity = grow(cache, S, REPLY_ROOM)
+        if capacity and self.graphs:
+            self.graphs.adopt(cache, B, capacity)
+
+    def insert_replies(self, replies, ids, rows, state):
         """Append replies to the texts -> the next inputs and their positions: each row's last token and its reply."""
         x, positions, *_ = state
-        more = max(map(len, replies))
-        grow(cache, more)
-        if self.graphs:
-            self.graphs.adopt(cache, len(rows), self.graphs.capacity[1] + more)
         for b, reply in zip(rows, replies):
             if reply:
                 ids[b] += reply

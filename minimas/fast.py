@@ -210,7 +210,7 @@ class Graphs:
         return cache
 
     def steps(self, step, state, times, cache, tick, kind):
-        """run_steps by replay. The first step of each kind and number of rows runs as it is, and is captured after it."""
+        """run_steps by replay, for one step or more. The first of each kind and number of rows is taken, then captured."""
         outputs, kv, key = [], [c for c in cache if isinstance(c, KVCache)], (*kind, len(state[0]))
         filled = [min(c.filled + times, c.capacity) for c in kv]
         for c in kv:

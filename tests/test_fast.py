@@ -12,6 +12,7 @@ import checkpoints
 import minimas
 from checkpoints import IDS, QUESTIONS
 from minimas import fast, llama
+from minimas.agent import REPLY_ROOM
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
 from pretended import PretendedGPU
@@ -116,6 +117,7 @@ def test_on_a_pretended_gpu(folders, captures, gpu, style, temperature):
     with gpu:
         quick = load(folders, style, device="cuda:0", dtype="float32")
         assert {agent.device.type for agent in quick.agents.values()} == {"cuda"}
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     options = OPTIONS | {"latent_steps": 3, "max_new_tokens": 8, "temperature": temperature, "top_p": 1.0, "top_k": 0}
     for agent in quick.agents.values():
         agent.sync_every = 3
@@ -126,6 +128,14 @@ def test_on_a_pretended_gpu(folders, captures, gpu, style, temperature):
         assert_same(results, plain.run(asked, batch_size=batch_size, **options))
     assert captures and not any(in_step for _, _, in_step in gpu.passed)
     assert {where for what, where, _ in gpu.passed if what == "read"} <= {"decode", "plain_causal"}
+
+
+def test_one_latent_has_no_step_after_it(folders, gpu):
+    """Its graph is never asked for, not even to be captured: the step that a capture begins with would be a second."""
+    options = OPTIONS | {"latent_steps": 1, "max_new_tokens": 1, "temperature": 0.0}
+    plain = load(folders, "sequential_light", plain=True).run(ASKED[:1], **options)
+    with gpu:
+        assert_same(load(folders, "sequential_light", device="cuda:0", dtype="float32").run(ASKED[:1], **options), plain)
 
 
 def test_agents_on_two_devices(folders, gpu):
@@ -202,9 +212,16 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
 
 
 def test_replies_of_tools_on_a_pretended_gpu(folders, gpu, monkeypatch):
-    """A reply makes the cache grow: the graphs of the old one are not used again, or states would not be the same."""
+    """A reply makes the cache grow: the graphs of the old one are not used again, or states would not be the same.
+    It grows by more than it has to, so that the next reply finds room.
+    """
     from test_tools import SCRIPTS, scripted
-    texts, seen = [], []
+    scripts = [SCRIPTS[0].replace("that", "<python> print(1) </python>"),
+               SCRIPTS[1].replace("here", "here" + 11 * " x" + "x")]  # as long as the other
+    monkeypatch.setattr(fast, "SPARE", 1)
+    texts, seen, adopted = [], [], []
+    monkeypatch.setattr(fast.Graphs, "adopt", lambda graphs, cache, B, S, adopt=fast.Graphs.adopt: (
+        adopted.append(S), adopt(graphs, cache, B, S)))
     for device, place in ("cpu", nullcontext()), ("cuda:0", gpu):
         with place:
             system = load(folders, "deliberation", dtype="float64", device=device)
@@ -212,13 +229,15 @@ def test_replies_of_tools_on_a_pretended_gpu(folders, gpu, monkeypatch):
             asked = lambda n, *questions: [r.text for r in system.run(
                 questions, tools=("python",), rounds=1, latent_steps=2, max_new_tokens=n, temperature=0.0)]
             with monkeypatch.context() as patch:
-                scripted(system.agents["toolcaller"], SCRIPTS, patch)
+                scripted(system.agents["toolcaller"], scripts, patch)
                 seen.append([])
                 patch.setattr(model, "logits", lambda h, logits=model.logits: seen[-1].append(h[0].cpu()) or logits(h))
                 texts.append(asked(100, "1 + 1", "a longer question"))
+            sizes = adopted[1:]  # the first is the reflector's
             texts[-1] += asked(20, "1 + 1", "2 + 2", "3 + 3")  # a larger batch, after one with rows that left
-    assert texts[0] == texts[1] and "<result> 42 </result>" in texts[0][0]
+    assert texts[0] == texts[1] and "<result> 42 </result>" in texts[0][0] and "<result> 1 </result>" in texts[0][0]
     assert all((a - b).abs().max() < 1e-9 for a, b in zip(*seen, strict=True))
+    assert len(sizes) == 2 and sizes[1] == sizes[0] + REPLY_ROOM
 
 
 def reading_anew(system, monkeypatch):

@@ -111,7 +111,7 @@ def test_attend(dtype, name):
     gains = [random(d, seed=seed).abs() + 0.5 for seed in (1, 2)] if norms else [None, None]
     if name == "window in a cache that grew":
         S += 90
-        grow(caches, 90)
+        grow(caches, S)
     lengths = torch.tensor([[0], [S // 2], [S - 8]], device=DEVICE)
     done = torch.zeros(B * K, dtype=torch.int32, device=DEVICE)
     read = torch.arange(S - 8, device=DEVICE) - (S - 8 - lengths)
