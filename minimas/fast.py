@@ -192,7 +192,7 @@ class Graphs:
 
     def adopt(self, cache, B, S):
         """Use this cache of B rows and S positions from now on, and discard all graphs of another one."""
-        self.base, self.capacity, self.graphs = cache, (B, S), {}
+        self.base, self.capacity, self.graphs = first_rows(cache, B), (B, S), {}  # all B, even when rows leave `cache`
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
     def make_cache(self, B, S):

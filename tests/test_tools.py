@@ -124,11 +124,12 @@ def system(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", ("llama", "mistral", "gemma3", "qwen3_5_text"))
-def test_a_reply_is_read_from_the_cache(tmp_path, model_type):
+def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
     """Rows that get replies of their own lengths at their own times go on
     as if prompt, text and reply had been read at once.
     """
     from minimas.agent import load_agent
+    from minimas.fast import Graphs
     from minimas.recurse import Settings
     agent = load_agent(checkpoints.make_agent(tmp_path, model_type), "math", torch.device("cpu"), torch.float64)
     agent.generation.eos_ids = ()
@@ -151,6 +152,16 @@ def test_a_reply_is_read_from_the_cache(tmp_path, model_type):
         best = agent.model.logits(h[0]).argmax(-1).tolist()[-len(row) - 1:-1]
         generated = [i for i in range(len(row)) if b == 2 or not at <= i < at + len(told[b])]
         assert [best[i] for i in generated] == [row[i] for i in generated]
+
+    def sampled():
+        told.clear()
+        return agent.decode(prompts, [0, 1, 2], Settings(max_new_tokens=12, temperature=2.0, top_k=0), reply=reply)
+
+    agent.generation.eos_ids = (sampled()[2][9],)  # the last row ends before the others, and after their replies
+    rows = sampled()
+    assert len(rows[0]) == 12 + 40 and len(rows[2]) == 10
+    agent.graphs = Graphs(agent.model)
+    assert sampled() == rows and sampled() == rows, "a cache that grew, and that a row left, is whole for the next batch"
 
 
 def scripted(agent, scripts, monkeypatch):
