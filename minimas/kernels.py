@@ -168,7 +168,7 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
                   slot_positions_ptr, outputs_ptr, peaks_ptr, weights_ptr, done_ptr, y_ptr, q_row, q_head, kv_row, K, G, d,
                   ring, window, rotated, scale, eps, gated: tl.constexpr, parts: tl.constexpr, heads: tl.constexpr,
                   few: tl.constexpr, dims: tl.constexpr, BS: tl.constexpr, early: tl.constexpr):
-    """The G query heads that share a key/value head, in one row, over one of `parts` parts of the keys.
+    """The G query heads that share a key/value head, in one row, over one of at most `parts` parts of the keys.
 
     Position p is in slot p modulo ring. The new key is not read from the cache, so that no part waits for its writing; it
     belongs to part 0. The part that is done last adds up all of them.
@@ -178,6 +178,10 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
     g, i, bk = tl.arange(0, heads), tl.arange(0, dims)[None, :], b * K + head
     position = tl.load(position_ptr + b)
     slot, first, last = position % ring, tl.maximum(position - window + 1, 0), tl.minimum(position, ring)
+    span = tl.maximum(tl.cdiv(tl.cdiv(last - first, parts), BS), 1) * BS  # slots of a part
+    used = tl.maximum(tl.cdiv(last - first, span), 1).to(tl.int32)  # parts that have any
+    if part >= used:
+        return
     cos_ptr, sin_ptr = cos_ptr + b * rotated, sin_ptr + b * rotated
     q_ptr, kv, ours = q_ptr + b * q_row + head * G * q_head, b * kv_row + head * d, (g < G)[:, None] & (i < d)
     q = turned(q_ptr + g[:, None] * q_head, q_gain_ptr, ours, i, cos_ptr, sin_ptr, rotated, d, eps)  # (heads, dims)
@@ -195,7 +199,6 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
     new = (part == 0).to(tl.float32)  # 1 in the part of the new key, else 0
     peak = tl.where(part == 0, tl.sum(q.to(tl.float32) * k.to(tl.float32), 1), -1e30)  # (heads,): the highest score so far
     weight, y = tl.zeros((heads,), tl.float32) + new, tl.zeros((heads, dims), tl.float32) + new * v.to(tl.float32)
-    span = tl.cdiv(tl.cdiv(last - first, parts), BS) * BS  # slots of a part
     start, end = first + part * span, tl.minimum(last, first + (part + 1) * span)
     y, weight, peak = over_slots(q, y, weight, peak, keys_ptr, values_ptr, start, end, slot, i, d, BS)
     at = (bk * parts + part) * heads + g
@@ -203,26 +206,30 @@ def attend_kernel(q_ptr, k_ptr, v_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
     tl.store(weights_ptr + at, weight)
     tl.store(outputs_ptr + at[:, None] * dims + i, y, mask=ours)
     tl.debug_barrier()  # all of this part is written before it counts as done
-    if tl.atomic_add(done_ptr + bk, 1, sem="acq_rel", scope="gpu") == parts - 1:
-        add_up(outputs_ptr, peaks_ptr, weights_ptr, q_ptr + d, y_ptr, bk, G, d, q_head, gated, parts, heads, few, dims)
+    if tl.atomic_add(done_ptr + bk, 1, sem="acq_rel", scope="gpu") == used - 1:
+        add_up(outputs_ptr, peaks_ptr, weights_ptr, q_ptr + d, y_ptr, bk, used, G, d, q_head, gated, parts, heads, few, dims)
         tl.store(done_ptr + bk, 0)  # for the next step
 
 
 @triton.jit
-def add_up(outputs_ptr, peaks_ptr, weights_ptr, gate_ptr, y_ptr, bk, G, d, q_head, gated: tl.constexpr, parts: tl.constexpr,
-           heads: tl.constexpr, few: tl.constexpr, dims: tl.constexpr):
-    """Write the output of G heads, the sum of all parts; an empty part counts for nothing."""
+def add_up(outputs_ptr, peaks_ptr, weights_ptr, gate_ptr, y_ptr, bk, used, G, d, q_head, gated: tl.constexpr,
+           parts: tl.constexpr, heads: tl.constexpr, few: tl.constexpr, dims: tl.constexpr):
+    """Write the output of G heads, the sum of the first `used` parts."""
     some: tl.constexpr = min(parts, max(1, 8192 // (few * dims)))  # parts that are read at once: what registers hold
     g, i = tl.arange(0, few), tl.arange(0, dims)
-    every = (bk * parts + tl.arange(0, parts)[:, None]) * heads + g  # (parts, few)
-    peaks = tl.load(peaks_ptr + every, cache_modifier=".cg")
+    every = tl.arange(0, parts)[:, None]
+    at = (bk * parts + every) * heads + g  # (parts, few)
+    peaks = tl.load(peaks_ptr + at, mask=every < used, other=-1e30, cache_modifier=".cg")
+    weights = tl.load(weights_ptr + at, mask=every < used, other=0, cache_modifier=".cg")
     peak = tl.max(peaks, 0)
-    weight = tl.sum(tl.load(weights_ptr + every, cache_modifier=".cg") * tl.exp(peaks - peak), 0)
+    weight = tl.sum(weights * tl.exp(peaks - peak), 0)
     y, ours = tl.zeros((few, dims), tl.float32), (g < G)[:, None] & (i < d)
-    for part in tl.static_range(0, parts, some):
-        at = (bk * parts + part + tl.arange(0, some)[:, None, None]) * heads + g[None, :, None]  # (some, few, 1)
-        fade = tl.exp(tl.load(peaks_ptr + at, cache_modifier=".cg") - peak[None, :, None])
-        y += tl.sum(tl.load(outputs_ptr + at * dims + i, mask=ours[None], other=0, cache_modifier=".cg") * fade, 0)
+    for start in range(0, used, some):
+        part = start + tl.arange(0, some)[:, None, None]
+        of = (bk * parts + part) * heads + g[None, :, None]  # (some, few, 1)
+        fade = tl.exp(tl.load(peaks_ptr + of, mask=part < used, other=-1e30, cache_modifier=".cg") - peak[None, :, None])
+        there = ours[None] & (part < used)
+        y += tl.sum(tl.load(outputs_ptr + of * dims + i, mask=there, other=0, cache_modifier=".cg") * fade, 0)
     y /= weight[:, None]
     if gated:
         y *= tl.sigmoid(tl.load(gate_ptr + g[:, None] * q_head + i, mask=ours, other=0).to(tl.float32))

@@ -36,16 +36,15 @@ def uniform(seeds, n):
 def sample(logits, u, temperature, top_k, top_p):
     """logits (B, V) and uniform numbers u (B,) -> ids (B,).
 
-    Temperature 0 takes the best token. Else, in this order: divide by the temperature, keep the top_k best tokens (0:
-    all), keep the fewest of them whose probabilities add up to top_p, and take the one at which the running sum passes
-    u.
+    Temperature 0 takes the best token. Else, in this order: keep the top_k best tokens (0: all), divide by the
+    temperature, keep the fewest of them whose probabilities add up to top_p, and take the one at which the running sum
+    passes u.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
     V = logits.shape[-1]
-    best, ids = logits.topk(min(top_k or V, V), sorted=True)  # (B, k), best first
-    p = best.softmax(-1)
+    best, ids = logits.topk(min(top_k or V, V), sorted=True)  # (B, k), best first; nothing else is done to all V
+    p = (best.float() / temperature).softmax(-1)
     p = p * (p.cumsum(-1) - p < top_p)  # a token is needed if the sum before it falls short of top_p
     reached = p.double().cumsum(-1)
     index = (reached <= u[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
