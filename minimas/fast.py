@@ -9,6 +9,7 @@
 A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with plain=True.
 """
 
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -22,6 +23,7 @@ from .llama import widen
 # The parts whose mathematics the kernels know. A block with another part in it goes the ordinary way, on CUDA, too.
 KNOWN = {llama.Block, gemma.Block, qwen.Block35, llama.Attention, gemma.Attention, qwen.Qwen3Attention, qwen.GatedAttention,
          qwen.GatedDeltaNet, llama.MLP, gemma.MLP, llama.RMSNorm, gemma.OffsetRMSNorm, nn.Linear, nn.Conv1d}
+ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 SPARE = 64  # cache slots: capacities are rounded up to a multiple of this, so that a slightly longer prompt still fits
 
 
@@ -103,9 +105,11 @@ def kernels_for(weight):
     return kernels
 
 
-def few_rows(x, kernels):
-    """Whether x (..., D) has so few rows that reading the weights is what costs, and no gradient is asked for."""
-    return kernels is not None and 0 < x.numel() <= kernels.ROWS * x.shape[-1] and not torch.is_grad_enabled()
+def few_rows(x, kernels, most=None):
+    """Whether the kernels are for x (..., D): it has a row, at most `most` (None: ROWS), and no gradient is asked for."""
+    if kernels is None or torch.is_grad_enabled():
+        return False
+    return 0 < x.numel() <= (most or kernels.ROWS) * x.shape[-1]
 
 
 class Norm:
@@ -121,7 +125,10 @@ class Norm:
 
 
 class Step:
-    """The forward of a block for one token per row, in five kernels (Gemma: seven); all else goes the ordinary way."""
+    """The forward of a block for one token per row, in five kernels (Gemma: seven); all else goes the ordinary way.
+
+    With more than ROWS rows, reading weights is not all that a product costs: torch does it, between our other kernels.
+    """
 
     def __init__(self, block, kernels):
         self.block, self.ordinary, self.kernels = block, block.forward, kernels
@@ -133,10 +140,10 @@ class Step:
             self.before, self.after = norms, [None, None]
         if hasattr(block, "self_attn"):  # counts the parts of an attention that are done, for each row and key/value head
             K, device = block.self_attn.k_proj.out_features // block.self_attn.d, block.input_layernorm.weight.device
-            self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
+            self.done = torch.zeros(kernels.MOST_ROWS * K, dtype=torch.int32, device=device)
 
     def __call__(self, x, positions, rope, mask, cache):
-        if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
+        if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels, self.kernels.MOST_ROWS):
             return self.ordinary(x, positions, rope, mask, cache)
         block, x = self.block, x[:, 0]  # (B, D)
         if hasattr(block, "self_attn"):
@@ -148,15 +155,20 @@ class Step:
         return self.add(x, y, block.mlp.down_proj, self.after[1])[:, None]
 
     def product(self, x, joint, norm, act=""):
-        """norm(x) times the weights of a Joint."""
+        """norm(x) times the weights of a Joint; with an activation, act of the first half of it, times the other half."""
         norm, product = norm.forward, joint.product
+        if len(x) > self.kernels.ROWS:
+            y = product(norm(x))
+            return ACTIVATIONS[act](y[:, :joint.sizes[0]]) * y[:, joint.sizes[0]:] if act else y
         return self.kernels.linear(x, product.weight, product.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act)
 
     def add(self, x, y, proj, norm):
         """x + W y, or x + norm(W y)."""
-        if norm is None:
+        few = len(x) <= self.kernels.ROWS
+        if few and norm is None:
             return self.kernels.linear(y, proj.weight, proj.bias, residual=x)
-        return norm.forward(self.kernels.linear(y, proj.weight, proj.bias), residual=x)
+        y = self.kernels.linear(y, proj.weight, proj.bias) if few else proj(y)
+        return x + y if norm is None else norm.forward(y, residual=x)
 
     def attend(self, a, x, positions, rope, cache):
         """An attention module up to its last projection: x (B, D) -> (B, H d)."""

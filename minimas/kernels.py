@@ -21,12 +21,14 @@ Letters: B rows, K inputs, N outputs; in attention H query heads, K key/value he
 """
 
 from contextlib import nullcontext
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
 ROWS = 32  # rows that `linear` takes; more are work for a matrix product of torch
+MOST_ROWS = 256  # rows of a step in which the other kernels still take the place of torch's operations
 MULTIPROCESSORS = 132  # of an H100 or H200; sizes are chosen so that each has something to read
 GATES = ("silu", "gelu_tanh")  # activations of the first half of W's rows, by which the second half is multiplied
 
@@ -351,9 +353,15 @@ def norm(x, gain, eps, shift=None, residual=None):
     return y
 
 
+@lru_cache
+def starts_early(device):
+    """Whether it is a Hopper or later."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def launch(kernel, grid, x, *arguments, **options):
-    """Launch on the device of x, which need not be the current one; early, if it is a Hopper or later."""
-    early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    """Launch on the device of x, which need not be the current one; early, if it can be."""
+    early = x.is_cuda and starts_early(x.device)
     if early:
         options["launch_pdl"] = True
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
