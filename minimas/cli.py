@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
 from tqdm import tqdm
@@ -99,9 +100,8 @@ def writable_file(option, name, make_folder=False):
             if not file.is_file():
                 raise OSError("it is not an ordinary file")
             file.open("a").close()
-        trial = file.with_name(f"{file.name}.{os.getpid()}")
-        trial.touch()
-        trial.unlink(missing_ok=True)  # a process of another machine may have the same id
+        with NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}."):  # may files be made here, with such a name?
+            pass
     except OSError as e:
         raise InputError(f"{option} {str(name)!r} cannot be written ({e.strerror or e}): "
                          "give a file in an existing folder that you may write to") from e
@@ -150,6 +150,8 @@ def command(main):
 
     Ctrl-C ends it with status 130, and a reader of its output who has seen enough (| head) with 141, as the shell has them.
     """
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding does not
     try:
         main()
         sys.stdout.flush()
@@ -158,6 +160,12 @@ def command(main):
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        print("minimas: out of memory: ask fewer questions at once (--batch-size), take fewer --rollouts or "
+              "--max-new-tokens, or --offload", file=sys.stderr)
+        raise SystemExit(2) from None
     except OSError as e:
         with suppress(OSError):  # what is left of the output is dropped; it would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -202,14 +210,17 @@ def checked_settings(args):
 
 
 def read_questions(prompts):
-    """The questions of --prompt, those from stdin included; InputError if there are none, or stdin is not UTF-8."""
+    """The questions of --prompt, those from stdin included; InputError if there are none, or one is not UTF-8."""
     questions = []
     for text in prompts:
         try:
-            given = (sys.stdin.read() if sys.stdin else "").splitlines() if text == "-" else [text]
-            questions += [line for line in given if line.strip() or text != "-"]
-        except UnicodeDecodeError as e:
-            raise InputError(f"stdin is not UTF-8 ({e.reason} at byte {e.start}): give one question a line") from e
+            given = (sys.stdin.read() if sys.stdin else "").removeprefix("\ufeff").split("\n") if text == "-" else [text]
+            for line in given:
+                line.encode()  # what is no UTF-8 may have been read as half of a surrogate pair
+        except UnicodeError as e:
+            where = "stdin" if text == "-" else "--prompt"
+            raise InputError(f"{where} is not UTF-8 ({e.reason} at {e.start}): save it as UTF-8, one question a line") from e
+        questions += [line for line in given if line.strip() or text != "-"]
     if not questions:
         raise InputError("there is no question on stdin: give one a line")
     return questions

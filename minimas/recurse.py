@@ -12,8 +12,11 @@ Read `recurse` first: it is all of RecursiveMAS (arXiv 2604.25917), one loop ove
 Letters: B questions in a batch, T prompt tokens, D an agent's width, m latent steps.
 """
 
+import re
 import time
 from dataclasses import dataclass, field, replace
+from numbers import Integral
+from threading import RLock
 
 import torch
 from tqdm import tqdm
@@ -71,7 +74,7 @@ class Settings:
         lowest = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}
         for name, least in lowest.items():
             value = getattr(settings, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
+            if (value is not None or name != "top_k") and not (isinstance(value, Integral) and value >= least):
                 raise InputError(f"{name} is {value}, expected a whole number from {least} up")
         if not 0 <= settings.temperature < float("inf"):
             raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
@@ -177,6 +180,7 @@ class System:
 
     def __init__(self, style, agents, outer_links, task="math"):
         self.style, self.agents, self.outer_links, self.task = style, agents, outer_links, task
+        self.lock = RLock()  # agents keep what they read last: one thread at a time
 
     def run(self, questions, **options):
         """Answer a list of questions: one Result each, in their order (with rollouts=k: k, one after another).
@@ -205,15 +209,21 @@ class System:
         per_batch = (settings.rounds * len(self.style.order) - 1) * per_turn + settings.max_new_tokens
         with tqdm(total=len(batches) * per_batch, unit="token", leave=False, disable=not progress) as bar:
             for i, batch in enumerate(batches):
-                yield from self.answer(batch, settings, keep_latents, keep_states, bar.update, edit)
+                with self.lock:
+                    results = self.answer(batch, settings, keep_latents, keep_states, bar.update, edit)
+                yield from results
                 bar.update((i + 1) * per_batch - bar.n)  # texts that ended early
 
     def questions(self, texts, fn_names=None, dataset=None):
         """Texts as typed -> Questions; InputError names one that cannot be read."""
         if isinstance(texts, str):
             raise InputError("questions is one text: give a list of them")
-        if any(not text.strip() for text in texts):
-            raise InputError("a question is empty: type something to be answered")
+        texts = list(texts)
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"a question is {text!r}, empty or no text: type something to be answered")
+            if re.search("[\ud800-\udfff]", text):
+                raise InputError(f"the question {text!r} holds half of a surrogate pair, which is no text: correct it")
         if fn_names is not None and len(fn_names) != len(texts):
             raise InputError(f"{len(fn_names)} fn_names for {len(texts)} questions: give one for each")
         for text in texts:
@@ -253,7 +263,7 @@ class System:
                 if keep_latents:
                     own["latents"] |= {(stage.round, *edge): own_copy(sent[b]) for edge, sent in stage.sent.items()}
                 if keep_states:
-                    own["stages"][key] = time.perf_counter() - started, stage.prompts[b]
+                    own["stages"][key] = time.perf_counter() - started, [own_copy(piece) for piece in stage.prompts[b]]
                     own["states"] |= {} if stage.states is None else {key: own_copy(stage.states[b])}
         seconds = (time.perf_counter() - started) / len(texts)
         asked = [question.text for question in questions for _ in range(k)]
@@ -289,7 +299,7 @@ class System:
 
 
 def own_copy(message):
-    """One question's part of what a batch sent, not a view that holds the whole batch in memory."""
+    """One question's part of what a batch sent or read, not a view that holds the whole batch in memory."""
     return message.clone() if torch.is_tensor(message) else message
 
 
