@@ -24,6 +24,7 @@ PROCESSES = 64
 FILES = 1000
 DISK = 64  # MB of files
 DEEPEST = 100  # slashes in the path of a folder
+LONGEST = 2000  # characters of such a path: from 4096 on the kernel takes it no more, and nothing below is found
 
 # From Linux's headers
 CHILD_SUBREAPER = 36  # prctl: adopt orphans
@@ -85,7 +86,7 @@ def disk_use(work):
                 count, total = count + 1, total + entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                    count += FILES if entry.path.count("/") > DEEPEST else 0
+                    count += FILES if entry.path.count("/") > DEEPEST or len(entry.path) > LONGEST else 0
     return count, total
 
 

@@ -21,6 +21,7 @@ MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
 MAX_PAGES, MAX_CONTENT = 4, 320  # of a search: pages, and characters of each
 GUARD = Path(__file__).with_name("guard.py")
+LATE = 10  # seconds after a program's time is over in which its guard must have ended it
 SEARCH_URL = "https://api.tavily.com/search"
 PRELUDE = "import fractions, functools, itertools, math, statistics\n"  # a program may use these without importing them
 SYMPY = "import contextlib\nwith contextlib.suppress(ImportError):\n    import sympy as sp\n"  # and sp, if there is sympy
@@ -87,7 +88,10 @@ def guarded(code, seconds=10, megabytes=1024, stdin=""):
             guard = subprocess.Popen(command, env=settings, stdin=given, stdout=subprocess.PIPE, stderr=printed,
                                      text=True, start_new_session=True)
         try:
-            ending = guard.communicate(timeout=seconds + 10)[0].strip()
+            ending = guard.communicate(timeout=seconds + LATE)[0].strip()
+        except subprocess.TimeoutExpired:  # without namespaces a program can stop its guard
+            guard.kill()
+            ending = guard.communicate()[0].strip()
         except BaseException:  # even Ctrl-C: when the guard is told to end, it ends the program too
             guard.terminate()
             raise
