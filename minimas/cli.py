@@ -4,6 +4,7 @@ A command writes its results to stdout and everything else to stderr.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -23,6 +24,9 @@ from .save import write_whole
 from .styles import STYLES, style_named
 from .tokenizer import DATE
 from .trace import page
+
+
+LOADED = (".pt", ".safetensors", ".json", ".jinja")  # endings of the files that agents and links are loaded from
 
 
 # Shared by all commands: options
@@ -86,6 +90,29 @@ def checkpoints(args):
     if len(args.checkpoint) == 1 and args.checkpoint[0] and Path(args.checkpoint[0]).expanduser().is_dir():
         return args.checkpoint[0]
     return pairs("--checkpoint", args.checkpoint, "ROLE=PATH, or one folder of all roles")
+
+
+def fingerprint(given, out=None):
+    """A hash of the files to be loaded from the local folders that --checkpoint names, "" if there are none.
+
+    It takes their names, sizes, beginnings and ends, where a .pt file has checksums of all that it holds; it leaves out
+    those in the folder `out`, which the command itself writes.
+    """
+    seen, none = hashlib.sha256(), True
+    for folder in (Path(part.rpartition("=")[2]).expanduser().resolve() for part in given):
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in LOADED and file.is_file() and not (out and file.is_relative_to(out.resolve())):
+                none = False
+                seen.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode() + beginning_and_end(file))
+    return "" if none else seen.hexdigest()[:16]
+
+
+def beginning_and_end(file, n=1 << 16):
+    """The first and the last n bytes of a file."""
+    with open(file, "rb") as data:
+        first = data.read(n)
+        data.seek(max(0, file.stat().st_size - n))
+        return first + data.read()
 
 
 # Shared by all commands: files, processes and errors

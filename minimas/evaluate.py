@@ -16,7 +16,6 @@ import argparse
 import csv
 import gc
 import glob
-import hashlib
 import itertools
 import json
 import math
@@ -29,8 +28,8 @@ from tqdm import tqdm
 
 from . import InputError, __version__, check_known, grade
 from .agent import silent
-from .cli import (add_answering, checkpoints, command, join_others, make_parser, names, out_of_memory, pairs,
-                  unchanged, writable_file)
+from .cli import (add_answering, checkpoints, command, fingerprint, join_others, make_parser, names, out_of_memory,
+                  pairs, unchanged, writable_file)
 from .data import DATASETS, complain, load_dataset, settings_for
 from .plot import save_charts
 from .recurse import Settings, load_mas_system
@@ -325,15 +324,6 @@ def settings_line(args, points, graders, examples):
     line |= {"graders": graders, "checkpoint_files": fingerprint(args.checkpoint)}
     line |= {name: value for name, value in asdict(points[0]).items() if name not in POINT}
     return json.loads(json.dumps(line))  # as it will be read from the file: tuples are lists
-
-
-def fingerprint(given):
-    """A hash of the names, sizes and times of the files in the local folders that --checkpoint names; "" if there are none.
-    """
-    folders = [Path(part.rpartition("=")[2]).expanduser() for part in given]
-    files = sorted(file for folder in folders if folder.is_dir() for file in folder.rglob("*") if file.is_file())
-    seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16] if seen else ""
 
 
 def report(args, rows, grader):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from . import InputError, __version__
 from .agent import load_agent, silent
-from .cli import (checkpoints, command, join_others, make_parser, names, out_of_memory, pairs, unchanged,
+from .cli import (checkpoints, command, fingerprint, join_others, make_parser, names, out_of_memory, pairs, unchanged,
                   writable_file)
 from .data import complain
 from .lessons import load_lessons
@@ -118,7 +118,7 @@ def check_folder(args, style):
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise InputError(f"--out {args.out} cannot be made or written to ({existing} is a file, or closed to you): "
                          "give another folder")
-    if state_file(args, style).exists():
+    if state_file(args, style).exists() or metrics_file(args, style).exists():
         if not args.resume:
             raise InputError(f"{args.out} already holds a training: continue it with --resume, or give another --out")
         return
@@ -144,6 +144,11 @@ def task_of_links(args, style):
 
 def state_file(args, style):
     return args.out / f"training{suffix(task_of_links(args, style))}.pt"
+
+
+def metrics_file(args, style):
+    """It is there from the start: with it, but without a state, a training was killed before it kept one."""
+    return args.out / f"metrics{suffix(task_of_links(args, style))}.jsonl"
 
 
 # The order of the rows
@@ -173,7 +178,7 @@ class Run:
 
     def __init__(self, args, style, rank, settings, objective, save_links):
         self.state_file = state_file(args, style)
-        self.metrics_file = args.out / f"metrics{suffix(task_of_links(args, style))}.jsonl"
+        self.metrics_file = metrics_file(args, style)
         self.steps, self.save_every, self.rank = args.steps, args.save_every, rank
         self.settings, self.objective, self.save_links = settings, objective, save_links
         self.positions, self.started = 0, 0.0
@@ -400,6 +405,7 @@ def settings_of(args, world, system, rows):
     dtypes = {role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()}
     data_hash = hashlib.sha256(repr(rows).encode()).hexdigest()
     settings = {"minimas": __version__, **options, "data_hash": data_hash, "processes": world, "dtypes": dtypes}
+    settings["checkpoint_files"] = fingerprint(args.checkpoint, args.out)
     return json.loads(json.dumps(settings))
 
 

@@ -281,8 +281,11 @@ def test_files_that_are_one_are_refused(data, tmp_path, monkeypatch, capsys):
 
 
 def test_other_answers_and_other_links_are_another_run(short, data, tmp_path, monkeypatch, capsys):
-    """Neither is seen in the settings' names: the answers in the data, the files behind --checkpoint."""
-    out, links = tmp_path / "r.jsonl", shutil.copytree(TINY / "links", tmp_path / "links")
+    """Neither is seen in the settings' names: the answers in the data, the files behind --checkpoint.
+    That a file is newer, or that the records are beside the links, makes no other run of it.
+    """
+    links = shutil.copytree(TINY / "links", tmp_path / "links")
+    out = links / "r.jsonl"
     args = options(data, out, "--limit", "4", "--checkpoint", f"links={links}")
     run(monkeypatch, capsys, *args)
     corrected, kept = tmp_path / "corrected.jsonl", out.read_text()
@@ -292,7 +295,10 @@ def test_other_answers_and_other_links_are_another_run(short, data, tmp_path, mo
         run(monkeypatch, capsys, *options(corrected, out, *args[-4:]))
     assert "or its answer is not that of the data set" in capsys.readouterr().err
     out.write_text(kept)
-    (links / "Planner-Critic-Outerlink.pt").touch()
+    link = links / "Planner-Critic-Outerlink.pt"
+    link.touch()
+    run(monkeypatch, capsys, *args)
+    torch.save({name: value + 1 for name, value in torch.load(link).items()}, link)
     with pytest.raises(SystemExit):
         run(monkeypatch, capsys, *args)
     assert "checkpoint_files: " in capsys.readouterr().err

@@ -4,6 +4,7 @@ what it writes loads, a killed training resumes to the same weights, processes s
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,19 @@ def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
     assert printed == f"outer of tiny: 12 steps; --checkpoint links={folder}\n", "no step is left"
 
 
+def test_resume_refuses_another_agent(tmp_path, monkeypatch, capsys):
+    """Its folder has the same name, and another inner link."""
+    planner = shutil.copytree(STYLES["tiny"].checkpoints["planner"], tmp_path / "planner")
+    args = [*TINY, "--steps", "1", "--out", tmp_path / "out", "--checkpoint", f"planner={planner}"]
+    run(monkeypatch, capsys, *args)
+    run(monkeypatch, capsys, *args, "--resume")
+    link = torch.load(planner / "adapter.pt")
+    torch.save({name: value + 1 for name, value in link.items()}, planner / "adapter.pt")
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args, "--resume")
+    assert end.value.code == 2 and "checkpoint_files: " in capsys.readouterr().err
+
+
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, monkeypatch, capsys):
     """With one round, one link gets no gradient; with two parts per step, gradients are exchanged at the last only."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minimas.train"]
@@ -150,19 +164,21 @@ def test_what_is_not_finite_reaches_no_weight(loss, found):
     assert torch.equal(link.weight, before) and kept == [2]
 
 
-def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys):
-    """The links are written but the state is not: the steps since the last state are taken again."""
+@pytest.mark.parametrize("kept", (0, 5))
+def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys, kept):
+    """The links are written but the state is not: the steps since the last state, if there is one, are taken again."""
     args, whole = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.write_whole
 
     def fails(file, write):
-        if file.name == "training.pt" and file.exists():
+        if file.name == "training.pt" and file.exists() == bool(kept):
             raise KeyboardInterrupt
         whole(file, write)
 
     monkeypatch.setattr(train, "write_whole", fails)
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *args)
-    assert end.value.code == 130 and state(tmp_path)["step"] == 5
+    assert end.value.code == 130 and (state(tmp_path)["step"] == 5 if kept else not (tmp_path / "training.pt").exists())
+    assert list(tmp_path.glob("*Outerlink.pt"))
     monkeypatch.setattr(train, "write_whole", whole)
     run(monkeypatch, capsys, *args, "--resume")
     assert curve(tmp_path) == pytest.approx(curve(unbroken[0]), rel=1e-4) and state(tmp_path)["step"] == 12
