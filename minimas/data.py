@@ -111,7 +111,7 @@ def examples_of(rows, task, read):
             left_out.append(str(row))
             continue
         examples.append(Example(f"row {n}" if own_id in ids else own_id, task=task, **fields))
-        ids.add(own_id)
+        ids |= {own_id, f"row {n}"}
     return examples, left_out
 
 
@@ -206,8 +206,9 @@ def file_rows(file, columns):
 def from_json(text, file, line=None):
     """The value of a JSON text, which is a whole file, or the given line of it; InputError if it is not JSON."""
     try:
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
         value = json.loads(text)
-        if re.search(r"\\u[dD]" if isinstance(text, str) else rb"\\u[dD]", text):
+        if re.search(r"\\u[dD]", text):
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         return value
     except (ValueError, RecursionError) as e:  # also a number of thousands of digits, brackets thousands deep
@@ -297,13 +298,15 @@ def read_gpqa(row, seed):
 
 
 def read_code(row):
-    """A code question of a local file: tests are a script, or a list of objects with input and output."""
+    """A code question of a local file: tests are a script, or a list of objects with input and output, both texts."""
     tests = row.cell("tests")
     try:
-        tests = [tests] if tests and isinstance(tests, str) else pairs_of(tests or [])
+        tests = list(filter(str.strip, [tests])) if isinstance(tests, str) else pairs_of(tests or [])
+        if not all(isinstance(text, str) for test in tests for text in test):
+            raise TypeError("no text")
     except (TypeError, KeyError) as e:
         raise InputError(f"{row}: tests are {str(tests)[:60]!r}, expected a script that raises an error if the program "
-                         "is wrong, or a list of objects with input and output") from e
+                         "is wrong, or a list of objects with input and output, each a text") from e
     return {"question": row.text("question"), "gold": str(row.get("answer", "") or ""), "tests": tests,
             "fn_name": row.get("fn_name", "")}
 

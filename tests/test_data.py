@@ -421,6 +421,8 @@ def test_local_choice_and_code(tmp_path):
     file.write_text('id,q,key\n7,"Which?\nA. x\nB. y",B\n7,"Which?\nA) x\nB) y",(a)\n')
     examples = local(file, task="choice", columns={"question": "q", "answer": "key"})
     assert [(e.id, e.gold) for e in examples] == [("7", "B"), ("row 2", "A")], "ids are unique"
+    named = [{"id": name, "question": "q", "answer": "a"} for name in ("x", "x", "row 2")]
+    assert [e.id for e in local(write(tmp_path / "ids.jsonl", named))] == ["x", "row 2", "row 3"]
     assert examples[0].question == "Which?\nA. x\nB. y\n\nChoose the correct option (A/B/C/D)."
     assert "options are 'B', expected a list of 2 to 4" in refused(
         file, task="choice", columns={"question": "q", "options": "key", "answer": "key"})
@@ -428,13 +430,14 @@ def test_local_choice_and_code(tmp_path):
         file, task="choice", columns={"question": "q", "options": "o", "answer": "key"})
     assert "has no column 'number'" in refused(file, columns={"question": "q", "answer": "key", "id": "number"})
     rows = write(tmp_path / "rows.jsonl", [
-        {"question": "Double.", "tests": "assert f(1) == 2", "fn_name": "f"}, {"question": "?", "tests": ""}])
+        {"question": "Double.", "tests": "assert f(1) == 2", "fn_name": "f"}, {"question": "?", "tests": ""},
+        {"question": "?", "tests": " "}])
     assert [(e.question, e.gold, e.tests, e.fn_name) for e in local(rows, task="code")] == [
         ("Double.", "", ["assert f(1) == 2"], "f")]
     write(rows, [{"question": "Add.", "tests": [{"input": "1 2", "output": "3", "testtype": "stdin"}]},
                  {"question": "?", "tests": []}])
     assert [e.tests for e in local(rows, task="code")] == [[("1 2", "3")]]
-    for tests in 7, [7], [{"input": "1"}], {"input": "1", "output": "2"}:
+    for tests in 7, [7], [{"input": "1"}], {"input": "1", "output": "2"}, [{"input": 1, "output": 2}]:
         assert "rows.jsonl line 1: tests are " in refused(write(rows, [{"question": "?", "tests": tests}]), task="code")
 
 
@@ -447,6 +450,7 @@ def test_local_choice_and_code(tmp_path):
     ("a.csv", b'question,answer\n"q,a\n', "a.csv cannot be read"),
     ("a.csv", b"question,answer\n\xff,a\n", "save it as UTF-8"),
     ("a.jsonl", b'{"question": "\xff"}', "save it as UTF-8"),
+    ("a.jsonl", b'{"question": "\xed\xa0\xbd\xed\xb8\x80"}', "save it as UTF-8"),  # a surrogate pair, each half by itself
     ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
     ("a.jsonl", b"", "holds no question"),
     ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not JSON that can be read"),
