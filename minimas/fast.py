@@ -9,8 +9,11 @@
 A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with plain=True.
 """
 
+import os
+import warnings
 from functools import partial
 from importlib.util import find_spec
+from shutil import which
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +103,10 @@ def prepare(model):
 def kernels_for(weight):
     """The module kernels.py if its kernels can compute with this weight, else None."""
     if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")):
+        return None
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        warnings.warn("no C compiler is here, with which Triton builds kernels: a step on CUDA takes the ordinary way, "
+                      "which is slower; install gcc")
         return None
     from . import kernels  # needs Triton, which torch brings along for CUDA only
     return kernels

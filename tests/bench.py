@@ -6,9 +6,11 @@ the same random weights, prompts, rounds, latent steps, tokens and dtype, greedy
 Two peers, both on transformers:
     released   what the released code does: every latent step runs the whole sequence again; `generate` for the text
     cached     the same with transformers' own cache
-All three sit in one process with their models loaded, and take turns, so that what disturbs the machine disturbs all
-alike. At the end latents and tokens are compared. The last line of output is one JSON object; a ratio is peer time /
-minimas time.
+Both are transformers as it is without options: eager, with `sdpa` attention and a cache that grows. All three sit in
+one process with their models loaded, and take turns, so that what disturbs the machine disturbs all alike. On CUDA
+attention by cuDNN is off for all of them (load.load_model says why): with it the released procedure would plan anew in
+every latent step. At the end latents and tokens are compared. The last line of output is one JSON object; a ratio is
+peer time / minimas time. "fla" there says whether transformers had its fast kernels for Qwen3.5.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -200,10 +203,10 @@ def timed(f, device):
 def race(runners, repeats, device, work):
     """{name: [seconds]} of work(runner), in turns, after one round to warm up; `repeats` is {name: times}.
 
-    The slow peer is not warmed up if it runs once only.
+    On a CPU the slow peer is not warmed up if it runs once only.
     """
     for runner in runners:
-        if repeats[runner.name] > (runner.name == "released"):
+        if repeats[runner.name] > (runner.name == "released" and device == "cpu"):
             work(runner)
     times = {runner.name: [] for runner in runners}
     for i in range(max(repeats.values())):
@@ -214,11 +217,12 @@ def race(runners, repeats, device, work):
 
 
 def copy_bandwidth(device):
-    """Bytes per second that a large copy reads and writes."""
+    """Bytes per second that large copies read and write."""
     a = torch.empty(1 << 30, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
-    b.copy_(a)
-    return 2 * len(a) / min(timed(lambda: b.copy_(a), device)[0] for _ in range(10))
+    copies = lambda: [b.copy_(a) for _ in range(10)]  # together: to wait for each would take some percent of its time
+    copies()
+    return 20 * len(a) / min(timed(copies, device)[0] for _ in range(3))
 
 
 def step_bytes(agent, B, S, text):
@@ -459,7 +463,7 @@ def main():
     card = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     result |= {"size": args.size, "style": args.style, "device": args.device, "dtype": args.dtype, "batch": args.batch,
                "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                            "transformers": transformers.__version__, "on": card}}
+                            "transformers": transformers.__version__, "fla": find_spec("fla") is not None, "on": card}}
     print(json.dumps(result))
 
 

@@ -24,7 +24,7 @@ from minimas.link import fused
 from minimas.llama import attend, rope_frequencies, rotation
 from minimas.load import load_model
 from minimas.qwen import rotate_part
-from pretended import real
+from pretended import Pretended, real
 from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -237,6 +237,17 @@ def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
         h = model(model(x, positions[:, :5], cache)[:, -1:], positions[:, 5:], cache)
         gradients += [torch.autograd.grad(h.square().sum(), x)[0]]
     assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max() and not by_kernels
+
+
+def test_without_a_compiler_there_are_no_kernels(monkeypatch):
+    """Triton would fail at the first launch."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(fast, "which", lambda name: f"/usr/bin/{name}")
+    weight = torch.ones(2, 2).as_subclass(Pretended)
+    assert fast.kernels_for(weight) is kernels
+    monkeypatch.setattr(fast, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="install gcc"):
+        assert fast.kernels_for(weight) is None
 
 
 @LINKS
