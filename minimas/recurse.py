@@ -192,7 +192,8 @@ class System:
             dataset=None        name of the data set that the questions are from: gpqa has a prompt of its own
             progress=False      show a bar on stderr
             edit                edit(stage, questions) is called after each turn, a Stage of this batch of Questions, and may
-                                change what it sent: to mute an edge, to add noise, to send what was thought elsewhere
+                                change what it sent: to mute an edge (send [:, :0] of it; what is not sent again is heard
+                                again), to add noise, to send what was thought elsewhere
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """

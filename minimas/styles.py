@@ -61,9 +61,10 @@ class Style:
         """{role: torch.device}, from one device or its name, {role: device}, "planner=cuda:0,critic=cuda:1", or None.
         """
         if isinstance(given, str) and "=" in given:
-            given = dict(pair.partition("=")[::2] for pair in given.split(","))
-            if not all(given.values()):
-                raise InputError(f"device gives {', '.join(given)} no value each: expected ROLE=DEVICE,ROLE=DEVICE")
+            pairs = [pair.partition("=")[::2] for pair in given.split(",")]
+            if not all(device for _, device in pairs) or len(dict(pairs)) < len(pairs):
+                raise InputError(f"device is {given}, expected ROLE=DEVICE,ROLE=DEVICE with each role once")
+            given = dict(pairs)
         if not isinstance(given, dict):
             return dict.fromkeys(self.order, usable_device(given))
         if set(given) != set(self.order):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -35,6 +36,11 @@ def test_json_and_stdin(monkeypatch, capsys):
     assert {(row["rounds"], row["latent_steps"], row["new_tokens"]) for row in rows} == {(2, 5, 6)}
 
 
+def test_only_a_line_feed_ends_a_question(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffone page\x0cand the next\u2028\n\nanother\n"))
+    assert cli.read_questions(["-"]) == ["one page\x0cand the next\u2028", "another"]
+
+
 @pytest.mark.parametrize("args, complaint", [
     (["--prompt", "what is love"], "cannot read 'what is love'"), (["--prompt", ""], "empty"), ([], "--prompt"),
     (["--prompt", CHAIN, "--rounds", "0"], "rounds is 0"), (["--prompt", CHAIN, "--rounds", "two"], "--rounds"),
@@ -43,8 +49,9 @@ def test_json_and_stdin(monkeypatch, capsys):
     (["--prompt", CHAIN, "--device", "abacus"], "abacus"), (["--prompt", "-"], "no question"),
     (["--prompt", CHAIN, "--checkpoint", ""], "ROLE=PATH"),
     (["--prompt", CHAIN, "--checkpoint", "planner=a", "--checkpoint", "planner=b"], "gives planner twice"),
-    (["--prompt", CHAIN, "--device", "planner=cpu,critic,solver=cpu"], "no value each"),
-    (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
+    (["--prompt", CHAIN, "--device", "planner=cpu,critic,solver=cpu"], "expected ROLE=DEVICE,ROLE=DEVICE"),
+    (["--prompt", CHAIN, "--device", "planner=cpu,critic=cpu,solver=cpu,solver=cuda"], "each role once"),
+    (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"), (["--prompt", "7 +5\udce9"], "--prompt is not UTF-8"),
     (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
     (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
 def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
@@ -85,6 +92,28 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly():
     assert done.stdout == "round 1, planner\n" and "Traceback" not in done.stderr and done.returncode in (0, 141)
     done = subprocess.run(["bash", "-c", f"{ask} > /dev/full"], capture_output=True, text=True)
     assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_lacks_a_letter_is_shown_its_number(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    command(lambda: print("π"))
+    assert written.getvalue() == b"\\u03c0\n"
+
+
+def test_out_of_memory_is_a_sentence(capsys):
+    def main():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(SystemExit) as end:
+        command(main)
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("minimas: out of memory: ask fewer")
+
+
+def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):
+    other = tmp_path / f"t.html.{os.getpid()}"
+    other.write_text("precious")
+    cli.writable_file("--trace", tmp_path / "t.html")
+    assert other.read_text() == "precious" and list(tmp_path.iterdir()) == [other]
 
 
 def test_a_file_that_is_closed_is_a_sentence(monkeypatch, capsys):

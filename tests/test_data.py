@@ -450,7 +450,7 @@ def test_local_choice_and_code(tmp_path):
     ("a.csv", b'question,answer\n"q,a\n', "a.csv cannot be read"),
     ("a.csv", b"question,answer\n\xff,a\n", "save it as UTF-8"),
     ("a.jsonl", b'{"question": "\xff"}', "save it as UTF-8"),
-    ("a.jsonl", b'{"question": "\xed\xa0\xbd\xed\xb8\x80"}', "save it as UTF-8"),  # a surrogate pair, each half by itself
+    ("a.jsonl", b'{"question": "\xed\xa0\xbd\xed\xb8\x80"}', "save it as UTF-8"),  # two halves of a pair
     ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
     ("a.jsonl", b"", "holds no question"),
     ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not JSON that can be read"),

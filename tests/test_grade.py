@@ -184,7 +184,8 @@ GREEDY = {
                    "stopped at more than 64 MB of files"),
     "empty files": ("for i in range(10**6): open(str(i), 'w').close()", "stopped at more than 1000 files"),
     "nested folders": ("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')", "stopped at more than 1000 files"),
-    "long names": ("import os\nwhile True:\n    os.mkdir('d' * 200); os.chdir('d' * 200)", "stopped at more than 1000 files"),
+    "long names": ("import os\nwhile True:\n    os.mkdir('d' * 200); os.chdir('d' * 200)",
+                   "stopped at more than 1000 files"),
     "processes": ("import os, time\nfor i in range(200):\n    if os.fork() == 0:\n        time.sleep(60)\n"
                   "time.sleep(60)", MANY),
     # 512, if it were let
@@ -217,7 +218,8 @@ def test_greedy_programs_are_stopped(guard, kind):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a program when its parent ends")
 def test_a_guard_that_is_stopped_is_lost(guard, monkeypatch):
     monkeypatch.setattr(tools, "LATE", 1)
-    text, ending = tools.guarded("import os, signal, time\nos.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(60)", seconds=1)
+    program = "import os, signal, time\nos.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(60)"
+    _, ending = tools.guarded(program, seconds=1)
     assert ending in ("lost its guard", "stopped after 1 seconds")  # with namespaces it has no power over its guard
 
 

@@ -1,7 +1,9 @@
 """The recursion equals the released procedure, written again on transformers without a cache (stored, and live)."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import tqdm
@@ -195,11 +197,23 @@ def test_tools_need_a_style_that_calls_them(system):
 def test_settings_out_of_range(system):
     for name, value in (("rounds", 0), ("latent_steps", -1), ("max_new_tokens", 0), ("temperature", -0.1),
                         ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1),
-                        ("batch_size", 0), ("channel", "smoke")):
+                        ("batch_size", 0), ("channel", "smoke"), ("rounds", None)):
         with pytest.raises(minimas.InputError, match=name):
             system.run(["1 + 1"], **{name: value})
-    with pytest.raises(minimas.InputError, match="empty"):
-        system.run(["1 + 1", " "])
+    for no_text in " ", None, 7:
+        with pytest.raises(minimas.InputError, match="empty or no text"):
+            system.run(["1 + 1", no_text])
+    with pytest.raises(minimas.InputError, match="half of a surrogate pair"):
+        system.run(["1 + 1 \ud83d"])
+
+
+def test_threads_take_turns():
+    """Agents keep what they read last, so a system answers one batch at a time."""
+    system, asked = minimas.load_mas_system("tiny", device="cpu"), [f"{n} +5 *3 -4" for n in range(9)] * 2
+    alone = [result.text for result in system.run(text for text in asked)]
+    with ThreadPoolExecutor(3) as pool:
+        together = pool.map(lambda text: system.run([text], rounds=np.int64(3)), asked)
+        assert [result.text for (result,) in together] == alone
 
 
 def test_an_agent_that_nobody_hears(monkeypatch):
