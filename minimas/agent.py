@@ -24,6 +24,7 @@ from .link import InnerLink, fused
 from .load import load_generation, load_inner_link, load_model, load_tokenizer
 from .sample import sample, uniform
 
+NUMBERS = 2048  # random numbers of a text are made before it, for a multiple of this many tokens: few sizes, few graphs
 REPLY_ROOM = 512  # positions: a cache that is too short for a reply grows by a multiple of this, for others to come
 
 
@@ -213,18 +214,19 @@ class Agent:
         cache = self.make_cache(len(seeds), S)
         ids, left = [[] for _ in seeds], settings.max_new_tokens - 1  # tokens that may still follow the first
         rows = list(range(len(seeds)))  # number of the text in each row; None: an ended row that fills the batch up
-        seeds = torch.tensor(seeds, device=x.device)
+        numbers = torch.arange(-(-settings.max_new_tokens // NUMBERS) * NUMBERS, device=x.device)
+        chance = uniform(torch.tensor(seeds, device=x.device)[:, None], numbers)  # (rows, tokens)
 
-        def draw(h, positions, seeds, n):
-            u = uniform(seeds, n) if settings.temperature else None  # the best token needs no chance
+        def draw(h, positions, chance, n):
+            u = chance.gather(1, n)[:, 0] if settings.temperature else None  # the best token needs no chance
             tokens = sample(self.model.logits(h[:, -1]), u, *sampling)  # (rows,)
-            return (self.model.embed(tokens[:, None]), positions[:, -1:] + 1, seeds, n + 1), tokens
+            return (self.model.embed(tokens[:, None]), positions[:, -1:] + 1, chance, n + 1), tokens
 
-        def step(x, positions, seeds, n):
-            return draw(self.model(x, positions, cache, last=1), positions, seeds, n)
+        def step(x, positions, chance, n):
+            return draw(self.model(x, positions, cache, last=1), positions, chance, n)
 
         h, positions = self.prefill_copies(x, positions, cache, len(seeds) // len(x))
-        state, first = draw(h, positions, seeds, torch.zeros_like(seeds))
+        state, first = draw(h, positions, chance, torch.zeros_like(positions[:, :1]))
         tokens = [first]
         tick()
         while True:
@@ -239,7 +241,7 @@ class Agent:
                 self.make_room(cache, len(rows), S)
                 state = *self.insert_replies(replies, ids, rows, state), *state[2:]
             times = 1 if state[0].shape[1] > 1 or reply else min(self.sync_every, left)
-            state, tokens = self.steps(step, state, times, cache, tick, "text", *sampling)
+            state, tokens = self.steps(step, state, times, cache, tick, "text", *sampling, chance.shape[1])
             left -= times
 
     def prefill_copies(self, x, positions, cache, k):

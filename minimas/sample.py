@@ -23,7 +23,8 @@ def seeds(questions, *key, rollouts=1):
 
 
 def uniform(seeds, n):
-    """seeds (B,), token numbers n (B,) -> (B,) float64 in [0, 1): output n of SplitMix64 (Steele et al. 2014)."""
+    """Seeds and token numbers n, of shapes that broadcast -> float64 in [0, 1): output n of SplitMix64 (Steele et al. 2014).
+    """
     def shift(z, bits):  # a logical shift: that of int64 would carry its sign in
         return (z >> bits) & ((1 << (64 - bits)) - 1)
 
