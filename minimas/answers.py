@@ -1,12 +1,19 @@
 r"""The answer in a text: the last \boxed{...} for task math, the letter in it for choice, for code the last program."""
 
 import re
+import textwrap
+
+# Words may follow the name of a block whose fence begins its line. A fence within a line of code does not end it.
+BLOCK = re.compile(r"(^[ \t]*)?```[ \t]*+([\w+-]*+)(?(1)[^`\n]*|[ \t]*)\n"
+                   r"(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def boxed(text):
     r"""The content of the last \boxed{...} that is closed; None if there is none, or if it is empty."""
     starts, found = [], None  # for each open brace: where its box begins, None for a brace that is not a box
-    for brace in re.finditer(r"\\boxed\s*\{|[{}]", text):
+    for brace in re.finditer(r"\\\\?boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if len(brace[0]) == 2:  # \{ and \} belong to a set; \\ is a line break, so that \\{ ends in a real brace
+            continue
         if brace[0] != "}":
             starts.append(brace.end() if len(brace[0]) > 1 else None)
         elif starts and (start := starts.pop()) is not None:
@@ -23,8 +30,8 @@ def letter(text):
 
 def code_block(text):
     """The last Markdown block of Python that is not empty, else the last of any; an open one runs to the end."""
-    blocks = re.findall(r"```([\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
-    blocks = [(name.lower() in ("python", "py", "python3"), code.strip("\n")) for name, code in blocks if code.strip()]
+    blocks = [(name.lower() in ("python", "py", "python3"), textwrap.dedent(code).strip("\n"))
+              for _, name, code in BLOCK.findall(text.replace("\r\n", "\n")) if code.strip()]
     return max(reversed(blocks), key=lambda block: block[0], default=(False, None))[1]
 
 

@@ -9,7 +9,8 @@ from minimas.answers import extract
     (r"so \boxed{7}", "7"), (r"\boxed{1} then \boxed{ \frac{1}{2} }", r"\frac{1}{2}"),
     (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{7} and \boxed{8", "7"), (r"\boxed{8", None), ("7", None), ("", None),
     (r"\boxed{}", None), (r"\boxed{7} \boxed{}", None), (r"\boxed{a \boxed{b} c}", "b"), (r"\boxed{a {b} c", None),
-    (r"} \boxed {7}}", "7")])
+    (r"} \boxed {7}}", "7"), (r"\boxed{\left\{ x>0 \right.}", r"\left\{ x>0 \right."), (r"\boxed{a\\{b}}", r"a\\{b}"),
+    (r"\\boxed{7}", "7")])
 def test_math(text, answer):
     assert extract(text, "math") == answer
 
@@ -17,6 +18,12 @@ def test_math(text, answer):
 def test_boxes_that_are_never_closed_take_no_time():
     started = time.perf_counter()
     assert extract("\\boxed{7}" + "\\boxed{" * 2000, "math") == "7" and time.perf_counter() - started < 0.2
+
+
+@pytest.mark.parametrize("text", ["x``` " + " " * 30000 + "y", "```" + " " * 30000 + "`", "\\" * 30000, "```\n" * 10000])
+def test_no_text_takes_long(text):
+    started = time.perf_counter()
+    assert not extract(text, "math") and not extract(text, "code") and time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize("text, answer", [
@@ -33,6 +40,12 @@ def test_choice(text, answer):
 @pytest.mark.parametrize("text, answer", [
     ("so\n```python\nx = 1\n```\n", "x = 1"), ("```\nx\n```\nor\n```py\ny\n```", "y"), ("```python\nx = 1", "x = 1"),
     ("```python\nx\n```\n```\n```", "x"), ("x = 1", None),
-    ("```python\nx\n```\nprints\n```\n5\n```", "x"), ("```Python\nx\n```\n```py\ny\n```\n```text\n5", "y")])
+    ("```python\nx\n```\nprints\n```\n5\n```", "x"), ("```Python\nx\n```\n```py\ny\n```\n```text\n5", "y"),
+    ("1. so\n   ```python\n   if x:\n       y\n   ```\n2. b\n```\n5\n```", "if x:\n    y"),
+    ("``` python\nx\n```\n```\n5\n```", "x"), ('```python title="x"\nx\n```\n```text a\n5\n```', "x"),
+    ("```python {cell}\nx\n```\n```\n5\n```", "x"), ("```python3.10\nx\n```\n```\n5\n```", "x"),
+    ("so: ```python\r\nx\r\ny\r\n```\r\n", "x\ny"), ("write ``` at its end\n```python\nx\n```", "x"),
+    ("```python\nprint('```')\nx\n```\n", "print('```')\nx"), ("```python\nx = 1```\ny", "x = 1"),
+    ("```python\nprint('```')\nx", "print('```')\nx")])
 def test_code(text, answer):
     assert extract(text, "code") == answer
