@@ -13,23 +13,26 @@ LONGEST, MOST_ITEMS = 2000, 50  # characters of an answer, items of a set; no an
 REPLACED = [(re.compile(pattern), replacement) for pattern, replacement in (  # in this order
     # decoration
     (r"(?<=\d)(\{,\}|,\\!)\s*(?=\d{3})", ""),  # 12{,}000 -> 12000
-    (r"\\displaystyle|\\(left|right)(?![a-z])|\\[Bb]igg?[lr]?\b|\\!|\\?\$", ""),  # \left( -> (, \$5 -> 5
-    (r"(?<!\\)\\[,;: ]|~|\\q?quad\b", " "),  # 5\,cm -> 5 cm
+    (r"^\s*(-?)\s*\\\$\s*(\d[\d.,]*)\s*$", r'\1\2 "dollars"'),  # \$5 -> 5 "dollars", a unit
+    (r"\\displaystyle|\\(left|right)(?![a-z])|\\[Bb]igg?[lr]?\b|\\!|\\?\$", ""),  # \left( -> (, $x$ -> x
+    (r"(?<!\\)\\[,;: ]|~", " "),  # 5\,cm -> 5 cm
+    (r"\\q?quad(?![a-z])", "  "),  # two blanks, so that 5\quad 600 is not 5 600
     (r"\\[dtc](?=frac|binom)", r"\\"),  # \dfrac -> \frac
     # one spelling for a symbol
     (r"\\%|\bpercent\b", "%"),
     (r"[−–]", "-"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|°|\\degree\b", " degrees "),  # 45^\circ -> 45 degrees
-    (r"\\(cdot|times)\b|[×·]", "*"),
-    (r"\\div\b|÷", "/"),
+    (r"\^\s*\{?\s*\\circ\s*\}?|°|\\degree\b|(?<=\d)\^(o\b|\{o\})", " degrees "),  # 45^\circ -> 45 degrees
+    (r"\\(cdot|times)(?![a-z])|[×·]", "*"),
+    (r"\\div(?![a-z])|÷", "/"),
+    (r"\\pm(?![a-z])", "±"),
     (r"(\\(?:sin|cos|tan|cot)[ {(]*[\d.]+) degrees", r"\1\\deg"),  # \sin(45 degrees -> \sin(45\deg, a factor
-    (r"\\[lr]?vert\b", "|"),
+    (r"\\[lr]?vert(?![a-z])", "|"),
     (r"\|([^|]*)\|", r"\\abs{\1}"),  # |x| -> \abs{x}
     ("π", r"\\pi "),
     ("∞", r"\\infty "),
     ("∪", r"\\cup "),
-    (r"\\lt\b", "<"),
-    (r"\\gt\b", ">"),
+    (r"\\lt(?![a-z])", "<"),
+    (r"\\gt(?![a-z])", ">"),
     (r"\\neq?(?![a-z])", "≠"),
     (r"\\(leq?|leqslant)(?![a-z])|≤", "<="),
     (r"\\(geq?|geqslant)(?![a-z])|≥", ">="),
@@ -41,24 +44,30 @@ REPLACED = [(re.compile(pattern), replacement) for pattern, replacement in (  # 
     (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r' "\1" '),
     (r'(?<=[\d)}\]\w])[\s,]*(?:"\s*(?:and|or)\s*"|\b(?:and|or)\b)\s*', ","),
     # braces that LaTeX lets one leave out, and mixed numbers
-    (r"(\\frac|\\sqrt|\^|_)\s*(\d)", r"\1{\2}"),  # \sqrt2 -> \sqrt{2}, \frac12 -> \frac{1}2
+    (r"(\\frac|\\binom|\\sqrt|\^|_)\s*(\d)", r"\1{\2}"),  # \sqrt2 -> \sqrt{2}, \frac12 -> \frac{1}2
     (r"(\\frac\{\d\})\s*(\d)", r"\1{\2}"),  # \frac{1}2 -> \frac{1}{2}
-    (r"(?<![\d.^_{}])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{?(\d+)\}?", r"(\1+\2/\3)"),  # 3\frac{1}{2} -> (3+1/2)
-    (r"(?<![\d.^_])(\d+)\s+(\d+)/(\d+)", r"(\1+\2/\3)"),  # 3 1/2 -> (3+1/2)
+    (r"(?<![\d.^_}])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{?(\d+)\}?", r"(\1+\2/\3)"),  # 3\frac{1}{2} -> (3+1/2)
+    (r"(?<![\d.^_])(\d+)\s(\d+)/(\d+)", r"(\1+\2/\3)"),  # 3 1/2 -> (3+1/2)
     # the ends
     (r"^\s+|[\s.]+$", ""),
     (r"^(\d+)_\{(\d+)\}$", r'\1 "base \2"'))]  # 52_{8} -> 52 "base 8", a unit
-REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\s*\{(\d+)\}")  # 0.1\overline{6}
-THOUSANDS = re.compile(r"(?:\w\s*=)?\s*-?\d{1,3}(?:,\d{3})+(?![\d,])")  # 12,000 or x = 12,000
+REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")  # 0.1\overline{6}
+THOUSANDS = re.compile(r"(?:\w\s*=)?\s*-?\d{1,3}([, ])\d{3}(?:\1\d{3})*(?! ?[\d,])")  # 12,000 or x = 12 000
 MATRIX = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 WORDS = re.compile(r"""(?=.*"|.*[a-z]{4}|(?:yes|no|odd)$)[a-z"\s.,:;'!?()-]+""", re.I)
 # A number, then its unit: a percent sign, text in quotation marks, or plain letters; and the unit's power
 UNIT = re.compile(r"""(.*[^\s"])\s*(?:(%)|"([^"]*)"|(?<=[\d)}])(?:\s+|(?=[ckm]m\b|kg\b))([a-z]{2,}[a-z. /]*))"""
                   r"\s*(\^\{[23]\})?", re.DOTALL | re.I)
+# Words after which a number is another, or no number: no unit
+CHANGING = re.compile(r"[^a-z]*[\d!\\]|[eixyz]$|(squared|cubed|factorial|plus|minus|is|pi)\b|.*\b("
+                      r"hundred|thousand|(m|b|tr)illion|dozen|half|halve|third|(four|fif|six|seven|eigh|nin|ten)th|"
+                      r"and|or|more|less|least|most|not)(th)?s?\b", re.DOTALL)
 SHORT = {"centimeter": "cm", "meter": "m", "kilometer": "km", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
          "hr": "h", "hour": "h", "minute": "min", "second": "s", "sec": "s", "mile": "mi",
          "gram": "g", "kilogram": "kg"}
-NAME = re.compile(r"[a-zA-Z](_\{?\w\}?)?(\([a-zA-Z]\))?")  # x, x_1, f(x)
+KNOWN = {*SHORT, *SHORT.values(), *"""sq square cubic per mm yard yd unit degree c f celsiu fahrenheit radian dollar cent
+         mph liter ml pound lb ounce oz gallon day week month year people point""".split()}  # in plain letters, without s
+NAME = re.compile(r"([a-zA-Z]|\\(alpha|beta|gamma|theta|lambda|omega|phi|mu))(_\{?\w\}?)?(\([a-zA-Z]\))?")  # x, x_1, f(x)
 
 
 def tidy(text):
@@ -66,7 +75,7 @@ def tidy(text):
     for pattern, replacement in REPLACED:
         text = pattern.sub(replacement, text)
     text = REPEATING.sub(lambda m: f"({m[1] or 0}.{m[2] or 0}+{m[3]}/{'9' * len(m[3])}{'0' * len(m[2])})", text)
-    return THOUSANDS.sub(lambda m: m[0].replace(",", ""), text, count=1) if THOUSANDS.match(text) else text
+    return THOUSANDS.sub(lambda m: re.sub("[, ]", "", m[0]), text, count=1) if THOUSANDS.match(text) else text
 
 
 def split(text, *separators):
@@ -87,9 +96,11 @@ def split(text, *separators):
 
 
 def members(text, separator=","):
-    r"""The parts of a list that are not empty; one with \pm in it becomes two."""
-    parts = filter(None, split(text, separator)[::2])
-    return [part.replace(r"\pm", sign) for part in parts for sign in ("+-" if r"\pm" in part else "+")]
+    """The parts of a list that are not empty; one with ± in it becomes two, with more than one a ValueError."""
+    parts = list(filter(None, split(text, separator)[::2]))
+    if any(part.count("±") > 1 for part in parts):
+        raise ValueError("signs that may be the same or not")
+    return [part.replace("±", sign) for part in parts for sign in ("+-" if "±" in part else "+")]
 
 
 def meaning(text):
@@ -98,7 +109,7 @@ def meaning(text):
     ("set", meanings), ("union", meanings)
     ("ordered", brackets, meanings)  a tuple, an interval; a row of a matrix, a matrix (brackets: "row", "matrix")
     ("relation", left, sign, right)  its two sides as texts
-    ("words", list of words)
+    ("words", list of words)  or a number that words change, as in 3 million
     ("value", values at the points of expression.py, unit)
     """
     if text.startswith(r"\{") and text.endswith(r"\}"):
@@ -119,18 +130,21 @@ def meaning(text):
         return "ordered", "matrix", [("ordered", "row", [meaning(cell) for cell in row]) for row in rows]
     text = re.sub(r'^"\s*\(?([a-zA-Z])\)?\s*"$', r"\1", text)  # one letter in \text{} is a variable
     if WORDS.fullmatch(text):
-        return "words", re.findall(r"[a-z']+", text.lower())
+        return "words", re.findall(r"[a-z']+|[-()!]", text.lower())
     if measure := UNIT.fullmatch(text):
-        number, percent, quoted, plain, power = measure.groups()
-        return "value", values_at_points(number), unit_of(percent or quoted or plain, power or "")
+        number, percent, quoted, plain, power = measure.groups(default="")
+        if CHANGING.match((quoted or plain).strip().lower()):
+            return "words", text.split()
+        if set(re.findall(r"[a-z]+?(?=s?\b)", plain.lower())) <= KNOWN:  # other letters are factors
+            return "value", values_at_points(number), unit_of(percent or quoted or plain, power)
     return "value", values_at_points(text), ""
 
 
 def unit_of(name, exponent):
-    """One spelling for a unit: square centimeters, sq cm and cm^2 become "cm^{2}"; degrees and dollars ""."""
+    """One spelling for a unit: square centimeters, sq cm and cm^2 become "cm^{2}"; degrees ""."""
     name = name.strip().lower()
     exponent = "^{2}" if name.startswith("sq") else "^{3}" if name.startswith("cubic") else exponent
-    name = re.sub(r"^(sq(uare)?|cubic)\b|[.\s]|(?<=\w\w)s$|^(degree|dollar)s?$", "", name)
+    name = re.sub(r"^(sq(uare)?|cubic)\b|[.\s]|(?<=\w\w)s$|^degrees?$", "", name)
     return SHORT.get(name, name) + exponent
 
 
@@ -198,4 +212,4 @@ def same_exactly(found, gold):
 
 def without_blanks(text):
     """A text without quotation marks and blanks, except those between two digits."""
-    return re.sub(r'"|(?<!\d)\s+|\s+(?!\d)', "", text)
+    return re.sub(r"(?<![\d\s])\s+|\s+(?![\d\s])", "", text.replace('"', ""))

@@ -16,15 +16,22 @@ from fractions import Fraction
 from random import Random
 
 TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\d+\.?\d*|\.\d+|[a-zA-Z](?:_\{\w+\})?|[-+*/^(){}\[\]!_])", re.ASCII)
+APART = re.compile(r"\d\s+[\d.]|(?<![\\{a-zA-Z])(?!degrees\b)[a-zA-Z]{4}")  # 5 6 and words are no products
 LONGEST = 400  # characters of a text
 MOST_BITS = 5000  # of the numerator or denominator of a power
 SMALL = range(200)  # the numbers that may have a factorial; SMALL.index(x) is x as an int, or a ValueError
 POINTS = (1, 1), (-1, -1), (1, -1)  # the sign of every second letter of the alphabet, and of the others
 NAMES = {r"\infty", r"\theta", r"\alpha", r"\beta", r"\gamma", r"\lambda", r"\omega", r"\phi", r"\mu"}  # more letters
 CONSTANTS = {r"\pi": cmath.pi, "e": cmath.e, "i": 1j, r"\deg": cmath.pi / 180}
-FUNCTIONS = {r"\sin": cmath.sin, r"\cos": cmath.cos, r"\tan": cmath.tan, r"\cot": lambda x: 1 / cmath.tan(x),
+FUNCTIONS = {r"\sin": lambda x: settled(cmath.sin(x), x), r"\cos": lambda x: settled(cmath.cos(x), x),
+             r"\tan": lambda x: settled(cmath.tan(x), x), r"\cot": lambda x: settled(1 / cmath.tan(x), x),
              r"\arctan": cmath.atan, r"\ln": cmath.log, r"\log": cmath.log10, r"\abs": abs}
 CLOSING = {"(": ")", "{": "}", "[": "]"}
+
+
+def settled(value, x):
+    """A value computed from x; 0 if it is no more than x's rounding error, as in sin(pi) or sqrt(2)^2 - 2."""
+    return Fraction(0) if not isinstance(value, Fraction) and abs(value) < 1e-14 * abs(x) else value
 
 
 def power(x, e):
@@ -39,7 +46,7 @@ def power(x, e):
 
 
 OPERATORS = {  # token: (how strongly it binds, what it does); the tokens that end an expression bind least
-    "+": (1, lambda x, y: x + y), "-": (1, lambda x, y: x - y),
+    "+": (1, lambda x, y: settled(x + y, x)), "-": (1, lambda x, y: settled(x - y, x)),
     "*": (2, lambda x, y: x * y), "/": (2, lambda x, y: x / y),
     "^": (4, power), "!": (4, lambda x: Fraction(math.factorial(SMALL.index(x)))),
     **dict.fromkeys(["", *")}]"], (0, None))}
@@ -97,7 +104,7 @@ def applied(name, tokens, point):
 
 def values_at_points(text):
     """The values of an expression at the three points: Fractions, or complex floats."""
-    if len(text) > LONGEST or TOKEN.sub("", text).strip():
+    if len(text) > LONGEST or TOKEN.sub("", text).strip() or APART.search(text):
         raise ValueError("not arithmetic, or too long")
     values = []
     for point in range(len(POINTS)):
@@ -112,4 +119,4 @@ def values_at_points(text):
 def equal(v, w):
     """Whether two lists of values are the same: exactly if they are Fractions, else to 1e-12."""
     return all(x == y or not (isinstance(x, Fraction) and isinstance(y, Fraction)) and
-               cmath.isclose(x, y, rel_tol=1e-12, abs_tol=1e-14) for x, y in zip(v, w))
+               cmath.isclose(x, y, rel_tol=1e-12) for x, y in zip(v, w))

@@ -46,8 +46,41 @@ def test_plain():
     (r"12345678901\pi", r"12345678902\pi", False), ("10^{30}+1", "10^{30}", False), ("x^2", "x^4", False),
     (r"\sqrt[3]{-8}", "-2", True), (r"x\sqrt{x}", "x^{3/2}", True), (r"\tan 45^\circ", "1", True),
     ("a_1", "a_2", False), ("x<3", "6>2x", True), ("-2x<6", "x<-3", False), (r"x = \pm 3", "-3, 3", True),
-    ("1/2x", "x/2", True), (r"\frac{9!}{7!}", "72", True), (r"\frac12\ln 9", r"\ln 3", True)])
+    ("1/2x", "x/2", True), (r"\frac{9!}{7!}", "72", True), (r"\frac12\ln 9", r"\ln 3", True),
+    ("e^{-40}", "e^{-50}", False), ("e^{-40}", "0", False), (r"\frac{\pi}{10^9}", "0.00000000314159", False),
+    (r"\sin\pi", "0", True), (r"\sin\pi", r"\sin 2\pi", True), (r"(\sqrt2)^2-2", "0", True), (r"\cot 90^\circ", "0", True),
+    (r"e^{i\pi}+1", "0", True), (r"\ln(e^{40})", "40", True), (r"(10^{200}\pi)(10^{200}\pi)-1", "0", False),
+    (r"5\text{6}", "56", False),
+    # commands that a digit follows
+    (r"2\times10^3", "2000", True), (r"2\cdot3", "6", True), (r"6\div2", "3", True), (r"x\lt5", "x<5", True),
+    (r"x\gt5", "x>5", True), (r"\quad6", "6", True), (r"\vert3\vert", "3", True), (r"\binom52", "10", True),
+    # two signs that may differ, and a command that only begins like one
+    (r"\pm1\pm\sqrt2", r"1+\sqrt2,-1-\sqrt2", False), (r"\pm1,\pm2", "1,-1,2,-2", True), ("±3", "3,-3", True),
+    (r"3\pmod5", "3+od5,3-od5", False),
+    # digits apart, mixed numbers
+    (r"1\,000\,000", "1000000", True), (r"x = 1\ 000", "1000", True), (r"1\,000\,000", "0", False),
+    (r"5\quad 6", "56", False), (r"5\quad 600", "5600", False), (r"12 \; 5", "125", False), ("5 6", "30", False),
+    (r"12 \; 5", "60", False), (r"\{2\frac{1}{2}\}", r"\{1\}", False), (r"\{2\frac{1}{2}\}", r"\{2.5\}", True),
+    # other spellings
+    (r"\theta=\frac\pi2", r"\frac\pi2", True), ("90^o", "90", True), (r"0.\bar{3}", r"\frac13", True)])
 def test_values_at_points(found, gold, equal):
+    assert same_math(found, gold, "plain") is same_math(gold, found, "plain") is equal
+
+
+@pytest.mark.parametrize("found, gold, equal", [
+    (r"5\text{}", "6", False), (r"12\mathrm{}", "12", True), ('5""', "5", True), (r"5\text{ apples}", "5", True),
+    ("3 xy", "3", False), ("3 xy", "3yx", True), ("24 pi", "24", False), ("x^2 yz", "x^2", False),
+    ("(x+1) ab", "x+1", False), ("2 sin x", "2", False), ("5 is wrong", "5", False), ("2 thirds", "2", False),
+    ("5 degrees Celsius", "5", True), ("5 square inches", r"5\text{ in}^2", True), ("60 miles per hour", "60", True),
+    (r"20^\circ C", "20", True), (r"3\text{ million}", "3", False), (r"5\text{ squared}", "5", False),
+    (r"5\text{ cm squared}", "5", True), (r"5\text{ or more}", "5", False), (r"5\text{ does not exist}", "5", False),
+    (r"5\text{ lessons}", "5", True), (r"3+4\mathrm{i}", "7", False), (r"5\text{!}", "5", False),
+    (r"5\text{.5}", "5", False), (r"24\text{ pi}", "24", False), (r"2\text{ hundredths}", "2", False),
+    (r"2\text{ hours and 30 minutes}", "2", False),
+    (r"5\text{ cents}", r"\$5", False), ("5 cents", "5 dollars", False), (r"\$1,005", "1005 dollars", True),
+    ("-abcd", "abcd", False), ("a-bcde", "a(bcde)", False), ("a-bcde", "a bcde", False), ("abcd!", "abcd", False),
+    (r"\text{x-axis}", "x-axis", True)])
+def test_units_and_words(found, gold, equal):
     assert same_math(found, gold, "plain") is same_math(gold, found, "plain") is equal
 
 
@@ -55,6 +88,7 @@ def test_math_verify():
     pytest.importorskip("math_verify")
     wrong, accepted = mistakes("math-verify")
     assert default_grader() == "math-verify" and not wrong and not accepted
+    assert not same_math(r"3\text{ million}", "3", "math-verify"), "it would take the first number"
     assert (not same_math("9^{9^{9^9}}", "2^{2^{2^{9^9}}}", "math-verify")
             and same_math(r"\sum_{k=1}^{3} k", "6", "math-verify"))  # lives, or comes again
 
