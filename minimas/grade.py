@@ -79,7 +79,8 @@ def ask_math_verify(found, gold, seconds=15):
     """The verdict of math-verify; False if it dies or takes more than `seconds`, and the next call starts it anew."""
     global math_verify
     with one_at_a_time:
-        math_verify = math_verify or start_math_verify()
+        if math_verify is None or math_verify.poll() is not None:
+            math_verify = start_math_verify()
         math_verify.stdin.write(json.dumps([found, gold]).encode() + b"\n")
         math_verify.stdin.flush()
         in_time = select.select([math_verify.stdout], [], [], seconds)[0]
@@ -128,7 +129,7 @@ def plain_text(text):
 
 def same_text(found, gold):
     """Exact match as in SQuAD and HotpotQA: in lower case, without punctuation, articles and extra blanks."""
-    return plain_text(found or "") == plain_text(gold)
+    return found is not None and plain_text(found) == plain_text(gold)
 
 
 # Code: each test runs in a guarded child process
@@ -138,28 +139,35 @@ def same_text(found, gold):
 # them, such as datetime.datetime and copy.copy. The two limits are those of LiveCodeBench's own runner.
 MODULES = """sys bisect collections copy datetime functools heapq io itertools json math operator random re statistics
              string""".split()
-COMMON = "".join(f"from {name} import *\n" for name in [*MODULES, "builtins", "typing"])
+COMMON = "import os\nos.dup2(os.open(os.devnull, os.O_WRONLY), 2)\n"  # stderr is no part of a program's answer
+COMMON += "".join(f"from {name} import *\n" for name in [*MODULES, "builtins", "typing"])
 COMMON += f"import {', '.join(MODULES)}\nsys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n"
-CALL_TEMPLATE = """
-import json, sys
-names = {{"__name__": "answer"}}
+MODULE = """
+import json, sys, types
+sys.modules["answer"] = types.ModuleType("answer")
+names = vars(sys.modules["answer"])
 exec({common!r}, names)
 exec(compile({program!r}, "answer.py", "exec"), names)
+"""
+CALL_TEMPLATE = MODULE + """
 result = getattr(names["Solution"](), {fn_name!r}) if "Solution" in names else names[{fn_name!r}]
 result = json.dumps(result(*[json.loads(line) for line in {arguments!r}.split("\\n")]))
 sys.__stdout__.write("\\n{mark}" + result)
 """
-SCRIPT_TEMPLATE = """
-names = {{"__name__": "answer"}}
-exec({common!r}, names)
-exec(compile({program!r}, "answer.py", "exec"), names)
+SCRIPT_TEMPLATE = MODULE + """
 exec(compile({test!r}, "test.py", "exec"), names)
-__import__("sys").__stdout__.write("\\n{mark}")
+sys.__stdout__.write("\\n{mark}")
 """
 
 
+def at_once():
+    """How many tests run at once: the CPUs that this process may use, shared with the other ranks on this machine."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def passes(program, tests, fn_name="", seconds=10, megabytes=1024):
-    """Whether a Python program passes all its tests, which run in parallel, one on each core, until one of them fails.
+    """Whether a Python program passes all its tests, which run in parallel, one on each CPU, until one of them fails.
 
     A test is a script (a str) that runs after the program, or a pair: (stdin, stdout) of the program, or with `fn_name`
     (arguments, result) of that function or method of a class Solution, in JSON, one argument a line. The limits are
@@ -167,7 +175,7 @@ def passes(program, tests, fn_name="", seconds=10, megabytes=1024):
     """
     if not tests:
         raise InputError("a code question has no tests, so that its answer cannot be graded: leave the question out")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(at_once()) as pool:
         runs = [pool.submit(passes_one, program, test, fn_name, seconds, megabytes) for test in tests]
         passed = all(run.result() for run in as_completed(runs))
         pool.shutdown(wait=False, cancel_futures=True)
@@ -211,6 +219,8 @@ def same_output(found, expected):
 
 def same_line(found, expected):
     """Whether two lines are the same text, or hold the same decimal numbers."""
+    if "_" in found + expected:  # Decimal would skip it
+        return found == expected
     try:
         return found == expected or list(map(Decimal, found.split())) == list(map(Decimal, expected.split()))
     except InvalidOperation:  # a word is not a number; or it is a signalling NaN, which cannot even be compared

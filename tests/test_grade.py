@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from minimas import InputError, tools
+from minimas import InputError, grade, tools
 from minimas.grade import GRADERS, ask_math_verify, default_grader, passes, same_math, same_text
 
 PAIRS = [line.split("\t")
@@ -134,7 +134,6 @@ def test_math_verify_that_hangs_is_stopped(monkeypatch):
     """An alarm does not interrupt one long step inside C, as here;
     the child is killed, and the next question finds another.
     """
-    from minimas import grade
     monkeypatch.setattr(grade, "math_verify", None)
     monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "print('ready', flush=True); input(); 9**9**9**9")
     started = time.perf_counter()
@@ -144,11 +143,17 @@ def test_math_verify_that_hangs_is_stopped(monkeypatch):
         ask_math_verify("1", "1")
 
 
+def test_math_verify_that_died_is_started_anew(monkeypatch):
+    monkeypatch.setattr(grade, "math_verify", None)
+    monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "print('ready', flush=True); input(); print(1)")
+    assert ask_math_verify("1", "1") and grade.math_verify.wait() == 0 and ask_math_verify("1", "1")
+
+
 @pytest.mark.parametrize("found, gold, equal", [
     ("The Beatles", "beatles", True), ("an  Apple.", "apple", True), ("U.S.", "US", True),
     ("Paris, France", "Paris", False), ("42", "24", False), ("theatre", "atre", False), (None, "x", False),
     (r"\text{The Beatles}", "Beatles", True), (r"\textbf{New}~\mathrm{York}", "New York", True),
-    (r"\textit{Paris,\ France}", "Paris", False)])
+    (r"\textit{Paris,\ France}", "Paris", False), (None, "A", False)])
 def test_search_answers(found, gold, equal):
     assert same_text(found, gold) is equal
 
@@ -172,7 +177,8 @@ def test_a_script_of_tests():
 @pytest.mark.parametrize("printed, expected, equal", [
     ("1 2\n3", "1 2 \n3\n", True), ("0.50", "0.5", True), ("1e3", "1000.0", True), ("0.5001", "0.5", False),
     ("yes", "Yes", False), ("1\n2", "1 2", False), ("50000000000000000", "50000000000000001", False),
-    ("a 1.0", "a 1", False), ("1", "", False), ("sNaN", "1", False), ("1", "snan", False), ("sNaN", "sNaN", True)])
+    ("a 1.0", "a 1", False), ("1", "", False), ("1_000", "1000", False),
+    ("sNaN", "1", False), ("1", "snan", False), ("sNaN", "sNaN", True)])
 def test_programs_are_compared_by_line_and_number(printed, expected, equal):
     assert passes("print(open(0).read(), end='')", [(printed, expected)]) is equal
 
@@ -189,6 +195,18 @@ def test_programs_and_functions():
             and not passes(ADD, [("1\n2", "3")], fn_name="sub"))
 
 
+def test_what_goes_to_stderr_does_not_count():
+    program = "import sys\nprint('debug', file=sys.stderr)\nif 1 is 1: print(1)\n"  # Python warns of "is"
+    assert passes(program, [("", "1")]) and not passes(program + "1 / 0", [("", "1")])
+
+
+def test_the_program_is_a_module():
+    """Dataclasses look for it in sys.modules if their annotations are texts."""
+    program = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+               "@dataclass\nclass P:\n    x: int\ndef f(x):\n    return P(x).x\n")
+    assert passes(program, ["assert f(1) == 1"]) and passes(program, [("1", "1")], fn_name="f")
+
+
 def test_long_integers_can_be_printed():
     """Up to 50,000 digits, as LiveCodeBench's own runner allows, not Python's 4,300."""
     assert passes("print(10 ** 5000)", [("", "1" + "0" * 5000)])
@@ -198,7 +216,17 @@ def test_long_integers_can_be_printed():
 def test_tests_of_a_question_run_at_once():
     started = time.perf_counter()
     assert passes("import time; time.sleep(1); print(1)", [("", "1")] * 4)
-    assert time.perf_counter() - started < (4 if os.cpu_count() > 1 else 9)
+    assert time.perf_counter() - started < (4 if grade.at_once() > 1 else 9)
+
+
+def test_processes_share_the_cpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert grade.at_once() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+    assert grade.at_once() == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert grade.at_once() == 8
 
 
 # Programs that take too much. A number no one else uses marks their processes; each runs with namespaces, where the
