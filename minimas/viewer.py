@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -44,21 +45,23 @@ def viewer_rows(repository, config, split):
 
 
 def read_page(file, repository, config, split, offset):
-    """The viewer's reply for the page that starts at row `offset`, with its revision; from its file if that exists.
+    """The viewer's reply for the page that starts at row `offset`, with its revision; from its file if that is whole.
 
     Otherwise it is fetched into the file. Raises InputError if it is incomplete or cannot be fetched.
     """
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+    with suppress(FileNotFoundError, ValueError, RecursionError):  # there is none, or none that is JSON
+        page = json.loads(file.read_text(encoding="utf-8"))
+        if is_whole(page, offset) and "revision" in page:
+            return page
     if constants.HF_HUB_OFFLINE:
         why = f"HF_HUB_OFFLINE is set and it is not in {file.parent}"
         raise unreachable(repository, f"row {offset}", why, "dataset")
     query = {"dataset": repository, "config": config, "split": split, "offset": offset, "length": ROWS_A_PAGE}
-    page = fetch(f"{SERVER.rstrip('/')}/rows?{urlencode(query)}", repository)
-    whole = [served["row_idx"] for served in page.get("rows", []) if not served["truncated_cells"]]
-    if page.get("partial", True) or whole != list(range(offset, min(offset + ROWS_A_PAGE, page["num_rows_total"]))):
+    page, revision = fetch(f"{SERVER.rstrip('/')}/rows?{urlencode(query)}", repository)
+    if not is_whole(page, offset):
         raise InputError(f"the dataset viewer does not give {repository} whole from row {offset} on (rows are missing "
                          "or cut short): try again later, or download the set and give a local file with its columns")
+    page["revision"] = revision
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(page), encoding="utf-8")
@@ -66,8 +69,16 @@ def read_page(file, repository, config, split, offset):
     return page
 
 
+def is_whole(page, offset):
+    """Whether a JSON value is a page from row `offset` on, with all its rows uncut."""
+    with suppress(TypeError, KeyError):  # if it is of another shape
+        rows = [served["row_idx"] for served in page["rows"]
+                if not served["truncated_cells"] and isinstance(served["row"], dict)]
+        return not page["partial"] and rows == list(range(offset, min(offset + ROWS_A_PAGE, page["num_rows_total"])))
+
+
 def fetch(url, repository):
-    """The JSON object at a URL, with its revision; tried again after a pause if the server is busy or the reply is cut.
+    """The JSON value at a URL, and its revision; tried again after a pause if the server is busy or the reply is cut.
 
     Raises InputError if the data set is closed to the user, or if every try fails.
     """
@@ -77,7 +88,7 @@ def fetch(url, repository):
     for attempt in range(1, TRIES + 1):
         try:
             with urlopen(request, timeout=60) as reply:
-                return json.loads(reply.read()) | {"revision": reply.headers.get("X-Revision")}
+                return json.loads(reply.read()), reply.headers.get("X-Revision")
         except (OSError, http.client.HTTPException, ValueError) as e:  # a status, no or a cut connection, half a reply
             status, after = (e.code, e.headers.get("Retry-After", "")) if isinstance(e, HTTPError) else (None, "")
             if status and status < 500 and status != 429:

@@ -300,7 +300,11 @@ def test_trouble_that_stays(client):
 @pytest.mark.parametrize("change", [
     lambda reply: reply | {"num_rows_total": 80}, lambda reply: reply | {"rows": reply["rows"][:40]},
     lambda reply: reply | {"rows": reply["rows"][::-1]}, lambda reply: reply | {"partial": True},
-    lambda reply: reply["rows"][7].update(truncated_cells=["test"]) or reply])
+    lambda reply: reply["rows"][7].update(truncated_cells=["test"]) or reply,
+    lambda reply: [], lambda reply: None, lambda reply: {}, lambda reply: reply | {"rows": 5},
+    lambda reply: reply | {"num_rows_total": "250"}, lambda reply: reply["rows"][7].update(row=None) or reply,
+    *[lambda reply, name=name: reply["rows"][7].pop(name) and None or reply
+      for name in ("row_idx", "truncated_cells", "row")]])
 def test_a_reply_that_is_not_whole(client, change):
     client.moods[:] = [change]
     assert ("does not give evalplus/mbppplus whole from row 0 on" in refused("mbppplus")
@@ -314,6 +318,17 @@ def test_a_set_that_changes_meanwhile(client):
     assert "changed on the hub since its first page" in (told := refused("mbppplus"))
     shutil.rmtree(re.search("delete (.*), run again", told)[1])
     assert len(load("mbppplus")[0]) == 220
+
+
+def test_a_damaged_page_is_fetched_again(client):
+    examples = load("mbppplus")[0]
+    page, = client.cache.rglob("100.json")
+    whole = page.read_bytes()
+    for damaged in b"", whole[:999], b"\xff", b"[]", b"{}", b"null", b"[" * 10 ** 5, whole.replace(b"revision", b"version"):
+        page.write_bytes(damaged)
+        client.pages.clear()
+        assert load("mbppplus")[0] == examples and [offset for offset, _ in client.pages] == [100]
+        assert page.read_bytes() == whole
 
 
 def test_the_token_goes_to_its_host_only(client, tmp_path):
