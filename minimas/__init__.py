@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 def check_known(what, found, known):
     """InputError if one of the names that were found is not known."""
-    if unknown := [name for name in found if name not in known]:
+    if unknown := [name for name in found if name not in [*known]]:  # a list: what was found may have no hash
         raise InputError(f"{what} {unknown[0]!r} is not known, expected one of {', '.join(known)}")
 
 

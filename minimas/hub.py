@@ -4,7 +4,7 @@ Fetching single files gets exactly what a task needs, and works from a warm cach
 """
 
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -17,6 +17,9 @@ NOT_CACHED = "HF_HUB_OFFLINE is set and it is not in the cache"
 def find(source, name, required=True):
     """Path of file `name` in `source`, a folder or a hub id. If there is none: None, or InputError if it is required.
     """
+    path = PureWindowsPath(name)  # the stricter kind: both slashes, and drives
+    if path.anchor or ".." in path.parts:
+        raise InputError(f"a manifest of {source} names a file outside, {name!r}: expected a path within; fetch it again")
     folder, offline = Path(source).expanduser(), False
     if folder.is_dir():
         file = folder / name if (folder / name).is_file() else None

@@ -27,7 +27,7 @@ from .tokenizer import Tokenizer
 
 LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
-              "final_logit_softcapping": None}
+              "final_logit_softcapping": None, "use_bidirectional_attention": False}
 FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must say if it says anything of it
     "llama": (llama.Llama, llama.Config, LLAMA_LIKE),
     "mistral": (llama.Llama, mistral.Config, LLAMA_LIKE),
@@ -42,6 +42,8 @@ TEXT_PART = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}  # models of te
 ROPE_TYPES = {  # and the parameters that each needs besides rope_theta
     "default": (), "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+LIMITS = {"num_hidden_layers": (1, 1000), "max_window_layers": (0, 2 ** 24)}  # of a whole number; others: 1 to 2 ** 24
+KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}  # of JSON
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -62,9 +64,11 @@ def read_text(file):
 
 def read_json(file):
     """The object in a JSON file; InputError if there is none."""
+    text = read_text(file)
     try:
-        value = json.loads(read_text(file))
-    except json.JSONDecodeError as e:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as e:  # or it has numbers or lists beyond Python's limits
         raise InputError(f"{file} is damaged, it is not JSON ({e}): fetch it again") from e
     if not isinstance(value, dict):
         raise InputError(f"{file} holds a {type(value).__name__}, expected a JSON object")
@@ -76,13 +80,14 @@ def links_task(task):
     return "code" if task == "code" else "math"
 
 
-def entry(file, value, *path):
-    """value[path[0]][path[1]]... of a manifest; InputError names the part that is missing."""
+def entry(file, value, *path, kind):
+    """value[path[0]][path[1]]... of a manifest, which is of `kind`; InputError names what is missing or of another kind."""
     for key in path:
         if not isinstance(value, dict) or key not in value:
-            raise InputError(f"{file} has no {'.'.join(path)}: expected the manifest of the released layout; "
-                             "fetch it again")
+            raise InputError(f"{file} has no {'.'.join(path)}: expected a file of the released layout; fetch it again")
         value = value[key]
+    if type(value) is not kind:
+        raise InputError(f"{file}: {'.'.join(path)} is {value!r:.80}, expected {KINDS[kind]}; fetch the file again")
     return value
 
 
@@ -93,14 +98,13 @@ def read_config(source):
     """
     file = find(source, "config.json")
     raw = read_json(file)
-    if raw.get("model_type") in TEXT_PART:
-        dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
-        raw = dtypes | (raw.get("text_config") or {}) | {"model_type": TEXT_PART[raw["model_type"]]}
     check_known(f"{file}: model_type", [raw.get("model_type")], [*FAMILIES, *TEXT_PART])
+    if raw["model_type"] in TEXT_PART:
+        dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
+        raw = dtypes | entry(file, raw, "text_config", kind=dict) | {"model_type": TEXT_PART[raw["model_type"]]}
     family, Config, must_be = FAMILIES[raw["model_type"]]
     check_fields(file, raw, Config, must_be)
-    raw["rope_parameters"] = rope_parameters(raw)
-    check_rope(file, raw["rope_parameters"], raw["model_type"])
+    raw["rope_parameters"] = checked_rope(file, raw)
     config = Config(**{f.name: raw[f.name] for f in fields(Config) if f.name in raw})
     check_layers(file, config, LAYER_KINDS.get(raw["model_type"], ATTENTION_KINDS))
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
@@ -111,33 +115,49 @@ def read_config(source):
 def check_fields(file, raw, Config, must_be):
     """InputError if a config.json lacks a field of Config, or a field is not of its type or not what it must be."""
     for name, value in must_be.items():
-        if raw.get(name, value) != value:
+        if raw.get(name) not in (None, value):
             raise InputError(f"{file}: {name} {raw[name]!r} is not supported, expected {value!r}")
     has = raw.keys() | {"rope_parameters"}  # or an older spelling of it
     if missing := [f.name for f in fields(Config) if f.name not in has and f.default is MISSING]:
         raise InputError(f"{file} lacks {', '.join(missing)}: expected the config of a {raw['model_type']} decoder")
-    for name in [f.name for f in fields(Config) if f.type in (int, float) and f.name in raw]:
-        if not isinstance(raw[name], (int, float)):
-            raise InputError(f"{file}: {name} is {raw[name]!r}, expected a number; fetch the file again")
-    for name in "rope_parameters", "rope_scaling":
-        if not isinstance(raw.get(name) or {}, dict):
-            raise InputError(f"{file}: {name} is {raw[name]!r}, expected an object; fetch the file again")
+    for f in fields(Config):
+        if f.name in raw and f.type in (int, int | None, float, bool):
+            check_value(file, f.name, raw[f.name], f.type)
 
 
-def check_rope(file, rope, model_type):
-    """InputError if the rope parameters of a config are not those of a kind that is supported."""
-    if model_type == "gemma3_text" and not ATTENTION_KINDS <= set(rope):
-        raise InputError(f"{file}: rope_parameters has {', '.join(rope)}, expected {' and '.join(sorted(ATTENTION_KINDS))}")
-    for part in rope.values() if model_type == "gemma3_text" else [rope]:
-        kind = part["rope_type"]
-        check_known(f"{file}: rope type", [kind], ROPE_TYPES)
-        needed = sorted({"rope_theta", *ROPE_TYPES[kind]})
-        if lacking := [name for name in needed if not isinstance(part.get(name), (int, float))]:
-            raise InputError(f"{file}: rope of type {kind} lacks {', '.join(lacking)}; fetch the file again")
+def check_value(file, name, value, kind):
+    """InputError unless a value is of its kind in Config: int, `int | None`, float, or bool, which may be null."""
+    if kind is bool:
+        fits, expected = value is None or isinstance(value, bool), "true or false"
+    elif kind is float:  # one that float32 can hold
+        fits, expected = type(value) in (int, float) and 1e-38 < value < 1e38, "a number above 0"
+    else:
+        least, most = LIMITS.get(name, (1, 2 ** 24))
+        fits = value is None and kind is not int or type(value) is int and least <= value <= most
+        expected = f"a whole number from {least} to {most}"
+    if not fits:
+        raise InputError(f"{file}: {name} is {value!r:.80}, expected {expected}; fetch the file again")
+
+
+def checked_rope(file, raw):
+    """The rope_parameters of a config; InputError if they are not those of a kind that is supported, or given twice."""
+    rope = rope_parameters(file, raw)
+    if raw.get("rope_scaling") and rope != rope_parameters(file, raw | {"rope_parameters": None}):  # transformers' choice
+        raise InputError(f"{file}: rope_parameters and rope_scaling differ: keep the one that the model was trained with")
+    for part in rope.values() if raw["model_type"] == "gemma3_text" else [rope]:
+        check_known(f"{file}: rope type", [part["rope_type"]], ROPE_TYPES)
+        for name in ("rope_theta", *ROPE_TYPES[part["rope_type"]], *part.keys() & {"partial_rotary_factor"}):
+            check_value(file, f"{name} of rope type {part['rope_type']}", part.get(name), float)
+        if (partial := part.get("partial_rotary_factor", 1)) > 1:
+            raise InputError(f"{file}: partial_rotary_factor is {partial}, expected 1 at most; fetch the file again")
+    return rope
 
 
 def check_layers(file, config, allowed):
-    """InputError unless layer_types names an allowed kind for each layer, and a window if one is needed."""
+    """InputError unless heads share keys evenly, and each layer is of an allowed kind and has the window that it needs."""
+    for many, few in ("num_attention_heads", "num_key_value_heads"), ("linear_num_value_heads", "linear_num_key_heads"):
+        if hasattr(config, many) and (n := getattr(config, many)) % (share := getattr(config, few)):
+            raise InputError(f"{file}: {many} is {n}, expected a multiple of {few} {share}; fetch the file again")
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return
@@ -148,30 +168,34 @@ def check_layers(file, config, allowed):
         raise InputError(f"{file}: layer_types has sliding_attention, but sliding_window is null or not in use")
 
 
-def rope_parameters(raw):
+def rope_parameters(file, raw):
     """The rope parameters of a config, as transformers 5 spells them; Gemma's for each layer type."""
-    if raw.get("rope_parameters"):
-        rope = raw["rope_parameters"]
-        if "full_attention" in rope:
-            return {kind: {"rope_type": "default", **part} for kind, part in rope.items()}
-        return {"rope_type": "default", **rope}
-    scaling = dict(raw.get("rope_scaling") or {})
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
     gemma3 = raw["model_type"] == "gemma3_text"
-    full = {"rope_theta": raw.get("rope_theta", 1e6 if gemma3 else 1e4), "rope_type": kind, **scaling}
-    if "partial_rotary_factor" in raw:
+    if raw.get("rope_parameters"):
+        rope = entry(file, raw, "rope_parameters", kind=dict)
+        if gemma3:
+            return {kind: with_type(entry(file, rope, kind, kind=dict)) for kind in sorted(ATTENTION_KINDS)}
+        return with_type(rope)
+    scaling = entry(file, raw, "rope_scaling", kind=dict) if raw.get("rope_scaling") else {}
+    full = {"rope_theta": raw.get("rope_theta", 1e6 if gemma3 else 1e4), **with_type(scaling)}
+    if raw.get("partial_rotary_factor") is not None:
         full["partial_rotary_factor"] = raw["partial_rotary_factor"]
     sliding = {"rope_theta": raw.get("rope_local_base_freq", 1e4), "rope_type": "default"}
     return {"full_attention": full, "sliding_attention": sliding} if gemma3 else full
 
 
+def with_type(rope):
+    """Rope parameters with their rope_type, which was once `type`."""
+    return {"rope_type": rope.get("type", "default"), **{name: rope[name] for name in rope if name != "type"}}
+
+
 def weight_files(source):
-    """model.safetensors, or the shards that the index names."""
-    if whole := find(source, "model.safetensors", required=False):
-        return [whole]
-    if index := find(source, "model.safetensors.index.json", required=False):
-        return [find(source, name) for name in sorted(set(entry(index, read_json(index), "weight_map").values()))]
-    return [find(source, "model.safetensors")]
+    """{name: path} of model.safetensors, or of the shards that the index names."""
+    whole = find(source, "model.safetensors", required=False)
+    if not whole and (index := find(source, "model.safetensors.index.json", required=False)):
+        shards = entry(index, read_json(index), "weight_map", kind=dict)
+        return {name: find(source, name) for name in sorted({entry(index, shards, key, kind=str) for key in shards})}
+    return {"model.safetensors": whole or find(source, "model.safetensors")}
 
 
 def parameter_name(key):
@@ -191,7 +215,7 @@ def load_weights(model, source, device, dtype):
     """
     expected, tied = dict(model.named_parameters(remove_duplicate=False)), model.config.tie_word_embeddings
     missing = set(expected) - ({"lm_head.weight"} if tied else set())
-    for file in weight_files(source):
+    for file in weight_files(source).values():
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
                 for key in tensors.keys():
@@ -322,7 +346,7 @@ def load_inner_link(source, task, D, device="cpu", dtype=None):
     """The inner link of a source for an agent of width D and of this dtype: the one for the task if there are several.
     """
     if manifest := find(source, "innerlink_config.json", required=False):
-        file = find(source, entry(manifest, read_json(manifest), "tasks", links_task(task), "adapter.pt"))
+        file = find(source, entry(manifest, read_json(manifest), "tasks", links_task(task), "adapter.pt", kind=str))
     else:
         file = find(source, f"adapter({links_task(task)}).pt", required=False) or find(source, "adapter.pt")
     return load_link(InnerLink(D), file, device, dtype)
@@ -337,16 +361,16 @@ def load_outer_links(source, task, edges, agents):
     widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
     file = find(source, "outerlink_config.json")
     config = read_json(file)
-    adapters = entry(file, config, *(["tasks", links_task(task)] if "tasks" in config else []), "adapters")
-    named, links = {adapter.get("legacy_key"): adapter for adapter in adapters}, {}
+    adapters = entry(file, config, *(["tasks", links_task(task)] if "tasks" in config else []), "adapters", kind=list)
+    named, links = {entry(file, adapter, "legacy_key", kind=str): adapter for adapter in adapters}, {}
     for (src, dst), key in edges.items():
         if key not in named:
-            raise InputError(f"{file} lists no link {key} ({src} to {dst}); it has {', '.join(map(str, named)) or 'none'}")
-        dims = entry(file, named[key], "in_dim"), entry(file, named[key], "out_dim")
+            raise InputError(f"{file} lists no link {key} ({src} to {dst}); it has {', '.join(named) or 'none'}")
+        dims = entry(file, named[key], "in_dim", kind=int), entry(file, named[key], "out_dim", kind=int)
         if dims != (widths[src], widths[dst]):
             raise InputError(f"{file}: link {key} maps width {dims[0]} to {dims[1]}, but {src} has width {widths[src]} "
                              f"and {dst} {widths[dst]}: these links were trained for other agents")
-        links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename")),
+        links[src, dst] = load_link(OuterLink(*dims), find(source, entry(file, named[key], "filename", kind=str)),
                                     agents[src].device, agents[src].model.norm.weight.dtype)
     return links
 
@@ -358,7 +382,7 @@ def usable_device(name):
         torch.empty(0, device=device)
         if device.type == "meta":
             raise TypeError("it holds no data")
-    except (RuntimeError, AssertionError, TypeError) as e:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         raise InputError(f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
     return device
 

@@ -17,8 +17,11 @@ AGENT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "token
 def write_whole(file, write):
     """Let write(path) fill a temporary file beside `file`, then put it in the place of `file`."""
     partial = file.with_name(file.name + ".partial")
-    write(partial)
-    partial.replace(file)
+    try:
+        write(partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)  # it is there if that failed
 
 
 def write_json(file, value):
@@ -37,13 +40,13 @@ def copy_agent(source, folder):
     Weights become hard links if the file system allows it. Files that are there already are kept. InputError if one has
     another size, since it is then another agent's; contents are not compared, which would be slow for weights.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights = weight_files(source)
-    files = [find(source, name, required=False) for name in AGENT_FILES] + weights
-    for file in filter(None, files):
-        target = folder / file.name
+    files = {name: find(source, name, required=False) for name in AGENT_FILES} | weights
+    for name, file in [(name, file) for name, file in files.items() if file]:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
-            (link_or_copy if file in weights else copy)(file, target)
+            (link_or_copy if name in weights else copy)(file, target)
         elif target.stat().st_size != file.stat().st_size:
             raise InputError(f"{target} belongs to another agent than {source}: give another folder")
 

@@ -66,7 +66,7 @@ def sizes(name, size):
 def make_agent(folder, kind, config, dtype, device):
     """The folder of an agent whose weights transformers drew, with a tokenizer that takes words for tokens."""
     checkpoints.make_agent(folder, kind, dtype=dtype, hidden_size=config["hidden_size"],
-                           num_hidden_layers=0, layer_types=[])
+                           num_hidden_layers=1, layer_types=["full_attention"])
     own, specials, _ = checkpoints.FAMILIES[kind]
     config = checkpoints.SIZES | own | {key: value for key, value in config.items() if key != "layers"}
     kinds = config.pop("layer_types", None)

@@ -1,6 +1,7 @@
 """Folders in the released layout, whole and broken."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import checkpoints
 from checkpoints import IDS
 from minimas import InputError, load_mas_system
 from minimas.agent import load_agent
-from minimas.load import load_generation, load_inner_link, load_model, load_tokenizer, read_config
+from minimas.load import load_generation, load_inner_link, load_model, load_outer_links, load_tokenizer, read_config
 from minimas.recurse import STYLES
+from minimas.save import copy_agent, write_whole
 
 EDGES = STYLES["sequential_light"].edges
 
@@ -66,12 +68,22 @@ def test_shards(folder):
     expected, file = states(folder), folder / "model.safetensors"
     weights = load_file(file)
     file.unlink()
-    parts = {f"model-0000{i + 1}-of-00002.safetensors": dict(list(weights.items())[i::2]) for i in range(2)}
+    parts = {f"{i}/model.safetensors": dict(list(weights.items())[i::2]) for i in range(2)}
+    (folder / "0").mkdir(), (folder / "1").mkdir()
     for name, part in parts.items():
         save_file(part, folder / name)
     index = {"weight_map": {key: name for name, part in parts.items() for key in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert torch.equal(states(folder), expected)
+    for _ in range(2):
+        copy_agent(folder, folder / "copy")
+        assert torch.equal(states(folder / "copy"), expected)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_whole(tmp_path / "x", lambda path: path.write_text("half") and path.write_text(None))
+    assert not list(tmp_path.iterdir())
 
 
 def test_dtype(folder):
@@ -108,10 +120,39 @@ def test_inner_link_of_the_task(folder):
 def test_a_manifest_is_obeyed_or_refused(folder):
     D = checkpoints.SIZES["hidden_size"]
     for manifest, complaint in (({"tasks": {"math": {"adapter.pt": "other.pt"}}}, "has no other.pt"),
+                                ({"tasks": {"math": {"adapter.pt": 5}}}, "tasks.math.adapter.pt is 5, expected a text"),
+                                ({"tasks": {"math": {"adapter.pt": "a/../../x.pt"}}}, "names a file outside"),
+                                ({"tasks": {"math": {"adapter.pt": "/x.pt"}}}, "names a file outside"),
+                                ({"tasks": {"math": {"adapter.pt": "..\\x.pt"}}}, "names a file outside"),
                                 ({"tasks": []}, "has no tasks.math")):
         (folder / "innerlink_config.json").write_text(json.dumps(manifest))
         with pytest.raises(InputError, match=complaint):
             load_inner_link(folder, "math", D)
+
+
+@pytest.mark.parametrize("index, complaint", [
+    ({"weight_map": ["x"]}, "weight_map is .*, expected an object"), ({"weight_map": {"a": 1}}, "a is 1, expected a text"),
+    ({"weight_map": {"a": "../x.safetensors"}}, "names a file outside")])
+def test_an_index_of_shards_is_obeyed_or_refused(folder, index, complaint):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=complaint):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("adapters, complaint", [
+    ({}, "adapters is {}, expected a list"), (["x"], "has no legacy_key"), ([{"legacy_key": ["x"]}], "expected a text"),
+    ({"filename": None}, "filename is None, expected a text"), ({"in_dim": 48.0}, "in_dim is 48.0, expected a whole"),
+    ({"out_dim": "x"}, "out_dim is 'x', expected a whole"), ({"out_dim": True}, "out_dim is True, expected a whole")])
+def test_a_manifest_of_outer_links(tmp_path, adapters, complaint):
+    file = checkpoints.make_links(tmp_path, {("a", "b"): "outer_ab"}, {"a": 48, "b": 40}) / "outerlink_config.json"
+    if adapters and isinstance(adapters, dict):
+        adapters = [json.loads(file.read_text())["adapters"][0] | adapters]
+    edit(file, adapters=adapters)
+    agents = {role: SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(hidden_size=D)))
+              for role, D in (("a", 48), ("b", 40))}
+    with pytest.raises(InputError, match=complaint):
+        load_outer_links(tmp_path, "math", {("a", "b"): "outer_ab"}, agents)
 
 
 def test_quantised_weights_are_refused(folder):
@@ -141,6 +182,13 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
          "tokenizer_config.json", "chat_template.jinja", "adapter.pt")
 
 
+@pytest.mark.parametrize("content", ['{"a":' + "[" * 200000, '{"a": ' + "1" * 5000 + "}", '{"a": "\\ud800"}'])
+def test_json_that_python_does_not_read(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match="config.json is damaged"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if name != "generation_config.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
@@ -159,7 +207,24 @@ def test_a_damaged_file_is_named(folder, name):
 
 @pytest.mark.parametrize("changes, complaint", [
     ({"model_type": "gpt2"}, "'gpt2' is not known, expected one of llama, mistral, qwen2"),
-    ({"model_type": ...}, "None is not known"),
+    ({"model_type": ...}, "None is not known"), ({"model_type": ["llama"]}, "is not known"),
+    ({"model_type": "gemma3", "text_config": "x"}, "text_config is 'x', expected an object"),
+    *[({name: value}, f"{name} is .*, expected a whole number from 1") for name, value in (
+        ("hidden_size", "x"), ("hidden_size", 48.0), ("hidden_size", True), ("vocab_size", 0),
+        ("vocab_size", 2 ** 24 + 1), ("num_attention_heads", None), ("num_key_value_heads", -1),
+        ("head_dim", "x"), ("head_dim", 0), ("head_dim", [16]), ("num_hidden_layers", 0), ("num_hidden_layers", 1001))],
+    *[({"rms_norm_eps": value}, "rms_norm_eps is .*, expected a number above 0") for value in (
+        "x", None, True, 0, -1e-6, float("nan"), float("inf"), 10 ** 400)],
+    *[({"tie_word_embeddings": value}, "tie_word_embeddings is .*, expected true or false") for value in ("false", 1, [])],
+    ({"num_key_value_heads": 4}, "num_attention_heads is 6, expected a multiple of num_key_value_heads 4"),
+    ({"rope_parameters": {"rope_type": ["default"], "rope_theta": 1e4}}, "is not known"),
+    *[({"rope_parameters": {"rope_type": "linear", "rope_theta": theta, "factor": factor}}, complaint)
+      for theta, factor, complaint in (
+          (0, 8, "rope_theta of rope type linear is 0, expected a number above 0"), (float("nan"), 8, "is nan"),
+          (True, 8, "rope_theta .* is True"), (1e4, -1, "factor .* is -1"), (1e4, "8", "factor .* is '8'"),
+          (1e4, None, "factor .* is None"))],
+    ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}}, "rope_theta .* is None"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_parameters and rope_scaling differ"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
      "'yarn' is not known, expected one of default, linear, llama3"),
     ({"hidden_act": "gelu"}, "'gelu'"), ({"attention_bias": True}, "attention_bias"),
@@ -182,13 +247,21 @@ def test_a_config_that_does_not_fit(folder, changes, complaint):
     ("gemma3", {"layer_types": ["sliding_attention"] * 5 + ["strange"]}, "'strange'.*, expected 6 of"),
     ("gemma3", {"layer_types": 3}, "layer_types is 3, expected 6 of"),
     ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-     "rope_parameters has rope_type, rope_theta, expected"),
+     "has no full_attention"),
     ("qwen2", {"layer_types": ["sliding_attention"] * 3, "sliding_window": 4}, "sliding_window is null or not in use"),
     ("qwen2", {"layer_types": ["sliding_attention"] * 3, "use_sliding_window": True, "sliding_window": None},
      "sliding_window is null"),
     ("llama", {"rope_parameters": "x"}, "rope_parameters is 'x', expected an object"),
-    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "default lacks rope_theta"),
-    ("llama", {"hidden_size": "x"}, "hidden_size is 'x', expected a number"),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta of rope type default is None"),
+    ("gemma3", {"rope_parameters": {"full_attention": "x", "sliding_attention": {}}}, "is 'x', expected an object"),
+    ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope_parameters and rope_scaling differ"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
+    ("gemma3", {"sliding_window": None}, "sliding_window is None, expected a whole number"),
+    ("qwen2", {"use_sliding_window": "no"}, "use_sliding_window is 'no', expected true or false"),
+    ("qwen2", {"max_window_layers": -1}, "max_window_layers is -1, expected a whole number from 0"),
+    ("qwen3_5_text", {"linear_num_value_heads": 3}, "linear_num_value_heads is 3, expected a multiple of"),
+    *[("qwen3_5_text", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": factor}}, complaint)
+      for factor, complaint in (("x", "partial_rotary_factor .*'x'"), (1.5, "partial_rotary_factor is 1.5, expected 1"))],
     ("llama", {"dtype": ["float32"]}, "dtype .*float32.* is not known")])
 def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
     folder = checkpoints.make_agent(tmp_path, model_type)
@@ -197,6 +270,27 @@ def test_layers_that_no_decoder_has(tmp_path, model_type, changes, complaint):
     (folder / "config.json").write_text(json.dumps(config | {"text_config": text} if "text_config" in config else text))
     with pytest.raises(InputError, match=complaint):
         load_model(folder)
+
+
+def test_null_is_as_good_as_absent(tmp_path):
+    folder = checkpoints.make_agent(tmp_path, "gemma3")
+    config = json.loads((folder / "config.json").read_text())
+    names = "use_bidirectional_attention", "attention_bias", "rope_scaling", "tie_word_embeddings"
+    edit(folder / "config.json", text_config=config["text_config"] | dict.fromkeys(names))
+    assert read_config(folder)[1].head_dim == 16
+    edit(folder / "config.json", text_config=config["text_config"] | dict.fromkeys([*names, "head_dim"]))
+    with pytest.raises(InputError, match="head_dim is None"):
+        read_config(folder)
+
+
+def test_two_spellings_that_agree(folder):
+    expected, raw = states(folder), json.loads((folder / "config.json").read_text())
+    rope = dict(raw["rope_parameters"])
+    edit(folder / "config.json", rope_scaling=rope)
+    assert torch.equal(states(folder), expected)
+    rope["type"] = rope.pop("rope_type")
+    edit(folder / "config.json", rope_parameters=rope)
+    assert torch.equal(states(folder), expected)
 
 
 def test_windows_begin_where_transformers_has_them(tmp_path):
@@ -235,6 +329,7 @@ def test_links_of_other_agents(tmp_path):
 @pytest.mark.parametrize("options, complaint", [
     ({"style": "paralell"}, "style 'paralell'.*tiny"), ({"task": "poetry"}, "task 'poetry'"),
     ({"dtype": "int8"}, "dtype 'int8'"), ({"dtype": "float33"}, "float33"), ({"device": "tpu"}, "tpu"),
+    ({"device": "hpu"}, "'hpu' cannot be used"), ({"device": "privateuseone"}, "'privateuseone' cannot be used"),
     ({"device": "cuda:99"}, "cuda:99"), ({"checkpoints": {"judge": "x"}}, "'judge'.*planner, critic, solver"),
     ({"checkpoints": {"planner": "/nowhere"}}, "/nowhere is not a folder")])
 def test_what_cannot_be_loaded(options, complaint):
