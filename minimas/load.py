@@ -8,7 +8,6 @@ Older spellings are translated here, and every file is checked: the rest of the 
 """
 
 import json
-import pickle
 import re
 from dataclasses import MISSING, dataclass, fields
 
@@ -322,12 +321,13 @@ def load_link(link, file, device="cpu", dtype=None):
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
+    except Exception as e:  # whatever a damaged pickle leads to
         raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again; minimas "
                          "reads links with weights_only=True and runs no code from them") from e
-    if not isinstance(state, dict) or not all(torch.is_tensor(t) and t.is_floating_point() for t in state.values()):
-        raise InputError(f"{file} is not a plain state dict: expected floating tensors under "
-                         f"{', '.join(link.state_dict())}")
+    wrong = [key for key, t in state.items() if not is_plain(key, t)] if isinstance(state, dict) else [type(state)]
+    if wrong:
+        raise InputError(f"{file} is not a plain state dict (wrong: {wrong[0]!r}): expected dense floating tensors without "
+                         f"NaN or infinity under {', '.join(link.state_dict())}; fetch it again")
     found, expected = ({k: tuple(t.shape) for k, t in s.items()} for s in (state, link.state_dict()))
     for key in sorted({*found, *expected}):
         if found.get(key) != expected.get(key):
@@ -340,6 +340,12 @@ def load_link(link, file, device="cpu", dtype=None):
     stored, = dtypes
     link.load_state_dict(state, assign=True)
     return link.to(device, torch.promote_types(stored, dtype or stored)).requires_grad_(False)
+
+
+def is_plain(key, tensor):
+    """Whether it is a name, and a dense tensor of finite numbers of a usable dtype."""
+    return (isinstance(key, str) and torch.is_tensor(tensor) and tensor.dtype in DTYPES.values() and not tensor.is_meta
+            and tensor.layout is torch.strided and not tensor.is_nested and bool(tensor.isfinite().all()))
 
 
 def load_inner_link(source, task, D, device="cpu", dtype=None):

@@ -68,6 +68,12 @@ class Trap:
     ({**InnerLink(6).state_dict(), "more": torch.ones(1)}, "more has shape"),
     (InnerLink(5).state_dict(), "shape"),
     ({k: t.long() for k, t in InnerLink(6).state_dict().items()}, "floating"),
+    ({**InnerLink(6).state_dict(), 5: torch.ones(1)}, "wrong: 5"),
+    ({k: t.to(torch.float8_e4m3fn) for k, t in InnerLink(6).state_dict().items()}, "wrong: 'pre_ln.weight'"),
+    *[({**InnerLink(6).state_dict(), "proj1.bias": bad}, "wrong: 'proj1.bias'") for bad in (
+        torch.ones(6).to_sparse(), torch.ones(6, device="meta"), [1.0],
+        torch.nested.nested_tensor([torch.ones(3)] * 2, layout=torch.jagged),
+        torch.tensor([0, 0, 0, 0, 0, float("nan")]), torch.tensor([0, 0, 0, 0, 0, float("-inf")]))],
 ])
 def test_bad_files_are_told_and_never_run(tmp_path, content, complaint):
     file = tmp_path / "adapter.pt"
