@@ -78,6 +78,7 @@ class Agent:
         self.model, self.tokenizer, self.inner_link, self.generation = model, tokenizer, inner_link, generation
         self.offload, self.graphs, self.sync_every = offload, None, 1
         self.last_read = None
+        tokenizer.rows = len(model.embed_tokens.weight)  # it checks what it makes of texts
 
     @property
     def device(self):

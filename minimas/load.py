@@ -11,7 +11,6 @@ import json
 import re
 from dataclasses import MISSING, dataclass, fields
 
-import jinja2
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as FastTokenizer
@@ -282,21 +281,24 @@ def load_tokenizer(source):
         raise InputError(f"{file} is damaged ({e}): fetch it again") from e
     fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
-    config = read_json(find(source, "tokenizer_config.json"))
-    special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items()
+    config = read_json(named_in := find(source, "tokenizer_config.json"))
+    special = {k: entry(named_in, config, k, "content", kind=str) if isinstance(v, dict) else v for k, v in config.items()
                if k.endswith("_token") and isinstance(v, (str, dict))}
     if "add_bos_token" in config or "add_eos_token" in config:  # overrides what tokenizer.json puts around a plain text
         bos, eos = ([special[name]] if config.get(f"add_{name}") and name in special else []
                     for name in ("bos_token", "eos_token"))
         ids = [(token, fast.token_to_id(token)) for token in bos + eos]
+        if unknown := [token for token, number in ids if number is None]:
+            raise InputError(f"{named_in} puts {unknown[0]!r} around a text, but {file} does not know it: fetch both again")
         fast.post_processor = TemplateProcessing(single=[*bos, "$A", *eos], special_tokens=ids)
     in_config = config.get("chat_template")  # some base models have it there
     template = find(source, "chat_template.jinja", required=not isinstance(in_config, str))
+    text = read_text(template) if template else in_config
     try:
-        return Tokenizer(fast, special, read_text(template) if template else in_config)
-    except jinja2.TemplateSyntaxError as e:
-        place = template or f"chat_template in tokenizer_config.json of {source}"
-        raise InputError(f"{place} is damaged, it is not a Jinja template ({e}): fetch it again") from e
+        return Tokenizer(fast, special, text)
+    except Exception as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
+        place, why = template or f"chat_template in {named_in}", (str(e) or type(e).__name__).splitlines()[0]
+        raise InputError(f"{place} is damaged, it is not a Jinja template ({why}): fetch it again") from e
 
 
 def load_generation(source, tokenizer):
@@ -306,12 +308,12 @@ def load_generation(source, tokenizer):
     """
     file = find(source, "generation_config.json", required=False) or find(source, "config.json")
     raw = read_json(file)
-    raw = (raw.get("text_config") or {}) | raw
-    eos, top_k = raw.get("eos_token_id") or [], 50 if raw.get("top_k") is None else raw["top_k"]
-    eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id} - {None}
-    if wrong := [number for number in [*eos, top_k] if not isinstance(number, int)]:
-        raise InputError(f"{file}: eos_token_id or top_k has {wrong[0]!r}, expected a whole number: fetch it again")
-    return Generation(tuple(sorted(eos)), top_k)
+    raw = entry(file, {"text_config": {}} | raw, "text_config", kind=dict) | raw
+    eos, top_k = raw.get("eos_token_id"), 50 if raw.get("top_k") is None else raw["top_k"]
+    eos = [number for number in [*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id] if number is not None]
+    if wrong := [number for number in [*eos, top_k] if type(number) is not int or number < 0]:
+        raise InputError(f"{file}: eos_token_id or top_k has {wrong[0]!r}, expected a whole number from 0: fetch it again")
+    return Generation(tuple(sorted(set(eos))), top_k)
 
 
 def load_link(link, file, device="cpu", dtype=None):

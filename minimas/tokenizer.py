@@ -26,8 +26,9 @@ def template_environment():
     """The sandbox in which chat templates run."""
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     env.globals["raise_exception"] = raise_exception
-    # Jinja's own tojson escapes < > & ' for HTML; prompts need them as they are.
-    env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+    # Jinja's own tojson escapes < > & ' for HTML; prompts need them as they are. The arguments are those of transformers.
+    env.filters["tojson"] = lambda x, ensure_ascii=False, indent=None, separators=None, sort_keys=False: json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return env
 
 
@@ -43,10 +44,18 @@ class Tokenizer:
         self.fast, self.named = fast, named
         self.template = template_environment().from_string(template)
         self.eos_id = fast.token_to_id(named.get("eos_token", ""))
+        self.rows = None  # how many tokens the agent has embeddings for; the agent says it
 
     def encode(self, text, special=False):
-        """Text -> list of ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS."""
-        return self.fast.encode(text, add_special_tokens=special).ids
+        """Text -> list of ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS.
+
+        InputError if the agent has no embedding for one; that is not asked before, since many tokenizers hold unused ids.
+        """
+        ids = self.fast.encode(text, add_special_tokens=special).ids
+        if self.rows and (last := max(ids, default=0)) >= self.rows:
+            raise InputError(f"the text has token {last}, {self.fast.id_to_token(last)!r}, but the agent has embeddings "
+                             f"for {self.rows} only: fetch its tokenizer.json and weights again, or leave that token out")
+        return ids
 
     def decode(self, ids, strip=True):
         """Ids -> text without special tokens."""
@@ -62,10 +71,11 @@ class Tokenizer:
         messages.append({"role": "user", "content": user})
         try:
             return self.render(messages, date)
-        except jinja2.TemplateError as e:
+        except Exception as e:  # a template is a program, it can raise anything
             if "roles must alternate" in str(e) and system:
                 return self.chat("", system + "\n\n" + user, date)
-            raise InputError(f"the chat template refuses a system and a user message: {e}") from e
+            raise InputError("the chat template refuses a system and a user message: "
+                             f"{(str(e) or type(e).__name__).splitlines()[0]}") from e
 
     @cached_property
     def ending(self):
@@ -73,11 +83,15 @@ class Tokenizer:
         mark = "[reply]"
         try:
             text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
-        except jinja2.TemplateError:
+        except Exception:
             text = mark
         return next(iter(text.partition(mark)[2].split()), self.named.get("eos_token", ""))
 
     def render(self, messages, date, add_generation_prompt=True):
-        """The template's text for messages; jinja2.TemplateError if it refuses them."""
-        return self.template.render(messages=messages, tools=None, documents=None, enable_thinking=False, date_string=date,
+        """The template's text for messages. It raises anything if it fails, jinja2.TemplateError if it refuses them."""
+        text = self.template.render(messages=messages, tools=None, documents=None, enable_thinking=False, date_string=date,
                                     add_generation_prompt=add_generation_prompt, **self.named)
+        if not text.strip():
+            raise jinja2.TemplateError("its text is blank")
+        text.encode()  # fails on half of a surrogate pair, as the tokenizer would
+        return text

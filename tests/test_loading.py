@@ -178,6 +178,27 @@ def test_tokens_around_a_plain_text(folder):
     assert tokenizer.encode("ab", special=True) == [begin, *tokenizer.encode("ab")]
 
 
+@pytest.mark.parametrize("changes, complaint", [
+    ({"eos_token": {}}, "has no eos_token.content"),
+    ({"eos_token": {"content": 5}}, "eos_token.content is 5, expected a text"),
+    ({"add_bos_token": True, "bos_token": "<new>"}, "'<new>'.*tokenizer.json does not know")])
+def test_special_tokens_that_cannot_be(folder, changes, complaint):
+    edit(folder / "tokenizer_config.json", **changes)
+    with pytest.raises(InputError, match="tokenizer_config.json.*" + complaint):
+        load_tokenizer(folder)
+
+
+def test_a_token_without_an_embedding(folder):
+    tokenizer = load_tokenizer(folder).fast
+    tokenizer.add_special_tokens(["<more>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    agent = load_agent(folder, "math", "cpu", None)
+    for encode in (lambda text: agent.tokens([text]), agent.tokenizer.encode):
+        encode("plain"), encode("")
+        with pytest.raises(InputError, match="token 260, '<more>', .* has embeddings for 260"):
+            encode("a<more>")
+
+
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
          "tokenizer_config.json", "chat_template.jinja", "adapter.pt")
 
@@ -306,7 +327,8 @@ def test_windows_begin_where_transformers_has_them(tmp_path):
 
 def test_generation_config(folder):
     for changes, complaint in (({"eos_token_id": "x"}, "'x'"), ({"eos_token_id": [1, "y"]}, "'y'"),
-                               ({"eos_token_id": 1, "top_k": 2.5}, "2.5")):
+                               ({"eos_token_id": [[1]]}, "1"), ({"eos_token_id": True}, "True"),
+                               *[({"eos_token_id": 1, "top_k": k}, str(k)) for k in (2.5, -1, True)]):
         edit(folder / "generation_config.json", **changes)
         with pytest.raises(InputError, match=f"generation_config.json.*{complaint}.*whole number"):
             load_agent(folder, "math", "cpu", None)

@@ -117,10 +117,24 @@ def test_template_that_refuses_a_system_role(tmp_path):
 
 @pytest.mark.parametrize("template, complaint", [
     ("{{ raise_exception('no') }}", "no"), ("{{ messages.__class__.__mro__ }}", "template"),
-    ("{% for m in messages %}", "chat_template.jinja"), ("{{ messages.clear() }}", "template")])
+    ("{% for m in messages %}", "chat_template.jinja"), ("{{ messages.clear() }}", "template"),
+    ("{{ 1 / 0 }}", "division by zero"), ("{{ 'a' + 1 }}", "str"), ("{% include 'x' %}", "no loader"),
+    ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"), ("{{ 'a' * 10 ** 18 }}", "MemoryError|OverflowError"),
+    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"), ("{{ 10 ** 5000 }}", "chat_template.jinja.*4300"),
+    ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "chat_template.jinja"),
+    ("", "blank"), (" {{ '\\n' }}", "blank"), ("{{ '\\ud800' }}", "surrogates"),
+    ("{{ raise_exception('a\\nb') }}", "a")])
 def test_templates_that_fail_or_reach_out(tmp_path, template, complaint):
-    with pytest.raises(InputError, match=complaint):
+    with pytest.raises(InputError, match=complaint) as told:
         with_template(tmp_path, template).chat("S", "U")
+    assert "\n" not in str(told.value)
+
+
+def test_tojson_is_that_of_transformers(tmp_path):
+    template = ("{{ {'b': 'é<', 'a': [1]} | tojson }}{{ 'é' | tojson(ensure_ascii=True) }}{{ 'é' | tojson(True) }}"
+                "{{ {'b': 1, 'a': 2} | tojson(indent=1, separators=(';', '='), sort_keys=True) }}")
+    assert with_template(tmp_path, template).chat("S", "U") == (
+        '{"b": "é<", "a": [1]}"\\u00e9""\\u00e9"{\n "a"=2;\n "b"=1\n}')
 
 
 def test_a_template_that_drops_the_user_message(tmp_path):
