@@ -20,7 +20,8 @@ def test_boxes_that_are_never_closed_take_no_time():
     assert extract("\\boxed{7}" + "\\boxed{" * 2000, "math") == "7" and time.perf_counter() - started < 0.2
 
 
-@pytest.mark.parametrize("text", ["x``` " + " " * 30000 + "y", "```" + " " * 30000 + "`", "\\" * 30000, "```\n" * 10000])
+@pytest.mark.parametrize("text", [
+    "x``` " + " " * 30000 + "y", "```" + " " * 30000 + "`", "\\" * 30000, "```\n" * 10000])
 def test_no_text_takes_long(text):
     started = time.perf_counter()
     assert not extract(text, "math") and not extract(text, "code") and time.perf_counter() - started < 1

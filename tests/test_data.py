@@ -324,7 +324,8 @@ def test_a_damaged_page_is_fetched_again(client):
     examples = load("mbppplus")[0]
     page, = client.cache.rglob("100.json")
     whole = page.read_bytes()
-    for damaged in b"", whole[:999], b"\xff", b"[]", b"{}", b"null", b"[" * 10 ** 5, whole.replace(b"revision", b"version"):
+    other = whole.replace(b"revision", b"version")
+    for damaged in b"", whole[:999], b"\xff", b"[]", b"{}", b"null", b"[" * 10 ** 5, other:
         page.write_bytes(damaged)
         client.pages.clear()
         assert load("mbppplus")[0] == examples and [offset for offset, _ in client.pages] == [100]

@@ -48,7 +48,8 @@ def test_plain():
     ("a_1", "a_2", False), ("x<3", "6>2x", True), ("-2x<6", "x<-3", False), (r"x = \pm 3", "-3, 3", True),
     ("1/2x", "x/2", True), (r"\frac{9!}{7!}", "72", True), (r"\frac12\ln 9", r"\ln 3", True),
     ("e^{-40}", "e^{-50}", False), ("e^{-40}", "0", False), (r"\frac{\pi}{10^9}", "0.00000000314159", False),
-    (r"\sin\pi", "0", True), (r"\sin\pi", r"\sin 2\pi", True), (r"(\sqrt2)^2-2", "0", True), (r"\cot 90^\circ", "0", True),
+    (r"\sin\pi", "0", True), (r"\sin\pi", r"\sin 2\pi", True), (r"(\sqrt2)^2-2", "0", True),
+    (r"\cot 90^\circ", "0", True),
     (r"e^{i\pi}+1", "0", True), (r"\ln(e^{40})", "40", True), (r"(10^{200}\pi)(10^{200}\pi)-1", "0", False),
     (r"5\text{6}", "56", False),
     # commands that a digit follows

@@ -161,7 +161,7 @@ def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
     rows = sampled()
     assert len(rows[0]) == 12 + 40 and len(rows[2]) == 10
     agent.graphs = Graphs(agent.model)
-    assert sampled() == rows and sampled() == rows, "a cache that grew, and that a row left, is whole for the next batch"
+    assert sampled() == rows == sampled(), "a cache that grew, and that a row left, is whole for the next batch"
 
 
 def scripted(agent, scripts, monkeypatch):
