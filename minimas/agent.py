@@ -277,9 +277,15 @@ class Agent:
 
     def make_room(self, cache, B, S):
         """Let a cache of B rows grow if it has fewer than S positions; graphs of its old memory are discarded."""
-        capacity = grow(cache, S, REPLY_ROOM)
-        if capacity and self.graphs:
-            self.graphs.adopt(cache, B, capacity)
+        capacity = min((c.capacity for c in cache if isinstance(c, KVCache)), default=S)
+        if capacity >= S:
+            return
+        more = -(-(S - capacity) // REPLY_ROOM) * REPLY_ROOM
+        if self.graphs:
+            self.graphs.release()  # first, so that the old memory goes layer by layer
+        grow(cache, more)
+        if self.graphs:
+            self.graphs.adopt(cache, B, capacity + more)
 
     def insert_replies(self, replies, ids, rows, state):
         """Append replies to the texts -> the next inputs and their positions: each row's last token and its reply."""

@@ -220,14 +220,8 @@ def repeat_rows(cache, few, k):
             c.filled = source.filled
 
 
-def grow(cache, S, step=1):
-    """Make room for S positions, by multiples of `step`; windows and states need none.
-
-    Returns the new capacity, or None if there was room already: then all memory is where it was.
-    """
-    kv = [c for c in cache if isinstance(c, KVCache)]
-    if not kv or S <= kv[0].capacity:
-        return None
-    for c in kv:
-        c.grow(-(-(S - c.capacity) // step) * step)
-    return kv[0].capacity
+def grow(cache, n):
+    """Make room for n more positions; windows and states need none."""
+    for c in cache:
+        if isinstance(c, KVCache):
+            c.grow(n)

@@ -10,9 +10,11 @@ A decoder that went through `prepare` computes no gradients on a CPU: training l
 """
 
 import os
+import sysconfig
 import warnings
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 
 import torch
@@ -104,12 +106,18 @@ def kernels_for(weight):
     """The module kernels.py if its kernels can compute with this weight, else None."""
     if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")):
         return None
-    if not (os.environ.get("CC") or which("gcc") or which("clang")):
-        warnings.warn("no C compiler is here, with which Triton builds kernels: a step on CUDA takes the ordinary way, "
-                      "which is slower; install gcc")
+    if not can_build():
+        warnings.warn("Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA takes the "
+                      "ordinary way, which is slower; install gcc and python3-dev")
         return None
     from . import kernels  # needs Triton, which torch brings along for CUDA only
     return kernels
+
+
+def can_build():
+    """Whether there is what Triton builds the launchers of kernels with; it looks for them in the same places."""
+    compiler = os.environ.get("CC", "gcc" if which("gcc") else "clang")
+    return which(compiler) is not None and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
 
 
 def few_rows(x, kernels, most=None):

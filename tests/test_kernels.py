@@ -111,7 +111,7 @@ def test_attend(dtype, name):
     gains = [random(d, seed=seed).abs() + 0.5 for seed in (1, 2)] if norms else [None, None]
     if name == "window in a cache that grew":
         S += 90
-        grow(caches, S)
+        grow(caches, 90)
     lengths = torch.tensor([[0], [S // 2], [S - 8]], device=DEVICE)
     done = torch.zeros(B * K, dtype=torch.int32, device=DEVICE)
     read = torch.arange(S - 8, device=DEVICE) - (S - 8 - lengths)
@@ -239,15 +239,21 @@ def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
     assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max() and not by_kernels
 
 
-def test_without_a_compiler_there_are_no_kernels(monkeypatch):
+def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
     """Triton would fail at the first launch."""
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(fast, "which", lambda name: f"/usr/bin/{name}")
-    weight = torch.ones(2, 2).as_subclass(Pretended)
-    assert fast.kernels_for(weight) is kernels
-    monkeypatch.setattr(fast, "which", lambda name: None)
-    with pytest.warns(UserWarning, match="install gcc"):
-        assert fast.kernels_for(weight) is None
+    monkeypatch.setattr(fast, "which", lambda name: name if name == "gcc" else None)
+    headers, weight = tmp_path / "Python.h", torch.ones(2, 2).as_subclass(Pretended)
+    monkeypatch.setattr(fast.sysconfig, "get_path", lambda *_: tmp_path)
+    for headers_are_there, compiler, kernels_are_there in (
+            (True, None, True), (True, "/no/such/cc", False), (True, "", False), (False, None, False)):
+        headers.touch() if headers_are_there else headers.unlink()
+        if compiler is not None:
+            monkeypatch.setenv("CC", compiler)
+        else:
+            monkeypatch.delenv("CC", raising=False)
+        with nullcontext() if kernels_are_there else pytest.warns(UserWarning, match="install gcc"):
+            assert (fast.kernels_for(weight) is kernels) == kernels_are_there
 
 
 @LINKS
