@@ -242,7 +242,8 @@ SYSTEMS = {
                           "solver": ("qwen3_5_text", {"hidden_size": 56})},
     "mixture": {"math": ("qwen2", {"hidden_size": 32}),
                 "code": ("qwen2", {"hidden_size": 40, "tie_word_embeddings": True}),
-                "science": ("mistral", {"hidden_size": 48}),
+                # a window of 12, as elsewhere, would hide what the summarizer sends from what it sends back
+                "science": ("mistral", {"hidden_size": 48, "sliding_window": 300}),
                 "summarizer": ("qwen3_5_text", {"hidden_size": 40})},
     "distillation": {"expert": ("qwen3_5_text", {"hidden_size": 56, "tie_word_embeddings": False}),
                      "learner": ("qwen3_5_text", {"hidden_size": 40})},
