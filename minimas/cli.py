@@ -10,6 +10,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -178,7 +179,8 @@ def command(main):
     Ctrl-C ends it with status 130, and a reader of its output who has seen enough (| head) with 141, as the shell has them.
     """
     for stream in sys.stdout, sys.stderr:
-        stream.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding does not
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding does not
     try:
         main()
         sys.stdout.flush()

@@ -176,6 +176,7 @@ class System:
 
     outer_links   {(source, target): OuterLink}
     task          math, choice or code: how agents are asked, and what counts as an answer
+    Several threads may use it; it answers one batch at a time.
     """
 
     def __init__(self, style, agents, outer_links, task="math"):
