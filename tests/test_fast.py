@@ -364,9 +364,11 @@ def load_copy(link, dtype):
 @CUDA
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
 def test_cuda_graphs(folders, style):
-    """Graphs on the device, greedy: the tokens and latents of the plain path on the CPU."""
+    """Graphs on the device, greedy: the tokens and latents of the plain path on the CPU.
+    Batches that shrink and grow, a turn without a step, and 40 rows of text, more than a kernel multiplies.
+    """
     options = OPTIONS | {"temperature": 0.0}
     plain, quick = load(folders, style, plain=True), load(folders, style, device="cuda", dtype="float32")
-    for asked in ASKED, ASKED[:2], ASKED:
-        assert_same(quick.run(asked, **options), plain.run(asked, **options))
+    for asked, more in (ASKED, {}), (ASKED[:2], {}), (ASKED, {"latent_steps": 1}), (ASKED, {"rollouts": 8}):
+        assert_same(quick.run(asked, **options | more), plain.run(asked, **options | more))
     assert all(agent.graphs.graphs for agent in quick.agents.values())
