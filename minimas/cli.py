@@ -26,7 +26,6 @@ from .styles import STYLES, style_named
 from .tokenizer import DATE
 from .trace import page
 
-
 LOADED = (".pt", ".safetensors", ".json", ".jinja")  # endings of the files that agents and links are loaded from
 
 
@@ -93,19 +92,21 @@ def checkpoints(args):
     return pairs("--checkpoint", args.checkpoint, "ROLE=PATH, or one folder of all roles")
 
 
+# Shared by all commands: files, processes and errors
+
 def fingerprint(given, out=None):
     """A hash of the files to be loaded from the local folders that --checkpoint names, "" if there are none.
 
     It takes their names, sizes, beginnings and ends, where a .pt file has checksums of all that it holds; it leaves out
     those in the folder `out`, which the command itself writes.
     """
-    seen, none = hashlib.sha256(), True
+    seen, found = hashlib.sha256(), False
     for folder in (Path(part.rpartition("=")[2]).expanduser().resolve() for part in given):
         for file in sorted(folder.rglob("*")):
             if file.suffix in LOADED and file.is_file() and not (out and file.is_relative_to(out.resolve())):
-                none = False
+                found = True
                 seen.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode() + beginning_and_end(file))
-    return "" if none else seen.hexdigest()[:16]
+    return seen.hexdigest()[:16] if found else ""
 
 
 def beginning_and_end(file, n=1 << 16):
@@ -115,8 +116,6 @@ def beginning_and_end(file, n=1 << 16):
         data.seek(max(0, file.stat().st_size - n))
         return first + data.read()
 
-
-# Shared by all commands: files, processes and errors
 
 def writable_file(option, name, make_folder=False):
     """The Path of a file that a command is going to write; InputError if it cannot be written. It is not changed."""

@@ -302,8 +302,6 @@ def read_code(row):
     tests = row.cell("tests")
     try:
         tests = list(filter(str.strip, [tests])) if isinstance(tests, str) else pairs_of(tests or [])
-        if not all(isinstance(text, str) for test in tests for text in test):
-            raise TypeError("no text")
     except (TypeError, KeyError) as e:
         raise InputError(f"{row}: tests are {str(tests)[:60]!r}, expected a script that raises an error if the program "
                          "is wrong, or a list of objects with input and output, each a text") from e
@@ -312,8 +310,11 @@ def read_code(row):
 
 
 def pairs_of(tests):
-    """Tests {"input", "output"} as the pairs that grade.passes takes."""
-    return [(test["input"], test["output"]) for test in tests]
+    """Tests {"input", "output"} as the pairs that grade.passes takes; TypeError or KeyError if they are not such texts."""
+    pairs = [(test["input"], test["output"]) for test in tests]
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise TypeError("an input or output is no text")
+    return pairs
 
 
 def read_mbppplus(row):

@@ -219,19 +219,19 @@ def add_up(outputs_ptr, peaks_ptr, weights_ptr, gate_ptr, y_ptr, bk, used, G, d,
     """Write the output of G heads, the sum of the first `used` parts."""
     some: tl.constexpr = min(parts, max(1, 8192 // (few * dims)))  # parts that are read at once: what registers hold
     g, i = tl.arange(0, few), tl.arange(0, dims)
-    every = tl.arange(0, parts)[:, None]
-    at = (bk * parts + every) * heads + g  # (parts, few)
-    peaks = tl.load(peaks_ptr + at, mask=every < used, other=-1e30, cache_modifier=".cg")
-    weights = tl.load(weights_ptr + at, mask=every < used, other=0, cache_modifier=".cg")
+    all_parts = tl.arange(0, parts)[:, None]
+    at_all = (bk * parts + all_parts) * heads + g  # (parts, few)
+    peaks = tl.load(peaks_ptr + at_all, mask=all_parts < used, other=-1e30, cache_modifier=".cg")
+    weights = tl.load(weights_ptr + at_all, mask=all_parts < used, other=0, cache_modifier=".cg")
     peak = tl.max(peaks, 0)
     weight = tl.sum(weights * tl.exp(peaks - peak), 0)
     y, ours = tl.zeros((few, dims), tl.float32), (g < G)[:, None] & (i < d)
     for start in range(0, used, some):
         part = start + tl.arange(0, some)[:, None, None]
-        of = (bk * parts + part) * heads + g[None, :, None]  # (some, few, 1)
-        fade = tl.exp(tl.load(peaks_ptr + of, mask=part < used, other=-1e30, cache_modifier=".cg") - peak[None, :, None])
+        at = (bk * parts + part) * heads + g[None, :, None]  # (some, few, 1)
+        fade = tl.exp(tl.load(peaks_ptr + at, mask=part < used, other=-1e30, cache_modifier=".cg") - peak[None, :, None])
         there = ours[None] & (part < used)
-        y += tl.sum(tl.load(outputs_ptr + of * dims + i, mask=there, other=0, cache_modifier=".cg") * fade, 0)
+        y += tl.sum(tl.load(outputs_ptr + at * dims + i, mask=there, other=0, cache_modifier=".cg") * fade, 0)
     y /= weight[:, None]
     if gated:
         y *= tl.sigmoid(tl.load(gate_ptr + g[:, None] * q_head + i, mask=ours, other=0).to(tl.float32))
