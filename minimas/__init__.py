@@ -5,18 +5,10 @@
     print(system.run(["7 +5 *3 -4 +8"])[0].answer)
 """
 
-__version__ = "0.1.0"
+from .common import InputError
+
+__version__ = "0.2.0"
 __all__ = ["InputError", "Result", "STYLES", "Settings", "System", "load_mas_system"]
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says what was found, what was expected and what to do."""
-
-
-def check_known(what, found, known):
-    """InputError if one of the names that were found is not known."""
-    if unknown := [name for name in found if name not in [*known]]:  # a list: what was found may have no hash
-        raise InputError(f"{what} {unknown[0]!r} is not known, expected one of {', '.join(known)}")
 
 
 def __getattr__(name):

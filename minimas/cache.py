@@ -1,18 +1,18 @@
-"""What a decoder remembers of the tokens it has read: one small object per layer, made by the model.
+"""The KV cache of a decoder: one small object per layer, made by the model.
 
 An attention layer's has
 
-    mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None stands for
-                              ordinary causal attention. The model asks for it, once for all layers of one kind (`masks`)
-    update(k, v, positions)   remembers new keys and values (B, K, T, d) and returns all S of them. The layer calls it
+    mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None means
+                              ordinary causal attention. The model calls it once for all layers of one kind (`masks`)
+    update(k, v, positions)   stores new keys and values (B, K, T, d) and returns all S of them. The layer calls it
 
 A mask must be asked for before the update. A DeltaCache has a mask (B, T, 1) of tokens, with_history and store.
 `tensors` names the attributes that hold one row per prompt; a GrowingCache has none, as its batch never changes.
 
-`positions` (B, T) counts the tokens of a row from 0 and is negative on padding, which stands at the left of a chunk.
-A key is addressed by its position, not by its column: that is all it takes to batch rows of unequal length.
+`positions` (B, T) counts the tokens of a row from 0. It is negative on padding, which is at the left of a chunk.
+A key is addressed by its position, not by its column. That is all it takes to batch rows of unequal length.
 
-Letters: B batch, T new tokens, S remembered keys, K key/value heads, d head width.
+Letters: B batch, T new tokens, S stored keys, K key/value heads, d head width.
 """
 
 import copy
@@ -34,8 +34,7 @@ def causal_mask(positions, key_positions, window=None):
 
 
 def plain_causal(positions, last, window):
-    """Whether an empty cache needs no mask for this chunk: no padding, nothing beyond the window, every query wanted.
-    """
+    """Whether an empty cache needs no mask for this chunk: no padding, no window to leave, every query asked for."""
     T = positions.shape[1]
     return 1 < T == last and (window is None or T <= window) and bool((positions[:, 0] == 0).all())
 
@@ -136,7 +135,7 @@ class GrowingCache:
 
 
 class DeltaCache:
-    """What a Gated DeltaNet layer remembers: the last inputs of its convolution, and its state, but no keys."""
+    """The cache of a Gated DeltaNet layer: the last inputs of its convolution and its state, but no keys."""
     tensors, window = ("conv", "state"), None
 
     def __init__(self, conv, state):
@@ -148,8 +147,8 @@ class DeltaCache:
         return (positions >= 0)[..., None]
 
     def with_history(self, x, positions):
-        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T), the remembered inputs in front of each row's
-        first token; and the last kernel - 1 of them, to be remembered next.
+        """New inputs x (B, channels, T) -> (B, channels, kernel - 1 + T), the stored inputs in front of each row's
+        first token; and the last kernel - 1 of them, to be stored next.
 
         With kernel 4, memory m0 m1 m2 and a row padded by two, m0 m1 m2 | - - x2 x3 becomes m0 m0 m0 m1 m2 x2 x3.
         """
@@ -160,7 +159,7 @@ class DeltaCache:
         return x, x[:, :, -n:]
 
     def store(self, conv, state):
-        """Remember these: in place or, where gradients are recorded, without touching what the graph holds."""
+        """Store these: in place or, where gradients are recorded, without touching what the graph holds."""
         if torch.is_grad_enabled():
             self.conv, self.state = conv, state
         else:
@@ -178,11 +177,11 @@ def attention_cache(B, K, S, d, like, window=None):
 def masks(cache, positions, last):
     """The mask of each layer of a model, made once for all layers of one kind; the last layer's has `last` rows only.
     """
-    made, wanted = {}, [positions.shape[1]] * (len(cache) - 1) + [last]
-    for c, n in zip(cache, wanted):
+    made, rows = {}, [positions.shape[1]] * (len(cache) - 1) + [last]
+    for c, n in zip(cache, rows):
         if (type(c), c.window, n) not in made:
             made[type(c), c.window, n] = c.mask(positions, n)
-    return [made[type(c), c.window, n] for c, n in zip(cache, wanted)]
+    return [made[type(c), c.window, n] for c, n in zip(cache, rows)]
 
 
 def write_slots(memory, slots, new):

@@ -18,7 +18,8 @@ from torch import nn
 
 from . import llama
 from .cache import masks
-from .llama import attend, rope_frequencies, rotate, rotation, widen
+from .common import upcast
+from .llama import rope_cos_sin, rope_frequencies
 
 
 @dataclass(kw_only=True)
@@ -54,51 +55,25 @@ class OffsetRMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
 
-    @property
-    def gain(self):
-        return 1 + widen(self.weight)
-
     def forward(self, x):
-        y = widen(x)
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * self.gain).to(x.dtype)
+        return F.rms_norm(upcast(x), self.weight.shape, 1 + upcast(self.weight), self.eps).to(x.dtype)
 
 
-class Attention(nn.Module):
-    """q and k have norms of their own; the scale of the scores is the config's."""
-    joint = llama.Attention.joint
+class Attention(llama.Attention):
+    """Llama's, with a norm on each head of q and k; the scale of the scores is the config's."""
 
     def __init__(self, c):
-        super().__init__()
-        self.d, self.scale = c.head_dim, c.query_pre_attn_scalar ** -0.5
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * self.d, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
-        self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
+        super().__init__(c)
+        self.scale = c.query_pre_attn_scalar ** -0.5
         self.q_norm, self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps), OffsetRMSNorm(self.d, c.rms_norm_eps)
 
-    def qkv(self, x):
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
-
-    def forward(self, x, positions, rope, mask, cache):
-        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H or K, T, d)
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        return self.o_proj(attend(q, k, v, mask, self.scale))
+    def heads(self, x):
+        q, k, v = super().heads(x)
+        return self.q_norm(q), self.k_norm(k), v
 
 
-class MLP(nn.Module):
-    """Llama's with another gate."""
-    joint, act = llama.MLP.joint, "gelu_tanh"
-
-    def __init__(self, c):
-        super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
-
-    def gate_up(self, x):
-        return self.gate_proj(x), self.up_proj(x)
+class MLP(llama.MLP):
+    """Llama's with another activation: W_down (gelu(W_gate x) * W_up x)."""
 
     def forward(self, x):
         gate, up = self.gate_up(x)
@@ -144,8 +119,8 @@ class Gemma3(nn.Module):
         return self.embed_tokens(ids) * scale
 
     def forward(self, x, positions, cache, last=None):
-        kinds, last = self.config.layer_types, last or x.shape[1]
-        rope = {kind: rotation(positions, self.get_buffer(f"frequency_{kind}")) for kind in set(kinds)}
-        for layer, kind, mask, layer_cache in zip(self.layers, kinds, masks(cache, positions, last), cache):
+        types, last = self.config.layer_types, last or x.shape[1]
+        rope = {kind: rope_cos_sin(positions, self.get_buffer(f"frequency_{kind}")) for kind in set(types)}
+        for layer, kind, mask, layer_cache in zip(self.layers, types, masks(cache, positions, last), cache):
             x = layer(x, positions, rope[kind], mask, layer_cache)
         return self.norm(x[:, -last:])

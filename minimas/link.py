@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fast import Product, few_rows, kernels_for
-from .llama import widen
+from .common import upcast
+from .fast.linear import PackedLinear, few_rows, kernels_for
 
 
 class InnerLink(nn.Module):
@@ -58,7 +58,7 @@ class FusedInnerLink(nn.Module):
         self.dtype, self.post_ln = link.proj1.weight.dtype, link.post_ln
         weight, bias = folded(link.pre_ln, link.proj1)
         self.kernels = kernels_for(weight)
-        self.proj1, self.proj2 = Product([weight], [bias]), Product([link.proj2.weight], [link.proj2.bias])
+        self.proj1, self.proj2 = PackedLinear([weight], [bias]), PackedLinear([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
@@ -81,20 +81,20 @@ class FusedOuterLink(nn.Module):
         self.dtype, self.eps, self.ln_target = link.proj1.weight.dtype, link.ln_source.eps, link.ln_target
         (weight, self.bias), residual = folded(link.ln_source, link.proj1), link.residual_proj
         self.kernels, self.sizes = kernels_for(weight), (len(weight), len(residual.weight))
-        self.joint = Product([weight, residual.weight], [torch.zeros_like(self.bias), residual.bias])
-        self.joint_bias = torch.cat([self.bias, residual.bias])  # for the kernel, whose norm is inside
-        self.proj2 = Product([link.proj2.weight], [link.proj2.bias])
+        self.merged = PackedLinear([weight, residual.weight], [torch.zeros_like(self.bias), residual.bias])
+        self.merged_bias = torch.cat([self.bias, residual.bias])  # for the kernel, whose norm is inside
+        self.proj2 = PackedLinear([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
         if few_rows(h, self.kernels):
             rows, linear, n = h.reshape(-1, h.shape[-1]), self.kernels.linear, self.sizes[0]
-            y = linear(rows, self.joint.weight, self.joint_bias, norm="layer", eps=self.eps, act="gelu", normed=n)
+            y = linear(rows, self.merged.weight, self.merged_bias, norm="layer", eps=self.eps, act="gelu", normed=n)
             y = linear(y[:, :n], self.proj2.weight, self.proj2.bias, residual=y[:, n:])
             y = self.kernels.norm(y, self.ln_target.weight, self.ln_target.eps, self.ln_target.bias)
             return y.view(*h.shape[:-1], -1)
-        y, residual = self.joint(h).split(self.sizes, -1)
-        h = widen(h)
+        y, residual = self.merged(h).split(self.sizes, -1)
+        h = upcast(h)
         std = ((h - h.mean(-1, keepdim=True)).square().mean(-1, keepdim=True) + self.eps).sqrt()
         return self.ln_target(self.proj2(F.gelu(y / std + self.bias).to(self.dtype)) + residual)
 
@@ -105,9 +105,9 @@ def folded(norm, linear):
     W (g (x - mean) / std + s) + b = V (x - mean) / std + W s + b with V = W g. The rows of V are shifted so that they add
     up to 0: that changes nothing for x - mean, which adds up to 0 itself, and makes V (x - c) the same for every c.
     """
-    W, dtype = widen(linear.weight), linear.weight.dtype
-    V = W * widen(norm.weight)
-    return (V - V.mean(1, keepdim=True)).to(dtype), (W @ widen(norm.bias) + widen(linear.bias)).to(dtype)
+    W, dtype = upcast(linear.weight), linear.weight.dtype
+    V = W * upcast(norm.weight)
+    return (V - V.mean(1, keepdim=True)).to(dtype), (W @ upcast(norm.bias) + upcast(linear.bias)).to(dtype)
 
 
 def fused(link):

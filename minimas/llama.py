@@ -4,7 +4,7 @@ Equals transformers' LlamaForCausalLM on the released checkpoints (model_type `l
 block, rotary positions (with Llama 3.1's frequency scaling), grouped-query attention, SwiGLU.
 
 The model takes embeddings and returns hidden states after the final norm; the vocabulary is a separate call. A latent
-agent needs exactly this split: it is fed with vectors no token stands for, and never asks for a token.
+agent needs exactly this split: it is fed with embeddings that correspond to no token, and never asks for a token.
 
 Letters: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
 """
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .cache import attention_cache, masks
+from .common import upcast
 
 
 @dataclass(kw_only=True)
@@ -42,11 +43,6 @@ class Config:
         return [None] * self.num_hidden_layers
 
 
-def widen(x):
-    """x in float32 where it is narrower; float64 stays, so that a whole run can be checked in it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class RMSNorm(nn.Module):
     """(..., D) -> w x / rms(x), (..., D)."""
 
@@ -54,15 +50,8 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
-    @property
-    def gain(self):
-        """What the normed vector is multiplied by."""
-        return self.weight
-
     def forward(self, x):
-        y = widen(x)  # the mean of squares needs float32; the weight is applied after the cast, as in training
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # inside, the mean of squares is float32
 
 
 def rope_frequencies(rope_parameters, d):
@@ -85,21 +74,21 @@ def rope_frequencies(rope_parameters, d):
     return frequency
 
 
-def rotation(positions, frequency):
+def rope_cos_sin(positions, frequency):
     """cos and sin (B, 1, T, d) float32 of the angles at positions (B, T)."""
     angle = positions[:, None, :, None] * frequency  # (B, 1, T, d/2)
     angle = torch.cat([angle, angle], -1)
     return angle.cos(), angle.sin()
 
 
-def rotate(x, rope):
+def apply_rope(x, rope):
     """Rotate each pair (x_i, x_{i+d/2}) of x (B, heads, T, d) by its angle; in float32, back in x's dtype."""
     cos, sin = rope
-    a, b = widen(x).chunk(2, -1)
+    a, b = upcast(x).chunk(2, -1)
     return (x * cos + torch.cat([-b, a], -1) * sin).to(x.dtype)
 
 
-def attend(q, k, v, mask, scale=None):
+def attend(q, k, v, mask, scale):
     """Softmax attention of q (B, H, T, d) over k and v (B, K, S, d), each shared by H / K query heads -> (B, T', H d).
 
     mask (B, 1, T', S) comes from cache.masks and has a row for each of the last T' queries; the others are not
@@ -118,11 +107,10 @@ def attend(q, k, v, mask, scale=None):
 
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions: x (B, T, D) -> (B, T', D), for the T' queries that the mask has."""
-    joint = {"qkv": ("q_proj", "k_proj", "v_proj")}  # for fast.py: this method can be one product of these weights
 
     def __init__(self, c):
         super().__init__()
-        self.d = c.head_dim
+        self.d, self.scale = c.head_dim, c.head_dim ** -0.5
         self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * self.d, bias=False)
         self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
         self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
@@ -131,16 +119,19 @@ class Attention(nn.Module):
     def qkv(self, x):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
+    def heads(self, x):
+        """q (B, H, T, d), k and v (B, K, T, d), not yet rotated."""
+        return (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))
+
     def forward(self, x, positions, rope, mask, cache):
-        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H or K, T, d)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = self.heads(x)
+        q, k = apply_rope(q, rope), apply_rope(k, rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        return self.o_proj(attend(q, k, v, mask))
+        return self.o_proj(attend(q, k, v, mask, self.scale))
 
 
 class MLP(nn.Module):
     """SwiGLU: x (..., D) -> W_down (silu(W_gate x) * W_up x), (..., D)."""
-    joint, act = {"gate_up": ("gate_proj", "up_proj")}, "silu"
 
     def __init__(self, c):
         super().__init__()
@@ -201,7 +192,7 @@ class Llama(nn.Module):
 
         `last` asks for the states of the last `last` tokens only, (B, last, D): the last layer then computes no others.
         """
-        rope, last = rotation(positions, self.frequency), last or x.shape[1]
+        rope, last = rope_cos_sin(positions, self.frequency), last or x.shape[1]
         for layer, mask, layer_cache in zip(self.layers, masks(cache, positions, last), cache):
             x = layer(x, positions, rope, mask, layer_cache)
         return self.norm(x[:, -last:])

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import InputError
+from .common import InputError
 
 PROMPTS = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
 TASKS = ("math", "choice", "code")
@@ -17,16 +17,18 @@ TASKS = ("math", "choice", "code")
 
 @dataclass(frozen=True)
 class Question:
-    """A question as an agent is asked it.
+    """A question as agents read it; Style.question makes one from what the user typed.
 
     fn_name   task code: the name of the function that is asked for; None if it has no name, "" for a whole program
     dataset   the data set that it comes from: prompts.json has a prompt of its own for one (`solver_gpqa`)
     task      math, choice or code, if it is not the system's: for training; an answer is read by the system's task
+    typed     the question as the user typed it
     """
     text: str
     fn_name: str | None = ""
     dataset: str | None = None
     task: str | None = None
+    typed: str = ""
 
 
 @dataclass(frozen=True)

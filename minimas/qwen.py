@@ -19,9 +19,10 @@ from torch import nn
 
 from . import llama
 from .cache import DeltaCache, attention_cache
+from .common import upcast
 from .delta import chunked, recurrent
 from .gemma import OffsetRMSNorm
-from .llama import MLP, Attention, Llama, RMSNorm, attend, rope_frequencies, rotate, widen
+from .llama import MLP, Attention, Llama, RMSNorm, apply_rope, attend, rope_frequencies
 
 
 @dataclass(kw_only=True)
@@ -53,27 +54,16 @@ def Qwen2Attention(c):
     return attention
 
 
-class Qwen3Attention(nn.Module):
+class Qwen3Attention(Attention):
     """Llama's attention with a norm on each head of q and k."""
-    joint = Attention.joint
 
     def __init__(self, c):
-        super().__init__()
-        self.d = c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * self.d, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
-        self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
+        super().__init__(c)
         self.q_norm, self.k_norm = RMSNorm(self.d, c.rms_norm_eps), RMSNorm(self.d, c.rms_norm_eps)
 
-    def qkv(self, x):
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
-
-    def forward(self, x, positions, rope, mask, cache):
-        q, k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in self.qkv(x))  # (B, H or K, T, d)
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        return self.o_proj(attend(q, k, v, mask))
+    def heads(self, x):
+        q, k, v = super().heads(x)
+        return self.q_norm(q), self.k_norm(k), v
 
 
 def Qwen2(config):
@@ -106,37 +96,28 @@ class Config35(llama.Config):
             for i in range(self.num_hidden_layers)]
 
 
-class GatedAttention(nn.Module):
-    """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position.
-    """
-    joint = Attention.joint
+class GatedAttention(Attention):
+    """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position."""
 
     def __init__(self, c):
-        super().__init__()
-        self.d = c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * 2 * self.d, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
-        self.o_proj = nn.Linear(c.num_attention_heads * self.d, c.hidden_size, bias=False)
+        super().__init__(c)
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * 2 * self.d, bias=False)  # each head, then its gate
         self.q_norm, self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps), OffsetRMSNorm(self.d, c.rms_norm_eps)
-
-    def qkv(self, x):
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def forward(self, x, positions, rope, mask, cache):
         q, k, v = self.qkv(x)
         q, gate = q.unflatten(-1, (-1, 2 * self.d)).chunk(2, -1)  # (B, T, H, d) each
         k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in (k, v))  # (B, K, T, d)
-        q, k = rotate_part(self.q_norm(q).transpose(1, 2), rope), rotate_part(self.k_norm(k), rope)
+        q, k = apply_partial_rope(self.q_norm(q).transpose(1, 2), rope), apply_partial_rope(self.k_norm(k), rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        y = attend(q, k, v, mask)
+        y = attend(q, k, v, mask, self.scale)
         return self.o_proj(y * gate.flatten(2)[:, -y.shape[1]:].sigmoid())
 
 
-def rotate_part(x, rope):
+def apply_partial_rope(x, rope):
     """Rotate the first dimensions of each head, as many as there are angles for."""
     n = rope[0].shape[-1]
-    return torch.cat([rotate(x[..., :n], rope), x[..., n:]], -1)
+    return torch.cat([apply_rope(x[..., :n], rope), x[..., n:]], -1)
 
 
 class GatedDeltaNet(nn.Module):
@@ -144,7 +125,6 @@ class GatedDeltaNet(nn.Module):
 
     Where there are fewer heads of q and k than of v, each is used by several of v that stand next to each other.
     """
-    joint = {"inputs": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")}
 
     def __init__(self, c):
         super().__init__()
@@ -169,16 +149,16 @@ class GatedDeltaNet(nn.Module):
         x, conv = cache.with_history(qkv.mT, positions)
         y = F.silu(self.conv1d(x)).mT  # (B, T, channels)
         q, k, v = y.split([self.key_heads * self.d_k, self.key_heads * self.d_k, self.value_heads * self.d_v], -1)
-        q, k = (l2_normalize(widen(part.reshape(B, T, self.key_heads, self.d_k))) for part in (q, k))
+        q, k = (l2_normalize(upcast(part.reshape(B, T, self.key_heads, self.d_k))) for part in (q, k))
         group = self.value_heads // self.key_heads
         q, k = (part.repeat_interleave(group, 2).transpose(1, 2) for part in (q, k))  # (B, value heads, T, d_k)
-        v = widen(v.reshape(B, T, self.value_heads, self.d_v)).transpose(1, 2)
-        g = -widen(self.A_log).exp() * F.softplus(widen(a) + widen(self.dt_bias)) * mask  # (B, T, value heads)
-        beta = widen(b).sigmoid() * mask  # padding forgets nothing (g = 0) and writes nothing (beta = 0)
+        v = upcast(v.reshape(B, T, self.value_heads, self.d_v)).transpose(1, 2)
+        g = -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias)) * mask  # (B, T, value heads)
+        beta = upcast(b).sigmoid() * mask  # padding forgets nothing (g = 0) and writes nothing (beta = 0)
         rule = recurrent if T == 1 else chunked
         o, state = rule(q * self.d_k ** -0.5, k, v, g.mT, beta.mT, cache.state)
         cache.store(conv, state)
-        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(widen(z.unflatten(-1, (self.value_heads, self.d_v))))
+        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(upcast(z.unflatten(-1, (self.value_heads, self.d_v))))
         return self.out_proj(o.to(x.dtype).flatten(2))
 
 
@@ -223,5 +203,5 @@ class Qwen35(nn.Module):
         channels = 2 * c.linear_num_key_heads * c.linear_key_head_dim + c.linear_num_value_heads * c.linear_value_head_dim
         state = (B, c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim)
         return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, w) if kind == "full_attention" else
-                DeltaCache(w.new_zeros(B, channels, c.linear_conv_kernel_dim - 1), widen(w.new_zeros(state)))
+                DeltaCache(w.new_zeros(B, channels, c.linear_conv_kernel_dim - 1), upcast(w.new_zeros(state)))
                 for kind in c.layer_types]

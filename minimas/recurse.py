@@ -2,147 +2,115 @@
 
     python -m minimas.recurse --prompt "7 +5 *3 -4 +8 *7 -1 +6"
 
-Read `recurse` first: it is all of RecursiveMAS (arXiv 2604.25917), one loop over a row of the table in styles.py,
+Read `recurse` first: it is all of RecursiveMAS (arXiv 2604.25917), one loop over an entry of styles.json,
 
     H_a = think(prompt_a)                 agent a's hidden states, after m latent steps (agent.py)
     Z_ab = R_out_ab(R_in_a(H_a))          what agent b hears from it, in b's own embedding space (link.py)
 
-`System.run` puts batches, settings and the second try for an answer around it.
+`System.run` puts batches and the second try for an answer around it; `main`, at the end, is the command.
 
 Letters: B questions in a batch, T prompt tokens, D an agent's width, m latent steps.
 """
 
-import re
+import json
+import sys
 import time
-from dataclasses import dataclass, field, replace
-from numbers import Integral
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from threading import RLock
 
 import torch
 from tqdm import tqdm
 
-from . import InputError, check_known
-from .agent import load_agent, silent
+from .agent import load_agent
 from .answers import extract
+from .cli import add_answering, checkpoints, command, make_parser, read_questions, writable_file
+from .common import InputError, check_known, no_op, write_atomic
+from .generate import generate
 from .link import fused
-from .load import load_outer_links, usable_dtype
-from .prompts import TASKS, Question, Slot, answer_retry, prompt, wrap
+from .load import devices_by_role, load_outer_links, usable_dtype
+from .look.logit_lens import logit_lens, table
+from .look.trace import page
+from .prompts import TASKS, Slot, answer_retry, prompt, wrap
 from .sample import seeds
-from .styles import STYLES, style_named
+from .styles import STYLES, Settings, style_named
 from .tokenizer import DATE
-from .tools import TOOLS, ToolCalls
+from .tools import ToolCalls
 
-__all__ = ["STYLES", "Result", "Settings", "Stage", "System", "load_mas_system", "recurse"]  # what pydoc shows
+__all__ = ["STYLES", "Result", "Settings", "System", "Turn", "load_mas_system", "recurse"]  # what pydoc shows
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a run goes. None stands for the style's own value.
-
-    rounds          of recursion, 1 or more
-    latent_steps    latents that an agent thinks in a turn (m), 0 or more
-    max_new_tokens  limit on the tokens of a text
-    temperature     0 always takes the likeliest token
-    top_p           sample from the likeliest tokens that together reach this probability
-    top_k           and from at most this many of them: 0 is no limit, None what the agent's generation_config.json says
-    seed            with the question's text, of all random numbers
-    rollouts        texts for each question, sampled from one prefill
-    batch_size      questions that are answered together
-    retry           ask once more if a text holds no answer
-    channel         latent, or text: agents then decode and pass text, for comparison
-    tools           python, search, or both: what an agent of a style that calls tools may call
-    date            that Llama's chat template tells its agent
-    """
-    rounds: int = 3
-    latent_steps: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float = 0.95
-    top_k: int | None = None
-    seed: int = 42
-    rollouts: int = 1
-    batch_size: int = 8
-    retry: bool = True
-    channel: str = "latent"
-    tools: tuple[str, ...] = ()
-    date: str = DATE
-
-    def completed(self, style):
-        """The same with the values of a Style filled in; InputError names a setting that is out of range."""
-        defaults = ("latent_steps", "max_new_tokens", "temperature")
-        settings = replace(self, **{name: getattr(style, name) for name in defaults if getattr(self, name) is None})
-        lowest = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}
-        for name, least in lowest.items():
-            value = getattr(settings, name)
-            if (value is not None or name != "top_k") and not (isinstance(value, Integral) and value >= least):
-                raise InputError(f"{name} is {value}, expected a whole number from {least} up")
-        if not 0 <= settings.temperature < float("inf"):
-            raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
-        if not 0 < settings.top_p <= 1:
-            raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
-        check_known("channel", [settings.channel], ("latent", "text"))
-        check_known("tool", settings.tools, TOOLS)
-        if settings.tools and not style.calls_tools:
-            raise InputError("tools are given, but no agent of this style calls any: leave them out, "
-                             "or use style deliberation")
-        return settings
-
+# The recursion
 
 @dataclass
-class Stage:
+class Turn:
     """One agent's turn in one round, for B questions.
 
     prompts   what it reads: for each question a list of pieces, text or latents (m, D)
+    sent      {(source, target): latents (B, m, D of the target), or B texts}; empty in the last turn, or if nobody hears it
     decoded   for each question, the number of tokens that it decoded
     states    H (B, m, D), the hidden states that it thinks; None on the text channel and in the last turn
-    sent      {(source, target): latents (B, m, D of the target), or B texts}; empty in the last turn, or if nobody hears it
     """
     round: int
     role: str
     prompts: list
+    sent: dict
     decoded: list[int]
     states: torch.Tensor | list | None = None
-    sent: dict = field(default_factory=dict)
 
 
-def recurse(system, questions, settings, tick=silent, think=None):
-    """Let the agents of a System take turns over B Questions; yields each turn as a Stage, the last one unanswered.
+def recurse(system, questions, settings, tick=no_op, think=None):
+    """Let the agents of a System take turns over B Questions; yields each Turn, the last one unanswered.
 
-    What a caller puts into a Stage's `sent` before it asks for the next is what others hear.
+    What a caller puts into a Turn's `sent` before it asks for the next is what others hear.
 
+    settings  completed Settings
     tick()    is called for every position that is generated
     think     think(round, role, prompts) takes the place of Agent.think in training: it returns hidden states (B, m, D),
               or B of unequal length, (m_b, D) each
     """
-    style, inbox, nothing = system.style, {}, [0] * len(questions)
-    settings = settings.completed(style)
-    system.forget()
+    style, inbox = system.style, {}
+    system.drop_prefixes()
     for r in range(1, settings.rounds + 1):
         for role in style.order:
             agent, prompts = system.agents[role], system.prompts(role, questions, inbox, settings.date)
             if (r, role) == (settings.rounds, style.order[-1]):
-                system.forget()
-                yield Stage(r, role, prompts, nothing)
+                system.drop_prefixes()
+                yield Turn(r, role, prompts, sent={}, decoded=[0] * len(questions))
                 return
-            H, decoded = None, nothing
             with agent.at_work():
                 if settings.channel == "latent":
                     H = think(r, role, prompts) if think else agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
-                    Z = through(agent.inner_link, H)
-                    sent = {edge: through(link, Z) for edge, link in system.outer_links.items() if edge[0] == role}
+                    turn = Turn(r, role, prompts, send_latents(system, role, H), [0] * len(questions), H)
                 else:
-                    ids = agent.decode(prompts, seeds(questions, settings.seed, r, role), settings, tick)
-                    texts, decoded = [agent.tokenizer.decode(row) for row in ids], [len(row) for row in ids]
-                    sent = {edge: texts for edge in style.edges if edge[0] == role}
-            stage = Stage(r, role, prompts, decoded, H, sent)
-            yield stage
-            inbox |= stage.sent
+                    ids = generate(agent, prompts, seeds(questions, settings.seed, r, role), settings, tick)
+                    turn = Turn(r, role, prompts, send_texts(system, role, ids), [len(row) for row in ids])
+            yield turn
+            inbox |= turn.sent
+
+
+def send_latents(system, role, H):
+    """{edge: R_out(R_in(H))} for each edge that leaves `role`: H (B, m, D) -> latents (B, m, D of the target).
+
+    R_in maps states into the agent's own embedding space, where its outer links begin. In `think` it was applied to each
+    state on its way to the next; H holds the states before it.
+    """
+    Z = through(system.agents[role].inner_link, H)
+    return {edge: through(link, Z) for edge, link in system.outer_links.items() if edge[0] == role}
+
+
+def send_texts(system, role, ids):
+    """{edge: B texts} for each edge that leaves `role`."""
+    texts = [system.agents[role].tokenizer.decode(row) for row in ids]
+    return {edge: texts for edge in system.style.edges if edge[0] == role}
 
 
 def through(link, latents):
     """A link applied to latents (B, m, D), or to all of B of unequal length at once."""
     return link(latents) if torch.is_tensor(latents) else link(torch.cat(latents)).split([len(own) for own in latents])
 
+
+# A system
 
 @dataclass
 class Result:
@@ -192,20 +160,24 @@ class System:
             fn_names=None       task code: for each question a name, None for a function without one, "" for a program
             dataset=None        name of the data set that the questions are from: gpqa has a prompt of its own
             progress=False      show a bar on stderr
-            edit                edit(stage, questions) is called after each turn, a Stage of this batch of Questions, and may
-                                change what it sent: to mute an edge (send [:, :0] of it; what is not sent again is heard
-                                again), to add noise, to send what was thought elsewhere
+            edit                edit(turn, questions) is called after each Turn of a batch of Questions, and may change what
+                                it sent: to mute an edge (send [:, :0] of it; what is not sent again is heard again), to
+                                add noise, or for activation patching: to send what was thought elsewhere
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
         return list(self.stream(questions, **options))
 
-    @torch.no_grad()
     def stream(self, questions, *, keep_latents=False, keep_states=False, fn_names=None, dataset=None, progress=False,
-               edit=silent, **options):
+               edit=no_op, **options):
         """The same as an iterator: the results of a batch come as soon as it is done."""
         settings = Settings(**options).completed(self.style)
-        questions = self.questions(questions, fn_names, dataset)
+        questions = self.style.questions(questions, fn_names, dataset)
+        return self.answer_all(questions, settings, keep_latents, keep_states, progress, edit)
+
+    @torch.no_grad()
+    def answer_all(self, questions, settings, keep_latents=False, keep_states=False, progress=False, edit=no_op):
+        """Iterate over the Results of Questions under completed Settings, batch by batch."""
         batches = [questions[i:i + settings.batch_size] for i in range(0, len(questions), settings.batch_size)]
         per_turn = settings.latent_steps if settings.channel == "latent" else settings.max_new_tokens
         per_batch = (settings.rounds * len(self.style.order) - 1) * per_turn + settings.max_new_tokens
@@ -216,27 +188,10 @@ class System:
                 yield from results
                 bar.update((i + 1) * per_batch - bar.n)  # texts that ended early
 
-    def questions(self, texts, fn_names=None, dataset=None):
-        """Texts as typed -> Questions; InputError names one that cannot be read."""
-        if isinstance(texts, str):
-            raise InputError("questions is one text: give a list of them")
-        texts = list(texts)
-        for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"a question is {text!r}, empty or no text: type something to be answered")
-            if re.search("[\ud800-\udfff]", text):
-                raise InputError(f"the question {text!r} holds half of a surrogate pair, which is no text: correct it")
-        if fn_names is not None and len(fn_names) != len(texts):
-            raise InputError(f"{len(fn_names)} fn_names for {len(texts)} questions: give one for each")
-        for text in texts:
-            self.style.rewrite(text)  # to refuse now what could not be read later
-        return [Question(*pair, dataset) for pair in zip(texts, fn_names or [""] * len(texts))]
-
     def prompts(self, role, questions, inbox, date=DATE):
         """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
         heard, tokenizer, prompts = any(target == role for _, target in inbox), self.agents[role].tokenizer, []
         for b, question in enumerate(questions):
-            question = replace(question, text=self.style.rewrite(question.text))
             pieces = wrap(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, heard), date)
             if unheard := [p.role for p in pieces if isinstance(p, Slot) and (p.role, role) not in inbox]:
                 raise InputError(f"the prompt of {role} has a slot for {unheard[0]}, who has sent it nothing: "
@@ -244,40 +199,40 @@ class System:
             prompts.append([inbox[p.role, role][b] if isinstance(p, Slot) else p for p in pieces])
         return prompts
 
-    def forget(self):
+    def drop_prefixes(self):
         """Let agents go of the prompts that they keep from round to round."""
         for agent in self.agents.values():
-            agent.forget()
+            agent.drop_prefix()
 
-    def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=silent, edit=silent):
+    def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=no_op, edit=no_op):
         """One batch of Questions -> its Results, settings.rollouts for each question. Settings must be completed."""
         started, k = time.perf_counter(), settings.rollouts
         kept = [{"heard_tokens": 0, "latents": {}, "states": {}, "stages": {}} for _ in questions]
-        for stage in recurse(self, questions, settings, tick):
-            edit(stage, questions)
-            key, device = (stage.round, stage.role), self.agents[stage.role].device
+        for turn in recurse(self, questions, settings, tick):
+            edit(turn, questions)
+            key, device = (turn.round, turn.role), self.agents[turn.role].device
             if key == (settings.rounds, self.style.order[-1]):
-                texts, ids, new_tokens = self.write(stage.role, questions, stage.prompts, settings, tick)
+                texts, ids, new_tokens = self.write(turn.role, questions, turn.prompts, settings, tick)
             if keep_states and device.type == "cuda":
                 torch.cuda.synchronize(device)  # the work is done then, not only launched
             for b, own in enumerate(kept):
-                own["heard_tokens"] += stage.decoded[b]
+                own["heard_tokens"] += turn.decoded[b]
                 if keep_latents:
-                    own["latents"] |= {(stage.round, *edge): own_copy(sent[b]) for edge, sent in stage.sent.items()}
+                    own["latents"] |= {(turn.round, *edge): own_copy(sent[b]) for edge, sent in turn.sent.items()}
                 if keep_states:
-                    own["stages"][key] = time.perf_counter() - started, [own_copy(piece) for piece in stage.prompts[b]]
-                    own["states"] |= {} if stage.states is None else {key: own_copy(stage.states[b])}
+                    own["stages"][key] = time.perf_counter() - started, [own_copy(piece) for piece in turn.prompts[b]]
+                    own["states"] |= {} if turn.states is None else {key: own_copy(turn.states[b])}
         seconds = (time.perf_counter() - started) / len(texts)
-        asked = [question.text for question in questions for _ in range(k)]
+        asked = [question.typed for question in questions for _ in range(k)]
         return [Result(asked[i], text, extract(text, self.task), ids[i], new_tokens[i], seconds, **kept[i // k])
                 for i, text in enumerate(texts)]
 
-    def write(self, role, questions, prompts, settings, tick=silent):
+    def write(self, role, questions, prompts, settings, tick=no_op):
         """The last turn: B prompts -> texts, their token ids, and how many were generated; k rollouts a question."""
         agent, text_seeds = self.agents[role], seeds(questions, settings.seed, rollouts=settings.rollouts)
         calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds)) if self.style.calls_tools else None
         with agent.at_work():
-            ids = agent.decode(prompts, text_seeds, settings, tick, calls and calls.reply)
+            ids = generate(agent, prompts, text_seeds, settings, tick, calls and calls.reply)
             new_tokens = [len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)]
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
@@ -294,7 +249,7 @@ class System:
         asked = [f"{texts[b]}\n{request}" for b in lost]
         others = [~text_seeds[b] & (1 << 63) - 1 for b in lost]  # complements: random numbers that the text did not use
         prompts = [[torch.tensor(agent.tokenizer.encode(text, special=True))] for text in asked]
-        more = agent.decode(prompts, others, settings)
+        more = generate(agent, prompts, others, settings)
         for b, text, new in zip(lost, asked, more):
             texts[b] = (text + agent.tokenizer.decode(new, strip=False)).strip()
             ids[b], new_tokens[b] = ids[b] + new, new_tokens[b] + len(new)
@@ -318,20 +273,85 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
                  Links compute in the dtype of their files, or in their agent's if that is wider.
     task         math, choice or code: which links are loaded and how agents are asked
     offload      keep weights in main memory, and on the device only those of the agent at work
-    plain        leave out the fast path (fast.py): slower, the same results, and what training needs
+    plain        leave out the fast path (minimas/fast): slower, the same results, and what training needs
     trust_remote_code  accepted from callers of the released code, and ignored: nothing from a checkpoint is executed
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
     style = style_named(style)
     check_known("task", [task], TASKS)
-    sources, devices = style.sources(checkpoints), style.devices(device)
+    sources, devices = style.sources(checkpoints), devices_by_role(style.order, device)
     agents = {role: load_agent(sources[role], task, devices[role], usable_dtype(dtype, devices[role]), offload, plain)
               for role in style.order}
     links = load_outer_links(sources["links"], task, style.edges, agents)
     return System(style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task)
 
 
+# The command
+
+def arguments():
+    parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
+    add = parser.add_argument
+    add("--prompt", action="append", required=True, metavar="TEXT",
+        help="a question; repeat for more, - reads one a line from stdin")
+    add("--task", default="math", help="the kind of answer: math (default), choice or code")
+    add("--fn-name", help="with --task code: the name of the function to write (default: a whole program)")
+    add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
+    add("--latent-steps", type=int, help="latents that an agent thinks per turn (default: the style's)")
+    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
+    add("--rollouts", type=int, default=1, help="texts per question, from the same latents (default 1)")
+    add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
+    add("--json", action="store_true", help="print one JSON object per answer")
+    add("--peek", action="store_true", help="show what agents think, by the logit lens: the tokens closest to each latent")
+    add("--trace", metavar="FILE.html", help="write a page that shows each turn: its prompt, latents, time and text")
+    return parser.parse_args()
+
+
+def checked_settings(args, style):
+    """The Settings of a run; InputError if options do not go together, or --trace cannot be written."""
+    if args.fn_name is not None and args.task != "code":
+        raise InputError(f"--fn-name names a function to write, but the task is {args.task}: "
+                         "add --task code, or leave it out")
+    if (args.peek or args.trace) and args.channel == "text":
+        option = "--peek" if args.peek else "--trace"
+        raise InputError(f"{option} shows latents, and with --channel text there are none: leave one of them out")
+    if args.trace is not None:
+        writable_file("--trace", args.trace)
+    return Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)}).completed(style)
+
+
+def result_text(result, settings, as_json, peek_rows=None):
+    """What is printed for a Result: its text and answer, or a JSON object; and the rows of --peek, if they are given."""
+    if as_json:
+        line = {name: getattr(result, name) for name in ("question", "text", "answer", "new_tokens", "seconds")}
+        line |= {"rounds": settings.rounds, "latent_steps": settings.latent_steps}
+        return json.dumps(line if peek_rows is None else line | {"peek": peek_rows}, ensure_ascii=False)
+    in_text = result.answer is None or "\n" in result.answer  # a code block is not repeated below its text
+    text = result.text if in_text else f"{result.text}\nanswer: {result.answer}"
+    return f"{table(peek_rows)}\n\n{text}" if peek_rows else text
+
+
+def main():
+    args = arguments()
+    style, typed = style_named(args.style), read_questions(args.prompt)
+    settings = checked_settings(args, style)
+    questions = style.questions(typed, None if args.fn_name is None else [args.fn_name] * len(typed))
+    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
+                             task=args.task, offload=args.offload, plain=args.plain)
+    traced, results = args.trace is not None, []
+    try:
+        for result in system.answer_all(questions, settings, keep_latents=traced, keep_states=args.peek or traced,
+                                        progress=True):
+            if traced:
+                results.append(result)
+            peek_rows = logit_lens(system, result.states) if args.peek else None
+            tqdm.write(result_text(result, settings, args.json, peek_rows))
+            if result.answer is None:
+                tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
+    finally:
+        if results:  # those that there are, if the run is broken off
+            write_atomic(Path(args.trace), lambda file: file.write_text(page(system, results), encoding="utf-8"))
+
+
 if __name__ == "__main__":
-    from .cli import command, main
     command(main)

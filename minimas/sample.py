@@ -1,12 +1,14 @@
 """From scores to a token: greedy, or by temperature, top-k and top-p, with random numbers that belong to the question.
 
-The number for token n of a question is a hash of (seed, question, n). So chance does not depend on the neighbours in a
-batch, on the order of the questions or on the device, and no generator state is carried along.
+Each text has a random generator of its own, seeded by the run's seed and the question. So its random numbers do not
+depend on the neighbours in a batch, on the order of the questions or on the device.
 
-Letters: B texts, V vocabulary.
+Letters: B texts, V vocabulary, n tokens.
 """
 
 import hashlib
+
+import torch
 
 
 def seeds(questions, *key, rollouts=1):
@@ -14,24 +16,16 @@ def seeds(questions, *key, rollouts=1):
 
     key: the run's seed; on the text channel also the round and the role, so that every text has a seed of its own.
     """
-    texts = []
-    for question in questions:
-        for k in range(rollouts):
-            rollout = [f"rollout {k}"] if k else []  # the first one is the text of a run without rollouts
-            texts.append("\0".join([*map(str, key), *rollout, question.text]))
-    return [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 for text in texts]
+    keys = [[*key, *([f"rollout {k}"] if k else []), question.text]  # the first rollout is the text of a run without any
+            for question in questions for k in range(rollouts)]
+    hashes = (hashlib.sha256("\0".join(map(str, parts)).encode()).digest() for parts in keys)
+    return [int.from_bytes(digest[:8], "little") >> 1 for digest in hashes]
 
 
-def uniform(seeds, n):
-    """Seeds and token numbers n, of shapes that broadcast -> float64 in [0, 1): output n of SplitMix64 (Steele et al. 2014).
-    """
-    def shift(z, bits):  # a logical shift: that of int64 would carry its sign in
-        return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-    z = seeds + (n + 1) * -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64; products wrap
-    z = (z ^ shift(z, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-    z = (z ^ shift(z, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-    return shift(z ^ shift(z, 31), 11).double() / (1 << 53)
+def uniforms(seeds, n):
+    """B seeds -> (B, n) float64 in [0, 1): token i of text b takes number [b, i]. A larger n only adds numbers behind."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(n, generator=generator, dtype=torch.float64) for generator in generators])
 
 
 def sample(logits, u, temperature, top_k, top_p):

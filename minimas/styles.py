@@ -1,21 +1,25 @@
-"""The styles: who speaks in which order, who hears whom through which link, and where their checkpoints are.
+"""The styles: who speaks in which order, who hears whom through which link, and where their checkpoints are; and the
+settings of a run, which a style completes.
 
-A style is one row of STYLES; `recurse` runs any of them with the same loop. Repository names and link keys are those of
-the release (huggingface.co/RecursiveMAS); `tiny` ships with this package.
+A style is one entry of styles.json; `recurse` runs any of them with the same loop. Repository names and link keys are
+those of the release (huggingface.co/RecursiveMAS); `tiny` ships with this package.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
-from . import InputError, check_known
-from .load import usable_device
+from .common import InputError, check_known, check_text, read_json
+from .prompts import Question
 from .tiny.task import with_labels
+from .tokenizer import DATE
+from .tools import TOOLS
 
 
 @dataclass(frozen=True)
 class Style:
-    """A row of the table.
+    """An entry of styles.json.
 
     order           roles in the order in which they speak in a round; the last one writes the answer
     edges           {(source, target): the link's key in outerlink_config.json}: who hears whom
@@ -37,6 +41,23 @@ class Style:
     calls_tools: bool = False
     links_by_task: bool = False
 
+    def question(self, typed, fn_name="", dataset=None, task=None):
+        """The Question that agents read for what the user typed; InputError if this style cannot read it."""
+        return Question(self.rewrite(typed), fn_name, dataset, task, typed)
+
+    def questions(self, texts, fn_names=None, dataset=None):
+        """Texts as typed -> Questions; InputError names one that cannot be read."""
+        if isinstance(texts, str):
+            raise InputError("questions is one text: give a list of them")
+        texts = list(texts)
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"a question is {text!r}, empty or no text: type something to be answered")
+            check_text(text, f"the question {text!r}")
+        if fn_names is not None and len(fn_names) != len(texts):
+            raise InputError(f"{len(fn_names)} fn_names for {len(texts)} questions: give one for each")
+        return [self.question(*pair, dataset) for pair in zip(texts, fn_names or [""] * len(texts))]
+
     def sources(self, given=None, needed=None):
         """{role, or "links": folder or hub id}, with `given` in place of the style's own.
 
@@ -57,62 +78,74 @@ class Style:
                                  f"{', '.join(needed)}; or name a single one as ROLE=PATH")
         return found
 
-    def devices(self, given=None):
-        """{role: torch.device}, from one device or its name, {role: device}, "planner=cuda:0,critic=cuda:1", or None.
-        """
-        if isinstance(given, str) and "=" in given:
-            pairs = [pair.partition("=")[::2] for pair in given.split(",")]
-            if not all(device for _, device in pairs) or len(dict(pairs)) < len(pairs):
-                raise InputError(f"device is {given}, expected ROLE=DEVICE,ROLE=DEVICE with each role once")
-            given = dict(pairs)
-        if not isinstance(given, dict):
-            return dict.fromkeys(self.order, usable_device(given))
-        if set(given) != set(self.order):
-            raise InputError(f"device names {', '.join(given)}, expected each of {', '.join(self.order)}")
-        return {role: usable_device(name) for role, name in given.items()}
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes. None stands for the style's own value.
+
+    rounds          of recursion, 1 or more
+    latent_steps    latents that an agent thinks in a turn (m), 0 or more
+    max_new_tokens  limit on the tokens of a text
+    temperature     0 always takes the likeliest token
+    top_p           sample from the likeliest tokens that together reach this probability
+    top_k           and from at most this many of them: 0 is no limit, None what the agent's generation_config.json says
+    seed            with the question's text, of all random numbers
+    rollouts        texts for each question, sampled from one prefill
+    batch_size      questions that are answered together
+    retry           ask once more if a text holds no answer
+    channel         latent, or text: agents then decode and pass text, for comparison
+    tools           python, search, or both: what an agent of a style that calls tools may call
+    date            that Llama's chat template tells its agent
+    """
+    rounds: int = 3
+    latent_steps: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float = 0.95
+    top_k: int | None = None
+    seed: int = 42
+    rollouts: int = 1
+    batch_size: int = 8
+    retry: bool = True
+    channel: str = "latent"
+    tools: tuple[str, ...] = ()
+    date: str = DATE
+
+    def completed(self, style):
+        """The same with the values of a Style filled in; InputError names a setting that is out of range."""
+        defaults = ("latent_steps", "max_new_tokens", "temperature")
+        settings = replace(self, **{name: getattr(style, name) for name in defaults if getattr(self, name) is None})
+        lowest = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}
+        for name, least in lowest.items():
+            value = getattr(settings, name)
+            if (value is not None or name != "top_k") and not (isinstance(value, Integral) and value >= least):
+                raise InputError(f"{name} is {value}, expected a whole number from {least} up")
+        if not 0 <= settings.temperature < float("inf"):
+            raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
+        if not 0 < settings.top_p <= 1:
+            raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
+        check_known("channel", [settings.channel], ("latent", "text"))
+        check_known("tool", settings.tools, TOOLS)
+        if settings.tools and not style.calls_tools:
+            raise InputError("tools are given, but no agent of this style calls any: leave them out, "
+                             "or use style deliberation")
+        return settings
 
 
-def released(links, **agents):
-    """The checkpoints of a released style, from the names of its repositories."""
-    return {role: f"RecursiveMAS/{name}" for role, name in (agents | {"links": links}).items()}
+REWRITES = {"tiny": with_labels}  # section of prompts.json -> Style.rewrite
 
 
-TINY = Path(__file__).parent / "tiny"
-SEQUENTIAL = {("planner", "critic"): "outer_12", ("critic", "solver"): "outer_23", ("solver", "planner"): "outer_31"}
-STYLES = {
-    "tiny": Style(
-        order=("planner", "critic", "solver"), edges=SEQUENTIAL, prompts="tiny", rewrite=with_labels,
-        latent_steps=5, max_new_tokens=8, temperature=0.0,
-        checkpoints={name: TINY / name for name in ("planner", "critic", "solver", "links")}),
-    "sequential_light": Style(
-        order=("planner", "critic", "solver"), edges=SEQUENTIAL, prompts="sequential", links_by_task=True,
-        checkpoints=released("Sequential-Light-Outerlinks", planner="Sequential-Light-Planner-Qwen3-1.7B",
-                             critic="Sequential-Light-Critic-Llama3.2-1B",
-                             solver="Sequential-Light-Solver-Qwen2.5-Math-1.5B")),
-    "sequential_scaled": Style(
-        order=("planner", "critic", "solver"), edges=SEQUENTIAL, prompts="sequential", links_by_task=True,
-        checkpoints=released("Sequential-Scaled-Outerlinks", planner="Sequential-Scaled-Planner-Gemma3-4B",
-                             critic="Sequential-Scaled-Critic-Llama3.2-3B",
-                             solver="Sequential-Scaled-Solver-Qwen3.5-4B")),
-    "mixture": Style(
-        order=("math", "code", "science", "summarizer"), prompts="mixture",
-        edges={("math", "summarizer"): "outer_1s", ("code", "summarizer"): "outer_2s",
-               ("science", "summarizer"): "outer_3s", ("summarizer", "math"): "outer_s1",
-               ("summarizer", "code"): "outer_s2", ("summarizer", "science"): "outer_s3"},
-        checkpoints=released("Mixture-Outerlinks", math="Mixture-Math-DeepSeek-R1-Distill-Qwen-1.5B",
-                             code="Mixture-Code-Qwen2.5-Coder-3B", science="Mixture-Science-BioMistral-7B",
-                             summarizer="Mixture-Summarizer-Qwen3.5-2B")),
-    "distillation": Style(
-        order=("expert", "learner"), prompts="distillation", links_by_task=True,
-        edges={("expert", "learner"): "outer_el", ("learner", "expert"): "outer_le"},
-        checkpoints=released("Distillation-Outerlinks", expert="Distillation-Expert-Qwen3.5-9B",
-                             learner="Distillation-Learner-Qwen3.5-4B")),
-    "deliberation": Style(
-        order=("reflector", "toolcaller"), prompts="deliberation", calls_tools=True,
-        edges={("reflector", "toolcaller"): "outer_rt", ("toolcaller", "reflector"): "outer_tr"},
-        checkpoints=released("Deliberation-Outerlinks", reflector="Deliberation-Reflector-Qwen3.5-4B",
-                             toolcaller="Deliberation-Toolcaller-Qwen3.5-4B")),
-}
+def style_from(entry, folder):
+    """The Style of an entry in the form of styles.json; folders of checkpoints are relative to `folder`."""
+    entry = dict(entry)
+    sources = entry.pop("agents") | {"links": entry.pop("links")}
+    checkpoints = {name: folder / source if (folder / source).is_dir() else source for name, source in sources.items()}
+    edges = {(source, target): key for source, target, key in entry.pop("edges")}
+    return Style(tuple(entry.pop("order")), edges, checkpoints, rewrite=REWRITES.get(entry["prompts"], str), **entry)
+
+
+PACKAGE = Path(__file__).parent
+STYLES = {name: style_from(entry, PACKAGE) for name, entry in read_json(PACKAGE / "styles.json").items()}
 
 
 def style_named(name):

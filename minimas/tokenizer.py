@@ -12,7 +12,10 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from . import InputError
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from .common import InputError, check_text, entry, read_json, required
 
 DATE = "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that a run can be repeated
 
@@ -93,5 +96,37 @@ class Tokenizer:
                                     add_generation_prompt=add_generation_prompt, **self.named)
         if not text.strip():
             raise jinja2.TemplateError("its text is blank")
-        text.encode()  # fails on half of a surrogate pair, as the tokenizer would
+        check_text(text, "what it renders")
         return text
+
+
+def load_tokenizer(folder):
+    """The Tokenizer in a folder, with its chat template; InputError if a file is missing or damaged."""
+    file = required(folder, "tokenizer.json")
+    try:
+        fast = FastTokenizer.from_file(str(file))
+    except Exception as e:  # tokenizers raises bare Exception
+        raise InputError(f"{file} is damaged ({e}): fetch it again") from e
+    fast.no_truncation()  # the length limit of some training may have been saved with it
+    fast.no_padding()
+    config = read_json(named_in := required(folder, "tokenizer_config.json"))
+    special = {k: entry(named_in, config, k, "content", type_=str) if isinstance(v, dict) else v for k, v in config.items()
+               if k.endswith("_token") and isinstance(v, (str, dict))}
+    if "add_bos_token" in config or "add_eos_token" in config:  # overrides what tokenizer.json puts around a plain text
+        bos, eos = ([special[name]] if config.get(f"add_{name}") and name in special else []
+                    for name in ("bos_token", "eos_token"))
+        ids = [(token, fast.token_to_id(token)) for token in bos + eos]
+        if unknown := [token for token, number in ids if number is None]:
+            raise InputError(f"{named_in} puts {unknown[0]!r} around a text, but {file} does not know it: fetch both again")
+        fast.post_processor = TemplateProcessing(single=[*bos, "$A", *eos], special_tokens=ids)
+    in_config = config.get("chat_template")  # some base models have it there
+    place = folder / "chat_template.jinja"
+    if place.is_file() or not isinstance(in_config, str):
+        template = required(folder, place.name).read_bytes()
+    else:
+        place, template = f"chat_template in {named_in}", in_config.encode()
+    try:
+        return Tokenizer(fast, special, template.decode())
+    except Exception as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        raise InputError(f"{place} is damaged, it is not a Jinja template ({why}): fetch it again") from e

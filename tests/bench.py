@@ -32,9 +32,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import checkpoints
 import minimas
 import reference
-from minimas.fast import capture
+from minimas.config import DTYPES
+from minimas.fast.graphs import capture
+from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink, fused
-from minimas.load import DTYPES
 from minimas.recurse import STYLES, Settings, recurse
 
 DEPTH_AND_VOCAB = {  # of the released agents; their widths are checkpoints.REAL_WIDTHS
@@ -112,23 +113,23 @@ class Ours:
     def __init__(self, system, settings):
         self.system, self.settings = system, settings
         for agent in system.agents.values():
-            agent.generation.eos_ids = ()
+            agent.generation_config.eos_ids = ()
 
     def think(self, role, prompts, m, go_on=False):
         agent = self.system.agents[role]
         if not go_on:
-            agent.forget()
+            agent.drop_prefix()
         return agent.think(prompts, m)
 
     def write(self, role, prompts, n):
         agent = self.system.agents[role]
-        return agent.decode(prompts, [0] * len(prompts), replace(self.settings, max_new_tokens=n))
+        return generate(agent, prompts, [0] * len(prompts), replace(self.settings, max_new_tokens=n))
 
     def run(self, asked):
         latents = {}
-        for stage in recurse(self.system, self.system.questions(asked), self.settings):
-            latents |= {(stage.round, *edge): z for edge, z in stage.sent.items()}
-        return self.write(stage.role, stage.prompts, self.settings.max_new_tokens), latents
+        for turn in recurse(self.system, self.system.style.questions(asked), self.settings):
+            latents |= {(turn.round, *edge): z for edge, z in turn.sent.items()}
+        return self.write(turn.role, turn.prompts, self.settings.max_new_tokens), latents
 
 
 class Peer:

@@ -25,11 +25,10 @@ import transformers
 import minimas
 import reference
 from bench import Peer, make_system, questions, timed
-from minimas.lessons import Lesson
-from minimas.load import DTYPES
-from minimas.objective import OuterLoss, compute_again
-from minimas.prompts import Question
-from minimas.recurse import STYLES, Settings
+from minimas.config import DTYPES
+from minimas.styles import STYLES, Settings
+from minimas.train.examples import TrainExample
+from minimas.train.losses import OuterLoss, checkpoint_activations
 
 LATENTS = 80
 LIBC = ctypes.CDLL("libc.so.6") if platform.system() == "Linux" else None
@@ -44,25 +43,25 @@ class TrainingPeer(Peer):
         self.outer = {edge: {name: t.float().requires_grad_(True) for name, t in link.items()}
                       for edge, link in self.outer.items()}
 
-    def step(self, lessons, rounds):
+    def step(self, examples, rounds):
         for link in self.outer.values():
             for t in link.values():
                 t.grad = None
-        parts, total = [lessons] if self.batched else [[lesson] for lesson in lessons], 0.0
+        parts, total = [examples] if self.batched else [[example] for example in examples], 0.0
         for part in parts:
-            loss = self.loss(part, rounds) * len(part) / len(lessons)
+            loss = self.loss(part, rounds) * len(part) / len(examples)
             loss.backward()
             total += loss.item()
         return total
 
-    def loss(self, lessons, rounds):
+    def loss(self, examples, rounds):
         inbox, order = {}, self.system.style.order
         for r in range(1, rounds + 1):
             for role in order:
                 model, tokenizer = self.models[role], self.system.agents[role].tokenizer
-                replies = [tokenizer.encode(lesson.text(role, r) + tokenizer.ending) for lesson in lessons]
+                replies = [tokenizer.encode(example.text(role, r) + tokenizer.ending) for example in examples]
                 ids = [torch.tensor(reply, device=self.device) for reply in replies]
-                prompts = self.system.prompts(role, [lesson.question for lesson in lessons], inbox)
+                prompts = self.system.prompts(role, [example.question for example in examples], inbox)
                 E, N = model.get_input_embeddings(), len(ids[0])  # all texts have the same length here
                 x, mask = self.embed(role, [[*prompt, E(reply)] for prompt, reply in zip(prompts, ids)])
                 last = role == order[-1]
@@ -90,22 +89,22 @@ class Ours:
     def __init__(self, name, loss, rows):
         self.name, self.objective, self.rows = name, loss, rows
 
-    def step(self, lessons, rounds):
+    def step(self, examples, rounds):
         self.objective.zero_grad()
         total = 0.0
-        for part in [lessons[i:i + self.rows] for i in range(0, len(lessons), self.rows)]:
-            loss = self.objective(part) * len(part) / len(lessons)
+        for part in [examples[i:i + self.rows] for i in range(0, len(examples), self.rows)]:
+            loss = self.objective(part) * len(part) / len(examples)
             loss.backward()
             total += loss.item()
         return total
 
 
-def lessons_of(style, B, prompt_tokens, reply_tokens):
-    """B lessons whose texts all have reply_tokens words of one token each."""
+def examples_of(style, B, prompt_tokens, reply_tokens):
+    """B examples whose texts all have reply_tokens words of one token each."""
     asked = questions(B, prompt_tokens)
     random = torch.Generator().manual_seed(1)
     text = lambda: " ".join(f"w{i}" for i in torch.randint(0, 1000, (reply_tokens,), generator=random).tolist())
-    return [Lesson(Question(question), {role: (text(),) for role in style.order}) for question in asked]
+    return [TrainExample(style.question(question), {role: (text(),) for role in style.order}) for question in asked]
 
 
 def resident():
@@ -179,14 +178,14 @@ def systems(args, folder):
     for one in system, kept:
         for link in one.outer_links.values():
             link.float()
-    compute_again(system)
+    checkpoint_activations(system)
     return system, kept, peers
 
 
 def runners(args, system, kept, peers):
     """All lines of the table, minimas first, or those that --only names."""
-    forced = Settings(rounds=args.rounds, latent_steps=LATENTS)
-    thought = Settings(rounds=args.rounds, latent_steps=args.latent_steps)
+    forced = Settings(rounds=args.rounds, latent_steps=LATENTS).completed(system.style)
+    thought = Settings(rounds=args.rounds, latent_steps=args.latent_steps).completed(system.style)
     teacher, B = OuterLoss(system, forced, teacher=True), args.batch
     every = [Ours("minimas", teacher, B), Ours("minimas, 2 rows at once", teacher, 2),
              Ours("minimas, row by row", teacher, 1),
@@ -197,13 +196,13 @@ def runners(args, system, kept, peers):
 
 def measure(args, system, runners, compared):
     """Losses, bytes and lists of seconds by runner's name; gradients by name of the runners in `compared`."""
-    lessons = lessons_of(STYLES[args.style], args.batch, args.prompt_tokens, args.reply_tokens)
+    examples = examples_of(STYLES[args.style], args.batch, args.prompt_tokens, args.reply_tokens)
     losses, memory, seconds, found = {}, {}, {}, {}
     for i in range(-1, args.repeats + 1):  # -1: warm-up, 0: memory and gradients, then times
         if args.device == "cpu":  # while memory is measured, what is freed is returned at once
             LIBC.mallopt(-3, 1 << 20 if i == 0 else 1 << 25)  # M_MMAP_THRESHOLD
         for runner in runners:
-            loss, s, taken = peak(lambda: runner.step(lessons[:1] if i < 0 else lessons, args.rounds), args.device)
+            loss, s, taken = peak(lambda: runner.step(examples[:1] if i < 0 else examples, args.rounds), args.device)
             if i > 0:
                 seconds.setdefault(runner.name, []).append(s)
             if i == 0:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from minimas import load
+from minimas.config import read_config
 from minimas.link import InnerLink, OuterLink
-from minimas.recurse import STYLES
-from minimas.save import save_link
+from minimas.styles import STYLES
+from minimas.train.save import save_link
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
@@ -156,7 +156,7 @@ def make_agent(folder, model_type, seed=0, dtype=torch.float32, adapters=("adapt
     write("adapter_config.json", {"adapter_type": InnerLink.adapter_type})
     tokenizer.save(str(folder / "tokenizer.json"))
     with torch.device("meta"):
-        family, fields, _ = load.read_config(folder)
+        family, fields, _ = read_config(folder)
         model = family(fields)
         named = dict(model.named_parameters())
     if fields.tie_word_embeddings:

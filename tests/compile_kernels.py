@@ -16,8 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import checkpoints
-from minimas import kernels
 from minimas.cache import DeltaCache, attention_cache
+from minimas.fast import kernels
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
 seen = {}

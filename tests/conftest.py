@@ -14,8 +14,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton: its kernels then run on a CPU
 
 import checkpoints
-from minimas import fast, link
-from pretended import PretendedGPU
+from minimas import link
+from minimas.fast import graphs, prepare
+from fake_cuda import FakeCUDA
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def captures(monkeypatch):
-    """What is captured, and run again instead of replayed: all of fast.Graphs but CUDA's own part."""
+    """What is captured, and run again instead of replayed: all of fast.graphs but CUDA's own part."""
     made = []
 
     def capture(f, pool, stream):
@@ -49,16 +50,16 @@ def captures(monkeypatch):
                 vars(c).update(attributes)
         made.append(f)
         return replay
-    monkeypatch.setattr(fast, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     return made
 
 
 @pytest.fixture
 def gpu(captures, monkeypatch):
-    """A pretended GPU without Triton, whose captured steps are run again."""
-    gpu = PretendedGPU()
+    """A fake CUDA device without Triton, whose captured steps are run again."""
+    gpu = FakeCUDA()
 
-    def capture(f, pool, stream, capture=fast.capture):
+    def capture(f, pool, stream, capture=graphs.capture):
         run = capture(f, pool, stream)
 
         def replay():
@@ -66,9 +67,9 @@ def gpu(captures, monkeypatch):
             run()
             gpu.in_step = False
         return replay
-    monkeypatch.setattr(fast, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    for module in fast, link:
+    for module in prepare, link:
         monkeypatch.setattr(module, "kernels_for", lambda weight: None)
     yield gpu
     torch.backends.cuda.enable_cudnn_sdp(True)

@@ -1,6 +1,4 @@
-"""A stand-in for the hub on loopback:
-files as hf_hub_download asks for them, rows as its dataset viewer serves them.
-"""
+"""A stand-in for the hub on loopback: what snapshot_download asks of its API, and the files."""
 
 import contextlib
 import hashlib
@@ -8,86 +6,79 @@ import http.server
 import json
 import re
 import threading
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 from huggingface_hub import constants
+
+API = re.compile(r"/api/(models|datasets)/([^/]+)/([^/]+)/(revision|tree)/(.+)")
+FILE = re.compile(r"/(datasets/)?([^/]+)/([^/]+)/resolve/([^/]+)/(.+)")
 
 
 @contextlib.contextmanager
 def serve(root):
     """Serves the folder root: ORG/REPOSITORY/FILE of models, datasets/ORG/REPOSITORY/FILE of data sets.
 
-    asked    the files fetched so far
-    failing  {repository: (status, code)}
-    sets     {(repository, config, split): rows}
-    moods    what becomes of the next requests for rows, None is well; see rows()
-    pages    (offset, Authorization) of the requests for rows so far; retry_after goes with status 429
+    Every revision of a repository has the same files.
+    asked      the files fetched so far
+    revisions  (repository, revision) of each that was asked for by its name
+    tokens     what came as Authorization
+    failing    {repository: (status, code)}
     """
     class Handler(http.server.BaseHTTPRequestHandler):
-        asked, failing, sets, moods, pages, retry_after = set(), {}, {}, [], [], "7"
+        asked, revisions, tokens, failing = set(), set(), set(), {}
 
         def do_HEAD(self):
             self.answer(body=False)
 
         def do_GET(self):
-            if urlsplit(self.path).path == "/rows":
-                return self.rows({name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()})
             self.answer(body=True)
 
         def answer(self, body):
-            path = re.fullmatch(r"/(datasets/)?([^/]+)/([^/]+)/resolve/([^/]+)/(.+)", unquote(self.path.split("?")[0]))
-            if not path:
+            path = unquote(self.path.split("?")[0])
+            if api := API.fullmatch(path):
+                kind, organisation, repository, what, revision = api.groups()
+                folder, name = root.joinpath("datasets" if kind == "datasets" else "", organisation, repository), None
+            elif file := FILE.fullmatch(path):
+                kind, organisation, repository, revision, name = file.groups()
+                folder = root.joinpath(kind or "", organisation, repository)
+            else:
                 return self.refuse(404, "NotFound")
-            kind, organisation, repository, revision, name = path.groups()
-            file = root.joinpath(kind or "", organisation, repository, name)
+            self.tokens.add(self.headers.get("Authorization"))
             if repository in self.failing:
                 return self.refuse(*self.failing[repository])
-            if not file.parent.is_dir():
+            if not folder.is_dir():
                 return self.refuse(401, "RepoNotFound")
-            if not file.is_file():
+            if name is None:
+                return self.reply(self.listing(folder, what, revision), {}, body)
+            if not (folder / name).is_file():
                 return self.refuse(404, "EntryNotFound")
-            content = file.read_bytes()
+            content = (folder / name).read_bytes()
+            if body:
+                self.asked.add(f"{repository}/{name}")
+            self.reply(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit(revision)}, body)
+
+        def listing(self, folder, what, revision):
+            """The reply of the API: what commit a revision is, or the files of a commit."""
+            files = [(path.relative_to(folder).as_posix(), path.read_bytes())
+                     for path in sorted(folder.rglob("*")) if path.is_file()]
+            if what == "tree":
+                return json.dumps([{"type": "file", "path": name, "size": len(content),
+                                    "oid": hashlib.sha256(content).hexdigest()} for name, content in files]).encode()
+            self.revisions.add((folder.name, revision))
+            return json.dumps({"id": f"{folder.parent.name}/{folder.name}", "sha": commit(revision),
+                               "siblings": [{"rfilename": name} for name, _ in files]}).encode()
+
+        def reply(self, content, headers, body):
             self.send_response(200)
-            commit = "c" * 40 if revision == "main" else revision
-            for header in (("ETag", f'"{hashlib.sha256(content).hexdigest()}"'),
-                           ("X-Repo-Commit", commit),
-                           ("Content-Length", str(len(content)))):
+            for header in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(*header)
             self.end_headers()
             if body:
-                self.asked.add(f"{repository}/{name}")
                 self.wfile.write(content)
 
-        def rows(self, query):
-            """A mood is a status, `cut` in the middle, `dropped` before the start, a URL to redirect to,
-            or a change of the reply.
-            """
-            self.pages.append((int(query["offset"]), self.headers.get("Authorization")))
-            mood = self.moods.pop(0) if self.moods else None
-            everything = self.sets.get((query["dataset"], query["config"], query["split"]))
-            if mood == "dropped":
-                return
-            if isinstance(mood, str) and mood.startswith("http"):
-                return self.refuse(307, "Moved", Location=mood + self.path)
-            if isinstance(mood, int) or everything is None:
-                return self.refuse(mood or 404, "ResponseNotReady",
-                                   **{"Retry-After": self.retry_after} if mood == 429 else {})
-            first, length = int(query["offset"]), int(query["length"])
-            if length > 100:
-                return self.refuse(422, "InvalidParameter")
-            reply = {"features": [], "num_rows_total": len(everything), "num_rows_per_page": 100, "partial": False,
-                     "rows": [{"row_idx": n, "row": row, "truncated_cells": []}
-                              for n, row in enumerate(everything[first:first + length], first)]}
-            content = json.dumps(mood(reply) if callable(mood) else reply).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("X-Revision", "r" * 40)
-            self.end_headers()
-            self.wfile.write(content[:len(content) // 2] if mood == "cut" else content)
-
-        def refuse(self, status, code, **headers):
+        def refuse(self, status, code):
             self.send_response(status)
-            for header in {"X-Error-Code": code, "Content-Length": "0", **headers}.items():
+            for header in ("X-Error-Code", code), ("Content-Length", "0"):
                 self.send_header(*header)
             self.end_headers()
 
@@ -101,6 +92,11 @@ def serve(root):
     yield Handler
     server.shutdown()
     server.server_close()
+
+
+def commit(revision):
+    """The commit of a revision: itself, or a made-up one for a branch."""
+    return revision if re.fullmatch("[0-9a-f]{40}", revision) else hashlib.sha1(revision.encode()).hexdigest()
 
 
 def connect(monkeypatch, hub, cache):

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 import minimas
-from minimas import cli
-from minimas.cli import command, main
+from minimas import cli, recurse
+from minimas.cli import command
+from minimas.recurse import main
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 
@@ -51,7 +52,7 @@ def test_only_a_line_feed_ends_a_question(monkeypatch):
     (["--prompt", CHAIN, "--checkpoint", "planner=a", "--checkpoint", "planner=b"], "gives planner twice"),
     (["--prompt", CHAIN, "--device", "planner=cpu,critic,solver=cpu"], "expected ROLE=DEVICE,ROLE=DEVICE"),
     (["--prompt", CHAIN, "--device", "planner=cpu,critic=cpu,solver=cpu,solver=cuda"], "each role once"),
-    (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"), (["--prompt", "7 +5\udce9"], "--prompt is not UTF-8"),
+    (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"), (["--prompt", "7 +5\udce9"], "is not valid text"),
     (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
     (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
 def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
@@ -70,7 +71,7 @@ def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written")])
 def test_settings_are_checked_before_anything_is_loaded(option, value, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, option, value])
-    monkeypatch.setattr(cli, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded"))
+    monkeypatch.setattr(recurse, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded"))
     with pytest.raises(SystemExit) as end:
         command(main)
     assert end.value.code == 2 and complaint in capsys.readouterr().err
@@ -120,7 +121,7 @@ def test_a_file_that_is_closed_is_a_sentence(monkeypatch, capsys):
     def closed(*_):
         raise PermissionError(13, "Permission denied", "/closed/config.json")
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN])
-    monkeypatch.setattr("minimas.load.read_json", closed)
+    monkeypatch.setattr("minimas.config.read_json", closed)
     with pytest.raises(SystemExit) as end:
         command(main)
     err = capsys.readouterr().err
@@ -129,10 +130,10 @@ def test_a_file_that_is_closed_is_a_sentence(monkeypatch, capsys):
 
 
 def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, capsys):
-    def stream(self, questions, stream=minimas.System.stream, **options):
-        yield next(stream(self, questions, **options))
+    def answer_all(self, *args, answer_all=minimas.System.answer_all, **options):
+        yield next(answer_all(self, *args, **options))
         raise KeyboardInterrupt
-    monkeypatch.setattr(minimas.System, "stream", stream)
+    monkeypatch.setattr(minimas.System, "answer_all", answer_all)
     asked = ["--prompt", CHAIN, "--prompt", "1 +1", "--trace", str(tmp_path / "t.html")]
     monkeypatch.setattr(sys, "argv", ["recurse", *asked])
     with pytest.raises(SystemExit) as end:

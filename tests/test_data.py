@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import re
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -17,9 +16,10 @@ from huggingface_hub import constants
 
 import minimas
 import standin
-from minimas import InputError, viewer
-from minimas.data import DATASETS, load_dataset, settings_for
-from minimas.recurse import STYLES, Settings, System
+from minimas import InputError
+from minimas.evaluate.benchmarks import BENCHMARKS, load_dataset, settings_for
+from minimas.evaluate.rows import parquet_rows
+from minimas.styles import STYLES, Settings
 from minimas.tiny.task import questions as chains
 
 MBPP = [{"task_id": n, "prompt": f"Write function {n}.",
@@ -59,6 +59,17 @@ def write(file, rows):
     return file
 
 
+def write_parquet(folder, rows, per_file=10 ** 6, name="{:04}.parquet"):
+    """Rows as files of the hub's Parquet export, if they can be written here."""
+    try:
+        from pyarrow import Table, parquet
+    except ImportError:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, start in enumerate(range(0, len(rows), per_file)):
+        parquet.write_table(Table.from_pylist(rows[start:start + per_file]), folder / name.format(n), row_group_size=70)
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
@@ -69,30 +80,32 @@ def hub(tmp_path_factory):
     write(data / "math-ai/aime25/test.jsonl", [{"problem": "p", "answer": 70}])
     (data / "Idavidrein/gpqa").mkdir(parents=True)
     (data / "Idavidrein/gpqa/gpqa_diamond.csv").write_text("\n".join(GPQA))
-    for n, file in enumerate(DATASETS["livecodebench"]["files"]):
+    for n, file in enumerate(BENCHMARKS["livecodebench"]["files"]):
         write(data / "livecodebench/code_generation_lite" / file, [
             livecodebench(n, 1, packed), livecodebench(n, 2, str, "class Solution:\n    def g(self):", "g"),
             livecodebench(n, 3, lambda tests: "", "class Solution:")])
+    write_parquet(data / "evalplus/mbppplus/default/test", MBPP, per_file=100)
+    write_parquet(data / "MathArena/aime_2026/default/train", [{"problem_idx": 1, "problem": "p", "answer": 277}])
+    write_parquet(data / "chiayewken/bamboogle/default/test", [{"Question": "Who?", "Answer": "Ada Lovelace"}])
+    write_parquet(data / "hotpotqa/hotpot_qa/distractor/validation", [
+        {"id": "5a8", "question": "Who?", "answer": "Ada", "context": {"title": ["x"]}}])
     with standin.serve(root) as server:
-        server.sets |= {("evalplus/mbppplus", "default", "test"): MBPP,
-                        ("MathArena/aime_2026", "default", "train"): [
-                            {"problem_idx": 1, "problem": "p", "answer": 277}],
-                        ("chiayewken/bamboogle", "default", "test"): [{"Question": "Who?", "Answer": "Ada Lovelace"}],
-                        ("hotpotqa/hotpot_qa", "distractor", "validation"): [
-                            {"id": "5a8", "question": "Who?", "answer": "Ada", "context": {}}]}
         yield server
 
 
 @pytest.fixture
 def client(hub, tmp_path, monkeypatch):
-    """The hub with an empty cache; .pauses are those made between tries, .patch the monkeypatch."""
-    hub.pauses, hub.patch, hub.cache = (standin.connect(monkeypatch, hub, tmp_path / "files"),
-                                        monkeypatch, tmp_path / "minimas" / "datasets")
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-    monkeypatch.setattr(viewer, "SERVER", hub.url + "/")
+    """The hub with an empty cache; .patch is the monkeypatch."""
+    standin.connect(monkeypatch, hub, tmp_path / "files")
+    hub.patch = monkeypatch
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    hub.asked.clear(), hub.pages.clear(), hub.moods.clear(), hub.failing.clear()
+    hub.asked.clear(), hub.revisions.clear(), hub.tokens.clear(), hub.failing.clear()
     return hub
+
+
+@pytest.fixture
+def parquet():
+    pytest.importorskip("pyarrow")
 
 
 def load(name, **options):
@@ -120,9 +133,9 @@ def test_settings_are_the_papers():
              "hotpotqa": (4000, 0.6, 1, "text")}
     names = ("max_new_tokens", "temperature", "rollouts", "grader")
     assert {name: tuple(settings_for(name, "mixture")[key] for key in names)
-            for name in DATASETS if name != "tiny"} == paper
+            for name in BENCHMARKS if name != "tiny"} == paper
     assert settings_for("math500", "sequential_light")["max_new_tokens"] == 1000
-    assert [d.get("questions") for d in DATASETS.values()] == [None, 500, 198, 300, 30, 30, 378, 1055, None, None]
+    assert [d.get("questions") for d in BENCHMARKS.values()] == [None, 500, 198, 300, 30, 30, 378, 1055, None, None]
     assert (settings_for("tiny", "tiny")["rounds"] == [1, 2, 3, 4, 5]
             and settings_for("x.csv", "tiny", task="choice")["grader"] == "choice")
     for name in paper:
@@ -151,7 +164,7 @@ def test_settings_of_the_released_runner():
             ("math500", "mine", "expected paper")]:
         with pytest.raises(InputError, match=complaint):
             settings_for(name, "mixture", protocol)
-    assert [name for name, dataset in DATASETS.items() if "released" in dataset] == [
+    assert [name for name, dataset in BENCHMARKS.items() if "released" in dataset] == [
         "math500", "gpqa", "medqa", "mbppplus"]
 
 
@@ -173,19 +186,19 @@ def test_math500(client):
     assert load("math500", limit=2) == (examples[:2], [])
     client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load("math500")[0] == examples
-    assert re.search("gpqa_diamond.csv of Idavidrein/gpqa cannot be fetched .*HF_HUB_OFFLINE is set.*local file",
-                     refused("gpqa"))
+    assert re.search("Idavidrein/gpqa cannot be fetched .*HF_HUB_OFFLINE is set.*local file", refused("gpqa"))
 
 
 def test_revisions_are_pinned(client, tmp_path):
     """A commit that the cache holds is not asked for again: the set stays, and so do results."""
     examples = load("aime25")[0]
-    assert [file.parent.name for file in (tmp_path / "files").rglob("test.jsonl")] == [DATASETS["aime25"]["revision"]]
+    assert [file.parent.name for file in (tmp_path / "files").rglob("test.jsonl")] == [BENCHMARKS["aime25"]["revision"]]
     client.patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}")
+    client.patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     assert load("aime25")[0] == examples and examples[0].gold == "70"
 
 
-def test_small_sets_from_the_viewer(client):
+def test_small_sets_from_parquet(client, parquet):
     for name, expected in {"aime26": ("1", "p", "277"), "bamboogle": ("row 1", "Who?", "Ada Lovelace"),
                            "hotpotqa": ("5a8", "Who?", "Ada")}.items():
         example = load(name)[0][0]
@@ -218,20 +231,28 @@ def test_gpqa_order_depends_on_the_question_alone(client, tmp_path):
         "as the released runner for seed 42")
 
 
-def test_gated(client):
-    client.failing["gpqa"] = (403, "GatedRepo")
-    assert "is gated: accept its terms" in refused("gpqa") and "HF_TOKEN" in refused("gpqa")
-    for status, complaint in ((401, "is gated, closed to you"), (403, "accept its terms"),
-                              (404, "unknown .status 404.*HF_TOKEN")):
-        client.moods[:] = [status]
-        assert re.search(f"evalplus/mbppplus.*{complaint}", refused("mbppplus")) and client.pauses == []
-    assert len(client.pages) == 3, "asked once each"
+@pytest.mark.parametrize("name", ["gpqa", "mbppplus"])
+def test_a_hub_in_trouble(client, name):
+    if name == "mbppplus":
+        pytest.importorskip("pyarrow")
+    for failure, complaint in [
+            ((403, "GatedRepo"), "is gated: accept its terms .* HF_TOKEN"),
+            ((401, "RepoNotFound"), "is not on the hub, or private and closed to you.*HF_TOKEN"),
+            ((500, "Oops"), "cannot be fetched from the hub .*check the network, or give a local file"),
+            ((404, "RevisionNotFound"), "cannot be fetched from the hub")]:
+        client.failing[name] = failure
+        assert re.search(f"/{name} {complaint}", refused(name))
+    client.failing.clear()
+    client.patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert re.search("no connection.*local file of the same columns; --dataset tiny runs offline", refused(name))
 
 
-def test_mbppplus_in_pages(client):
+def test_mbppplus(client, parquet):
+    """Three files, in their order, all batches of each."""
     examples, told = load("mbppplus")
-    assert ([offset for offset, _ in client.pages] == [0, 100, 200]
-            and len(examples) == 250 and "378 in the paper" in told[0])
+    assert client.asked == {f"mbppplus/default/test/000{n}.parquet" for n in range(3)}
+    assert client.revisions == {("mbppplus", "refs/convert/parquet")}
+    assert [e.id for e in examples] == [str(n) for n in range(250)] and "378 in the paper" in told[0]
     e = examples[249]
     assert (e.id, e.gold, e.tests, e.fn_name, e.task) == (
         "249", MBPP[249]["code"], ["assert f249(1) == 1\n"], "f249", "code")
@@ -241,107 +262,53 @@ def test_mbppplus_in_pages(client):
                           "assert set(f249(helper(2))) == 2")
     scope = {}
     exec(e.gold + e.tests[0], scope)
-    client.patch.setattr(viewer, "SERVER", "http://127.0.0.1:1")
+    client.asked.clear()
     client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert load("mbppplus")[0] == examples and len(client.pages) == 3, "from the cache"
+    assert load("mbppplus")[0] == examples and not client.asked, "from the cache"
 
 
-def test_as_many_pages_as_needed(client):
-    assert len(load("mbppplus", limit=100)[0]) == 100 and [offset for offset, _ in client.pages] == [0]
-    client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert len(load("mbppplus", limit=100)[0]) == 100
-    assert re.search("row 100 of evalplus/mbppplus cannot be fetched .HF_HUB_OFFLINE is set "
-                     "and it is not in .*mbppplus", refused("mbppplus"))
+def test_rows_of_parquet_are_read_when_they_are_asked_for(client, parquet):
+    assert len(load("mbppplus", limit=150)[0]) == 150
+    rows = parquet_rows("evalplus/mbppplus", "default", "test")
+    assert next(rows) == MBPP[0] and list(rows) == MBPP[1:]
 
 
-def test_trouble_that_passes(client):
-    """Busy, broken, cut in the middle, dropped: asked again after a pause, as long as the server asks for."""
-    client.moods[:] = [None, 429, 500, "cut", "dropped", 503, None]
-    assert len(load("mbppplus")[0]) == 250
-    assert [offset for offset, _ in client.pages] == [0, *[100] * 6, 200] and client.pauses == [7, 2, 4, 8, 16]
+def test_parquet_that_is_damaged_or_not_whole(client, parquet, tmp_path):
+    """A file that was cut short is told of by its name; a split that is exported in part only is not read."""
+    load("mbppplus")
+    file, = (tmp_path / "files").rglob("snapshots/*/default/test/0001.parquet")
+    whole = file.read_bytes()
+    for damaged in (b"", b"nothing", whole[:-9], whole[:40] + bytes(40) + whole[80:],
+                    whole[:-2000] + bytes(2000 - 8) + whole[-8:]):
+        file.write_bytes(damaged)
+        assert re.search("0001.parquet cannot be read .*: delete it", refused("mbppplus"))
+    assert len(load("mbppplus", limit=100)[0]) == 100, "the first file is whole"
+    write_parquet(tmp_path / "datasets/evalplus/mbppplus/default/partial-test", MBPP)
+    with standin.serve(tmp_path) as server:
+        standin.connect(client.patch, server, tmp_path / "other files")
+        assert "has no files default/test/*.parquet: the split is not there, or too large" in refused("mbppplus")
+
+
+def test_without_pyarrow(client, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert re.fullmatch(r"evalplus/mbppplus .*needs pyarrow: pip install 'minimas\[data\]', or give a local file of .*",
+                        refused("mbppplus"))
+    assert not client.revisions and load("gpqa", limit=1)[0], "only these sets need it"
 
 
 def test_the_environment_is_heard(client, tmp_path):
-    """HF_ENDPOINT, HF_DATASETS_SERVER, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE,
+    """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE,
     in a process that only they tell of the stand-in; and no torch is loaded.
     """
-    code = ("import sys; from minimas.data import load_dataset; assert 'torch' not in sys.modules\n"
-            "print([len(load_dataset(name, limit=4)) for name in ('math500', 'gpqa', 'mbppplus')])")
-    env = os.environ | {"HF_ENDPOINT": client.url, "HF_DATASETS_SERVER": client.url + "/",
-                        "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1",
-                        "HF_HUB_OFFLINE": "0"}
-    offline = env | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1",
-                     "HF_DATASETS_SERVER": "http://127.0.0.1:1"}
+    code = ("import sys; from minimas.evaluate.benchmarks import load_dataset; assert 'torch' not in sys.modules\n"
+            "print([len(load_dataset(name, limit=4)) for name in ('math500', 'gpqa')])")
+    env = os.environ | {"HF_ENDPOINT": client.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine",
+                        "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    offline = env | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1"}
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one)
             for one in (env, offline)]
-    assert [run.stdout for run in runs] == ["[4, 4, 4]\n"] * 2, runs[-1].stderr
-    assert client.pages == [(0, "Bearer hf_mine")] and (tmp_path / "home" / "minimas" / "datasets").is_dir()
-
-
-@pytest.mark.parametrize("after, pause", [("0", 0), ("3600", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)])
-def test_pauses_are_the_servers_within_a_minute(client, after, pause):
-    client.patch.setattr(client, "retry_after", after)
-    client.moods[:] = [429]
-    assert load("aime26")[0] and client.pauses == [pause]
-
-
-def test_trouble_that_stays(client):
-    """What came is kept, and the next try goes on from there."""
-    client.moods[:] = [None, *[500, "cut"] * 3]
-    assert re.search(r"a page of evalplus/mbppplus cannot be fetched "
-                     r"\(.*6 times; what came is kept\): check the network", refused("mbppplus"))
-    assert max(client.pauses) <= 60
-    client.pages.clear()
-    assert len(load("mbppplus")[0]) == 250 and [offset for offset, _ in client.pages] == [100, 200]
-    client.patch.setattr(viewer, "SERVER", "http://127.0.0.1:1")
-    assert "check the network" in refused("aime26")
-
-
-@pytest.mark.parametrize("change", [
-    lambda reply: reply | {"num_rows_total": 80}, lambda reply: reply | {"rows": reply["rows"][:40]},
-    lambda reply: reply | {"rows": reply["rows"][::-1]}, lambda reply: reply | {"partial": True},
-    lambda reply: reply["rows"][7].update(truncated_cells=["test"]) or reply,
-    lambda reply: [], lambda reply: None, lambda reply: {}, lambda reply: reply | {"rows": 5},
-    lambda reply: reply | {"num_rows_total": "250"}, lambda reply: reply["rows"][7].update(row=None) or reply,
-    *[lambda reply, name=name: reply["rows"][7].pop(name) and None or reply
-      for name in ("row_idx", "truncated_cells", "row")]])
-def test_a_reply_that_is_not_whole(client, change):
-    client.moods[:] = [change]
-    assert ("does not give evalplus/mbppplus whole from row 0 on" in refused("mbppplus")
-            and not list(client.cache.rglob("*.json")))
-
-
-def test_a_set_that_changes_meanwhile(client):
-    """No mixture of two versions."""
-    load("mbppplus", limit=1)
-    client.patch.setitem(client.sets, ("evalplus/mbppplus", "default", "test"), MBPP[:220])
-    assert "changed on the hub since its first page" in (told := refused("mbppplus"))
-    shutil.rmtree(re.search("delete (.*), run again", told)[1])
-    assert len(load("mbppplus")[0]) == 220
-
-
-def test_a_damaged_page_is_fetched_again(client):
-    examples = load("mbppplus")[0]
-    page, = client.cache.rglob("100.json")
-    whole = page.read_bytes()
-    other = whole.replace(b"revision", b"version")
-    for damaged in b"", whole[:999], b"\xff", b"[]", b"{}", b"null", b"[" * 10 ** 5, other:
-        page.write_bytes(damaged)
-        client.pages.clear()
-        assert load("mbppplus")[0] == examples and [offset for offset, _ in client.pages] == [100]
-        assert page.read_bytes() == whole
-
-
-def test_the_token_goes_to_its_host_only(client, tmp_path):
-    load("aime26")
-    client.patch.setenv("HF_TOKEN", "hf_secret")
-    load("bamboogle")
-    with standin.serve(tmp_path) as elsewhere:
-        elsewhere.sets["hotpotqa/hotpot_qa", "distractor", "validation"] = [{"question": "q", "answer": "a"}]
-        client.moods[:] = [elsewhere.url]
-        assert load("hotpotqa")[0][0].gold == "a"
-        assert (client.pages == [(0, None), (0, "Bearer hf_secret"), (0, "Bearer hf_secret")]
-                and elsewhere.pages == [(0, None)])
+    assert [run.stdout for run in runs] == ["[4, 4]\n"] * 2, runs[-1].stderr
+    assert client.tokens == {"Bearer hf_mine"} and (tmp_path / "home" / "hub").is_dir()
 
 
 def test_livecodebench(client):
@@ -459,7 +426,8 @@ def test_local_choice_and_code(tmp_path):
 
 @pytest.mark.parametrize("name, content, complaint", [
     ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": \n', "a.jsonl line 2 is not JSON"),
-    ("a.json", b'[\n{"question": 1,,}]', "a.json line 2 is not JSON"),
+    ("a.json", b'[\n{"question": 1,,}]', "double quotes: line 2 column 16 "),
+    ("a.json", b"[", "a.json is not JSON that can be read"),
     ("a.json", b'{"rows": []}', "no column 'question', only rows"), ("a.json", b"[7]", "holds '7', expected an object"),
     ("a.json", b"[]", "holds no question"), ("a.csv", b"question,answer\nq\n", "a.csv line 2 has more or fewer cells"),
     ("a.csv", b"question,answer\nq,a,b\n", "a.csv line 2 has more or fewer"),
@@ -469,7 +437,7 @@ def test_local_choice_and_code(tmp_path):
     ("a.jsonl", b'{"question": "\xed\xa0\xbd\xed\xb8\x80"}', "save it as UTF-8"),  # two halves of a pair
     ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
     ("a.jsonl", b"", "holds no question"),
-    ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not JSON that can be read"),
+    ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not valid text (half of a"),
     ("a.jsonl", b'{"question": "q", "answer": ' + b"1" * 5000 + b"}", "line 1 is not JSON that can be read"),
     ("a.jsonl", b"[" * 100000, "a.jsonl line 1 is not JSON that can be read")])
 def test_damaged_files(tmp_path, name, content, complaint):
@@ -487,4 +455,4 @@ def test_what_cannot_be_asked_for(tmp_path):
 
 
 def test_the_data_set_reaches_the_prompts():
-    assert System(STYLES["sequential_light"], {}, {}, "choice").questions(["q"], dataset="gpqa")[0].dataset == "gpqa"
+    assert STYLES["sequential_light"].questions(["q"], dataset="gpqa")[0].dataset == "gpqa"

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as xml
 from contextlib import redirect_stdout
@@ -18,10 +19,13 @@ import pytest
 import torch
 
 import minimas
-from minimas import evaluate
-from minimas.data import Example
-from minimas.plot import save_charts, ticks
-from minimas.styles import TINY
+from minimas.evaluate import __main__ as evaluate
+from minimas.evaluate.benchmarks import Example
+from minimas.evaluate.grade import graders_for, is_correct
+from minimas.evaluate.report import interval
+from minimas.look.plot import save_charts, ticks
+from minimas.recurse import Result, System
+from minimas.styles import STYLES
 from minimas.tiny.task import questions
 
 
@@ -147,7 +151,7 @@ def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeyp
 
 
 def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
-    monkeypatch.setattr(minimas.recurse.System, "answer", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(System, "answer", lambda *_, **__: pytest.fail("computed"))
     assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1]
 
 
@@ -160,6 +164,26 @@ def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change,
     assert end.value.code == 2 and complaint in err and err.count("\n") == 1
 
 
+def test_threads_in_place_of_processes_share_the_batches(short, data, tmp_path, monkeypatch):
+    """Each takes its share and writes a file of its own; the first merges them when all are done."""
+    out, barrier = tmp_path / "records.jsonl", threading.Barrier(3, timeout=60)
+    rank = lambda *_: (int(threading.current_thread().name), 3, barrier.wait)
+    monkeypatch.setattr(evaluate, "join_others", rank)
+    monkeypatch.setattr(sys, "argv", ["evaluate", *options(data, out, "--limit", "4")])
+    shares, append = {}, evaluate.answer_batches
+
+    def watched(system, batches, examples, questions, graders, finished, file, quiet):
+        append(system, batches, examples, questions, graders, finished, file, quiet)
+        shares[file.name.removeprefix("records.jsonl")] = [(point.rounds, point.channel) for point, _ in batches]
+    monkeypatch.setattr(evaluate, "answer_batches", watched)
+    threads = [threading.Thread(target=evaluate.main, name=str(n), daemon=True) for n in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    assert records(out) == records(short) and [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
+    assert shares == {"": [(1, "latent"), (3, "text")], ".part1": [(3, "latent")], ".part2": [(1, "text")]}
+
+
+@pytest.mark.slow  # seven processes load torch
 def test_several_processes(unbroken, data, tmp_path):
     """One of three is killed, and then two go on: all their shares of the batches are the records of one process."""
     out, part = tmp_path / "records.jsonl", tmp_path / "records.jsonl.part2"
@@ -179,18 +203,18 @@ def test_several_processes(unbroken, data, tmp_path):
 
 
 def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, capsys):
-    answer, sizes = minimas.recurse.System.answer, []
+    answer, sizes = System.answer, []
 
     def small(self, questions, settings):
         sizes.append(len(questions))
         if len(questions) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return answer(self, questions, settings)
-    monkeypatch.setattr(minimas.recurse.System, "answer", small)
+    monkeypatch.setattr(System, "answer", small)
     told = run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--limit", "4")).err
     assert records(tmp_path / "r.jsonl")[1:] == [line for line in records(unbroken[0])[1:] if line["index"] < 4]
     assert sizes[:4] == [4, 2, 1, 1] and set(sizes[2:]) == {1} and "going on with 2 questions" in told
-    monkeypatch.setattr(minimas.recurse.System, "answer",
+    monkeypatch.setattr(System, "answer",
                         lambda *_: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *options(data, tmp_path / "other.jsonl"))
@@ -284,7 +308,7 @@ def test_other_answers_and_other_links_are_another_run(short, data, tmp_path, mo
     """Neither is seen in the settings' names: the answers in the data, the files behind --checkpoint.
     That a file is newer, or that the records are beside the links, makes no other run of it.
     """
-    links = shutil.copytree(TINY / "links", tmp_path / "links")
+    links = shutil.copytree(STYLES["tiny"].checkpoints["links"], tmp_path / "links")
     out = links / "r.jsonl"
     args = options(data, out, "--limit", "4", "--checkpoint", f"links={links}")
     run(monkeypatch, capsys, *args)
@@ -304,6 +328,24 @@ def test_other_answers_and_other_links_are_another_run(short, data, tmp_path, mo
     assert "checkpoint_files: " in capsys.readouterr().err
 
 
+def test_records_of_another_version_are_refused(short, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "r.jsonl"
+    out.write_text(short.read_text().replace(json.dumps(minimas.__version__), '"0.0.9"', 1))
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *options(data, out, "--limit", "4"))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and "was written by minimas 0.0.9, and this is " + minimas.__version__ in err
+
+
+def test_questions_are_read_before_the_system_is_loaded(tmp_path, monkeypatch, capsys):
+    data, out = tmp_path / "data.jsonl", tmp_path / "r.jsonl"
+    data.write_text('{"problem": "7 +5", "answer": "2"}\n{"problem": "Why?", "answer": "2"}\n')
+    monkeypatch.setattr(evaluate, "load_mas_system", lambda *_, **__: pytest.fail("the system was loaded"))
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *options(data, out))
+    assert end.value.code == 2 and "cannot read 'Why?'" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_run_that_could_not_begin_is_none(data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "r.jsonl"
     args = options(data, out, "--limit", "2")
@@ -319,24 +361,24 @@ def test_a_run_that_could_not_begin_is_none(data, tmp_path, monkeypatch, capsys)
 
 
 def test_graders_by_kind():
-    assert (evaluate.graders_for("released", None, False) == ("released",)
-            and evaluate.graders_for("code", None, True) == ("code",))
-    assert evaluate.graders_for("math", ("plain", "released"), False) == ("plain", "released")
+    assert (graders_for("released", None, False) == ("released",)
+            and graders_for("code", None, True) == ("code",))
+    assert graders_for("math", ("plain", "released"), False) == ("plain", "released")
 
 
 def answered(answer):
-    return minimas.recurse.Result("q", "t", answer, [], 0, 0.0, 0)
+    return Result("q", "t", answer, [], 0, 0.0, 0)
 
 
-def test_what_is_right_by_the_kind_of_question():
-    judge = lambda grader, answer, **fields: evaluate.is_right(
+def test_what_is_correct_by_the_kind_of_question():
+    judge = lambda grader, answer, **fields: is_correct(
         Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
     assert judge("choice", "B", gold="B") and not judge("choice", None, gold="B") and not judge("choice", "A", gold="B")
     assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and not judge("plain", "3.2", gold="3.9")
     for text, right in ((r"\boxed{3.2}", True), ("it is 3.2", True),
                         (r"\boxed{3} \boxed{\frac{1}{2}}", True), (r"\boxed{4}", False)):
-        result = minimas.recurse.Result("q", text, None, [], 0, 0.0)
-        assert evaluate.is_right(Example("1", "q", "3.9", "math"), result, "released") is right, (
+        result = Result("q", text, None, [], 0, 0.0)
+        assert is_correct(Example("1", "q", "3.9", "math"), result, "released") is right, (
             "the release looks in the whole text")
     program = "def add(a, b):\n    return a + b"
     assert judge("code", program, tests=["assert add(1, 2) == 3"], fn_name="add") is True
@@ -347,10 +389,10 @@ def test_what_is_right_by_the_kind_of_question():
 
 def test_interval():
     """Wilson's interval, by the numbers of its textbook example and at the ends."""
-    low, high = evaluate.interval(0.5, 100)
+    low, high = interval(0.5, 100)
     assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
-    assert (evaluate.interval(0.0, 10)[0] == 0 and evaluate.interval(1.0, 10)[1] == 1
-            and round(evaluate.interval(1.0, 10)[0], 3) == 0.722)
+    assert (interval(0.0, 10)[0] == 0 and interval(1.0, 10)[1] == 1
+            and round(interval(1.0, 10)[0], 3) == 0.722)
 
 
 def test_charts(tmp_path):

@@ -1,5 +1,5 @@
 """The fast path is the plain path:
-packed and joined products, replayed steps, rows that leave the batch, fused links.
+packed and merged linears, replayed steps, rows that leave the batch, fused links.
 """
 
 from contextlib import nullcontext
@@ -11,11 +11,16 @@ import torch.nn.functional as F
 import checkpoints
 import minimas
 from checkpoints import IDS, QUESTIONS
-from minimas import fast, llama
-from minimas.agent import REPLY_ROOM
+from minimas import llama
+from minimas.fast import graphs as graphs_module
+from minimas.fast import linear
+from minimas.fast.graphs import Graphs
+from minimas.fast.linear import MergedLinear, PackedLinear
+from minimas.fast.prepare import prepare
+from minimas.generate import REPLY_ROOM
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
-from pretended import PretendedGPU
+from fake_cuda import FakeCUDA
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OPTIONS = {"rounds": 2, "latent_steps": 4, "max_new_tokens": 12, "retry": False, "keep_latents": True}
@@ -40,8 +45,8 @@ def test_every_decoder(name, tmp_path):
     """
     model_type, config = checkpoints.VARIANTS[name]
     folder = checkpoints.make_agent(tmp_path, model_type, **config)
-    plain, quick = load_model(folder), fast.prepare(load_model(folder))
-    assert any(isinstance(module.forward, fast.Product) for module in quick.modules()), "nothing was packed"
+    plain, quick = load_model(folder), prepare(load_model(folder))
+    assert any(isinstance(module.forward, PackedLinear) for module in quick.modules()), "nothing was packed"
     kept = {name for name, p in quick.named_parameters() if p is not None and p.ndim == 2}
     assert (kept <= {"embed_tokens.weight", "lm_head.weight"}
             and ("lm_head.weight" in kept) <= plain.config.tie_word_embeddings)
@@ -56,19 +61,19 @@ def test_every_decoder(name, tmp_path):
 
 
 class ClippedAttention(llama.Attention):
-    """A family may do more than Llama in a method that Llama promises to be linears only."""
+    """A family may do more than Llama in a method that is nothing but linears there."""
 
     def qkv(self, x):
         return [y.clamp(-0.1, 0.1) for y in super().qkv(x)]
 
 
 @torch.no_grad()
-def test_a_promise_is_not_inherited(tmp_path):
+def test_a_subclass_is_not_merged(tmp_path):
     plain, quick = (load_model(checkpoints.make_agent(tmp_path, "llama")) for _ in range(2))
     for model in plain, quick:
         for block in model.layers:
             block.self_attn.__class__ = ClippedAttention
-    fast.prepare(quick)
+    prepare(quick)
     positions = torch.arange(IDS.shape[1])[None]
     a, b = (model(model.embed(IDS), positions, model.make_cache(1)) for model in (plain, quick))
     assert (a - b).abs().max() < 1e-4
@@ -104,12 +109,12 @@ def test_every_style(folders, style, temperature):
 def replayed(system):
     """The system with its steps driven as CUDA graphs are, and a look at what is written every third token."""
     for agent in system.agents.values():
-        agent.graphs, agent.sync_every = fast.Graphs(agent.model), 3
+        agent.graphs, agent.sync_every = Graphs(agent.model), 3
     return system
 
 
 @ONE_GREEDY
-def test_on_a_pretended_gpu(folders, captures, gpu, style, temperature):
+def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
     """Steps as graphs over static caches and buffers, across batches and questions: the same latents and texts,
     no tensor on the wrong device, and in a step nothing passes between host and device.
     """
@@ -127,7 +132,7 @@ def test_on_a_pretended_gpu(folders, captures, gpu, style, temperature):
             results = quick.run(asked, batch_size=batch_size, **options)
         assert_same(results, plain.run(asked, batch_size=batch_size, **options))
     assert captures and not any(in_step for _, _, in_step in gpu.passed)
-    assert {where for what, where, _ in gpu.passed if what == "read"} <= {"decode", "plain_causal"}
+    assert {where for what, where, _ in gpu.passed if what == "read"} <= {"append", "plain_causal"}
 
 
 def test_one_latent_has_no_step_after_it(folders, gpu):
@@ -148,8 +153,8 @@ def test_agents_on_two_devices(folders, gpu):
     assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED, **options))
 
 
-def test_a_pretended_gpu_is_strict():
-    with PretendedGPU() as gpu:
+def test_a_fake_cuda_device_is_strict():
+    with FakeCUDA() as gpu:
         x = torch.ones(3, 2, device="cuda:0")
         with pytest.raises(RuntimeError, match="of the host and of the device"):
             x + torch.ones(2)
@@ -177,7 +182,7 @@ def test_graphs_and_caches_are_used_again(folders, captures):
 def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
     """`filled` is an upper bound over rows of unequal length: it may reach the capacity before any row does."""
     model = load(folders, "sequential_light").agents["planner"].model
-    graphs = fast.Graphs(model)
+    graphs = Graphs(model)
     cache = graphs.make_cache(1, 10)
 
     def step(x, positions):
@@ -198,7 +203,7 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     asked = [f"Question {i}?" for i in range(8)]
     options = OPTIONS | {"rounds": 1, "max_new_tokens": 40, "temperature": 1.5,
                          "top_p": 1.0, "top_k": 0, "batch_size": 8}
-    solver.generation.eos_ids = tuple(range(0, 250, 9))  # one token of nine ends a text
+    solver.generation_config.eos_ids = tuple(range(0, 250, 9))  # one token of nine ends a text
     alone = system.run(asked, **options | {"batch_size": 1})
     if graphs:
         replayed(system)
@@ -212,16 +217,16 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     assert not graphs or set(sizes) <= {8, 4, 2, 1}
 
 
-def test_replies_of_tools_on_a_pretended_gpu(folders, gpu, monkeypatch):
+def test_replies_of_tools_on_a_fake_cuda_device(folders, gpu, monkeypatch):
     """A reply makes the cache grow: the graphs of the old one are not used again, or states would not be the same.
     It grows by more than it has to, so that the next reply finds room.
     """
     from test_tools import SCRIPTS, scripted
     scripts = [SCRIPTS[0].replace("that", "<python> print(1) </python>"),
                SCRIPTS[1].replace("here", "here" + 11 * " x" + "x")]  # as long as the other
-    monkeypatch.setattr(fast, "SPARE", 1)
+    monkeypatch.setattr(graphs_module, "SPARE", 1)
     texts, seen, adopted = [], [], []
-    monkeypatch.setattr(fast.Graphs, "adopt", lambda graphs, cache, B, S, adopt=fast.Graphs.adopt: (
+    monkeypatch.setattr(Graphs, "adopt", lambda graphs, cache, B, S, adopt=Graphs.adopt: (
         adopted.append(S), adopt(graphs, cache, B, S)))
     for device, place in ("cpu", nullcontext()), ("cuda:0", gpu):
         with place:
@@ -245,7 +250,7 @@ def reading_anew(system, monkeypatch):
     """The system, made to read every prompt as if there had been none before."""
     for agent in system.agents.values():
         def read_anew(prompts, m, agent=agent, prefill=agent.prefill):
-            agent.forget()
+            agent.drop_prefix()
             return prefill(prompts, m)
         monkeypatch.setattr(agent, "prefill", read_anew)
     return system
@@ -288,16 +293,16 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     assert {role: counts[len(lengths[role]):] for role, counts in read.items()} == lengths, "a new run begins anew"
 
 
-def test_joined_weights_are_held_once(monkeypatch, tmp_path):
-    """Where weights are joined but not packed (CUDA), the parts are views of the whole."""
-    monkeypatch.setattr(fast, "can_pack", lambda weight: False)
+def test_merged_weights_are_held_once(monkeypatch, tmp_path):
+    """Where weights are merged but not packed (CUDA), the parts are views of the whole."""
+    monkeypatch.setattr(linear, "can_pack", lambda weight: False)
     attention = load_model(checkpoints.make_agent(tmp_path, "qwen2")).layers[0].self_attn
     x = torch.randn(2, 3, 48)
     apart = attention.qkv(x)
-    joint = fast.Joint([attention.q_proj, attention.k_proj, attention.v_proj])
-    start, end = joint.product.weight.data_ptr(), joint.product.weight.data_ptr() + joint.product.weight.numel() * 4
+    merged = MergedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
+    start, end = merged.packed.weight.data_ptr(), merged.packed.weight.data_ptr() + merged.packed.weight.numel() * 4
     assert all(start <= p.weight.data_ptr() < end for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-    assert all((a - b).abs().max() < 1e-5 for whole in (joint(x), attention.qkv(x)) for a, b in zip(whole, apart))
+    assert all((a - b).abs().max() < 1e-5 for whole in (merged(x), attention.qkv(x)) for a, b in zip(whole, apart))
 
 
 def test_no_silent_loss_of_gradients(folders):
@@ -347,9 +352,9 @@ def test_gradients_of_the_fused_link(link):
     """With respect to the states, and, through the folding, to every weight of the link."""
     link = load_copy(link, torch.float64).requires_grad_(True)
     h = states(9, 64, dtype=torch.float64).requires_grad_(True)
-    wanted = [h, *link.parameters()]
-    plain = torch.autograd.grad(link(h).square().sum(), wanted)
-    quick = torch.autograd.grad(fused(link)(h).square().sum(), wanted)
+    inputs = [h, *link.parameters()]
+    plain = torch.autograd.grad(link(h).square().sum(), inputs)
+    quick = torch.autograd.grad(fused(link)(h).square().sum(), inputs)
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(quick, plain, strict=True))
 
 

@@ -1,21 +1,26 @@
 r"""Grading: a table of answers judged by hand, texts made to hang a grader,
 and programs made to hang, fork, fill and escape.
 
-graded_pairs.tsv holds found, gold, and 1 where they are mathematically equal, in the kinds that answers to MATH come
+graded_pairs.tsv holds predicted, target, and 1 where they are mathematically equal, in the kinds that answers to MATH come
 in. Two conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
 """
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from minimas import InputError, grade, tools
-from minimas.grade import GRADERS, ask_math_verify, default_grader, passes, same_math, same_text
+from minimas import InputError
+from minimas.evaluate import run_tests
+from minimas.evaluate.grade import GRADERS, MathVerify, default_grader, same_math, same_text
+from minimas.evaluate.run_tests import passes
+from minimas.sandbox import python as sandbox
 
 PAIRS = [line.split("\t")
          for line in (Path(__file__).parent / "graded_pairs.tsv").read_text(encoding="utf-8").splitlines()]
@@ -24,13 +29,13 @@ BEYOND_PLAIN = {r"(3,\infty)", r"\sum_{k=1}^{3} k"}
 
 
 def mistakes(grader):
-    """{found} of the pairs that a grader gets wrong, and whether any of them was accepted."""
-    wrong = [(found, gold, equal) for found, gold, equal in PAIRS if same_math(found, gold, grader) != (equal == "1")]
-    return {found for found, _, _ in wrong}, [pair for pair in wrong if pair[2] == "0"]
+    """{predicted} of the pairs that a grader gets wrong, and whether any of them was accepted."""
+    wrong = [(predicted, target, equal) for predicted, target, equal in PAIRS if same_math(predicted, target, grader) != (equal == "1")]
+    return {predicted for predicted, _, _ in wrong}, [pair for pair in wrong if pair[2] == "0"]
 
 
 def test_the_table_is_large_and_hard_enough():
-    assert len(PAIRS) >= 200 and len({(found, gold) for found, gold, _ in PAIRS}) == len(PAIRS)
+    assert len(PAIRS) >= 200 and len({(predicted, target) for predicted, target, _ in PAIRS}) == len(PAIRS)
     assert ({equal for _, _, equal in PAIRS} == {"0", "1"}
             and sum(equal == "0" for _, _, equal in PAIRS) > len(PAIRS) / 3)
 
@@ -40,7 +45,7 @@ def test_plain():
     assert wrong == BEYOND_PLAIN and not accepted
 
 
-@pytest.mark.parametrize("found, gold, equal", [
+@pytest.mark.parametrize("predicted, target, equal", [
     (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), ("|x+y|", "|x|+|y|", False),
     (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}", True), ("1.4142135624", r"\sqrt{2}", False),
     (r"12345678901\pi", r"12345678902\pi", False), ("10^{30}+1", "10^{30}", False), ("x^2", "x^4", False),
@@ -64,11 +69,11 @@ def test_plain():
     (r"12 \; 5", "60", False), (r"\{2\frac{1}{2}\}", r"\{1\}", False), (r"\{2\frac{1}{2}\}", r"\{2.5\}", True),
     # other spellings
     (r"\theta=\frac\pi2", r"\frac\pi2", True), ("90^o", "90", True), (r"0.\bar{3}", r"\frac13", True)])
-def test_values_at_points(found, gold, equal):
-    assert same_math(found, gold, "plain") is same_math(gold, found, "plain") is equal
+def test_values_at_points(predicted, target, equal):
+    assert same_math(predicted, target, "plain") is same_math(target, predicted, "plain") is equal
 
 
-@pytest.mark.parametrize("found, gold, equal", [
+@pytest.mark.parametrize("predicted, target, equal", [
     (r"5\text{}", "6", False), (r"12\mathrm{}", "12", True), ('5""', "5", True), (r"5\text{ apples}", "5", True),
     ("3 xy", "3", False), ("3 xy", "3yx", True), ("24 pi", "24", False), ("x^2 yz", "x^2", False),
     ("(x+1) ab", "x+1", False), ("2 sin x", "2", False), ("5 is wrong", "5", False), ("2 thirds", "2", False),
@@ -81,8 +86,8 @@ def test_values_at_points(found, gold, equal):
     (r"5\text{ cents}", r"\$5", False), ("5 cents", "5 dollars", False), (r"\$1,005", "1005 dollars", True),
     ("-abcd", "abcd", False), ("a-bcde", "a(bcde)", False), ("a-bcde", "a bcde", False), ("abcd!", "abcd", False),
     (r"\text{x-axis}", "x-axis", True)])
-def test_units_and_words(found, gold, equal):
-    assert same_math(found, gold, "plain") is same_math(gold, found, "plain") is equal
+def test_units_and_words(predicted, target, equal):
+    assert same_math(predicted, target, "plain") is same_math(target, predicted, "plain") is equal
 
 
 def test_math_verify():
@@ -96,11 +101,11 @@ def test_math_verify():
 
 def test_released():
     """The four spellings of the released rule, with what each lets through."""
-    for found, gold in [("3.2", "3.9"), ("-3", "3"), (r"\frac{7}{2}", "3"), (r"\left(1, 2\right)", "(1, 5)"),
+    for predicted, target in [("3.2", "3.9"), ("-3", "3"), (r"\frac{7}{2}", "3"), (r"\left(1, 2\right)", "(1, 5)"),
                         (r"\text{a b}", "ab"), ("x-2", "2x")]:
-        assert same_math(found, gold, "released")
-    for found, gold in [("3", "4"), ("x", "y"), (r"\frac{1}{2}", "x1"), ("a.b", "a.c"), (r"\frac{1}{0}", "")]:
-        assert not same_math(found, gold, "released")
+        assert same_math(predicted, target, "released")
+    for predicted, target in [("3", "4"), ("x", "y"), (r"\frac{1}{2}", "x1"), ("a.b", "a.c"), (r"\frac{1}{0}", "")]:
+        assert not same_math(predicted, target, "released")
     assert not same_math(None, "1", "released")
     wrong, accepted = mistakes("released")
     assert len(accepted) > 40
@@ -131,32 +136,94 @@ def test_no_text_holds_plain_up(text):
     assert time.perf_counter() - started < 3
 
 
-def test_math_verify_that_hangs_is_stopped(monkeypatch):
-    """An alarm does not interrupt one long step inside C, as here;
-    the child is killed, and the next question finds another.
-    """
-    monkeypatch.setattr(grade, "math_verify", None)
-    monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "print('ready', flush=True); input(); 9**9**9**9")
-    started = time.perf_counter()
-    assert not ask_math_verify("1", "1", seconds=1) and time.perf_counter() - started < 3 and grade.math_verify is None
-    monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "import no_such_module")
+def hang(connection):
+    """An alarm does not interrupt one long step inside C, as this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection.recv(), connection.send(True), connection.recv()
+    9**9**9**9
+
+
+def answer_once(connection):
+    connection.recv(), connection.send(True), connection.recv(), connection.send(True)
+
+
+def no_module(connection):
+    raise ImportError
+
+
+def alive(child):
+    """Whether its process exists, be it as a zombie."""
+    return Path(f"/proc/{child.pid}").exists()
+
+
+def test_math_verify_that_hangs_is_stopped():
+    """The child is killed, and the next question finds another."""
+    grader = MathVerify(hang)
+    grader.start()
+    child, started = grader.child, time.perf_counter()
+    assert not grader.ask("1", "1", seconds=1) and time.perf_counter() - started < 3 and not alive(child)
+    grader.serve = answer_once
+    assert grader.ask("1", "1")
     with pytest.raises(InputError, match="pip install"):
-        ask_math_verify("1", "1")
+        MathVerify(no_module).ask("1", "1")
 
 
-def test_math_verify_that_died_is_started_anew(monkeypatch):
-    monkeypatch.setattr(grade, "math_verify", None)
-    monkeypatch.setattr(grade, "MATH_VERIFY_SERVER", "print('ready', flush=True); input(); print(1)")
-    assert ask_math_verify("1", "1") and grade.math_verify.wait() == 0 and ask_math_verify("1", "1")
+def test_math_verify_that_died_is_started_anew():
+    grader = MathVerify(answer_once)
+    assert grader.ask("1", "1")
+    grader.child.join()
+    child = grader.child
+    assert grader.ask("1", "1") and not alive(child)
 
 
-@pytest.mark.parametrize("found, gold, equal", [
+def test_a_question_that_is_interrupted_gets_no_late_verdict(monkeypatch):
+    grader = MathVerify(hang)
+    grader.start()
+    child = grader.child
+    monkeypatch.setattr(grader.connection.__class__, "poll", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        grader.ask("1", "1")
+    assert not alive(child)
+
+
+def test_math_verify_answers_threads_in_turn():
+    pytest.importorskip("math_verify")
+    sums = [(rf"\sum_{{k=1}}^{{{n}}} k", str(n * (n + 1) // 2 + n % 2)) for n in range(1, 20)]
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(lambda pair: same_math(*pair, "math-verify"), sums)] == [n % 2 == 0 for n in range(1, 20)]
+
+
+def test_ctrl_c_does_not_change_a_verdict():
+    """The child gets the signal, too, while its question may come from a thread that does not."""
+    pytest.importorskip("math_verify")
+    grader = MathVerify()
+    grader.start()
+    os.kill(grader.child.pid, signal.SIGINT)
+    time.sleep(0.1)
+    assert grader.child.is_alive() and grader.ask(r"\sum_{k=1}^{3} k", "6")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_ctrl_c_ends_the_child_too():
+    """As a terminal does, the signal goes to all of the command's processes."""
+    code = ("from minimas.evaluate.grade import MathVerify; from test_grade import hang\n"
+            "grader = MathVerify(hang); grader.start(); print(grader.child.pid, flush=True); grader.ask('1', '1', 60)")
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               cwd=Path(__file__).parent, start_new_session=True)
+    child = int(command.stdout.readline())
+    time.sleep(0.3)
+    os.killpg(command.pid, signal.SIGINT)
+    assert command.wait(10) != 0 and command.stderr.read().count("Traceback") == 1
+    assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("predicted, target, equal", [
     ("The Beatles", "beatles", True), ("an  Apple.", "apple", True), ("U.S.", "US", True),
     ("Paris, France", "Paris", False), ("42", "24", False), ("theatre", "atre", False), (None, "x", False),
     (r"\text{The Beatles}", "Beatles", True), (r"\textbf{New}~\mathrm{York}", "New York", True),
     (r"\textit{Paris,\ France}", "Paris", False), (None, "A", False)])
-def test_search_answers(found, gold, equal):
-    assert same_text(found, gold) is equal
+def test_search_answers(predicted, target, equal):
+    assert same_text(predicted, target) is equal
 
 
 ADD = "def add(a, b):\n    return a + b\n"
@@ -217,17 +284,17 @@ def test_long_integers_can_be_printed():
 def test_tests_of_a_question_run_at_once():
     started = time.perf_counter()
     assert passes("import time; time.sleep(1); print(1)", [("", "1")] * 4)
-    assert time.perf_counter() - started < (4 if grade.at_once() > 1 else 9)
+    assert time.perf_counter() - started < (4 if run_tests.tests_at_once() > 1 else 9)
 
 
 def test_processes_share_the_cpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert grade.at_once() == 2
+    assert run_tests.tests_at_once() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    assert grade.at_once() == 1
+    assert run_tests.tests_at_once() == 1
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert grade.at_once() == 8
+    assert run_tests.tests_at_once() == 8
 
 
 # Programs that take too much. A number no one else uses marks their processes; each runs with namespaces, where the
@@ -260,10 +327,10 @@ GREEDY = {
 @pytest.fixture(params=["namespaces", "none"])
 def guard(request, monkeypatch, tmp_path):
     if request.param == "none":
-        source = tools.GUARD.read_text(encoding="utf-8").replace("NAMESPACES = ", "NAMESPACES = -1  # ")
-        monkeypatch.setattr(tools, "GUARD", tmp_path / "guard.py")
-        tools.GUARD.write_text(source, encoding="utf-8")
-    monkeypatch.setattr(tools.tempfile, "tempdir", str(tmp_path))
+        source = sandbox.GUARD.read_text(encoding="utf-8").replace("NAMESPACES = ", "NAMESPACES = -1  # ")
+        monkeypatch.setattr(sandbox, "GUARD", tmp_path / "guard.py")
+        sandbox.GUARD.write_text(source, encoding="utf-8")
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     left = [path for path in tmp_path.iterdir() if path.name != "guard.py"]
     processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
@@ -274,15 +341,15 @@ def guard(request, monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", GREEDY)
 def test_greedy_programs_are_stopped(guard, kind):
     started, (program, ending) = time.perf_counter(), GREEDY[kind]
-    assert re.fullmatch(ending, tools.guarded(program, seconds=1 if "after 1" in ending else 5, megabytes=256)[1])
+    assert re.fullmatch(ending, sandbox.run_guarded(program, seconds=1 if "after 1" in ending else 5, megabytes=256)[1])
     assert time.perf_counter() - started < 8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a program when its parent ends")
 def test_a_guard_that_is_stopped_is_lost(guard, monkeypatch):
-    monkeypatch.setattr(tools, "LATE", 1)
+    monkeypatch.setattr(sandbox, "LATE", 1)
     program = "import os, signal, time\nos.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(60)"
-    _, ending = tools.guarded(program, seconds=1)
+    _, ending = sandbox.run_guarded(program, seconds=1)
     assert ending in ("lost its guard", "stopped after 1 seconds")  # with namespaces it has no power over its guard
 
 
@@ -299,6 +366,6 @@ def test_what_left_the_session_is_ended(guard):
 
 
 def test_folders_it_may_not_enter_go_too(guard):
-    text, ending = tools.guarded(
+    text, ending = sandbox.run_guarded(
         "import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0); print(1)")
     assert (text, ending) == ("1\n", "")

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 import checkpoints
 import minimas
 import standin
-from minimas import cli
-from minimas.recurse import STYLES
+from minimas import recurse
+from minimas.styles import STYLES
 
 OPTIONS = {"rounds": 2, "latent_steps": 2, "max_new_tokens": 4, "temperature": 0.0, "retry": False}
 ASKED = ["What is two times three?"]
@@ -72,7 +72,7 @@ def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
     for name, value in ("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:1"), ("HF_HUB_CACHE", tmp_path / "hub"):
         client.setattr(constants, name, value)
     client.setattr(sys, "argv", ["recurse", *args])
-    cli.main()
+    recurse.main()
     online, offline = json.loads(done.stdout), json.loads(capsys.readouterr().out)
     assert online["text"] == offline["text"] and online["rounds"] == 3 and online["latent_steps"] == 32
 

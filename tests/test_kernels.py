@@ -18,13 +18,16 @@ pytest.importorskip("triton", OLDEST, reason="needs Triton: pip install '.[oracl
 
 import checkpoints
 from checkpoints import IDS
-from minimas import fast, kernels, link, llama
+from minimas import link, llama
 from minimas.cache import DeltaCache, attention_cache, grow
+from minimas.fast import kernels, linear
+from minimas.fast import prepare as prepare_module
+from minimas.fast.prepare import prepare
 from minimas.link import fused
-from minimas.llama import attend, rope_frequencies, rotation
+from minimas.llama import attend, rope_cos_sin, rope_frequencies
 from minimas.load import load_model
-from minimas.qwen import rotate_part
-from pretended import Pretended, real
+from minimas.qwen import apply_partial_rope
+from fake_cuda import FakeTensor, real
 from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,7 +100,7 @@ def test_norm(dtype, shape):
 ATTENTION = {  # H, K, d, rotated dimensions, window or None, whether q and k are normed, positions there is room for
     "groups": (4, 2, 16, 16, None, False, 90), "one head, odd width": (6, 1, 12, 8, None, True, 200),
     "ring": (4, 4, 16, 16, 9, True, 40), "long ring": (2, 1, 16, 4, 70, False, 200),
-    "window in a cache that grew": (2, 2, 16, 16, 70, False, 70), "no parts": (4, 2, 16, 16, None, True, 20)}
+    "window in a cache that grew": (2, 2, 16, 16, 70, False, 70), "no splits": (4, 2, 16, 16, None, True, 20)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -120,12 +123,12 @@ def test_attend(dtype, name):
         cache.update(*before, torch.where(read < 0, -1, read))
     for step in range(6):
         positions = lengths + step
-        rope, mask = rotation(positions, frequency), caches[0].mask(positions, 1)
+        rope, mask = rope_cos_sin(positions, frequency), caches[0].mask(positions, 1)
         q, k, v = (random(B, heads, 2 * d, dtype=dtype, seed=10 * step + i)[..., :d]
                    for i, heads in enumerate((H, K, K)))
         k, v = k.contiguous(), v.contiguous()
         turned = [x if gain is None else normed(x, gain).to(dtype) for x, gain in zip((q, k), gains)]
-        new_q, new_k = (rotate_part(x[:, :, None], rope) for x in turned)
+        new_q, new_k = (apply_partial_rope(x[:, :, None], rope) for x in turned)
         keys, values = caches[0].update(new_k, v[:, :, None], positions)
         truth = attend(new_q.double(), keys.double(), values.double(), mask, 0.3)[:, 0]
         gated = name == "long ring"
@@ -142,13 +145,13 @@ def test_attend(dtype, name):
 
 @CUDA
 @torch.no_grad()
-def test_parts_of_an_attention_run_at_once():
-    """Many parts on the device, again and again: the same bits each time, and no count left behind."""
+def test_splits_of_an_attention_run_at_once():
+    """Many splits on the device, again and again: the same bits each time, and no count left behind."""
     cache = attention_cache(2, 2, 16384, 128, random(1, dtype=torch.bfloat16))
     cache.k.normal_(), cache.v.normal_()
     q, k, v = (random(2, heads, 128, dtype=torch.bfloat16, seed=heads) for heads in (8, 2, 2))
     done, positions = torch.zeros(4, dtype=torch.int32, device=DEVICE), torch.tensor([[16000], [700]], device=DEVICE)
-    rope = rotation(positions, rope_frequencies({"rope_type": "default", "rope_theta": 1e4}, 128).to(DEVICE))
+    rope = rope_cos_sin(positions, rope_frequencies({"rope_type": "default", "rope_theta": 1e4}, 128).to(DEVICE))
     first, *others = [kernels.attend(q, k, v, rope, positions, cache, done, 0.1) for _ in range(1000)]
     assert all(torch.equal(first, y) for y in others) and not done.any()
 
@@ -163,13 +166,14 @@ def by_kernels(monkeypatch):
         assert len({value.device for value in rest if isinstance(value, torch.Tensor)}) == 1
         launch(kernel, *map(real, rest), **options)
     monkeypatch.setattr(kernels, "launch", launch)
-    monkeypatch.setattr(fast, "can_pack", lambda weight: False)
-    for module in fast, link:
+    for module in linear, prepare_module:
+        monkeypatch.setattr(module, "can_pack", lambda weight: False)
+    for module in prepare_module, link:
         monkeypatch.setattr(module, "kernels_for", lambda weight: kernels)
     return ran
 
 
-WITHOUT_STEPS = set()  # model_types whose blocks go the ordinary way on CUDA, too: a part of them is not in fast.KNOWN
+WITHOUT_STEPS = set()  # model_types whose blocks go the ordinary way on CUDA, too: a part of them is not in prepare.KNOWN
 
 
 @pytest.mark.parametrize("name", [name for name in checkpoints.VARIANTS if "tied" not in name])
@@ -182,7 +186,7 @@ def test_steps_of_every_family(by_kernels, tmp_path, monkeypatch, name, many):
     monkeypatch.setattr(kernels, "ROWS", 1 if many else 32)
     model_type, config = checkpoints.VARIANTS[name]
     folder = checkpoints.make_agent(tmp_path, model_type, **config)
-    plain, quick = load_model(folder, DEVICE), fast.prepare(load_model(folder, DEVICE))
+    plain, quick = load_model(folder, DEVICE), prepare(load_model(folder, DEVICE))
     caches = [model.make_cache(2, 60) for model in (plain, quick)]
     for start, n in (0, 24), (24, 1), (25, 1), (26, 3), (29, 1):
         positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - 7]).to(DEVICE)
@@ -215,12 +219,12 @@ class LoudNorm(llama.RMSNorm):
 @torch.no_grad()
 def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
     folder, states = checkpoints.make_agent(tmp_path, "llama"), []
-    for prepare in nn.Identity(), fast.prepare:
+    for form in nn.Identity(), prepare:
         model = load_model(folder, DEVICE)
         odd = model.layers[1]
         odd.__class__, odd.input_layernorm.__class__ = (
             (LoudBlock, llama.RMSNorm) if part == "block" else (llama.Block, LoudNorm))
-        model, cache, positions = prepare(model), model.make_cache(1, 9), torch.arange(2, device=DEVICE)[None]
+        model, cache, positions = form(model), model.make_cache(1, 9), torch.arange(2, device=DEVICE)[None]
         by_kernels.clear()
         states += [model(model.embed(IDS[:1, :1].to(DEVICE)), positions[:, :1], cache),
                    model(model.embed(IDS[:1, 1:2].to(DEVICE)), positions[:, 1:], cache)]
@@ -231,7 +235,7 @@ def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
 def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
     folder = checkpoints.make_agent(tmp_path, "qwen3")
     gradients = []
-    for model in load_model(folder, DEVICE), fast.prepare(load_model(folder, DEVICE)):
+    for model in load_model(folder, DEVICE), prepare(load_model(folder, DEVICE)):
         x = random(1, 5, 48).requires_grad_()
         cache, positions = model.make_cache(1), torch.arange(6, device=DEVICE)[None]
         h = model(model(x, positions[:, :5], cache)[:, -1:], positions[:, 5:], cache)
@@ -242,9 +246,9 @@ def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
 def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
     """Triton would fail at the first launch."""
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(fast, "which", lambda name: name if name == "gcc" else None)
-    headers, weight = tmp_path / "Python.h", torch.ones(2, 2).as_subclass(Pretended)
-    monkeypatch.setattr(fast.sysconfig, "get_path", lambda *_: tmp_path)
+    monkeypatch.setattr(linear, "which", lambda name: name if name == "gcc" else None)
+    headers, weight = tmp_path / "Python.h", torch.ones(2, 2).as_subclass(FakeTensor)
+    monkeypatch.setattr(linear.sysconfig, "get_path", lambda *_: tmp_path)
     for headers_are_there, compiler, kernels_are_there in (
             (True, None, True), (True, "/no/such/cc", False), (True, "", False), (False, None, False)):
         headers.touch() if headers_are_there else headers.unlink()
@@ -253,7 +257,7 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
         else:
             monkeypatch.delenv("CC", raising=False)
         with nullcontext() if kernels_are_there else pytest.warns(UserWarning, match="install gcc"):
-            assert (fast.kernels_for(weight) is kernels) == kernels_are_there
+            assert (linear.kernels_for(weight) is kernels) == kernels_are_there
 
 
 @LINKS
@@ -271,7 +275,7 @@ def test_links(by_kernels, link):
 
 
 def test_a_run_by_replayed_kernels(folders, captures, gpu, by_kernels):
-    """A whole system on a GPU, pretended if there is none, the steps run as graphs are:
+    """A whole system on a GPU, fake if there is none, the steps run as graphs are:
     prompts, latent steps and sampled text, rows that leave the batch.
     """
     options = OPTIONS | {"rounds": 1, "latent_steps": 3, "max_new_tokens": 3,

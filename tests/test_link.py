@@ -7,7 +7,7 @@ import checkpoints
 from minimas import InputError
 from minimas.link import InnerLink, OuterLink
 from minimas.load import load_link
-from minimas.save import save_link
+from minimas.train.save import save_link
 
 
 def test_formulas_term_by_term():

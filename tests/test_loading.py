@@ -11,9 +11,12 @@ import checkpoints
 from checkpoints import IDS
 from minimas import InputError, load_mas_system
 from minimas.agent import load_agent
-from minimas.load import load_generation, load_inner_link, load_model, load_outer_links, load_tokenizer, read_config
-from minimas.recurse import STYLES
-from minimas.save import copy_agent, write_whole
+from minimas.common import write_atomic
+from minimas.config import read_config
+from minimas.load import load_generation_config, load_inner_link, load_model, load_outer_links
+from minimas.styles import STYLES
+from minimas.tokenizer import load_tokenizer
+from minimas.train.save import copy_agent
 
 EDGES = STYLES["sequential_light"].edges
 
@@ -76,13 +79,13 @@ def test_shards(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert torch.equal(states(folder), expected)
     for _ in range(2):
-        copy_agent(folder, folder / "copy")
+        copy_agent(folder, "math", folder / "copy")
         assert torch.equal(states(folder / "copy"), expected)
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
-        write_whole(tmp_path / "x", lambda path: path.write_text("half") and path.write_text(None))
+        write_atomic(tmp_path / "x", lambda path: path.write_text("half") and path.write_text(None))
     assert not list(tmp_path.iterdir())
 
 
@@ -97,11 +100,11 @@ def test_generation(folder):
     tokenizer = load_tokenizer(folder)
     for top_k in ..., None:
         edit(folder / "generation_config.json", eos_token_id=7, top_k=top_k)
-        generation = load_generation(folder, tokenizer)
+        generation = load_generation_config(folder, tokenizer)
         assert set(generation.eos_ids) == {7, tokenizer.eos_id} and generation.top_k == 50
     (folder / "generation_config.json").unlink()  # as of some base models
     edit(folder / "config.json", eos_token_id=[8, 9])
-    assert set(load_generation(folder, tokenizer).eos_ids) == {8, 9, tokenizer.eos_id}
+    assert set(load_generation_config(folder, tokenizer).eos_ids) == {8, 9, tokenizer.eos_id}
 
 
 def test_inner_link_of_the_task(folder):
@@ -206,7 +209,7 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 @pytest.mark.parametrize("content", ['{"a":' + "[" * 200000, '{"a": ' + "1" * 5000 + "}", '{"a": "\\ud800"}'])
 def test_json_that_python_does_not_read(folder, content):
     (folder / "config.json").write_text(content)
-    with pytest.raises(InputError, match="config.json is damaged"):
+    with pytest.raises(InputError, match="config.json is not"):
         load_model(folder)
 
 
@@ -333,7 +336,7 @@ def test_generation_config(folder):
         with pytest.raises(InputError, match=f"generation_config.json.*{complaint}.*whole number"):
             load_agent(folder, "math", "cpu", None)
     edit(folder / "generation_config.json", top_k=0)
-    assert load_agent(folder, "math", "cpu", None).generation.top_k == 0, "no limit"
+    assert load_agent(folder, "math", "cpu", None).generation_config.top_k == 0, "no limit"
 
 
 def test_links_of_other_agents(tmp_path):

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 import checkpoints
-from minimas.load import read_config
+from minimas.config import read_config
 
 PROGRAM = """
-import resource, sys, torch
-from minimas.fast import prepare
+import pathlib, resource, sys, torch
+from minimas.fast.prepare import prepare
 from minimas.load import load_model
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load_model(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+model = load_model(pathlib.Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
 if sys.argv[3] == "fast":
     prepare(model)
@@ -25,7 +25,7 @@ print(weights, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1
 
 
 def test_weights_stream_in(tmp_path):
-    """A bfloat16 checkpoint of 0.6 GB: read as it is; widened and packed, when a product's weights are held thrice."""
+    """A bfloat16 checkpoint of 0.6 GB: read as it is; upcast and packed, when a product's weights are held thrice."""
     folder = checkpoints.make_agent(tmp_path, "llama")
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4, "num_attention_heads": 32,
              "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32000}
@@ -36,7 +36,7 @@ def test_weights_stream_in(tmp_path):
     weights = {"model." + name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
     assert (folder / "model.safetensors").stat().st_size > 6e8
-    gate_and_up = 2 * 4 * 2 * 8192 * 2048  # of one layer: joined, and laid out anew, beside the parts
+    gate_and_up = 2 * 4 * 2 * 8192 * 2048  # of one layer: merged, and packed, beside the parts
     load = lambda *how: subprocess.Popen([sys.executable, "-c", PROGRAM, folder, *how], stdout=subprocess.PIPE)
     children = {how: load(*how) for how in (("bfloat16", "plain"), ("float32", "fast"))}
     for (dtype, path), child in children.items():

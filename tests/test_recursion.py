@@ -97,27 +97,21 @@ def test_a_latent_step_costs_one_token_and_no_vocabulary(system, monkeypatch):
 
 
 def test_what_is_sent_can_be_edited(system):
-    """By a caller of recurse and of run, batch by batch: what is put into a Stage is heard, and kept."""
+    """By a caller of recurse and of run, batch by batch: what is put into a Turn is heard, and kept."""
     edge, options = EDGES[0], OPTIONS | {"batch_size": 2}
     plain = system.run(QUESTIONS, **options)
     donor, seen = plain[0].latents[1, *edge], []
 
-    def inject(stage, questions):
-        seen.append((stage.round, stage.role, [question.text for question in questions]))
-        if edge in stage.sent:
-            stage.sent[edge] = donor.expand_as(stage.sent[edge])
+    def inject(turn, questions):
+        seen.append((turn.round, turn.role, [question.text for question in questions]))
+        if edge in turn.sent:
+            turn.sent[edge] = donor.expand_as(turn.sent[edge])
     edited = system.run(QUESTIONS, edit=inject, **options)
     assert len(seen) == len(range(0, len(QUESTIONS), 2)) * 9 and seen[-1][2] == QUESTIONS[-1:]
     for before, after in zip(plain, edited):
         assert torch.equal(after.latents[1, *edge], donor)
         assert not torch.equal(after.latents[1, *EDGES[1]], before.latents[1, *EDGES[1]]) or before is plain[0]
     assert torch.equal(edited[0].latents[1, *EDGES[1]], plain[0].latents[1, *EDGES[1]]), "its own, put there again"
-
-
-def test_settings_are_completed_by_the_loop(system):
-    """Settings as typed, without the style's defaults, would think nothing."""
-    first = next(minimas.recurse.recurse(system, system.questions(QUESTIONS[:1]), minimas.Settings()))
-    assert first.states.shape[1] == system.style.latent_steps
 
 
 def test_no_latent_steps_leave_slots_empty(system):
@@ -146,7 +140,7 @@ def test_text_channel(system):
     assert (list(result.latents)[:3] == [(1, *edge) for edge in EDGES]
             and all(isinstance(text, str) for text in result.latents.values()))
     inbox = {("planner", "critic"): ["Step 1: {question} add"]}
-    pieces = system.prompts("critic", system.questions(["1 + 1"]), inbox)[0]
+    pieces = system.prompts("critic", system.style.questions(["1 + 1"]), inbox)[0]
     assert "Initial Plan:\nStep 1: {question} add\nYou should refine" in "".join(pieces)
 
 

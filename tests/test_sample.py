@@ -1,19 +1,18 @@
 import torch
 
 import minimas
+from minimas.generate import generate
 from minimas.prompts import Question
-from minimas.sample import sample, seeds, uniform
+from minimas.sample import sample, seeds, uniforms
 
 
-def test_uniform_is_splitmix64():
-    """The same numbers as the algorithm in Python's unbounded integers."""
-    mask = (1 << 64) - 1
-    for seed in 0, 42, (1 << 63) - 1:
-        for n in 0, 1, 999:
-            z = (seed + (n + 1) * 0x9E3779B97F4A7C15) & mask
-            z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
-            z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
-            assert uniform(torch.tensor([seed]), torch.tensor([n])).item() == ((z ^ z >> 31) >> 11) / 2 ** 53
+def test_uniforms_belong_to_the_text():
+    """Each row depends on its own seed alone, and more numbers do not change those before them."""
+    long = uniforms([7, 0, (1 << 63) - 1], 4096)
+    assert long.dtype == torch.float64 and 0 <= long.min() and long.max() < 1
+    assert len(long.unique()) == long.numel() and abs(long.mean() - 0.5) < 0.02
+    for n in 1, 15, 16, 17, 2049:
+        assert torch.equal(uniforms([(1 << 63) - 1, 7], n), long[[2, 0], :n])
 
 
 def test_seeds_depend_on_text_and_key_alone():
@@ -52,10 +51,10 @@ def test_every_token_of_a_text_has_a_number_of_its_own(monkeypatch):
     agent = minimas.load_mas_system("tiny", device="cpu").agents["solver"]
     scores = -0.3 * torch.arange(agent.model.config.vocab_size)
     monkeypatch.setattr(agent.model, "logits", lambda h: scores.expand(len(h), -1))
-    monkeypatch.setattr(agent.generation, "eos_ids", ())
+    monkeypatch.setattr(agent.generation_config, "eos_ids", ())
     settings = minimas.Settings(max_new_tokens=9, temperature=1.0, top_k=0, top_p=1.0)
-    texts = agent.decode([["7 a+5"], ["3 a-1 b*2"]], [7, 1 << 62], settings)
+    texts = generate(agent, [["7 a+5"], ["3 a-1 b*2"]], [7, 1 << 62], settings)
     for seed, ids in zip((7, 1 << 62), texts, strict=True):
-        u = uniform(torch.full((9,), seed), torch.arange(9))
+        u = uniforms([seed], 9)[0]
         passed = scores.double().softmax(-1).cumsum(-1) > u[:, None]
         assert ids == passed.int().argmax(-1).tolist() and len(set(ids)) > 2

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import minimas
-from minimas.tiny import build, task
+from minimas.tiny import task
+from minimas.train import tiny
 
 REPORT = json.loads((Path(minimas.__file__).parent / "tiny" / "report.json").read_text())
 
@@ -30,28 +31,28 @@ def within(percent, reported, n):
 def test_accuracy_is_the_reported_one(system, rounds):
     """On 320 other test questions than the report's."""
     chains = task.questions("test", 40, seed=999)
-    measured = build.accuracy(system, chains, rounds=rounds)
+    measured = tiny.accuracy(system, chains, rounds=rounds)
     assert within(measured["percent"], REPORT["latent"][str(rounds)]["percent"], len(chains)), measured
     assert measured["tokens"] == 6.0
 
 
 def test_text_channel_and_empty_slots(system):
     chains = task.questions("test", 20, seed=998)
-    said = build.accuracy(system, chains, rounds=3, channel="text")
+    said = tiny.accuracy(system, chains, rounds=3, channel="text")
     assert said["percent"] >= 95 and said["tokens"] == REPORT["text"]["3"]["tokens"] == 54.0
-    assert build.accuracy(system, chains, rounds=3, latent_steps=0)["percent"] < 25
+    assert tiny.accuracy(system, chains, rounds=3, latent_steps=0)["percent"] < 25
 
 
 def test_random_outer_links_carry_nothing():
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     torch.manual_seed(0)
-    build.randomise_outer_links(system.outer_links.values())
-    assert build.accuracy(system, task.questions("test", 20, seed=998), rounds=3)["percent"] < 25
+    tiny.randomise_outer_links(system.outer_links.values())
+    assert tiny.accuracy(system, task.questions("test", 20, seed=998), rounds=3)["percent"] < 25
 
 
 def test_a_round_is_three_steps(system):
     """With one round, chains of three steps are solved and longer ones are not."""
-    by_length = build.accuracy(system, task.questions("test", 40, seed=997), rounds=1)["by_length"]
+    by_length = tiny.accuracy(system, task.questions("test", 40, seed=997), rounds=1)["by_length"]
     assert min(by_length[2], by_length[3]) >= 90 and max(by_length[n] for n in range(4, 10)) <= 35
 
 
@@ -94,7 +95,7 @@ def test_the_template_ends_where_the_reply_begins(system):
     """The last word of a prompt does not fuse with the first of the reply into one token."""
     for role, agent in system.agents.items():
         prompt = "".join(piece for piece in system.prompts(
-            role, system.questions(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
+            role, system.style.questions(["7 +5"]), {(source, role): [""] for source in task.ROLES})[0])
         assert (agent.tokenizer.encode(prompt + "a+5=2.")
                 == agent.tokenizer.encode(prompt) + agent.tokenizer.encode("a+5=2."))
         assert agent.tokenizer.decode(agent.tokenizer.encode("a+5\\boxed{2}")) == "a+5\\boxed{2}"
@@ -103,13 +104,13 @@ def test_the_template_ends_where_the_reply_begins(system):
 
 def test_build_in_small(tmp_path, monkeypatch):
     """The whole build with a few steps per phase: what it writes loads, runs, and repeats for the same seed."""
-    monkeypatch.setattr(build, "mastery", partial(build.mastery, count=20))
-    report = build.build(tmp_path / "a", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
+    monkeypatch.setattr(tiny, "mastery", partial(tiny.mastery, count=20))
+    report = tiny.build(tmp_path / "a", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     assert report["split"] == "validation" and set(report["latent"]) == {1, 2, 3, 4, 5}
     names = (*task.ROLES, "links")
     again = minimas.load_mas_system("tiny", checkpoints={name: tmp_path / "a" / name for name in names}, device="cpu")
     assert again.run(["7 +5"])[0].new_tokens > 0
-    monkeypatch.setattr(build, "evaluate", lambda *_: {})  # it need not be measured twice
-    build.build(tmp_path / "b", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
+    monkeypatch.setattr(tiny, "evaluate", lambda *_: {})  # it need not be measured twice
+    tiny.build(tmp_path / "b", seed=3, scale=0.002, batch=8, split="validation", per_length=1)
     for name in ("planner/model.safetensors", "critic/adapter.pt", "links/Solver-Planner-Outerlink.pt"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

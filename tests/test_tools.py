@@ -16,7 +16,10 @@ import torch
 import checkpoints
 import minimas
 from minimas import tools
-from minimas.tools import call_at_end, result_text, run_python, search
+from minimas.generate import generate
+from minimas.sandbox.python import run_guarded, run_python
+from minimas.sandbox.search import search
+from minimas.tools import call_at_end, result_text
 
 
 @pytest.mark.parametrize("text, call", [
@@ -44,14 +47,14 @@ def test_python_runs_alone(tmp_path, monkeypatch):
         "the release imports math for it")
     assert run_python("print(sp.Integer(6) / 4)") == "3/2", "sympy comes with torch"
     assert "ZeroDivisionError" in run_python("1 / 0") and run_python("1 / 0").endswith("\n[exit_code] 1")
-    assert tools.guarded("print(input())", stdin="given") == ("given\n", "")
+    assert run_guarded("print(input())", stdin="given") == ("given\n", "")
 
 
 def test_python_that_hangs_is_stopped():
     deaf = "import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: pass"
     programs, started = ("while True: pass", "import time; time.sleep(60)", deaf), time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        assert ([*pool.map(lambda code: tools.guarded(code, seconds=1), programs)]
+        assert ([*pool.map(lambda code: run_guarded(code, seconds=1), programs)]
                 == [("", "stopped after 1 seconds")] * 3)
     assert time.perf_counter() - started < 5
 
@@ -84,7 +87,7 @@ def stand_in(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever,
                      args=(0.01,), daemon=True).start()  # shutdown() waits that many seconds
-    monkeypatch.setattr(tools, "SEARCH_URL", f"http://127.0.0.1:{server.server_port}/search")
+    monkeypatch.setattr("minimas.sandbox.search.SEARCH_URL", f"http://127.0.0.1:{server.server_port}/search")
     monkeypatch.setenv("TAVILY_API_KEY", "key")
     yield Handler
     server.shutdown()
@@ -112,7 +115,7 @@ def test_search_without_key_or_network(monkeypatch):
     monkeypatch.delenv("TAVILY_API_KEY", raising=False)
     assert "TAVILY_API_KEY is not set" in search("x")
     monkeypatch.setenv("TAVILY_API_KEY", "key")
-    monkeypatch.setattr(tools, "SEARCH_URL", "http://127.0.0.1:1/")
+    monkeypatch.setattr("minimas.sandbox.search.SEARCH_URL", "http://127.0.0.1:1/")
     assert search("x").startswith("[search error] ")
 
 
@@ -129,10 +132,10 @@ def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
     as if prompt, text and reply had been read at once.
     """
     from minimas.agent import load_agent
-    from minimas.fast import Graphs
+    from minimas.fast.graphs import Graphs
     from minimas.recurse import Settings
     agent = load_agent(checkpoints.make_agent(tmp_path, model_type), "math", torch.device("cpu"), torch.float64)
-    agent.generation.eos_ids = ()
+    agent.generation_config.eos_ids = ()
     prompts, told = [["Some words to begin with, enough of them to fill a window."], ["Short"], ["And a third"]], {}
 
     def reply(b, ids):
@@ -142,7 +145,7 @@ def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
         return []
 
     settings = Settings(max_new_tokens=12, temperature=0.0)
-    rows = agent.decode(prompts, [0, 0, 0], settings, reply=reply)
+    rows = generate(agent, prompts, [0, 0, 0], settings, reply=reply)
     assert [len(row) for row in rows] == [12 + 40, 12 + 20, 12]
     for b, (prompt, row) in enumerate(zip(prompts, rows)):
         at = 3 + 2 * b
@@ -155,9 +158,9 @@ def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
 
     def sampled():
         told.clear()
-        return agent.decode(prompts, [0, 1, 2], Settings(max_new_tokens=12, temperature=2.0, top_k=0), reply=reply)
+        return generate(agent, prompts, [0, 1, 2], Settings(max_new_tokens=12, temperature=2.0, top_k=0), reply=reply)
 
-    agent.generation.eos_ids = (sampled()[2][9],)  # the last row ends before the others, and after their replies
+    agent.generation_config.eos_ids = (sampled()[2][9],)  # the last row ends before the others, and after their replies
     rows = sampled()
     assert len(rows[0]) == 12 + 40 and len(rows[2]) == 10
     agent.graphs = Graphs(agent.model)

@@ -10,11 +10,10 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-import checkpoints
 import minimas
-from minimas import cli
-from minimas.peek import peek
-from minimas.trace import page, text_html, token_html
+from minimas import cli, recurse
+from minimas.look.logit_lens import logit_lens
+from minimas.look.trace import environment, page
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 HOSTILE = "<script>alert(1)</script> {math} [slot 0] $question \"&amp;' </pre><!-- \x00\x1b ${n}"
@@ -84,10 +83,9 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
+def hostile(folders):
     """The same of a style with a hostile question, four agents and 32 latents."""
-    folders = checkpoints.make_system(tmp_path_factory.mktemp("mixture"), "mixture")
-    system = minimas.load_mas_system("mixture", checkpoints=folders, device="cpu")
+    system = minimas.load_mas_system("mixture", checkpoints=folders("mixture"), device="cpu")
     results = system.run([HOSTILE + " word" * 200], max_new_tokens=300, temperature=1.5,
                          top_p=1.0, top_k=0, retry=False, **KEEP)
     html = page(system, results)
@@ -122,24 +120,24 @@ def test_stages_are_what_was_run(tiny, monkeypatch):
 
 
 @BOTH
-def test_every_stage_with_its_prompt_and_slots(made, request):
+def test_every_turn_with_its_prompt_and_slots(made, request):
     system, results, _, root = request.getfixturevalue(made)
     order = system.style.order
     sections = [s for s in find(root, "section") if s[1]["aria-labelledby"] != "agents"]
     assert len(sections) == len(results)
     for n, (section, result) in enumerate(zip(sections, results, strict=True), 1):
         assert words(find(section, "pre")[0]) == seen(result.question)
-        stages = [(r, role) for r in (1, 2, 3) for role in order]
-        shown_stages = find(section, "details")
-        assert [words(find(stage, "h4")[0]) for stage in shown_stages] == [f"round {r}, {role}" for r, role in stages]
-        for (r, role), stage in zip(stages, shown_stages):
+        turns = [(r, role) for r in (1, 2, 3) for role in order]
+        shown_turns = find(section, "details")
+        assert [words(find(turn, "h4")[0]) for turn in shown_turns] == [f"round {r}, {role}" for r, role in turns]
+        for (r, role), turn in zip(turns, shown_turns):
             sources = [(r if order.index(source) < order.index(role) else r - 1, source)
                        for source, target in system.style.edges if target == role]
             sources = [(when, source) for when, source in sources if when]
             pieces = result.stages[r, role][1]
-            assert (words(find(stage, "pre")[0])
+            assert (words(find(turn, "pre")[0])
                     == seen(slots(pieces, [f"{source}, round {when}" for when, source in sources])))
-            marks = find(stage, "mark")
+            marks = find(turn, "mark")
             assert len(marks) == len(sources) == sum(torch.is_tensor(p) for p in pieces)
             assert ([find(mark, "a")[0][1]["href"] for mark in marks]
                     == [f"#q{n}-{when}-{source}" for when, source in sources])
@@ -161,7 +159,7 @@ def test_tokens_and_cosines(made, request):
     tables, visible = (find(root, "table", class_="strip"),
                        lambda text: seen(text.replace(" ", "\u2423")).replace("\n", "\u240a").replace("\t", "\u2409"))
     for result in results:
-        rows = peek(system, result.states)
+        rows = logit_lens(system, result.states)
         for key in result.states:
             own, table = [row for row in rows if (row["round"], row["role"]) == key], tables.pop(0)
             lines = {words(find(line, "th")[0]): line for line in find(table, "tr")}
@@ -234,8 +232,8 @@ def test_hostile_text_is_shown_as_typed(hostile):
     assert "<script" not in html.lower() and "alert(1)" in html and html.count("<!--") == 0
     assert words(find(root, "pre")[0]) == seen(result.question) and HOSTILE in result.question
     assert html.count("[slot 0]") == 13 and html.count("{math}") == 13  # the question, and in each of twelve prompts
-    assert (text_html("<\x07\r\n") == "&lt;\u2407\u240d\n"
-            and token_html("<b> \n") == "<code>&lt;b&gt;\u2423\u240a</code>")
+    filled = environment().from_string("{{ text }}|{{ token | blanks }}").render(text="<\x07\r\n", token="<b> \n")
+    assert filled == "&lt;\u2407\u240d\n|&lt;b&gt;\u2423\u240a"
 
 
 def test_no_latents_no_answer_and_rollouts(hostile):
@@ -250,7 +248,7 @@ def test_no_latents_no_answer_and_rollouts(hostile):
 
 def call(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, "--device", "cpu", *args])
-    cli.command(cli.main)
+    cli.command(recurse.main)
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
@@ -270,7 +268,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     ("{}/" + "x" * 300, "File name too long")])
 def test_a_file_that_cannot_be_written_is_refused_first(path, complaint, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cli, "load_mas_system", lambda *_, **__: pytest.fail("something was computed"))
+    monkeypatch.setattr(recurse, "load_mas_system", lambda *_, **__: pytest.fail("something was computed"))
     with pytest.raises(SystemExit) as end:
         call(monkeypatch, "--trace", path.format(tmp_path))
     out, err = capsys.readouterr()
@@ -289,7 +287,7 @@ def test_the_text_channel_has_no_trace(tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium or Chrome is installed")
 @BOTH
 def test_in_a_browser(made, request, tmp_path):
-    """Nothing is asked for or complained of, keys open a stage, 360 px suffice, and dark is dark."""
+    """Nothing is asked for or complained of, keys open a turn, 360 px suffice, and dark is dark."""
     sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
     file, noise, asked = tmp_path / "page.html", [], []
     file.write_text(request.getfixturevalue(made)[2], encoding="utf-8")
@@ -336,7 +334,7 @@ def test_in_a_browser(made, request, tmp_path):
             tab.close()
         tab = browser.new_page()
         tab.goto(file.as_uri())
-        tab.locator("tbody th a").nth(3).click()  # of the timeline, to a stage that is closed
+        tab.locator("tbody th a").nth(3).click()  # of the timeline, to a turn that is closed
         assert tab.locator("details").nth(3).locator("pre").is_visible()
         browser.close()
     assert noise == [] and set(asked) == {file.as_uri()}

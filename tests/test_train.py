@@ -18,9 +18,11 @@ import torch
 
 import checkpoints
 import minimas
-from minimas import save, train
+from minimas.cli import command
 from minimas.link import InnerLink, OuterLink
-from minimas.recurse import STYLES
+from minimas.styles import STYLES
+from minimas.train import __main__ as train
+from minimas.train import loop, save
 
 TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "12", "--batch-size", "4", "--rounds", "2",
         "--latents", "rollout", "--latent-steps", "2", "--device", "cpu"]
@@ -28,7 +30,7 @@ TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "12", "--batch-
 
 def run(monkeypatch, capsys, *args):
     monkeypatch.setattr(sys, "argv", ["train", *map(str, args)])
-    train.command(train.main)
+    command(train.main)
     return capsys.readouterr()
 
 
@@ -112,6 +114,19 @@ def test_resume_refuses_another_training(unbroken, monkeypatch, capsys):
     assert printed == f"outer of tiny: 12 steps; --checkpoint links={folder}\n", "no step is left"
 
 
+def test_resume_refuses_the_training_of_another_version(unbroken, tmp_path, monkeypatch, capsys):
+    """It says which version wrote it."""
+    folder = shutil.copytree(unbroken[0], tmp_path / "links")
+    before = state(folder)
+    before["settings"] |= {"minimas": "0.1.0", "data_hash": "of its own"}
+    torch.save(before, folder / "training.pt")
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *TINY, "--steps", "12", "--save-every", "5", "--out", folder, "--resume")
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and f"was written by minimas 0.1.0, and this is {minimas.__version__}" in err
+    assert same(state(folder), before)
+
+
 def test_resume_refuses_another_agent(tmp_path, monkeypatch, capsys):
     """Its folder has the same name, and another inner link."""
     planner = shutil.copytree(STYLES["tiny"].checkpoints["planner"], tmp_path / "planner")
@@ -125,22 +140,22 @@ def test_resume_refuses_another_agent(tmp_path, monkeypatch, capsys):
     assert end.value.code == 2 and "checkpoint_files: " in capsys.readouterr().err
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("rounds, share", [
+    ("1", ["--batch-size", "1", "--accumulate", "2"]),
+    pytest.param("2", ["--batch-size", "2"], marks=pytest.mark.slow)])
+def test_two_processes_are_one_with_twice_the_batch(rounds, share, tmp_path, monkeypatch, capsys):
     """With one round, one link gets no gradient; with two parts per step, gradients are exchanged at the last only."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minimas.train"]
-    pairs = {}
-    for rounds, share in ("2", ["--batch-size", "2"]), ("1", ["--batch-size", "1", "--accumulate", "2"]):
-        common, out = [*TINY, "--steps", "5", "--rounds", rounds, "--out"], tmp_path / rounds
-        pairs[out] = subprocess.Popen([sys.executable, "-m", *torchrun, *common, str(out), *share],
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        run(monkeypatch, capsys, *common, out / "alone")
-    for out, pair in pairs.items():
-        printed, errors = pair.communicate()
-        assert pair.returncode == 0, errors
-        assert printed == f"outer of tiny: 5 steps, loss {curve(out)[-1]:.4f}; --checkpoint links={out}\n"
-        assert curve(out) == pytest.approx(curve(out / "alone"), rel=1e-4)
-        ours, theirs = (state(folder)["links"] for folder in (out, out / "alone"))
-        assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
+    common, out = [*TINY, "--steps", "5", "--rounds", rounds, "--out"], tmp_path / "pair"
+    pair = subprocess.Popen([sys.executable, "-m", *torchrun, *common, str(out), *share],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run(monkeypatch, capsys, *common, tmp_path / "alone")
+    printed, errors = pair.communicate()
+    assert pair.returncode == 0, errors
+    assert printed == f"outer of tiny: 5 steps, loss {curve(out)[-1]:.4f}; --checkpoint links={out}\n"
+    assert curve(out) == pytest.approx(curve(tmp_path / "alone"), rel=1e-4)
+    ours, theirs = (state(folder)["links"] for folder in (out, tmp_path / "alone"))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
 
 
 def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
@@ -154,32 +169,32 @@ def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
     (lambda w: w.sum() * float("nan"), "the loss is nan, its gradient norm nan"),
     (lambda w: (w - w.detach()).abs().sum().sqrt() + 1, "the loss is 1.0, its gradient norm nan")])
 def test_what_is_not_finite_reaches_no_weight(loss, found):
-    link, kept = torch.nn.Linear(1, 1), []
+    link, saved = torch.nn.Linear(1, 1), []
     before = link.weight.clone()
     run = type("", (), {"rank": 0, "resume": lambda *_: 0, "record_step": lambda *_: {},
-                        "keep": lambda _, step: kept.append(step)})()
+                        "save": lambda _, step: saved.append(step)})()
     with pytest.raises(minimas.InputError, match=f"at step 3 {found}. The links before it are kept"):
-        train.fit(lambda step, part: loss(link.weight) if step == 2 else 0 * link.weight.sum(),
-                  [train.adamw(link, 1.0)], 5, "test", run=run)
-    assert torch.equal(link.weight, before) and kept == [2]
+        loop.fit(lambda step, part: loss(link.weight) if step == 2 else 0 * link.weight.sum(),
+                  [loop.adamw(link, 1.0)], 5, "test", run=run)
+    assert torch.equal(link.weight, before) and saved == [2]
 
 
 @pytest.mark.parametrize("kept", (0, 5))
 def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys, kept):
     """The links are written but the state is not: the steps since the last state, if there is one, are taken again."""
-    args, whole = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.write_whole
+    args, whole = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], loop.write_atomic
 
     def fails(file, write):
         if file.name == "training.pt" and file.exists() == bool(kept):
             raise KeyboardInterrupt
         whole(file, write)
 
-    monkeypatch.setattr(train, "write_whole", fails)
+    monkeypatch.setattr(loop, "write_atomic", fails)
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *args)
     assert end.value.code == 130 and (state(tmp_path)["step"] == 5 if kept else not (tmp_path / "training.pt").exists())
     assert list(tmp_path.glob("*Outerlink.pt"))
-    monkeypatch.setattr(train, "write_whole", whole)
+    monkeypatch.setattr(loop, "write_atomic", whole)
     run(monkeypatch, capsys, *args, "--resume")
     assert curve(tmp_path) == pytest.approx(curve(unbroken[0]), rel=1e-4) and state(tmp_path)["step"] == 12
 
@@ -194,28 +209,28 @@ def interruptible():
 
 def test_ctrl_c_keeps_the_steps_that_were_taken(interruptible, unbroken, tmp_path, monkeypatch, capsys):
     """The step is ended and its state kept; what resumes comes to the weights of an unbroken training."""
-    args, whole, seen = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], train.backward, []
+    args, whole, seen = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path], loop.set_gradients, []
 
-    def backward(loss_at, step, *rest):
+    def set_gradients(loss_at, step, *rest):
         seen.append(step)
         if seen == [0, 1, 2]:
             signal.raise_signal(signal.SIGINT)
         return whole(loss_at, step, *rest)
 
-    monkeypatch.setattr(train, "backward", backward)
+    monkeypatch.setattr(loop, "set_gradients", set_gradients)
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *args)
     assert end.value.code == 130 and state(tmp_path)["step"] == 3 and len(curve(tmp_path)) == 3
     assert capsys.readouterr().err.count("minimas: ending after this step") == 1
     run(monkeypatch, capsys, *args, "--resume")
     assert seen == list(range(12)) and curve(tmp_path) == pytest.approx(curve(unbroken[0]), rel=1e-4)
-    with pytest.raises(KeyboardInterrupt), train.delayed_interrupt() as interrupt:
+    with pytest.raises(KeyboardInterrupt), loop.delayed_interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with train.delayed_interrupt() as interrupt:
+    with loop.delayed_interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
     assert not interrupt, "who ignores Ctrl-C goes on doing so"
 
@@ -248,17 +263,17 @@ def test_other_data_of_the_same_size_are_refused(tmp_path, monkeypatch, capsys):
 
 def test_rows_come_in_permutations():
     rows = list(range(10))
-    epochs = [train.batch_of(rows, 3, number, 10) for number in range(3)]
+    epochs = [loop.batch_of(rows, 3, number, 10) for number in range(3)]
     assert all(sorted(epoch) == rows for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
-    assert sum((train.batch_of(rows, 3, number, 3) for number in range(10)), []) == sum(epochs, []), (
+    assert sum((loop.batch_of(rows, 3, number, 3) for number in range(10)), []) == sum(epochs, []), (
         "for any batch size")
-    assert train.batch_of(rows, 4, 0, 10) != epochs[0]
+    assert loop.batch_of(rows, 4, 0, 10) != epochs[0]
 
 
 @pytest.mark.parametrize("what", (["outer", "--rounds", "2", "--latents", "rollout", "--latent-steps", "2"],
                                   ["outer", "--rounds", "2", "--latents", "teacher"],
                                   ["inner", "--role", "planner"]), ids=" ".join)
-def test_on_a_pretended_gpu(what, gpu, tmp_path, monkeypatch, capsys):
+def test_on_a_fake_cuda_device(what, gpu, tmp_path, monkeypatch, capsys):
     """The same curve and the same links, and no tensor on the wrong device."""
     args = [*what, "--style", "tiny", "--data", "tiny", "--limit", "12", "--steps", "3", "--dtype", "float32",
             "--keep-activations"]
@@ -304,10 +319,10 @@ def test_a_style_in_the_released_layout(released, tmp_path, monkeypatch, capsys)
     assert ({task: entry["adapter.pt"] for task, entry in manifest["tasks"].items()}
             == {"math": "adapter(math).pt", "code": "adapter(code).pt"})
     assert all((tmp_path / "planner" / name).exists() for name in manifest["tasks"]["math"].values())
-    wanted = json.loads(
+    manifest = json.loads(
         (released / "RecursiveMAS" / "Sequential-Light-Outerlinks" / "outerlink_config.json").read_text())
     written = json.loads((tmp_path / "links" / "outerlink_config.json").read_text())
-    assert written["tasks"] == wanted["tasks"] and written["format_version"] == 1
+    assert written["tasks"] == manifest["tasks"] and written["format_version"] == 1
     for task in "math", "code":
         folders = tmp_path if task == "math" else {"planner": tmp_path / "planner", "links": tmp_path / "links"}
         system = minimas.load_mas_system("sequential_light", checkpoints=folders if task == "math" else folders | {

@@ -13,7 +13,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from .. import InputError
+from ..common import InputError
 
 ROLES = ("planner", "critic", "solver")
 LABELS = "abcdefghi"

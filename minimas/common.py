@@ -1,0 +1,105 @@
+"""Small things that every module may use: the error for bad input, warnings, checks of text and JSON, atomic writes.
+
+It imports nothing but the standard library, so that `import minimas` stays light.
+"""
+
+import json
+import sys
+from pathlib import PureWindowsPath
+
+JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what was found, what was expected and what to do."""
+
+
+def check_known(what, found, known):
+    """InputError if one of the names that were found is not known."""
+    if unknown := [name for name in found if name not in [*known]]:  # a list: what was found may have no hash
+        raise InputError(f"{what} {unknown[0]!r} is not known, expected one of {', '.join(known)}")
+
+
+def no_op(*_):
+    """Default callback: does nothing."""
+
+
+def warn(sentence):
+    """Print a warning to stderr."""
+    print(f"minimas: {sentence}", file=sys.stderr)
+
+
+def upcast(x):
+    """A tensor in float32 if it is narrower. float64 stays, so that a whole run can be checked in it."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+# Text and JSON
+
+def check_text(text, what):
+    """InputError if a text holds half of a surrogate pair, which no tokenizer and no file can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(f"{what} is not valid text (half of a surrogate pair at character {e.start}): "
+                         "correct it and save it as UTF-8") from e
+
+
+def parse_json(data, place):
+    """The value of a JSON text or of its bytes; InputError names the place if it is not valid JSON in UTF-8."""
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:  # RecursionError: brackets thousands deep; int limits are ValueErrors
+        raise InputError(f"{place} is not JSON that can be read ({e}): correct it and save it as UTF-8, "
+                         "or fetch it again") from e
+    if "\\u" in text:  # only an escape can spell half of a surrogate pair
+        check_text(json.dumps(value, ensure_ascii=False), place)
+    return value
+
+
+def read_json(file):
+    """The object in a JSON file; InputError if the file holds anything else."""
+    value = parse_json(file.read_bytes(), file)
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def entry(file, value, *path, type_):
+    """value[path[0]][path[1]]... of a JSON file, which is of `type_`; InputError names what is missing or of another type."""
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            raise InputError(f"{file} has no {'.'.join(path)}: expected a file of the released layout; fetch it again")
+        value = value[key]
+    if type(value) is not type_:
+        raise InputError(f"{file}: {'.'.join(path)} is {value!r:.80}, expected {JSON_TYPES[type_]}; fetch the file again")
+    return value
+
+
+# Files
+
+def within(folder, name):
+    """folder / name; InputError if a manifest names a file outside of its folder."""
+    path = PureWindowsPath(name)  # the stricter kind: both slashes, and drives
+    if path.anchor or ".." in path.parts:
+        raise InputError(f"a manifest of {folder} names a file outside, {name!r}: expected a path within; fetch it again")
+    return folder / name
+
+
+def required(folder, name):
+    """The path of a file that a folder must have."""
+    file = within(folder, name)
+    if not file.is_file():
+        raise InputError(f"{folder} has no {name}: a checkpoint in the released layout needs it; fetch the folder again")
+    return file
+
+
+def write_atomic(file, write):
+    """Let write(path) fill a temporary file beside `file`, then put it in the place of `file`: all of it or nothing."""
+    partial = file.with_name(file.name + ".partial")
+    try:
+        write(partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)  # it is there if writing failed

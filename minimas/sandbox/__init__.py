@@ -1,0 +1,6 @@
+"""Where programs and searches that an agent asks for are carried out.
+
+    python.py   runs a Python program in a guarded process; also the tests of answers that are programs
+    guard.py    the process that guards it
+    search.py   asks a search engine
+"""

@@ -1,0 +1,33 @@
+"""Asks Tavily (api.tavily.com) what the web says; the key is in the environment variable TAVILY_API_KEY."""
+
+import json
+import os
+import urllib.request
+
+MAX_PAGES, MAX_CONTENT = 4, 320  # of a search: pages, and characters of each
+SEARCH_URL = "https://api.tavily.com/search"
+
+
+def search(query):
+    """The first pages that Tavily finds for a query: title, address, content; or a text that says what failed."""
+    key = os.environ.get("TAVILY_API_KEY")
+    if not key:
+        return "Search is not available: TAVILY_API_KEY is not set."
+    request = urllib.request.Request(SEARCH_URL, json.dumps({"query": query, "search_depth": "advanced"}).encode(),
+                                     {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            found = json.load(reply)["results"][:MAX_PAGES]
+        pages = [page_text(n, page.get("title", ""), page.get("url", ""), page.get("content", ""))
+                 for n, page in enumerate(found, 1)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return f"[search error] {type(e).__name__}: {e}"
+    return "\n".join([f"Query: {query}", *(["Results:", *pages] if pages else ["[no search results]"])])
+
+
+def page_text(n, title, url, content):
+    """What an agent is shown of the n-th page."""
+    content = " ".join(content.split())
+    if len(content) > MAX_CONTENT:
+        content = content[:MAX_CONTENT].rstrip() + " ..."
+    return f"[{n}] {title}\nURL: {url}\n{content}"

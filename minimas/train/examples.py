@@ -1,0 +1,149 @@
+"""What links are trained on: questions, and what each agent should reply to them.
+
+They come from the released data sets (RecursiveMAS/Sequential-Math, ...) by hub id, from local .json, .jsonl and .csv
+files with the same columns, or from `tiny`, whose texts are generated. A cell may hold a list with one text per round;
+later rounds repeat the last one.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ..common import InputError, check_known, warn
+from ..evaluate.rows import FILE_READERS, Row, file_rows, parquet_rows
+from ..prompts import TASKS, Question
+from ..tiny.task import ROLES, length_up_to, note, random_chain
+
+SEQUENTIAL = {"planner": ("plan",), "critic": ("refined_plan",), "solver": ("answer",)}
+TEXT_COLUMNS = {  # name in prompts.json -> role -> columns, of which the first that is there and not empty is taken
+    "sequential": SEQUENTIAL,
+    "tiny": SEQUENTIAL,
+    "mixture": {"math": ("hie_math_expert", "math_expert", "expert_math"),
+                "code": ("hie_code_expert", "code_expert", "expert_code"),
+                "science": ("hie_science_expert", "science_expert", "expert_science"),
+                "summarizer": ("hie_summarizer", "summary", "answer")},
+    "distillation": {"expert": ("distill_expert", "refined_plan", "expert_plan"),
+                     "learner": ("distill_learner", "answer", "learner_answer")},
+    "deliberation": {"reflector": ("deliberation_reflector", "answer"),
+                     "toolcaller": ("deliberation_toolcaller", "answer")},
+}
+
+
+@dataclass(frozen=True)
+class TargetTurn:
+    """One turn of an agent as text: the question, the message of each source so far, and the reply to learn."""
+    question: Question
+    inbox: dict[str, str]
+    reply: str
+
+
+@dataclass(frozen=True)
+class TrainExample:
+    """A question, and for each role its replies: one per round, the last one also for all later rounds."""
+    question: Question
+    texts: dict[str, tuple[str, ...]]
+
+    def text(self, role, r):
+        """The reply of `role` in round r, counted from 1."""
+        return self.texts[role][min(r, len(self.texts[role])) - 1]
+
+    def turn(self, style, role, r=1):
+        """The TargetTurn of `role` in round r: sources before it in the order have spoken in round r, others in r - 1."""
+        sources = [source for source, target in style.edges if target == role]
+        rounds = {source: r if style.order.index(source) < style.order.index(role) else r - 1 for source in sources}
+        inbox = {source: self.text(source, n) for source, n in rounds.items() if n}
+        return TargetTurn(self.question, inbox, self.text(role, r))
+
+
+def load_examples(data, style, roles, columns=None, task="math", limit=None, answer_first=False, tell=warn):
+    """The TrainExamples of a data set for these roles of a style, in the order of its rows.
+
+    columns       {role, question, fn_name, type or task_family: the name of its column in the data}
+    task          math, choice or code, for rows without a task_family
+    limit         the number of rows to read
+    answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
+                  while the inner link of that role learns from all that it writes
+    tell          called with one sentence if rows are left out because their question or a text is empty
+    Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
+    """
+    columns, examples, empty = columns or {}, [], []
+    check_known("column", columns, ("question", "fn_name", "type", "task_family", *style.order))
+    candidates = {role: (columns[role],) if role in columns else TEXT_COLUMNS[style.prompts][role] for role in roles}
+    if answer_first and style.order[-1] not in columns:
+        candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
+    for row in islice(example_rows(data, columns), limit):
+        texts = {role: texts_of(row, role, tried) for role, tried in candidates.items()}
+        fn_name, own_task, typed = fn_name_of(row), task_of(row, task), row.text("question").strip()
+        if typed and all(texts.values()):
+            examples.append(TrainExample(style.question(typed, fn_name, task=own_task), texts))
+        else:
+            empty.append(str(row))
+    if empty:
+        tell(f"{len(empty)} of {len(empty) + len(examples)} rows are left out because their question or a text is "
+             f"empty; the first is {empty[0]}")
+    if not examples:
+        raise InputError(f"{data} has no row with a question and a text for {', '.join(roles)}")
+    return examples
+
+
+def example_rows(data, columns):
+    """The Rows of a file, a data set on the hub, or the tiny task; each is read when it is asked for."""
+    if Path(data).suffix in FILE_READERS:
+        return file_rows(Path(data).expanduser(), columns)
+    if data != "tiny" and not re.fullmatch(r"[\w.-]+/[\w.-]+", data):
+        raise InputError(f"{data} is no data to train on: expected a file ({', '.join(FILE_READERS)}), a hub id such as "
+                         "RecursiveMAS/Sequential-Math, or tiny")
+    rows = tiny_rows() if data == "tiny" else parquet_rows(data, "default", "train")
+    return (Row(cells, data, n, columns) for n, cells in enumerate(rows, 1))
+
+
+def tiny_rows(count=8192, rounds=3):
+    """Random chains of at most 3 * rounds steps with every agent's note in every round, in the released columns."""
+    rng = random.Random("lessons")  # a seed: another text would make other chains
+    for _ in range(count):
+        chain = random_chain(rng, length_up_to(3 * rounds, rng))
+        notes = {role: [] for role in ROLES}
+        for step in range(1, 3 * rounds + 1):
+            role, done = ROLES[(step - 1) % 3], min(step, len(chain.steps))
+            notes[role].append(note(role, chain, done, chain.value(done)))
+        yield {"question": chain.question, "plan": notes["planner"], "refined_plan": notes["critic"],
+               "answer": notes["solver"]}
+
+
+def texts_of(row, role, candidates):
+    """The texts of `role` in a row, one per round, from the first candidate column that is not empty; () if all are."""
+    there = [name for name in candidates if name in row.cells]
+    if not there:
+        raise InputError(f"{row} has no column {' or '.join(candidates)} for {role}, only "
+                         f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN")
+    for name in there:
+        cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
+        if wrong := [cell for cell in cells if isinstance(cell, (list, dict))]:
+            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, "
+                             "expected a text or a list with one text per round")
+        texts = tuple("" if cell is None else str(cell).strip() for cell in cells)
+        if texts and all(texts):
+            return texts
+    return ()
+
+
+def fn_name_of(row):
+    """The fn_name of a row's Question, which depends on the row's type:
+
+        type           fn_name given    no fn_name
+        none           fn_name          "" (a program)
+        function(al)   fn_name          None (a function without a name)
+        any other      ""               ""
+    """
+    kind, fn_name = row.get("type", None), row.get("fn_name", None) or None
+    if kind is None:
+        return fn_name or ""
+    return fn_name if str(kind).strip().lower() in ("function", "functional") else ""
+
+
+def task_of(row, task):
+    """The task of a row's Question: its task_family if that is one, else `task`."""
+    family = str(row.get("task_family", None) or "").strip().lower()
+    return family if family in TASKS else task

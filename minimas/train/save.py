@@ -1,0 +1,90 @@
+"""Writes the released layout, which load.py reads. Each file is written whole or not at all."""
+
+import json
+import os
+import shutil
+
+import torch
+
+from ..common import InputError, write_atomic
+from ..load import AGENT_FILES, agent_folder, weight_files
+
+
+def write_json(file, value):
+    write_atomic(file, lambda path: path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+
+
+def add_task(file, paradigm, task, entry):
+    """Set a task's entry in a manifest of links and keep the entries of other tasks."""
+    before = json.loads(file.read_text(encoding="utf-8")).get("tasks", {}) if file.exists() else {}
+    write_json(file, {"format_version": 1, "paradigm": paradigm, "tasks": before | {task: entry}})
+
+
+def copy_agent(source, task, folder):
+    """Put an agent's files (all but its links) into `folder`, so that only an inner link is missing there.
+
+    Weights become hard links if the file system allows it. Files that are there already are kept. InputError if one has
+    another size, since it is then another agent's; contents are not compared, which would be slow for weights.
+    """
+    here = agent_folder(source, task)
+    weights = weight_files(here)
+    files = {name: here / name for name in AGENT_FILES if (here / name).is_file()} | weights
+    for name, file in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            (link_or_copy if name in weights else copy)(file, target)
+        elif target.stat().st_size != file.stat().st_size:
+            raise InputError(f"{target} belongs to another agent than {source}: give another folder")
+
+
+def copy(file, target):
+    write_atomic(target, lambda path: shutil.copyfile(file, path))
+
+
+def link_or_copy(file, target):
+    try:
+        os.link(file.resolve(), target)
+    except OSError:  # another file system, or one without hard links
+        copy(file, target)
+
+
+def save_link(link, file, dtype=torch.bfloat16):
+    """Write a link's state dict in the released format, in `dtype`."""
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in link.state_dict().items()}
+    write_atomic(file, lambda path: torch.save(state, path))
+
+
+def save_inner_link(folder, style, task, link):
+    """Write an inner link into its agent's folder; task is math or code if the style has links for each, else None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "adapter_config.json", {"adapter_type": link.adapter_type})
+    file = f"adapter{suffix(task)}.pt"
+    save_link(link, folder / file)
+    if task:
+        names = ("adapter_config.json", *AGENT_FILES, "model.safetensors")
+        shared = {name: name for name in names if (folder / name).exists()}
+        add_task(folder / "innerlink_config.json", style.prompts, task, {"adapter.pt": file, **shared})
+
+
+def save_outer_links(folder, style, task, links):
+    """Write the outer links, {(source, target): OuterLink}, and their manifest; task is as in save_inner_link."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapters = []
+    for (source, target), link in links.items():
+        key = style.edges[source, target]
+        name = f"{source.capitalize()}-{target.capitalize()}-Outerlink{suffix(task)}.pt"
+        save_link(link, folder / name)
+        adapters.append({"legacy_key": key, "legacy_filename": f"{key}.pt", "filename": name,
+                         "source_role": source, "target_role": target, "adapter_type": link.adapter_type,
+                         "in_dim": link.residual_proj.in_features, "out_dim": link.residual_proj.out_features})
+    manifest = folder / "outerlink_config.json"
+    if task:
+        add_task(manifest, style.prompts, task, {"task": task, "adapters": adapters})
+    else:
+        write_json(manifest, {"format_version": 1, "paradigm": style.prompts, "adapters": adapters})
+
+
+def suffix(task):
+    """What the names of a task's files end with, before the extension."""
+    return f"({task})" if task else ""

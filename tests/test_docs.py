@@ -1,0 +1,179 @@
+"""README.md and docs/ tell the truth: what their snippets and commands print is what they show, the tour names every file,
+and links lead somewhere.
+"""
+
+import json
+import re
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import minimas
+from minimas import STYLES, recurse
+from minimas.evaluate import __main__ as evaluate
+from minimas.evaluate import grade
+from minimas.train import __main__ as train
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(minimas.__file__).parent
+PAGES = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
+         for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+COMMANDS = {"minimas.recurse": recurse, "minimas.evaluate": evaluate, "minimas.train": train}
+
+
+def blocks(page, language):
+    """The contents of a page's fenced code blocks in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def sessions():
+    """(page, command, lines of output) for each command of the console sessions."""
+    for page in PAGES:
+        for part in "".join(blocks(page, "console")).split("$ ")[1:]:
+            command, *shown = part.rstrip("\n").split("\n")
+            yield page, command, shown
+
+
+def named_commands():
+    """(page, module, options) for each command that a page names, in a block or a sentence."""
+    for page, text in PAGES.items():
+        one_line = re.sub(r"\s*\\\n\s*", " ", text)
+        for module, options in re.findall(r"(?:python -m|torchrun .*?-m) (minimas\.[\w.]+)((?: [^`\n&]*)?)", one_line):
+            yield page, module, options
+
+
+def test_every_page_is_here():
+    pages = ("reading", "tiny", "evaluating", "training", "speed", "extending")
+    assert PAGES.keys() == {"README.md", *(f"docs/{name}.md" for name in pages)}
+    readme = PAGES["README.md"].split("\n")
+    assert len(readme) - 1 <= 160 and max(map(len, readme)) <= 125
+    assert all(f"docs/{name}.md" in PAGES["README.md"] for name in pages)
+
+
+def test_the_loop():
+    """The README's loop, as it is printed there, leads to the prompts that recurse ends with."""
+    loop, = (block for block in blocks("README.md", "python") if "import" not in block)
+    names = {"send_latents": recurse.send_latents}
+    exec("def loop(system, style, questions, settings, inbox):\n" + textwrap.indent(loop, "    "), names)
+    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    settings = minimas.Settings(rounds=2).completed(system.style)
+    questions = system.style.questions(["7 +5 *3 -4 +8 *7", "1 +2"])
+    with torch.no_grad():
+        own = names["loop"](system, system.style, questions, settings, {})
+        *_, last = recurse.recurse(system, questions, settings)
+    for prompt, other in zip(own, last.prompts, strict=True):
+        for piece, expected in zip(prompt, other, strict=True):
+            if torch.is_tensor(expected):
+                torch.testing.assert_close(piece, expected)
+            else:
+                assert piece == expected
+        assert any(torch.is_tensor(piece) for piece in prompt)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any("import" in code for code in blocks(page, "python"))])
+def test_snippets(page, capsys):
+    """The snippets of a page share their names; each prints what its comments say."""
+    names, before = {}, dict(STYLES)
+    try:
+        for snippet in blocks(page, "python"):
+            if "print(" in snippet:
+                exec(snippet, names)
+                assert capsys.readouterr().out.split("\n")[:-1] == re.findall(r"print\(.*\)\s+# (.*)", snippet)
+    finally:
+        for name in STYLES.keys() - before.keys():
+            del STYLES[name]
+
+
+def test_pages_with_snippets():
+    printing = {page: sum("print(" in code for code in blocks(page, "python")) for page in PAGES}
+    assert {page: n for page, n in printing.items() if n} == {"README.md": 1, "docs/extending.md": 2}
+
+
+def is_shown(shown, found):
+    """Whether two lines are alike word by word, numbers to the last digit's neighbourhood; ... stands for the rest."""
+    shown, found = shown.split(), found.split()
+    if shown[-1:] == ["..."]:
+        shown, found = shown[:-1], found[:len(shown) - 1]
+    number = re.compile(r"-?\d+\.\d+")
+    alike = lambda a, b: (abs(float(a) - float(b)) <= max(0.1, 0.01 * abs(float(b)))
+                          if number.fullmatch(a) and number.fullmatch(b) else a == b)
+    return len(shown) == len(found) and all(map(alike, shown, found))
+
+
+@pytest.mark.parametrize("page, command, shown", list(sessions()), ids=lambda value: str(value)[-40:])
+def test_sessions(page, command, shown, capsys, monkeypatch, tmp_path):
+    _, _, module, *options = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    monkeypatch.setattr(grade, "default_grader", lambda: "plain")
+    monkeypatch.chdir(tmp_path)
+    COMMANDS[module].main()
+    found = [line.rstrip() for line in capsys.readouterr().out.rstrip("\n").split("\n")]
+    if shown[-1] == "...":
+        shown, found = shown[:-1], found[:len(shown) - 1]
+    assert len(shown) == len(found) and all(map(is_shown, shown, found)), "\n".join(found)
+
+
+@pytest.mark.parametrize("page, module, options", list(named_commands()))
+def test_commands_are_understood(page, module, options, monkeypatch):
+    """Those that are only named, too: their options exist."""
+    own = COMMANDS.get(module)
+    monkeypatch.setattr(sys, "argv", [module, *shlex.split(options)])
+    if options == " --help":
+        with pytest.raises(SystemExit):
+            own.arguments()
+    elif own and options.strip():
+        assert own.arguments().style in STYLES
+    else:
+        assert own or module == "minimas.tiny.build"
+
+
+def test_commands_of_the_benchmarks():
+    """They need the oracle, so only their scripts and options are looked up."""
+    named = [found for text in PAGES.values() for found in re.findall(r"python (tests/\w+\.py)([^`\n]*)", text)]
+    assert len(named) > 5
+    for script, options in named:
+        source = (ROOT / script).read_text(encoding="utf-8")
+        assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", options)), (script, options)
+
+
+def links(page):
+    """The local paths that a page links, relative to the root, with what follows #."""
+    for name in re.findall(r"\]\((?!https?:)([^)]*)\)", PAGES[page]):
+        path, _, heading = name.partition("#")
+        yield (ROOT / page).parent / path if path else ROOT / page, heading
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for file, heading in links(page):
+        assert file.exists(), file
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {title.lower().replace(" ", "-") for title in headings}
+
+
+def test_tour():
+    """The tour links every file of the package that people read; the README names them all."""
+    files = {file for ending in ("py", "json", "html") for file in PACKAGE.rglob(f"*.{ending}")
+             if file.name not in ("__init__.py", "report.json") and file.parent.parent != PACKAGE / "tiny"}
+    linked = {file.resolve() for file, _ in links("docs/reading.md")}
+    assert len(files) > 40 and not {str(file) for file in files if file.resolve() not in linked}
+    tree = next(block for block in blocks("README.md", "") if "the kernel" in block)
+    assert not {file.name for file in files if not re.search(rf"\b{file.stem}\b", tree) and file.stem != "__main__"}
+
+
+def test_accuracy_tables_are_the_report():
+    """The shipped seed's columns say what report.json says."""
+    report = json.loads((PACKAGE / "tiny" / "report.json").read_text())
+    for page in ("README.md", "docs/tiny.md"):
+        rows = {int(row[0]): row[1:] for row in re.findall(
+            r"^\| (\d) \| ([\d.]+) \|.*?([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGES[page], re.MULTILINE)}
+        assert set(rows) == {1, 2, 3, 4, 5}
+        for rounds, (latent, tokens, text, text_tokens) in rows.items():
+            figures = [report[channel][str(rounds)][name]
+                       for channel in ("latent", "text") for name in ("percent", "tokens")]
+            assert [float(latent), float(tokens), float(text), float(text_tokens)] == figures

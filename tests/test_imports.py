@@ -1,0 +1,53 @@
+"""Imports point one way: no circle, nothing of the kernel knows evaluation or training, and the leaves stay leaves."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import minimas
+
+PACKAGE = Path(minimas.__file__).parent
+FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
+MODULES = {name.removesuffix(".__init__"): file for name, file in FILES.items() if name != "__init__"}
+
+
+def imported(name, file):
+    """The modules of minimas that a module imports, also within functions."""
+    parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*parts[:len(parts) + 1 - node.level], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            for alias in node.names:
+                whole = ".".join([*base, alias.name])
+                yield whole if whole in MODULES else ".".join(base)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not any(part.split(".")[0] == "minimas" for part in names), f"{file}: import relatively"
+
+
+IMPORTS = {name: {other for other in imported(name, file) if other} for name, file in MODULES.items()}
+
+
+def test_there_is_no_circle():
+    TopologicalSorter(IMPORTS).prepare()
+    assert IMPORTS["recurse"] >= {"agent", "generate", "styles", "cli"} and "recurse" in IMPORTS["evaluate.__main__"]
+
+
+def test_the_kernel_knows_no_evaluation_and_no_training():
+    kernel = {name for name in IMPORTS if "." not in name}
+    assert len(kernel) > 18 and not {(name, other) for name in kernel for other in IMPORTS[name]
+                                     if other.startswith(("evaluate", "train"))}
+
+
+def test_what_knows_little_stays_so():
+    decoders = {"llama", "mistral", "gemma", "qwen", "delta", "cache"}
+    for name in decoders:
+        assert IMPORTS[name] <= decoders | {"common"}
+    assert IMPORTS["link"] <= {"common", "fast.linear"}
+    assert not any(other.startswith(("fast", "load", "train")) for other in IMPORTS["styles"])
+    assert "recurse" not in IMPORTS["cli"] and IMPORTS["common"] == set()
+    for leaf in "look", "sandbox", "tiny.task":
+        for name in IMPORTS:
+            if name.startswith(leaf):
+                assert not {other for other in IMPORTS[name] if "." in other and not other.startswith(leaf)}, name
