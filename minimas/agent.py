@@ -179,8 +179,7 @@ class Agent:
         """
         if not m:
             return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
-        graph = torch.is_grad_enabled()
-        h, positions, cache = self.prefill_with_gradient(prompts, 1) if graph else self.prefill(prompts, m)
+        h, positions, cache = self.prefill_with_gradient(prompts, 1) if torch.is_grad_enabled() else self.prefill(prompts, m)
 
         def next_input(h, positions):
             return self.inner_link(h).to(h.dtype), positions[:, -1:] + 1

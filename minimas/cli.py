@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from . import __version__
-from .common import InputError
+from .common import InputError, warn
 from .styles import STYLES
 from .tokenizer import DATE
 
@@ -46,10 +46,8 @@ def make_parser(module, description):
     add = parser.add_argument
     add("--style", default="tiny", help=f"the system: {', '.join(STYLES)} (default tiny)")
     add("--checkpoint", action="append", default=[], metavar="ROLE=PATH",
-        help="take this role, or links, from this folder or hub id; repeat for more; or give one PATH, a folder that "
-             "holds a folder for each")
-    add("--device",
-        help="cpu, cuda, or a device for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)")
+        help="take this role, or links, from this folder or hub id; repeat for more; or one PATH with a folder for each")
+    add("--device", help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)")
     add("--dtype", help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)")
     add("--seed", type=int, default=42, help="seed of all random numbers (default 42)")
     add("--date", default=DATE, help=f"the date that Llama's template tells its agent (default {DATE})")
@@ -64,11 +62,9 @@ def add_answering(parser):
     add("--offload", action="store_true", help="keep only the weights of the working agent on the device")
     add("--max-new-tokens", type=int, help="the most tokens of an answer (default: the style's)")
     add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
-    add("--top-p", type=float, default=0.95,
-        help="sample from the likeliest tokens that together reach this probability (default 0.95)")
+    add("--top-p", type=float, default=0.95, help="sample from the likeliest tokens that reach this sum (default 0.95)")
     add("--top-k", type=int, help="and from no more tokens than this, 0 for all (default: generation_config.json's)")
-    add("--tools", type=names, default=(),
-        help="the tools that an agent of style deliberation may call: python, search or both (default: none)")
+    add("--tools", type=names, default=(), help="what style deliberation may call: python, search or python,search")
     add("--no-retry", dest="retry", action="store_false", help="do not ask again when a text holds no answer")
     return parser
 
@@ -136,21 +132,19 @@ def command(main):
         main()
         sys.stdout.flush()
     except InputError as e:
-        print(f"minimas: {e}", file=sys.stderr)
+        warn(e)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
-        print("minimas: out of memory: ask fewer questions at once (--batch-size), take fewer --rollouts or "
-              "--max-new-tokens, or --offload", file=sys.stderr)
+        warn("out of memory: ask fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload")
         raise SystemExit(2) from None
     except OSError as e:
         with suppress(OSError):  # what is left of the output is dropped; it would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError):
             raise SystemExit(141) from None
-        print(f"minimas: {e.filename or 'a file'} cannot be read or written ({e.strerror or e}): check its permissions and "
-              "the space on its disk", file=sys.stderr)
+        warn(f"{e.filename or 'a file'} cannot be read or written ({e.strerror or e}): check permissions and disk space")
         raise SystemExit(2) from None

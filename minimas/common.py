@@ -51,8 +51,7 @@ def parse_json(data, place):
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         value = json.loads(text)
     except (ValueError, RecursionError) as e:  # RecursionError: brackets thousands deep; int limits are ValueErrors
-        raise InputError(f"{place} is not JSON that can be read ({e}): correct it and save it as UTF-8, "
-                         "or fetch it again") from e
+        raise InputError(f"{place} is not readable JSON ({e}): correct it and save it as UTF-8, or fetch it again") from e
     if "\\u" in text:  # only an escape can spell half of a surrogate pair
         check_text(json.dumps(value, ensure_ascii=False), place)
     return value

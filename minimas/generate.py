@@ -102,17 +102,15 @@ class Batch:
     # Between steps
 
     def append(self, tokens):
-        """Append new tokens (rows, n) to the texts; the rows whose texts have not ended."""
+        """Append new tokens (rows, n) to the texts, each up to one that ends it; the rows whose texts go on."""
+        eos_ids, unfinished = self.agent.generation_config.eos_ids, []
         written = tokens.tolist()  # here the host waits for the device; in the steps it never does
-        return [i for i, b in enumerate(self.rows) if b is not None and not self.ended(self.ids[b], written[i])]
-
-    def ended(self, ids, written):
-        """Append to `ids` what was written, up to a token that ends the text; whether there was one."""
-        for token in written:
-            ids.append(token)
-            if token in self.agent.generation_config.eos_ids:
-                return True
-        return False
+        for i, b in enumerate(self.rows):
+            if b is not None:
+                end = next((n for n, token in enumerate(written[i], 1) if token in eos_ids), None)
+                self.ids[b] += written[i][:end]
+                unfinished += [i] if end is None else []
+        return unfinished
 
     def drop_ended(self, unfinished):
         """Let all rows but the unfinished leave the batch.

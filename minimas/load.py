@@ -57,8 +57,7 @@ def download(repository, patterns, repo_type="model", revision=None):
         raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with "
                          "`hf auth login` or HF_TOKEN") from e
     except RepositoryNotFoundError as e:
-        raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name, "
-                         "and HF_TOKEN") from e
+        raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name and HF_TOKEN") from e
     except Exception as e:  # whatever else the network stack raises becomes a sentence, not a traceback
         why = (str(e) or type(e).__name__).splitlines()[0]
         if isinstance(e, LocalEntryNotFoundError):  # the client's text for it is long
@@ -98,7 +97,7 @@ def load_weights(model, folder, device, dtype):
     Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of config.json's shape.
     """
     expected, tied = dict(model.named_parameters(remove_duplicate=False)), model.config.tie_word_embeddings
-    missing = set(expected) - ({"lm_head.weight"} if tied else set())
+    absent = set(expected) - ({"lm_head.weight"} if tied else set())
     for file in weight_files(folder).values():
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
@@ -110,12 +109,11 @@ def load_weights(model, folder, device, dtype):
                     module, _, leaf = name.rpartition(".")
                     parameter = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
                     setattr(model.get_submodule(module), leaf, parameter)
-                    missing.discard(name)
+                    absent.discard(name)
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
-    if missing:
-        raise InputError(f"{folder}: the weights lack {len(missing)} of {len(expected)} tensors, "
-                         f"the first is {min(missing)}")
+    if absent:
+        raise InputError(f"{folder}: the weights lack {len(absent)} of {len(expected)} tensors, the first is {min(absent)}")
     head, embeddings = model.lm_head.weight, model.embed_tokens.weight
     if tied and (head.is_meta or torch.equal(head, embeddings)):  # stored all the same: as in transformers, the file wins
         model.lm_head.weight = embeddings

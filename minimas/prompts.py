@@ -4,14 +4,13 @@ The strings are interface data: the released links were trained with exactly the
 or Slot, and stays one until it is embedded, so that nothing in a question can pass for a field or a slot.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common import InputError
+from .common import InputError, read_json
 
-PROMPTS = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+PROMPTS = read_json(Path(__file__).with_name("prompts.json"))
 TASKS = ("math", "choice", "code")
 
 

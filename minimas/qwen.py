@@ -37,9 +37,8 @@ class Config(llama.Config):
         super().__post_init__()
         self.sliding_window = self.sliding_window if self.use_sliding_window else None
         if self.layer_types is None:
-            first = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
-            self.layer_types = [
-                "sliding_attention" if i >= first else "full_attention" for i in range(self.num_hidden_layers)]
+            full, n = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers, self.num_hidden_layers
+            self.layer_types = ["full_attention" if i < full else "sliding_attention" for i in range(n)]
 
     @property
     def windows(self):

@@ -292,8 +292,7 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
 def arguments():
     parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
     add = parser.add_argument
-    add("--prompt", action="append", required=True, metavar="TEXT",
-        help="a question; repeat for more, - reads one a line from stdin")
+    add("--prompt", action="append", required=True, metavar="TEXT", help="a question, repeat for more; - for lines of stdin")
     add("--task", default="math", help="the kind of answer: math (default), choice or code")
     add("--fn-name", help="with --task code: the name of the function to write (default: a whole program)")
     add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
@@ -310,8 +309,7 @@ def arguments():
 def checked_settings(args, style):
     """The Settings of a run; InputError if options do not go together, or --trace cannot be written."""
     if args.fn_name is not None and args.task != "code":
-        raise InputError(f"--fn-name names a function to write, but the task is {args.task}: "
-                         "add --task code, or leave it out")
+        raise InputError(f"--fn-name names a function, but the task is {args.task}: add --task code, or leave it out")
     if (args.peek or args.trace) and args.channel == "text":
         option = "--peek" if args.peek else "--trace"
         raise InputError(f"{option} shows latents, and with --channel text there are none: leave one of them out")

@@ -127,8 +127,7 @@ class Settings:
         check_known("channel", [settings.channel], ("latent", "text"))
         check_known("tool", settings.tools, TOOLS)
         if settings.tools and not style.calls_tools:
-            raise InputError("tools are given, but no agent of this style calls any: leave them out, "
-                             "or use style deliberation")
+            raise InputError("tools are given, but this style's agents call none: leave them out, or use style deliberation")
         return settings
 
 

@@ -425,9 +425,9 @@ def test_local_choice_and_code(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, complaint", [
-    ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": \n', "a.jsonl line 2 is not JSON"),
+    ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": \n', "a.jsonl line 2 is not readable JSON"),
     ("a.json", b'[\n{"question": 1,,}]', "double quotes: line 2 column 16 "),
-    ("a.json", b"[", "a.json is not JSON that can be read"),
+    ("a.json", b"[", "a.json is not readable JSON"),
     ("a.json", b'{"rows": []}', "no column 'question', only rows"), ("a.json", b"[7]", "holds '7', expected an object"),
     ("a.json", b"[]", "holds no question"), ("a.csv", b"question,answer\nq\n", "a.csv line 2 has more or fewer cells"),
     ("a.csv", b"question,answer\nq,a,b\n", "a.csv line 2 has more or fewer"),
@@ -438,8 +438,8 @@ def test_local_choice_and_code(tmp_path):
     ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
     ("a.jsonl", b"", "holds no question"),
     ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not valid text (half of a"),
-    ("a.jsonl", b'{"question": "q", "answer": ' + b"1" * 5000 + b"}", "line 1 is not JSON that can be read"),
-    ("a.jsonl", b"[" * 100000, "a.jsonl line 1 is not JSON that can be read")])
+    ("a.jsonl", b'{"question": "q", "answer": ' + b"1" * 5000 + b"}", "line 1 is not readable JSON"),
+    ("a.jsonl", b"[" * 100000, "a.jsonl line 1 is not readable JSON")])
 def test_damaged_files(tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
     assert complaint in refused(tmp_path / name)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from minimas import InputError
-from minimas.evaluate import run_tests
+from minimas.evaluate import latex, run_tests
 from minimas.evaluate.grade import GRADERS, MathVerify, default_grader, same_math, same_text
 from minimas.evaluate.run_tests import passes
 from minimas.sandbox import python as sandbox
@@ -369,3 +369,9 @@ def test_folders_it_may_not_enter_go_too(guard):
     text, ending = sandbox.run_guarded(
         "import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0); print(1)")
     assert (text, ending) == ("1\n", "")
+
+
+@pytest.mark.parametrize("line", [line for line in latex.SPELLINGS if line.startswith("`")])
+def test_a_spelling_does_what_its_example_says(line):
+    pattern, replacement, before, after = line.split("`")[1::2]
+    assert before != after == re.sub(pattern, replacement, before)

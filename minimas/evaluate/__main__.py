@@ -26,7 +26,7 @@ from ..cli import add_answering, checkpoints, command, make_parser, names, out_o
 from ..common import InputError, no_op, warn
 from ..recurse import load_mas_system
 from ..styles import Settings, style_named
-from .benchmarks import BENCHMARKS, load_dataset, settings_for
+from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import POINT, finished_keys, gather, line_of, make_record, record_key, settings_line
 from .report import plot, summary, table_text, write_csv
@@ -48,8 +48,7 @@ def arguments():
     add = add_answering(parser).add_argument
     add("--dataset", required=True, help=f"{', '.join(BENCHMARKS)}, or a .json, .jsonl or .csv file")
     add("--file", help="a local copy of the data set, instead of the hub")
-    add("--columns", type=names, default=(), metavar="question=COLUMN,...",
-        help="how the file names question, answer, options, id, tests or fn_name")
+    add("--columns", type=names, default=(), metavar="NAME=COLUMN,...", help=f"the file's names for {', '.join(COLUMNS)}")
     add("--task", help="of a local file: math (default), choice or code")
     add("--limit", type=int, help="only the first LIMIT questions")
     add("--protocol", default="paper", help="the source of default settings: paper (default) or released")
@@ -59,8 +58,7 @@ def arguments():
     add("--rollouts", type=int, help="texts per question, from the same latents: pass@k asks for one right of k")
     add("--batch-size", type=int, help="questions at once (default 8)")
     add("--grader", type=names, help=f"of mathematics: {', '.join(GRADERS)}; several give a column each")
-    add("--allow-code-execution", action="store_true",
-        help="run the programs that agents write against the tests, in guarded processes")
+    add("--allow-code-execution", action="store_true", help="run the programs that agents write, in guarded processes")
     add("--out", type=Path, help="the file of records (default: STYLE-DATASET.jsonl)")
     add("--csv", type=Path, help="write the table to this file, too")
     add("--plot", type=Path, help="draw accuracy and tokens against rounds into this file, as SVG")
@@ -101,8 +99,7 @@ def answer_in_pieces(system, questions, settings, size):
             if not out_of_memory(e):
                 raise
         if size == 1:
-            raise InputError("out of memory with one question at a time: try fewer new tokens or rollouts, --offload, "
-                             "or a larger device")
+            raise InputError("out of memory with one question at a time: try fewer new tokens or rollouts, or --offload")
         size = -(-min(size, len(questions)) // 2)
         warn(f"out of memory, going on with {size} questions at once")
         for agent in system.agents.values():

@@ -252,8 +252,7 @@ def livecodebench_tests(file, offset):
             private = PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(private)))).load()
         return pairs_of(json.loads(row["public_test_cases"]) + json.loads(private))
     except Exception as e:  # a damaged pickle can raise anything
-        raise InputError(f"{file}: tests at byte {offset} cannot be read ({type(e).__name__}: {e}): "
-                         "fetch the file again") from e
+        raise InputError(f"{file}: tests at byte {offset} cannot be read ({e!r}): fetch the file again") from e
 
 
 class PlainUnpickler(pickle.Unpickler):

@@ -6,51 +6,13 @@ a relation, or words. Meanings are compared part by part, with the arithmetic of
 """
 
 import re
+from pathlib import Path
 
 from .expression import equal, values_at_points
 
 LONGEST, MOST_ITEMS = 2000, 50  # characters of an answer, items of a set; no answer of MATH comes near either
-REPLACED = [(re.compile(pattern), replacement) for pattern, replacement in (  # in this order
-    # decoration
-    (r"(?<=\d)(\{,\}|,\\!)\s*(?=\d{3})", ""),  # 12{,}000 -> 12000
-    (r"^\s*(-?)\s*\\\$\s*(\d[\d.,]*)\s*$", r'\1\2 "dollars"'),  # \$5 -> 5 "dollars", a unit
-    (r"\\displaystyle|\\(left|right)(?![a-z])|\\[Bb]igg?[lr]?\b|\\!|\\?\$", ""),  # \left( -> (, $x$ -> x
-    (r"(?<!\\)\\[,;: ]|~", " "),  # 5\,cm -> 5 cm
-    (r"\\q?quad(?![a-z])", "  "),  # two blanks, so that 5\quad 600 is not 5 600
-    (r"\\[dtc](?=frac|binom)", r"\\"),  # \dfrac -> \frac
-    # one spelling for a symbol
-    (r"\\%|\bpercent\b", "%"),
-    (r"[−–]", "-"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|°|\\degree\b|(?<=\d)\^(o\b|\{o\})", " degrees "),  # 45^\circ -> 45 degrees
-    (r"\\(cdot|times)(?![a-z])|[×·]", "*"),
-    (r"\\div(?![a-z])|÷", "/"),
-    (r"\\pm(?![a-z])", "±"),
-    (r"(\\(?:sin|cos|tan|cot)[ {(]*[\d.]+) degrees", r"\1\\deg"),  # \sin(45 degrees -> \sin(45\deg, a factor
-    (r"\\[lr]?vert(?![a-z])", "|"),
-    (r"\|([^|]*)\|", r"\\abs{\1}"),  # |x| -> \abs{x}
-    ("π", r"\\pi "),
-    ("∞", r"\\infty "),
-    ("∪", r"\\cup "),
-    (r"\\lt(?![a-z])", "<"),
-    (r"\\gt(?![a-z])", ">"),
-    (r"\\neq?(?![a-z])", "≠"),
-    (r"\\(leq?|leqslant)(?![a-z])|≤", "<="),
-    (r"\\(geq?|geqslant)(?![a-z])|≥", ">="),
-    (r"\+\s*\\infty", r"\\infty"),
-    (r"√\s*(\d+|(?=\())", r"\\sqrt{\1}"),  # √2 -> \sqrt{2}
-    (r"\\emptyset|\\varnothing|∅", r"\\{\\}"),
-    (r"^\s*[a-zA-Z]\s*(\\in\b|∈)", ""),  # x \in [0, 1] -> [0, 1]
-    # words in quotation marks; "and", "or" between two values are a comma
-    (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r' "\1" '),
-    (r'(?<=[\d)}\]\w])[\s,]*(?:"\s*(?:and|or)\s*"|\b(?:and|or)\b)\s*', ","),
-    # braces that LaTeX lets one leave out, and mixed numbers
-    (r"(\\frac|\\binom|\\sqrt|\^|_)\s*(\d)", r"\1{\2}"),  # \sqrt2 -> \sqrt{2}, \frac12 -> \frac{1}2
-    (r"(\\frac\{\d\})\s*(\d)", r"\1{\2}"),  # \frac{1}2 -> \frac{1}{2}
-    (r"(?<![\d.^_}])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{?(\d+)\}?", r"(\1+\2/\3)"),  # 3\frac{1}{2} -> (3+1/2)
-    (r"(?<![\d.^_])(\d+)\s(\d+)/(\d+)", r"(\1+\2/\3)"),  # 3 1/2 -> (3+1/2)
-    # the ends
-    (r"^\s+|[\s.]+$", ""),
-    (r"^(\d+)_\{(\d+)\}$", r'\1 "base \2"'))]  # 52_{8} -> 52 "base 8", a unit
+SPELLINGS = Path(__file__).with_name("spellings.txt").read_text(encoding="utf-8").splitlines()
+REPLACED = [(re.compile(line.split("`")[1]), line.split("`")[3]) for line in SPELLINGS if line.startswith("`")]
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")  # 0.1\overline{6}
 THOUSANDS = re.compile(r"(?:\w\s*=)?\s*-?\d{1,3}([, ])\d{3}(?:\1\d{3})*(?! ?[\d,])")  # 12,000 or x = 12 000
 MATRIX = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)

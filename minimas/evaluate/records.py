@@ -22,9 +22,8 @@ def settings_line(args, settings, graders, examples):
     settings  the Settings of any point of the grid
     """
     named = ("style", "dataset", "file", "columns", "limit", "checkpoint", "dtype")
-    line = {"minimas": __version__, **{name: getattr(args, name) for name in named}}
-    line |= {"task": examples[0].task, "questions": len(examples)}
-    line |= {"graders": graders, "checkpoint_files": fingerprint(args.checkpoint)}
+    line = {"minimas": __version__, **{name: getattr(args, name) for name in named}, "task": examples[0].task,
+            "questions": len(examples), "graders": graders, "checkpoint_files": fingerprint(args.checkpoint)}
     line |= {name: value for name, value in asdict(settings).items() if name not in POINT}
     return json.loads(json.dumps(line))  # as it will be read from the file: tuples are lists
 

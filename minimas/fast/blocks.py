@@ -3,8 +3,6 @@
 Letters: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 
@@ -13,8 +11,7 @@ from ..cache import GrowingCache, KVCache
 from ..common import upcast
 from .linear import few_rows
 
-ACTIVATION = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
-ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+ACTIVATIONS = {llama.MLP: ("silu", F.silu), gemma.MLP: ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"))}  # of the gate
 
 
 class Norm:
@@ -42,7 +39,7 @@ class DecodeBlock:
 
     def __init__(self, block, kernels):
         self.block, self.ordinary, self.kernels = block, block.forward, kernels
-        self.act = ACTIVATION[type(block.mlp)]
+        self.act, self.activation = ACTIVATIONS[type(block.mlp)]
         norms = [block.input_layernorm, block.post_attention_layernorm]
         if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms what a half gives too
             norms += [block.pre_feedforward_layernorm, block.post_feedforward_layernorm]
@@ -70,7 +67,7 @@ class DecodeBlock:
         norm, packed = norm.forward, merged.packed
         if len(x) > self.kernels.ROWS:
             y = packed(norm(x))
-            return ACTIVATIONS[act](y[:, :merged.sizes[0]]) * y[:, merged.sizes[0]:] if act else y
+            return self.activation(y[:, :merged.sizes[0]]) * y[:, merged.sizes[0]:] if act else y
         return self.kernels.linear(x, packed.weight, packed.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act)
 
     def add(self, x, y, proj, norm):

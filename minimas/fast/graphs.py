@@ -51,10 +51,16 @@ class Graphs:
             state, output = step(*state)
             tick()
             self.graphs[key], outputs = self.record(step, state, output), [output]
-        state, more = replay_steps(*self.graphs[key], state, times - len(outputs), tick)
+        buffers, out, replay = self.graphs[key]
+        for buffer, value in zip(buffers, state):
+            buffer.copy_(value)
+        for _ in range(times - len(outputs)):
+            replay()
+            outputs.append(out.clone())
+            tick()
         for c, n in zip(kv, filled):
             c.filled = n
-        return state, outputs + more
+        return [buffer.clone() for buffer in buffers], outputs
 
     def record(self, step, state, output):
         """A captured step: (state buffers, output buffer, replay()), which takes one step in these buffers."""
@@ -68,18 +74,6 @@ class Graphs:
         if out.is_cuda and self.stream is None:
             self.stream = torch.cuda.Stream(out.device)
         return buffers, out, capture(in_place, self.pool, self.stream)
-
-
-def replay_steps(buffers, out, replay, state, n, tick):
-    """n captured steps from `state`: the last state and the list of outputs."""
-    for buffer, value in zip(buffers, state):
-        buffer.copy_(value)
-    outputs = []
-    for _ in range(n):
-        replay()
-        outputs.append(out.clone())
-        tick()
-    return [buffer.clone() for buffer in buffers], outputs
 
 
 def capture(f, pool, stream):

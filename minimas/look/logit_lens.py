@@ -31,8 +31,7 @@ def logit_lens(system, states, top=3):
         rounds = [None] * len(H) if before is None else cosines(H, upcast(before))
         best = log_p.exp().topk(top)
         for i in range(len(H)):
-            tokens = [(token_text(agent, token), round(p, 4))
-                      for token, p in zip(best.indices[i].tolist(), best.values[i].tolist())]
+            tokens = [(token_text(agent, t), round(p, 4)) for t, p in zip(best.indices[i].tolist(), best.values[i].tolist())]
             rows.append({"round": r, "role": role, "step": i + 1, "tokens": tokens,
                          "entropy": round(entropies[i].item(), 3), "norm": round(H[i].norm().item(), 3),
                          "step_cosine": steps[i], "round_cosine": rounds[i]})

@@ -18,8 +18,7 @@ def search(query):
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:
             found = json.load(reply)["results"][:MAX_PAGES]
-        pages = [page_text(n, page.get("title", ""), page.get("url", ""), page.get("content", ""))
-                 for n, page in enumerate(found, 1)]
+        pages = [page_text(n, p.get("title", ""), p.get("url", ""), p.get("content", "")) for n, p in enumerate(found, 1)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return f"[search error] {type(e).__name__}: {e}"
     return "\n".join([f"Query: {query}", *(["Results:", *pages] if pages else ["[no search results]"])])

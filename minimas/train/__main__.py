@@ -68,7 +68,7 @@ def arguments():
     args = parser.parse_args()
     for name, kind in ONLY.items():
         if kind != args.what and getattr(args, name) != parser.get_default(name):
-            raise InputError(f"--{name.replace('_', '-')} is for {kind} links, and this trains {args.what} ones: leave it out")
+            raise InputError(f"--{name.replace('_', '-')} is for {kind} links, this trains {args.what} ones: leave it out")
     args.init = args.init or {"inner": "random", "outer": "ridge"}[args.what]
     return args
 
@@ -94,11 +94,9 @@ def add_losses(add):
         help="outer: agents think as at inference (default), or send the states at the tokens of given texts, as released")
     add("--latent-steps", type=int,
         help=f"outer: latents per turn (default: the style's; with --latents teacher at most {TEACHER_LATENTS})")
-    add("--supervise-all", type=float, default=0.0, metavar="WEIGHT",
-        help="outer: weight of the mean loss of the other rounds (default 0)")
+    add("--supervise-all", type=float, default=0.0, metavar="WEIGHT", help="outer: weight of other rounds' loss (default 0)")
     add("--init", choices=("ridge", "random", "checkpoint"),
-        help="how links start: at a ridge regression on all roles' texts (default for outer), random (for inner), or as "
-             "the checkpoint's")
+        help="how links start: at a ridge regression (default for outer), random (for inner), or as the checkpoint's")
     add("--ridge-rows", type=int, default=256, help="rows for the regression (default 256)")
 
 
@@ -207,8 +205,7 @@ def start_at_ridge(args, system, examples):
     """ridge_start for each edge, on its source's turns in all rounds that the examples have texts for."""
     for edge in tqdm(system.style.edges, "ridge regression", unit="link", leave=False):
         source = edge[0]
-        turns = [example.turn(system.style, source, r)
-                 for example in examples for r in range(1, len(example.texts[source]) + 1)]
+        turns = [one.turn(system.style, source, r) for one in examples for r in range(1, len(one.texts[source]) + 1)]
         ridge_start(system, edge, turns, longest=args.max_length, date=args.date)
 
 

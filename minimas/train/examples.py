@@ -11,24 +11,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ..common import InputError, check_known, warn
+from ..common import InputError, check_known, read_json, warn
 from ..evaluate.rows import FILE_READERS, Row, file_rows, parquet_rows
 from ..prompts import TASKS, Question
 from ..tiny.task import ROLES, length_up_to, note, random_chain
 
-SEQUENTIAL = {"planner": ("plan",), "critic": ("refined_plan",), "solver": ("answer",)}
-TEXT_COLUMNS = {  # name in prompts.json -> role -> columns, of which the first that is there and not empty is taken
-    "sequential": SEQUENTIAL,
-    "tiny": SEQUENTIAL,
-    "mixture": {"math": ("hie_math_expert", "math_expert", "expert_math"),
-                "code": ("hie_code_expert", "code_expert", "expert_code"),
-                "science": ("hie_science_expert", "science_expert", "expert_science"),
-                "summarizer": ("hie_summarizer", "summary", "answer")},
-    "distillation": {"expert": ("distill_expert", "refined_plan", "expert_plan"),
-                     "learner": ("distill_learner", "answer", "learner_answer")},
-    "deliberation": {"reflector": ("deliberation_reflector", "answer"),
-                     "toolcaller": ("deliberation_toolcaller", "answer")},
-}
+# section of prompts.json -> role -> columns, of which the first that is there and not empty is taken
+TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
 
 
 @dataclass(frozen=True)
