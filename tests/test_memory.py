@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -24,6 +25,7 @@ print(weights, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1
 """
 
 
+@pytest.mark.slow
 def test_weights_stream_in(tmp_path):
     """A bfloat16 checkpoint of 0.6 GB: read as it is; upcast and packed, when a product's weights are held thrice."""
     folder = checkpoints.make_agent(tmp_path, "llama")

@@ -140,9 +140,9 @@ def test_resume_refuses_another_agent(tmp_path, monkeypatch, capsys):
     assert end.value.code == 2 and "checkpoint_files: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds, share", [
-    ("1", ["--batch-size", "1", "--accumulate", "2"]),
-    pytest.param("2", ["--batch-size", "2"], marks=pytest.mark.slow)])
+    ("1", ["--batch-size", "1", "--accumulate", "2"]), ("2", ["--batch-size", "2"])])
 def test_two_processes_are_one_with_twice_the_batch(rounds, share, tmp_path, monkeypatch, capsys):
     """With one round, one link gets no gradient; with two parts per step, gradients are exchanged at the last only."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minimas.train"]
@@ -383,9 +383,9 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["outer", "--data", "nothing.json"], "nothing.json"),
     (["inner", "--role", "critic", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),
     (["outer", "--columns", "question"], "--columns has 'question'"),
-    (["inner", "--role", "critic", "--rounds", "2"], "--rounds is for outer links, and this trains inner ones"),
+    (["inner", "--role", "critic", "--rounds", "2"], "--rounds is for outer links, this trains inner ones"),
     (["inner", "--role", "critic", "--latents", "teacher"], "--latents is for outer links"),
-    (["outer", "--mse", "1"], "--mse is for inner links, and this trains outer ones"),
+    (["outer", "--mse", "1"], "--mse is for inner links, this trains outer ones"),
     (["outer", "--plot", "/nowhere/loss.svg"], "--plot '/nowhere/loss.svg' cannot be written"),
     (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere"),
 ])
