@@ -89,7 +89,7 @@ def read_questions(prompts):
 def read_stdin():
     """All of stdin; InputError if it is not UTF-8."""
     try:
-        return (sys.stdin.read() if sys.stdin else "").removeprefix("\ufeff")
+        return (sys.stdin.read() if sys.stdin else "").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeError as e:
         raise InputError(f"stdin is not UTF-8 ({e.reason} at {e.start}): save it as UTF-8, one question a line") from e
 

@@ -16,8 +16,8 @@ GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
 FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must say if it says anything of it
     "llama": (llama.Llama, llama.Config, LLAMA_LIKE),
     "mistral": (llama.Llama, mistral.Config, LLAMA_LIKE),
-    "qwen2": (qwen.Qwen2, qwen.Config, LLAMA_LIKE),
-    "qwen3": (qwen.Qwen3, qwen.Config, LLAMA_LIKE),
+    "qwen2": (qwen.Qwen2, qwen.Config, {"hidden_act": "silu"}),  # its biases are fixed, whatever attention_bias says
+    "qwen3": (qwen.Qwen3, qwen.Config3, LLAMA_LIKE),
     "qwen3_5_text": (qwen.Qwen35, qwen.Config35, LLAMA_LIKE),
     "gemma3_text": (gemma.Gemma3, gemma.Config, GEMMA_LIKE),
 }
@@ -40,8 +40,8 @@ def read_config(folder):
     raw = read_json(file)
     check_known(f"{file}: model_type", [raw.get("model_type")], [*FAMILIES, *TEXT_PART])
     if raw["model_type"] in TEXT_PART:
-        dtypes = {name: raw[name] for name in ("dtype", "torch_dtype") if name in raw}
-        raw = dtypes | entry(file, raw, "text_config", type_=dict) | {"model_type": TEXT_PART[raw["model_type"]]}
+        of_whole = {name: raw[name] for name in ("dtype", "torch_dtype", "tie_word_embeddings") if name in raw}
+        raw = of_whole | entry(file, raw, "text_config", type_=dict) | {"model_type": TEXT_PART[raw["model_type"]]}
     family, Config, must_be = FAMILIES[raw["model_type"]]
     check_fields(file, raw, Config, must_be)
     raw["rope_parameters"] = checked_rope(file, raw)
@@ -109,19 +109,19 @@ def checked_rope(file, raw):
 
 
 def rope_parameters(file, raw):
-    """The rope parameters of a config, as transformers 5 spells them; Gemma's for each layer type."""
-    gemma3 = raw["model_type"] == "gemma3_text"
-    if raw.get("rope_parameters"):
-        rope = entry(file, raw, "rope_parameters", type_=dict)
-        if gemma3:
-            return {name: with_type(entry(file, rope, name, type_=dict)) for name in sorted(ATTENTION_TYPES)}
-        return with_type(rope)
-    scaling = entry(file, raw, "rope_scaling", type_=dict) if raw.get("rope_scaling") else {}
-    full = {"rope_theta": raw.get("rope_theta", 1e6 if gemma3 else 1e4), **with_type(scaling)}
-    if raw.get("partial_rotary_factor") is not None:
-        full["partial_rotary_factor"] = raw["partial_rotary_factor"]
-    sliding = {"rope_theta": raw.get("rope_local_base_freq", 1e4), "rope_type": "default"}
-    return {"full_attention": full, "sliding_attention": sliding} if gemma3 else full
+    """The rope parameters of a config, as transformers 5 spells and completes them; Gemma's for each layer type."""
+    rope, scaling = (entry(file, raw, name, type_=dict) if raw.get(name) else {} for name in ("rope_parameters", "rope_scaling"))
+    if raw["model_type"] == "gemma3_text":
+        theta = {"full_attention": raw.get("rope_theta", 1e6), "sliding_attention": raw.get("rope_local_base_freq", 1e4)}
+        rope = {"sliding_attention": {}} | (rope or {"full_attention": scaling})
+        return {name: {"rope_theta": theta[name], **with_type(entry(file, rope, name, type_=dict))} for name in theta}
+    if rope.keys() & ATTENTION_TYPES:
+        raise InputError(f"{file}: rope_parameters are those of several layer types, expected those of all layers")
+    top = {"rope_theta": 1e4} | {name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if name in raw}
+    rope = top | with_type(rope or scaling)
+    if rope["rope_type"] == "llama3":
+        rope.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    return {name: value for name, value in rope.items() if (name, value) != ("partial_rotary_factor", None)}
 
 
 def with_type(rope):

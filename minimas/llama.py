@@ -28,14 +28,15 @@ class Config:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int  # H
-    num_key_value_heads: int  # K
-    rms_norm_eps: float
+    num_key_value_heads: int | None = None  # K: H where config.json does not say
+    rms_norm_eps: float = 1e-6
     rope_parameters: dict
     head_dim: int | None = None  # d: D / H where config.json does not say
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
 
     @property
     def windows(self):

@@ -27,11 +27,12 @@ from .llama import MLP, Attention, Llama, RMSNorm, apply_rope, attend, rope_freq
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
-    """The fields of Qwen2 and Qwen3 beside Llama's."""
+    """The fields of Qwen2 and Qwen3 beside Llama's, with the defaults of transformers."""
     layer_types: list[str] | None = None  # per layer full_attention or sliding_attention
-    sliding_window: int | None = None
+    sliding_window: int | None = 4096
     use_sliding_window: bool = False  # sliding_window alone says nothing: DeepSeek's distillations name one and use none
     max_window_layers: int = 28  # transformers' default
+    num_key_value_heads: int | None = 32
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,6 +44,12 @@ class Config(llama.Config):
     @property
     def windows(self):
         return [self.sliding_window if kind == "sliding_attention" else None for kind in self.layer_types]
+
+
+@dataclass(kw_only=True)
+class Config3(Config):
+    """Qwen3's fields: head_dim has a default of its own."""
+    head_dim: int | None = 128
 
 
 def Qwen2Attention(c):

@@ -141,6 +141,11 @@ def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, c
     assert end.value.code == 130 and CHAIN in (tmp_path / "t.html").read_text()
 
 
+def test_lines_of_windows(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff7 +5\r\n\r\n7 *3\r\n"))
+    assert cli.read_questions(["-", "1 +1"]) == ["7 +5", "7 *3", "1 +1"]
+
+
 def test_version(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", "--version"])
     with pytest.raises(SystemExit) as end:

@@ -23,6 +23,7 @@ from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate.benchmarks import Example
 from minimas.evaluate.grade import graders_for, is_correct
 from minimas.evaluate.report import interval
+from minimas.evaluate.runs import fingerprint
 from minimas.look.plot import save_charts, ticks
 from minimas.recurse import Result, System
 from minimas.styles import STYLES
@@ -400,3 +401,14 @@ def test_charts(tmp_path):
             and ticks(0, 0.93) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8]) and ticks(3, 3) == [3])
     save_charts(tmp_path / "c.svg", [("a < b & c", "x", {"<i>": [(1, 0), (2, 5)], "one": [(1, 1)]})])
     assert xml.parse(tmp_path / "c.svg").getroot().tag.endswith("svg")
+
+
+def test_links_under_a_path_with_an_equals_sign_are_seen(tmp_path):
+    """The path begins after the first =, as where --checkpoint is read."""
+    folder = tmp_path / "lr=1e-3" / "links"
+    folder.mkdir(parents=True)
+    seen = set()
+    for content in "a", "b":
+        (folder / "x.pt").write_text(content)
+        seen |= {fingerprint([f"links={folder}"]), fingerprint([str(folder)])}
+    assert len(seen) == 2 and "" not in seen

@@ -247,7 +247,7 @@ def test_a_damaged_file_is_named(folder, name):
           (0, 8, "rope_theta of rope type linear is 0, expected a number above 0"), (float("nan"), 8, "is nan"),
           (True, 8, "rope_theta .* is True"), (1e4, -1, "factor .* is -1"), (1e4, "8", "factor .* is '8'"),
           (1e4, None, "factor .* is None"))],
-    ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}}, "rope_theta .* is None"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}}, "of several layer types"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_parameters and rope_scaling differ"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
      "'yarn' is not known, expected one of default, linear, llama3"),
@@ -360,3 +360,62 @@ def test_links_of_other_agents(tmp_path):
 def test_what_cannot_be_loaded(options, complaint):
     with pytest.raises(InputError, match=complaint):
         load_mas_system(**options)
+
+
+OLD_OR_ODD = [  # model_type, changes to config.json -> rope_parameters, key/value heads and eps, as in transformers 5.3
+    ("llama", {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
+     {"rope_type": "default", "rope_theta": 5e5}, 2, 1e-5),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5e5},
+     {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}, 2, 1e-5),
+    ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                   "rope_theta": 1e4}, "max_position_embeddings": 500},
+     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4,
+      "original_max_position_embeddings": 500}, 2, 1e-5),
+    ("llama", {"rope_parameters": ..., "num_key_value_heads": ..., "rms_norm_eps": ...},
+     {"rope_type": "default", "rope_theta": 1e4}, 6, 1e-6),
+    ("llama", {"rope_parameters": ..., "num_key_value_heads": None}, {"rope_type": "default", "rope_theta": 1e4}, 6, 1e-5),
+    ("mistral", {"rope_parameters": ..., "num_key_value_heads": ..., "num_attention_heads": 16},
+     {"rope_type": "default", "rope_theta": 1e4}, 8, 1e-5),
+    ("qwen2", {"attention_bias": True, "rope_parameters": {"rope_type": "default"}, "rope_theta": 7e5},
+     {"rope_type": "default", "rope_theta": 7e5}, 2, 1e-6),
+    ("qwen3_5_text", {"rope_parameters": {"rope_type": "default"}, "rope_theta": 3e4, "partial_rotary_factor": 0.5},
+     {"rope_type": "default", "rope_theta": 3e4, "partial_rotary_factor": 0.5}, 2, 1e-6),
+    ("qwen3_5_text", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.125, "rope_theta": 1e4},
+                      "partial_rotary_factor": 0.5},
+     {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.125}, 2, 1e-6),
+    ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}, "rope_theta": 2e6,
+                "rope_local_base_freq": 2e4},
+     {"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 2e6},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}, 2, 1e-6)]
+
+
+@pytest.mark.parametrize("model_type, changes, rope, kv_heads, eps", OLD_OR_ODD)
+def test_fields_that_are_absent_or_on_another_level(tmp_path, model_type, changes, rope, kv_heads, eps):
+    folder = checkpoints.make_agent(tmp_path, model_type)
+    whole = json.loads((folder / "config.json").read_text())
+    text = {key: value for key, value in (whole.get("text_config", whole) | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(whole | {"text_config": text} if "text_config" in whole else text))
+    config = read_config(folder)[1]
+    assert (config.rope_parameters, config.num_key_value_heads, config.rms_norm_eps) == (rope, kv_heads, eps)
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    assert (theirs.rope_parameters, theirs.num_key_value_heads, theirs.rms_norm_eps) == (rope, kv_heads, eps)
+
+
+def test_windows_and_heads_that_older_configs_leave_out(tmp_path):
+    """The defaults of transformers: a window of 4096 in Mistral, heads of 128 in Qwen3."""
+    for model_type, name, default in ("mistral", "sliding_window", 4096), ("qwen3", "head_dim", 128):
+        folder = checkpoints.make_agent(tmp_path / model_type, model_type)
+        edit(folder / "config.json", **{name: ...})
+        assert getattr(read_config(folder)[1], name) == default
+    edit(tmp_path / "mistral" / "config.json", sliding_window=None)
+    assert read_config(tmp_path / "mistral")[1].windows == [None] * 3
+
+
+def test_tied_embeddings_named_at_the_top_only(tmp_path):
+    """A text and image model: the top of config.json speaks for the whole."""
+    folder = checkpoints.make_agent(tmp_path, "gemma3")
+    expected, raw = states(folder), json.loads((folder / "config.json").read_text())
+    text = {key: value for key, value in raw["text_config"].items() if key != "tie_word_embeddings"}
+    edit(folder / "config.json", text_config=text, tie_word_embeddings=True)
+    assert torch.equal(states(folder), expected) and read_config(folder)[1].tie_word_embeddings

@@ -21,7 +21,8 @@ def fingerprint(given, out=None):
     those in the folder `out`, which the command itself writes.
     """
     seen, found = hashlib.sha256(), False
-    for folder in (Path(part.rpartition("=")[2]).expanduser().resolve() for part in given):
+    sources = [part if Path(part).expanduser().is_dir() else part.partition("=")[2] for part in given]  # a PATH, or ROLE=PATH
+    for folder in (Path(source).expanduser().resolve() for source in sources):
         for file in sorted(folder.rglob("*")):
             if file.suffix in LOADED and file.is_file() and not (out and file.is_relative_to(out.resolve())):
                 found = True
