@@ -7,7 +7,7 @@ A prompt is a list of pieces: text, token ids, or latents.
     think    m latent steps: h_1 = last state of the prompt, h_{i+1} = state at the next input R_in(h_i)
 
 Thinking and writing repeat a step, a function of tensors that returns the tensors of the next step and one output. These
-tensors, the state, have a row for each prompt; the first two are always the next inputs x (B, 1, D) and their positions
+tensors, the carry, have a row for each prompt; the first two are always the next inputs x (B, 1, D) and their positions
 (B, 1).
 
 Letters: B prompts, T their tokens, D the agent's width, m latent steps.
@@ -39,14 +39,14 @@ def left_pad(rows, starts=0):
     return x, torch.where(columns < 0, -1, columns + starts)
 
 
-def run_steps(step, state, times, tick=no_op):
-    """Apply step(*state) -> (state, output) `times` times; returns the last state and the list of outputs."""
+def run_steps(step, carry, times, tick=no_op):
+    """Apply step(*carry) -> (carry, output) `times` times; returns the last carry and the list of outputs."""
     outputs = []
     for _ in range(times):
-        state, output = step(*state)
+        carry, output = step(*carry)
         outputs.append(output)
         tick()
-    return state, outputs
+    return carry, outputs
 
 
 class PrefixCache(NamedTuple):
@@ -71,7 +71,7 @@ class Agent:
         self.model, self.tokenizer, self.inner_link = model, tokenizer, inner_link
         self.generation_config, self.offload = generation_config, offload
         self.graphs, self.sync_every, self.prefix_cache = None, 1, None
-        tokenizer.rows = len(model.embed_tokens.weight)  # it checks what it makes of texts
+        tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids without an embedding
 
     @property
     def device(self):
@@ -111,15 +111,15 @@ class Agent:
         """
         prompts = [self.tokens(pieces) for pieces in prompts]
         rows, beginnings = [self.embed_pieces(pieces) for pieces in prompts], [pieces[0].tolist() for pieces in prompts]
-        S, last = max(map(len, rows)) + room, self.prefix_cache
+        S, previous = max(map(len, rows)) + room, self.prefix_cache
         self.drop_prefix()  # until the cache is whole again
-        if last and len(last.beginnings) == len(rows) and S <= last.S:
-            cache, S, pairs = last.cache, last.S, zip(beginnings, last.beginnings)
-            shared = [min(len(commonprefix(pair)), len(row) - 1) for pair, row in zip(pairs, rows)]  # one is always read
+        if previous and len(previous.beginnings) == len(rows) and S <= previous.S:
+            cache, S, pairs = previous.cache, previous.S, zip(beginnings, previous.beginnings)
+            shared = [min(len(commonprefix(pair)), len(row) - 1) for pair, row in zip(pairs, rows)]  # at least one is read
             for c in cache:
                 c.filled = max(shared)
         else:
-            last = None  # frees its memory for the new cache
+            previous = None  # frees its memory for the new cache
             cache, shared = self.make_cache(len(rows), S), [0] * len(rows)
         starts = torch.tensor(shared, device=rows[0].device)[:, None]
         x, positions = left_pad([row[n:] for n, row in zip(shared, rows)], starts)
@@ -159,14 +159,14 @@ class Agent:
         if self.graphs:
             self.graphs.release()
 
-    def steps(self, step, state, times, cache, tick, *kind):
+    def steps(self, step, carry, times, cache, tick, *kind):
         """run_steps; on CUDA, steps of one token a row are replayed as graphs.
 
         kind: what a step depends on besides its tensors; a graph holds for one kind only.
         """
-        if self.graphs and times and state[0].shape[1] == 1 and not torch.is_grad_enabled():
-            return self.graphs.steps(step, state, times, cache, tick, kind)
-        return run_steps(step, state, times, tick)
+        if self.graphs and times and carry[0].shape[1] == 1 and not torch.is_grad_enabled():
+            return self.graphs.steps(step, carry, times, cache, tick, kind)
+        return run_steps(step, carry, times, tick)
 
     # Thinking
 

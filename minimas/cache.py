@@ -1,6 +1,6 @@
 """The KV cache of a decoder: one small object per layer, made by the model.
 
-An attention layer's has
+The cache of an attention layer has
 
     mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None means
                               ordinary causal attention. The model calls it once for all layers of one kind (`masks`)
@@ -34,7 +34,7 @@ def causal_mask(positions, key_positions, window=None):
 
 
 def plain_causal(positions, last, window):
-    """Whether an empty cache needs no mask for this chunk: no padding, no window to leave, every query asked for."""
+    """Whether an empty cache needs no mask for this chunk: no padding, no key outside the window, every query asked for."""
     T = positions.shape[1]
     return 1 < T == last and (window is None or T <= window) and bool((positions[:, 0] == 0).all())
 
@@ -190,7 +190,7 @@ def write_slots(memory, slots, new):
     memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
 
 
-# Whole caches, the list of all layers', when the batch changes
+# Operations on the caches of all layers, when the batch changes
 
 def first_rows(cache, B):
     """Cache objects for the first B rows, in the same memory."""

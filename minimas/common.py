@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import PureWindowsPath
 
-JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+JSON_TYPES = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
 
 
 class InputError(ValueError):
@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 def check_known(what, found, known):
     """InputError if one of the names that were found is not known."""
-    if unknown := [name for name in found if name not in [*known]]:  # a list: what was found may have no hash
+    if unknown := [name for name in found if name not in [*known]]:  # a list, since what was found may be unhashable
         raise InputError(f"{what} {unknown[0]!r} is not known, expected one of {', '.join(known)}")
 
 
@@ -37,11 +37,11 @@ def upcast(x):
 # Text and JSON
 
 def check_text(text, what):
-    """InputError if a text holds half of a surrogate pair, which no tokenizer and no file can take."""
+    """InputError if a text holds a lone surrogate, which no tokenizer and no file can take."""
     try:
         text.encode()
     except UnicodeEncodeError as e:
-        raise InputError(f"{what} is not valid text (half of a surrogate pair at character {e.start}): "
+        raise InputError(f"{what} is not valid text (a lone surrogate at character {e.start}): "
                          "correct it and save it as UTF-8") from e
 
 
@@ -52,7 +52,7 @@ def parse_json(data, place):
         value = json.loads(text)
     except (ValueError, RecursionError) as e:  # RecursionError: brackets thousands deep; int limits are ValueErrors
         raise InputError(f"{place} is not readable JSON ({e}): correct it and save it as UTF-8, or fetch it again") from e
-    if "\\u" in text:  # only an escape can spell half of a surrogate pair
+    if "\\u" in text:  # only an escape can spell a lone surrogate
         check_text(json.dumps(value, ensure_ascii=False), place)
     return value
 

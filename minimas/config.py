@@ -13,7 +13,7 @@ from .common import InputError, check_known, entry, read_json, required
 LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
               "final_logit_softcapping": None, "use_bidirectional_attention": False}
-FAMILIES = {  # model_type in config.json -> decoder, its Config, and what config.json must say if it says anything of it
+FAMILIES = {  # model_type in config.json -> decoder, its Config, and fields that must have this value if they are given
     "llama": (llama.Llama, llama.Config, LLAMA_LIKE),
     "mistral": (llama.Llama, mistral.Config, LLAMA_LIKE),
     "qwen2": (qwen.Qwen2, qwen.Config, {"hidden_act": "silu"}),  # its biases are fixed, whatever attention_bias says
@@ -21,7 +21,7 @@ FAMILIES = {  # model_type in config.json -> decoder, its Config, and what confi
     "qwen3_5_text": (qwen.Qwen35, qwen.Config35, LLAMA_LIKE),
     "gemma3_text": (gemma.Gemma3, gemma.Config, GEMMA_LIKE),
 }
-LAYER_TYPES = {"qwen3_5_text": {"linear_attention", "full_attention"}}  # and of all others:
+LAYER_TYPES = {"qwen3_5_text": {"linear_attention", "full_attention"}}  # of a family; all others have ATTENTION_TYPES
 ATTENTION_TYPES = {"sliding_attention", "full_attention"}
 TEXT_PART = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}  # models of text and images: the decoder is in text_config
 ROPE_TYPES = {  # and the parameters that each needs besides rope_theta
@@ -110,7 +110,7 @@ def checked_rope(file, raw):
 
 def rope_parameters(file, raw):
     """The rope parameters of a config, as transformers 5 spells and completes them; Gemma's for each layer type."""
-    rope, scaling = (entry(file, raw, name, type_=dict) if raw.get(name) else {} for name in ("rope_parameters", "rope_scaling"))
+    rope, scaling = (entry(file, raw, n, type_=dict) if raw.get(n) else {} for n in ("rope_parameters", "rope_scaling"))
     if raw["model_type"] == "gemma3_text":
         theta = {"full_attention": raw.get("rope_theta", 1e6), "sliding_attention": raw.get("rope_local_base_freq", 1e4)}
         rope = {"sliding_attention": {}} | (rope or {"full_attention": scaling})

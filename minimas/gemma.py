@@ -1,7 +1,7 @@
 """Gemma 3 (text), equal to transformers' Gemma3ForCausalLM.
 
 What differs from Llama:
-    norms scale by 1 + w, in float32 before the cast; there are four in a block, before and after each half
+    norms scale by 1 + w, in float32 before the cast; there are four in a block, before and after each sublayer
     token embeddings are scaled by sqrt(D), rounded to the weights' dtype; vectors that are injected are not
     q and k are normalised per head, and scores scaled by query_pre_attn_scalar instead of d
     five layers of six attend to a sliding window and rotate by a base of their own; the sixth sees all
@@ -24,7 +24,7 @@ from .llama import rope_cos_sin, rope_frequencies
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
-    """The fields that Gemma 3 has beside Llama's."""
+    """The fields that Gemma 3 has besides Llama's."""
     query_pre_attn_scalar: float = 256
     sliding_window: int = 4096
     layer_types: list[str] | None = None  # per layer sliding_attention or full_attention

@@ -1,7 +1,7 @@
 """Writing text: the batched decoding loop of an agent, with its sampling, the replies of tools, and a cache that grows.
 
 Each step takes one token per row. Between steps, rows whose text has ended leave the batch, and the reply of a tool is
-put behind the token that asked for it.
+put after the token that asked for it.
 
 Letters: B prompts, T their tokens, D the agent's width, n random numbers of a text.
 """
@@ -36,15 +36,16 @@ def generate(agent, prompts, seeds, settings, tick=no_op, reply=None):
         if not unfinished or not left:
             return batch.ids
         batch.drop_ended(unfinished)
-        replied = reply is not None and batch.insert_replies(reply)
-        times = 1 if replied or reply else min(agent.sync_every, left)
+        if reply:
+            batch.insert_replies(reply)
+        times = 1 if reply else min(agent.sync_every, left)
         tokens = batch.take_steps(times, tick)
         left -= times
 
 
 class Inputs(NamedTuple):
     """What the next step reads, by row."""
-    x: torch.Tensor  # (rows, T, D): the last token, and a reply behind it
+    x: torch.Tensor  # (rows, T, D): the last token, and a reply after it
     positions: torch.Tensor  # (rows, T)
     uniforms: torch.Tensor  # (rows, n)
     token_index: torch.Tensor  # (rows, 1): which of the uniforms the next token takes
@@ -109,7 +110,8 @@ class Batch:
             if b is not None:
                 end = next((n for n, token in enumerate(written[i], 1) if token in eos_ids), None)
                 self.ids[b] += written[i][:end]
-                unfinished += [i] if end is None else []
+                if end is None:
+                    unfinished.append(i)
         return unfinished
 
     def drop_ended(self, unfinished):
@@ -128,10 +130,10 @@ class Batch:
         self.rows = [rows[i] if i in unfinished else None for i in stay]
 
     def insert_replies(self, reply):
-        """Put replies behind the last tokens, in the texts and in the next inputs; whether there are any."""
+        """Put replies after the last tokens, in the texts and in the next inputs."""
         replies = [reply(b, self.ids[b]) if b is not None else [] for b in self.rows]
         if not any(replies):
-            return False
+            return
         self.S += max(map(len, replies))
         self.make_room()
         for b, ids in zip(self.rows, replies):
@@ -140,7 +142,6 @@ class Batch:
         x, positions, *others = self.inputs
         embedded = [self.model.embed(torch.tensor(ids, dtype=torch.long, device=x.device)) for ids in replies]
         self.inputs = Inputs(*left_pad([torch.cat(pair) for pair in zip(x, embedded)], positions), *others)
-        return True
 
     def make_room(self):
         """Let the cache grow if it has fewer than S positions; graphs of its old memory are discarded."""

@@ -1,6 +1,6 @@
 """Llama 3: the reference decoder. The other family files say only what they change of this one.
 
-Equals transformers' LlamaForCausalLM on the released checkpoints (model_type `llama`): RMSNorm before each half of a
+Equals transformers' LlamaForCausalLM on the released checkpoints (model_type `llama`): RMSNorm before each sublayer of a
 block, rotary positions (with Llama 3.1's frequency scaling), grouped-query attention, SwiGLU.
 
 The model takes embeddings and returns hidden states after the final norm; the vocabulary is a separate call. A latent
@@ -149,7 +149,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, attention, norm, MLP, each half added to the stream; other families bring their own attention."""
+    """Norm, attention, norm, MLP, each sublayer added to the residual stream; other families bring their own attention."""
 
     def __init__(self, c, attention):
         super().__init__()
@@ -165,7 +165,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder: embeddings in, hidden states after the final norm out. `attention(config)` makes that of a block.
+    """The decoder: embeddings in, hidden states after the final norm out. `attention(config)` makes the attention of a block.
 
     It makes its own cache (cache.py): masks say which keys each query may see, `update` stores new keys and returns all.
     """

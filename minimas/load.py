@@ -6,7 +6,8 @@ An agent's folder: config.json, generation_config.json, model.safetensors (or sh
 tokenizer.json, tokenizer_config.json, chat_template.jinja, and its inner link, adapter.pt or adapter(TASK).pt.
 The links' folder: outerlink_config.json and the .pt files that it names.
 
-Every file is checked here, and nothing from a checkpoint is executed: the rest of the package trusts what it is given.
+Every file is checked here: the rest of the package trusts what it is given. No code from a checkpoint is executed, except
+chat templates, which run in a sandbox.
 """
 
 import re
@@ -44,7 +45,7 @@ def checkpoint_folder(source, *patterns):
 
 
 def agent_folder(source, task):
-    """The folder of an agent with its inner link for a task, if it has one."""
+    """The folder of an agent, with its inner link for a task if it has one under a released name."""
     links = "innerlink_config.json", "adapter_config.json", f"adapter({links_task(task)}).pt", "adapter.pt"
     return checkpoint_folder(source, *AGENT_FILES, *WEIGHTS, *links)
 
@@ -131,8 +132,8 @@ def checked_tensor(file, key, tensor, expected):
     return tensor
 
 
-class Undrawn(TorchFunctionMode):
-    """Embeddings made under it get no first values: to draw them on the meta device torch imports its compiler, 1.5 s."""
+class SkipInit(TorchFunctionMode):
+    """Under it nn.init.normal_ does nothing: on the meta device it would make torch import its compiler, which takes 1 s."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **kwargs or {})
@@ -142,13 +143,13 @@ def load_model(folder, device="cpu", dtype=None, weights_device=None):
     """The frozen decoder in a folder, in `dtype` (None: the one that config.json names) on `device`.
 
     weights_device: where the weights of an offloaded agent are put instead. Raises InputError on a bad config or file.
-    On CUDA it also keeps torch, for the whole process, from attention by cuDNN, its first choice on Hopper: that makes a
-    plan for each new number of tokens, and is reported to take tenths of a second for it.
+    On CUDA it also turns off cuDNN's attention, torch's first choice on Hopper, for the whole process: it makes a plan for
+    each new number of tokens, which is reported to take tenths of a second.
     """
     if torch.device(device).type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
     family, config, stored = read_config(folder)
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), SkipInit():
         model = family(config)
     load_weights(model, folder, weights_device or device, dtype or stored)
     for name, buffer in model.named_buffers():
@@ -217,7 +218,7 @@ def load_link(link, file, device="cpu", dtype=None):
 
 
 def is_plain(key, tensor):
-    """Whether it is a name, and a dense tensor of finite numbers of a usable dtype."""
+    """Whether the key is a string, and the tensor is dense, with finite numbers of a usable dtype."""
     return (isinstance(key, str) and torch.is_tensor(tensor) and tensor.dtype in DTYPES.values() and not tensor.is_meta
             and tensor.layout is torch.strided and not tensor.is_nested and bool(tensor.isfinite().all()))
 

@@ -39,7 +39,7 @@ class Slot:
 def fill(template, templates, texts):
     """A template -> pieces. `{name}` becomes texts[name], or templates[name] filled in turn, or else Slot(name).
 
-    Names are lower-case words of two letters or more; `\\boxed{1}` and `\\boxed{A}` in the strings are no fields.
+    Names are lower-case words of two letters or more; `\\boxed{1}` and `\\boxed{A}` in the strings are not fields.
     """
     pieces = []
     for i, part in enumerate(re.split(r"\{([a-z_]{2,})\}", template)):
@@ -98,7 +98,7 @@ def answer_retry(section, task):
 def wrap(tokenizer, system, pieces, date):
     """Put system text and pieces through the chat template; the result is again pieces, slots in place.
 
-    Raises InputError if the template drops or repeats the user's message.
+    Raises InputError if the template drops or repeats a slot. A message without slots is not checked.
     """
     n = 0
     while any(f"[slot {n}]" in p for p in pieces if isinstance(p, str)):

@@ -27,7 +27,7 @@ from .llama import MLP, Attention, Llama, RMSNorm, apply_rope, attend, rope_freq
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
-    """The fields of Qwen2 and Qwen3 beside Llama's, with the defaults of transformers."""
+    """The fields of Qwen2 and Qwen3 besides Llama's, with the defaults of transformers."""
     layer_types: list[str] | None = None  # per layer full_attention or sliding_attention
     sliding_window: int | None = 4096
     use_sliding_window: bool = False  # sliding_window alone says nothing: DeepSeek's distillations name one and use none
@@ -52,7 +52,7 @@ class Config3(Config):
     head_dim: int | None = 128
 
 
-def Qwen2Attention(c):
+def qwen2_attention(c):
     """Llama's attention, but q, k and v have a bias; o has none."""
     attention = Attention(c)
     for proj in attention.q_proj, attention.k_proj, attention.v_proj:
@@ -73,12 +73,12 @@ class Qwen3Attention(Attention):
 
 
 def Qwen2(config):
-    """The decoder of Qwen2 and Qwen2.5."""
-    return Llama(config, attention=Qwen2Attention)
+    """The decoder of Qwen2 and Qwen2.5: a Llama with another attention."""
+    return Llama(config, attention=qwen2_attention)
 
 
 def Qwen3(config):
-    """The decoder of Qwen3."""
+    """The decoder of Qwen3: a Llama with another attention."""
     return Llama(config, attention=Qwen3Attention)
 
 
@@ -86,7 +86,7 @@ def Qwen3(config):
 
 @dataclass(kw_only=True)
 class Config35(llama.Config):
-    """The fields of Qwen3.5 beside Llama's."""
+    """The fields of Qwen3.5 besides Llama's."""
     layer_types: list[str] | None = None  # per layer linear_attention or full_attention
     full_attention_interval: int = 4
     linear_conv_kernel_dim: int = 4

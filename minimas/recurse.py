@@ -48,7 +48,7 @@ class Turn:
 
     prompts   what it reads: for each question a list of pieces, text or latents (m, D)
     sent      {(source, target): latents (B, m, D of the target), or B texts}; empty in the last turn, or if nobody hears it
-    decoded   for each question, the number of tokens that it decoded
+    decoded   for each question, the number of tokens that the agent decoded to send; 0 for latents and in the last turn
     states    H (B, m, D), the hidden states that it thinks; None on the text channel and in the last turn
     """
     round: int
@@ -122,7 +122,7 @@ class Result:
     token_ids     of the text, with what tools replied to it
     new_tokens    how many of them the agent generated
     seconds       the text's share of its batch's wall time
-    heard_tokens  how many tokens the other agents decoded for the question: none, except on the text channel
+    heard_tokens  how many tokens agents decoded for one another to read, the last one's in earlier rounds too; 0 for latents
     latents       {(round, source, target): latents (m, D of the target), or a text}, if kept
     states        {(round, role): (m, D)}, the hidden states that an agent thought, if kept
     stages        {(round, role): (seconds from the batch's start to the end of the turn, its prompt)}, if kept
@@ -161,8 +161,8 @@ class System:
             dataset=None        name of the data set that the questions are from: gpqa has a prompt of its own
             progress=False      show a bar on stderr
             edit                edit(turn, questions) is called after each Turn of a batch of Questions, and may change what
-                                it sent: to mute an edge (send [:, :0] of it; what is not sent again is heard again), to
-                                add noise, or for activation patching: to send what was thought elsewhere
+                                it sent: to mute an edge (send [:, :0] of it: if it is deleted from `sent`, last round's
+                                is heard again), to add noise, or for activation patching: to send what was thought elsewhere
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
@@ -240,7 +240,10 @@ class System:
         return texts, ids, new_tokens
 
     def retry(self, agent, texts, ids, new_tokens, text_seeds, settings):
-        """Where a text holds no answer, ask for one at its end and let the agent go on a little; in place."""
+        """Where a text holds no answer, ask for one at its end and let the agent go on a little; in place.
+
+        It reads the text alone, not its prompt again.
+        """
         request = answer_retry(self.style.prompts, self.task)
         lost = [b for b, text in enumerate(texts) if extract(text, self.task) is None]
         if not request or not lost:
@@ -274,7 +277,7 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     task         math, choice or code: which links are loaded and how agents are asked
     offload      keep weights in main memory, and on the device only those of the agent at work
     plain        leave out the fast path (minimas/fast): slower, the same results, and what training needs
-    trust_remote_code  accepted from callers of the released code, and ignored: nothing from a checkpoint is executed
+    trust_remote_code  accepted from callers of the released code, and ignored: no Python from a checkpoint is executed
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
@@ -301,7 +304,7 @@ def arguments():
     add("--rollouts", type=int, default=1, help="texts per question, from the same latents (default 1)")
     add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
     add("--json", action="store_true", help="print one JSON object per answer")
-    add("--peek", action="store_true", help="show what agents think, by the logit lens: the tokens closest to each latent")
+    add("--peek", action="store_true", help="show what agents think, by the logit lens: the tokens closest to each state")
     add("--trace", metavar="FILE.html", help="write a page that shows each turn: its prompt, latents, time and text")
     return parser.parse_args()
 

@@ -16,14 +16,14 @@ def seeds(questions, *key, rollouts=1):
 
     key: the run's seed; on the text channel also the round and the role, so that every text has a seed of its own.
     """
-    keys = [[*key, *([f"rollout {k}"] if k else []), question.text]  # the first rollout is the text of a run without any
+    keys = [[*key, *([f"rollout {k}"] if k else []), question.text]  # rollout 0 is seeded as in a run without rollouts
             for question in questions for k in range(rollouts)]
     hashes = (hashlib.sha256("\0".join(map(str, parts)).encode()).digest() for parts in keys)
     return [int.from_bytes(digest[:8], "little") >> 1 for digest in hashes]
 
 
 def uniforms(seeds, n):
-    """B seeds -> (B, n) float64 in [0, 1): token i of text b takes number [b, i]. A larger n only adds numbers behind."""
+    """B seeds -> (B, n) float64 in [0, 1): token i of text b takes number [b, i]. A larger n only appends numbers."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.rand(n, generator=generator, dtype=torch.float64) for generator in generators])
 

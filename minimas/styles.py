@@ -89,13 +89,13 @@ class Settings:
     temperature     0 always takes the likeliest token
     top_p           sample from the likeliest tokens that together reach this probability
     top_k           and from at most this many of them: 0 is no limit, None what the agent's generation_config.json says
-    seed            with the question's text, of all random numbers
+    seed            of all random numbers, together with the question's text
     rollouts        texts for each question, sampled from one prefill
     batch_size      questions that are answered together
     retry           ask once more if a text holds no answer
     channel         latent, or text: agents then decode and pass text, for comparison
     tools           python, search, or both: what an agent of a style that calls tools may call
-    date            that Llama's chat template tells its agent
+    date            the date that Llama's chat template tells its agent
     """
     rounds: int = 3
     latent_steps: int | None = None

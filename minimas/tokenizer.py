@@ -47,7 +47,7 @@ class Tokenizer:
         self.fast, self.named = fast, named
         self.template = template_environment().from_string(template)
         self.eos_id = fast.token_to_id(named.get("eos_token", ""))
-        self.rows = None  # how many tokens the agent has embeddings for; the agent says it
+        self.embedding_rows = None  # of the agent, which sets it: encode refuses ids from here on
 
     def encode(self, text, special=False):
         """Text -> list of ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS.
@@ -55,9 +55,9 @@ class Tokenizer:
         InputError if the agent has no embedding for one; that is not asked before, since many tokenizers hold unused ids.
         """
         ids = self.fast.encode(text, add_special_tokens=special).ids
-        if self.rows and (last := max(ids, default=0)) >= self.rows:
+        if self.embedding_rows and (last := max(ids, default=0)) >= self.embedding_rows:
             raise InputError(f"the text has token {last}, {self.fast.id_to_token(last)!r}, but the agent has embeddings "
-                             f"for {self.rows} only: fetch its tokenizer.json and weights again, or leave that token out")
+                             f"for {self.embedding_rows}: fetch its tokenizer.json and weights again, or leave that token out")
         return ids
 
     def decode(self, ids, strip=True):

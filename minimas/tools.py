@@ -39,7 +39,7 @@ class ToolCalls:
         if not closed:
             return []
         text = self.tokenizer.decode(ids, strip=False)
-        call = call_at_end(text[:len(text) - len(tail) + closed[0]])  # that token may go on behind the tag
+        call = call_at_end(text[:len(text) - len(tail) + closed[0]])  # that token may go on after the tag
         if call is None:
             return []
         result = self.tokenizer.encode(result_text(*call, self.made[b], self.allowed))

@@ -437,7 +437,7 @@ def test_local_choice_and_code(tmp_path):
     ("a.jsonl", b'{"question": "\xed\xa0\xbd\xed\xb8\x80"}', "save it as UTF-8"),  # two halves of a pair
     ("a.jsonl", b'{"question": ["q"], "answer": 1}', "'question' holds a list, expected text"),
     ("a.jsonl", b"", "holds no question"),
-    ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not valid text (half of a"),
+    ("a.jsonl", b'{"question": "q", "answer": "\\ud83d"}', "a.jsonl line 1 is not valid text (a lone"),
     ("a.jsonl", b'{"question": "q", "answer": ' + b"1" * 5000 + b"}", "line 1 is not readable JSON"),
     ("a.jsonl", b"[" * 100000, "a.jsonl line 1 is not readable JSON")])
 def test_damaged_files(tmp_path, name, content, complaint):

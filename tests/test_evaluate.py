@@ -358,7 +358,7 @@ def test_a_run_that_could_not_begin_is_none(data, tmp_path, monkeypatch, capsys)
     out.write_text(out.read_text() + '{"foo": 1}\n')
     with pytest.raises(SystemExit):
         run(monkeypatch, capsys, *args)
-    assert "holds a line that is no record, {'foo': 1}" in capsys.readouterr().err
+    assert "holds a line that is not a record, {'foo': 1}" in capsys.readouterr().err
 
 
 def test_graders_by_kind():

@@ -123,7 +123,7 @@ def test_inner_link_of_the_task(folder):
 def test_a_manifest_is_obeyed_or_refused(folder):
     D = checkpoints.SIZES["hidden_size"]
     for manifest, complaint in (({"tasks": {"math": {"adapter.pt": "other.pt"}}}, "has no other.pt"),
-                                ({"tasks": {"math": {"adapter.pt": 5}}}, "tasks.math.adapter.pt is 5, expected a text"),
+                                ({"tasks": {"math": {"adapter.pt": 5}}}, "tasks.math.adapter.pt is 5, expected a string"),
                                 ({"tasks": {"math": {"adapter.pt": "a/../../x.pt"}}}, "names a file outside"),
                                 ({"tasks": {"math": {"adapter.pt": "/x.pt"}}}, "names a file outside"),
                                 ({"tasks": {"math": {"adapter.pt": "..\\x.pt"}}}, "names a file outside"),
@@ -134,7 +134,7 @@ def test_a_manifest_is_obeyed_or_refused(folder):
 
 
 @pytest.mark.parametrize("index, complaint", [
-    ({"weight_map": ["x"]}, "weight_map is .*, expected an object"), ({"weight_map": {"a": 1}}, "a is 1, expected a text"),
+    ({"weight_map": ["x"]}, "weight_map is .*, expected an object"), ({"weight_map": {"a": 1}}, "a is 1, expected a string"),
     ({"weight_map": {"a": "../x.safetensors"}}, "names a file outside")])
 def test_an_index_of_shards_is_obeyed_or_refused(folder, index, complaint):
     (folder / "model.safetensors").unlink()
@@ -144,8 +144,8 @@ def test_an_index_of_shards_is_obeyed_or_refused(folder, index, complaint):
 
 
 @pytest.mark.parametrize("adapters, complaint", [
-    ({}, "adapters is {}, expected a list"), (["x"], "has no legacy_key"), ([{"legacy_key": ["x"]}], "expected a text"),
-    ({"filename": None}, "filename is None, expected a text"), ({"in_dim": 48.0}, "in_dim is 48.0, expected a whole"),
+    ({}, "adapters is {}, expected a list"), (["x"], "has no legacy_key"), ([{"legacy_key": ["x"]}], "expected a string"),
+    ({"filename": None}, "filename is None, expected a string"), ({"in_dim": 48.0}, "in_dim is 48.0, expected a whole"),
     ({"out_dim": "x"}, "out_dim is 'x', expected a whole"), ({"out_dim": True}, "out_dim is True, expected a whole")])
 def test_a_manifest_of_outer_links(tmp_path, adapters, complaint):
     file = checkpoints.make_links(tmp_path, {("a", "b"): "outer_ab"}, {"a": 48, "b": 40}) / "outerlink_config.json"
@@ -183,7 +183,7 @@ def test_tokens_around_a_plain_text(folder):
 
 @pytest.mark.parametrize("changes, complaint", [
     ({"eos_token": {}}, "has no eos_token.content"),
-    ({"eos_token": {"content": 5}}, "eos_token.content is 5, expected a text"),
+    ({"eos_token": {"content": 5}}, "eos_token.content is 5, expected a string"),
     ({"add_bos_token": True, "bos_token": "<new>"}, "'<new>'.*tokenizer.json does not know")])
 def test_special_tokens_that_cannot_be(folder, changes, complaint):
     edit(folder / "tokenizer_config.json", **changes)

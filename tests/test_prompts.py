@@ -122,7 +122,7 @@ def test_template_that_refuses_a_system_role(tmp_path):
     ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"), ("{{ 'a' * 10 ** 18 }}", "MemoryError|OverflowError"),
     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"), ("{{ 10 ** 5000 }}", "chat_template.jinja.*4300"),
     ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "chat_template.jinja"),
-    ("", "blank"), (" {{ '\\n' }}", "blank"), ("{{ '\\ud800' }}", "half of a surrogate pair"),
+    ("", "blank"), (" {{ '\\n' }}", "blank"), ("{{ '\\ud800' }}", "a lone surrogate"),
     ("{{ raise_exception('a\\nb') }}", "a")])
 def test_templates_that_fail_or_reach_out(tmp_path, template, complaint):
     with pytest.raises(InputError, match=complaint) as told:

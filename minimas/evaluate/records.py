@@ -56,7 +56,7 @@ def read_lines(file):
     *lines, cut = file.read_bytes().split(b"\n") if file.exists() else [b""]
     try:
         if cut and not lines and not cut.startswith(b'{"minimas"'[:len(cut)]):
-            raise ValueError("its first line is no settings")
+            raise ValueError("its first line does not hold settings")
         return [dict(json.loads(line)) for line in lines]
     except (ValueError, TypeError) as e:
         raise InputError(f"{file} is not a file of records ({e}): give another name with --out") from e
@@ -77,7 +77,7 @@ def gather(file, settings):
     if lines:  # else that run found out that it could not begin
         unchanged(file, before, settings, "--out")
     if foreign := [line for line in lines if not RECORD <= line.keys()]:
-        raise InputError(f"{file} holds a line that is no record, {str(foreign[0])[:60]}: give another name with --out")
+        raise InputError(f"{file} holds a line that is not a record, {str(foreign[0])[:60]}: give another name with --out")
     records = {record_key(line, line["index"]): line for line in lines}
     text = "".join(map(line_of, [settings, *(records[key] for key in sorted(records))]))
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))

@@ -4,14 +4,13 @@ Letters: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
 import torch
-import torch.nn.functional as F
 
 from .. import gemma, llama
 from ..cache import GrowingCache, KVCache
 from ..common import upcast
 from .linear import few_rows
 
-ACTIVATIONS = {llama.MLP: ("silu", F.silu), gemma.MLP: ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"))}  # of the gate
+ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 
 
 class Norm:
@@ -34,24 +33,24 @@ class Norm:
 class DecodeBlock:
     """The forward of a block for one token per row, in five kernels (Gemma: seven).
 
-    With more than ROWS rows, reading weights is not all that a product costs: torch does it, between our other kernels.
+    With more than ROWS rows, reading weights is not all that a product costs: the block then goes the ordinary way.
     """
 
     def __init__(self, block, kernels):
         self.block, self.ordinary, self.kernels = block, block.forward, kernels
-        self.act, self.activation = ACTIVATIONS[type(block.mlp)]
+        self.act = ACTIVATIONS[type(block.mlp)]
         norms = [block.input_layernorm, block.post_attention_layernorm]
-        if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms what a half gives too
+        if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms the output of a sublayer too
             norms += [block.pre_feedforward_layernorm, block.post_feedforward_layernorm]
             self.before, self.after = norms[::2], norms[1::2]
         else:
             self.before, self.after = norms, [None, None]
         if hasattr(block, "self_attn"):  # counts the splits of an attention that are done, per row and key/value head
             K, device = block.self_attn.k_proj.out_features // block.self_attn.d, block.input_layernorm.weight.device
-            self.done = torch.zeros(kernels.MOST_ROWS * K, dtype=torch.int32, device=device)
+            self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
 
     def __call__(self, x, positions, rope, mask, cache):
-        if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels, self.kernels.MOST_ROWS):
+        if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
             return self.ordinary(x, positions, rope, mask, cache)
         block, x = self.block, x[:, 0]  # (B, D)
         if hasattr(block, "self_attn"):
@@ -65,18 +64,13 @@ class DecodeBlock:
     def product(self, x, merged, norm, act=""):
         """norm(x) times the weights of a MergedLinear; with an activation, act of its first half, times its other half."""
         norm, packed = norm.forward, merged.packed
-        if len(x) > self.kernels.ROWS:
-            y = packed(norm(x))
-            return self.activation(y[:, :merged.sizes[0]]) * y[:, merged.sizes[0]:] if act else y
         return self.kernels.linear(x, packed.weight, packed.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act)
 
     def add(self, x, y, proj, norm):
         """x + W y, or x + norm(W y)."""
-        few = len(x) <= self.kernels.ROWS
-        if few and norm is None:
+        if norm is None:
             return self.kernels.linear(y, proj.weight, proj.bias, residual=x)
-        y = self.kernels.linear(y, proj.weight, proj.bias) if few else proj(y)
-        return x + y if norm is None else norm.forward(y, residual=x)
+        return norm.forward(self.kernels.linear(y, proj.weight, proj.bias), residual=x)
 
     def attend(self, a, x, positions, rope, cache):
         """An attention module up to its last projection: x (B, D) -> (B, H d)."""

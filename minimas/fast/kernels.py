@@ -3,7 +3,7 @@
 A decode step is memory-bound: its cost is reading each weight once. Four kernels therefore do what takes thirty operations
 of torch or more in each block, so that little else is read, written or waited for:
 
-    linear     y = act(W norm(x) + b) + residual, a product with everything that stands before and behind it
+    linear     y = act(W norm(x) + b) + residual, a product with everything that stands before and after it
     attend     norms and rotation of q and k, the write into the KV cache, and split-KV flash decoding over its filled part
     delta      all of a Gated DeltaNet between its projections, its memory included
     norm       y = gain x / rms(x) + residual, or a LayerNorm
@@ -27,8 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-ROWS = 32  # rows that `linear` takes; more are work for a matrix product of torch
-MOST_ROWS = 256  # rows of a step in which the other kernels still take the place of torch's operations
+ROWS = 32  # rows of a step that the kernels take; more are work for matrix products of torch
 MULTIPROCESSORS = 132  # of an H100 or H200; sizes are chosen so that each has something to read
 GATES = ("silu", "gelu_tanh")  # activations of the first half of W's rows, by which the second half is multiplied
 

@@ -79,8 +79,8 @@ def can_build():
     return which(compiler) is not None and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
 
 
-def few_rows(x, kernels, most=None):
-    """Whether the kernels are for x (..., D): it has a row, at most `most` (None: ROWS), and no gradient is asked for."""
+def few_rows(x, kernels):
+    """Whether the kernels are for x (..., D): it has a row, at most ROWS of them, and no gradient is asked for."""
     if kernels is None or torch.is_grad_enabled():
         return False
-    return 0 < x.numel() <= (most or kernels.ROWS) * x.shape[-1]
+    return 0 < x.numel() <= kernels.ROWS * x.shape[-1]

@@ -1,7 +1,9 @@
-"""The logit lens on latents: what agents think, as far as their own heads can tell.
+"""The logit lens on the states of latent steps: what agents think, as far as their own heads can tell.
 
-A latent does not stand for a token. But the head that turns an agent's states into tokens shows which tokens a latent
-is close to and how sure that is, and cosines show how latents change from step to step and from round to round.
+A state of a latent step does not stand for a token. But the head that turns an agent's states into tokens shows which
+tokens it is close to and how sure that is. Cosines show how states change from step to step and from round to round.
+
+Letters: m latent steps, D width, V vocabulary.
 """
 
 import torch

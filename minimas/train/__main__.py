@@ -88,7 +88,7 @@ def add_steps(add):
 
 def add_losses(add):
     """The options of the losses, and of how links start."""
-    add("--mse", type=float, default=0.0, help="inner: weight of the squared error beside the cosine (default 0)")
+    add("--mse", type=float, default=0.0, help="inner: weight of the squared error besides the cosine (default 0)")
     add("--rounds", type=int, default=3, help="outer: rounds of recursion (default 3)")
     add("--latents", choices=("rollout", "teacher"), default="rollout",
         help="outer: agents think as at inference (default), or send the states at the tokens of given texts, as released")
