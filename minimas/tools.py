@@ -18,8 +18,7 @@ MAX_RESULT = 6000  # characters
 
 def call_at_end(text):
     """(tool, argument) if the text ends with a closed call, else None."""
-    found = FINAL_CALL.search(text)
-    return found and (found[1].lower(), found[2].strip())
+    return (call := FINAL_CALL.search(text)) and (call[1].lower(), call[2].strip())
 
 
 class ToolCalls:
