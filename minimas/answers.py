@@ -7,6 +7,13 @@ import textwrap
 BLOCK = re.compile(r"(^[ \t]*)?```[ \t]*+([\w+-]*+)(?(1)[^`\n]*|[ \t]*)\n"
                    r"(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 
+# Text in a command of its own is no word with the letter before it: C \text{warfarin}, but not C\text{arbon}
+TEXT_AFTER = re.compile(r"(?<=\b[A-D])(?:(?:[\s}~]|\\[ ,;:]|\\q?quad\b)+\\text[a-z]*\s*\{|\\text[a-z]*\s*\{(?=[\s(]))")
+# A letter and its text, unless a second letter follows it as an answer: A, B or (A) and (B)
+OPTION = re.compile(r"\s*(?:(?:option|choice|answer)\b(?:\s*is\b)?[\s:]*)?[(\[]?\s*([A-D])"
+                    r"(?!\W*(?:(?:and|or)\W+[A-D]\b|(?-i:[A-D])\W*(?:$|[,/&]|and\b|or\b)))"
+                    r"(?:\s*(?:[.):;\]–—]|$)|(?<=(?-i:[A-D]))(?:\s*[(,]|\s+-))", re.IGNORECASE)
+
 
 def boxed(text):
     r"""The content of the last \boxed{...} that is closed; None if there is none, or if it is empty."""
@@ -22,10 +29,10 @@ def boxed(text):
 
 
 def letter(text):
-    r"""The option A to D in the last box, as in B, (b), B., \text{B}, "B) 12 mg" or "B: text"; else None."""
-    plain = re.sub(r"\\(text|math)[a-z]*\s*\{|\\[ ,;:!]|[{}$]", "", boxed(text) or "")
-    option = re.match(r"\s*(?:\(\s*([A-D])\s*\)|([A-D])\s*(?:[.):]|$))", plain, re.IGNORECASE)
-    return option and (option[1] or option[2]).upper()
+    r"""The option A to D in the last box, as in B, (b), B., \text{B}, B: text, B - text or B \text{text}; else None."""
+    plain = TEXT_AFTER.sub(": ", boxed(text) or "")
+    plain = re.sub(r"\\(text|math)[a-z]*\s*\{|\\([ ,;:!]|q?quad\b)|[{}$*]", "", plain)
+    return (option := OPTION.match(plain)) and option[1].upper()
 
 
 def code_block(text):

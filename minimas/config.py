@@ -84,10 +84,9 @@ def check_layers(file, config, allowed):
     for many, few in ("num_attention_heads", "num_key_value_heads"), ("linear_num_value_heads", "linear_num_key_heads"):
         if hasattr(config, many) and (n := getattr(config, many)) % (share := getattr(config, few)):
             raise InputError(f"{file}: {many} is {n}, expected a multiple of {few} {share}; fetch the file again")
-    types = getattr(config, "layer_types", ["full_attention"] * config.num_hidden_layers)
-    if not isinstance(types, list) or len(types) != config.num_hidden_layers or not allowed.issuperset(map(str, types)):
-        raise InputError(f"{file}: layer_types is {types!r}, expected {config.num_hidden_layers} of "
-                         f"{', '.join(sorted(allowed))}")
+    n, types = config.num_hidden_layers, getattr(config, "layer_types", ["full_attention"] * config.num_hidden_layers)
+    if not isinstance(types, list) or len(types) != n or not allowed.issuperset(map(str, types)):
+        raise InputError(f"{file}: layer_types is {types!r}, expected {n} of {', '.join(sorted(allowed))}")
     if "sliding_attention" in types and config.sliding_window is None:
         raise InputError(f"{file}: layer_types has sliding_attention, but sliding_window is null or not in use")
 

@@ -33,7 +33,20 @@ def test_no_text_takes_long(text):
     (r"\boxed{\mathbf{B}}", "B"), (r"\boxed{\textit{B}}", "B"), (r"\boxed{$B$}", "B"), (r"\boxed{\text{ B}}", "B"),
     (r"\boxed{\ B}", "B"), (r"\boxed{\textbf{(B)} 12 mg}", "B"), (r"\boxed{B) 12 mg}", "B"), (r"\boxed{B.}", "B"),
     (r"\boxed{B: text}", "B"), (r"\boxed{\text{B}. some text}", "B"), (r"\boxed{(B) A cat}", "B"),
-    (r"\boxed{a cat}", None), (r"\boxed{d = 5}", None), (r"\boxed{A or B}", None), (r"\boxed{}", None)])
+    (r"\boxed{a cat}", None), (r"\boxed{d = 5}", None), (r"\boxed{A or B}", None), (r"\boxed{}", None),
+    # with its text
+    (r"\boxed{C - warfarin}", "C"), (r"\boxed{C \text{(warfarin)}}", "C"), (r"\boxed{C (warfarin)}", "C"),
+    (r"\boxed{C – warfarin}", "C"), (r"\boxed{C \text{ warfarin}}", "C"), (r"\boxed{C\text{ warfarin}}", "C"),
+    (r"\boxed{\text{C} \quad \text{warfarin}}", "C"), (r"\boxed{\textbf{C}\ \text{warfarin}}", "C"),
+    (r"\boxed{C, warfarin}", "C"), (r"\boxed{\text{Option C}}", "C"), (r"\boxed{Answer: C}", "C"),
+    (r"\boxed{[C]}", "C"), (r"\boxed{**C**}", "C"), (r"\boxed{\text{C - beta-blocker}}", "C"),
+    (r"\boxed{B: a and b}", "B"), (r"\boxed{\mathrm{(C)}\ \text{warfarin}}", "C"),
+    # two letters, and words
+    (r"\boxed{A, B}", None), (r"\boxed{A and C}", None), (r"\boxed{(A) and (C)}", None), (r"\boxed{A. B.}", None),
+    (r"\boxed{A - B}", None), (r"\boxed{A \text{ or } B}", None), (r"\boxed{A, B, and C}", None),
+    (r"\boxed{A \text{ and C}}", None), (r"\boxed{A/B}", None), (r"\boxed{\text{A} \text{B}}", None),
+    (r"\boxed{B-cell}", None), (r"\boxed{C\text{arbon}}", None), (r"\boxed{C-reactive protein}", None),
+    (r"\boxed{d - 5}", None), (r"\boxed{a (cat)}", None), (r"\boxed{D dimer}", None), (r"\boxed{A and a cat}", None)])
 def test_choice(text, answer):
     assert extract(text, "choice") == answer
 

@@ -19,6 +19,7 @@ import pytest
 from minimas import InputError
 from minimas.evaluate import latex, run_tests
 from minimas.evaluate.grade import GRADERS, MathVerify, default_grader, same_math, same_text
+from minimas.evaluate.rows import Row
 from minimas.evaluate.run_tests import passes
 from minimas.sandbox import python as sandbox
 
@@ -88,6 +89,13 @@ def test_values_at_points(predicted, target, equal):
     (r"\text{x-axis}", "x-axis", True)])
 def test_units_and_words(predicted, target, equal):
     assert same_math(predicted, target, "plain") is same_math(target, predicted, "plain") is equal
+
+
+@pytest.mark.parametrize("cell, text", [
+    (1e-5, "0.00001"), (1e22, "1" + "0" * 22), (1.0, "1.0"), (3, "3"), ("1e-5", "1e-5"), ("infinite", "infinite"),
+    (float("nan"), ""), (float("-inf"), ""), (None, ""), ("NaN", ""), ("null", ""), (" ", "")])
+def test_numbers_of_rows(cell, text):
+    assert Row({"answer": cell}, "file", 1, {}).text("answer") == text
 
 
 def test_math_verify():

@@ -3,7 +3,7 @@ r"""The value of tidied LaTeX at three fixed points: the arithmetic behind latex
 Expressions are evaluated as they are read, by precedence climbing. Two of them are called equal if they agree at all
 three points. In practice that is equality: the letters stand for random fractions, and a false identity of polynomials
 or their quotients fails at all but few points. Rational arithmetic is exact, so 0.333 is not 1/3. With a root, pi, i or
-a function, numbers become complex floats, which have to agree to 1e-12. Letters are positive at one point and negative
+a function, numbers become complex floats, which have to agree to 4e-13. Letters are positive at one point and negative
 at another, so sqrt(x^2) is |x|. e and i are the constants, and \log is to base 10.
 
 ValueError, ArithmeticError or RecursionError: a text cannot be read, is too large, or has no value.
@@ -15,7 +15,9 @@ import re
 from fractions import Fraction
 from random import Random
 
-TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\d+\.?\d*|\.\d+|[a-zA-Z](?:_\{\w+\})?|[-+*/^(){}\[\]!_])", re.ASCII)
+# One token is also a function of a number, as f(2): it is no product
+TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\d+\.?\d*|\.\d+|[fghFGHP]\((?:[^()a-zA-Z]|\\[a-z]+)+\)|[a-zA-Z](?:_\{\w+\})?"
+                   r"|[-+*/^(){}\[\]!_])", re.ASCII)
 APART = re.compile(r"\d\s+[\d.]|(?<![\\{a-zA-Z])(?!degrees\b)[a-zA-Z]{4}")  # 5 6 and words are no products
 LONGEST = 400  # characters of a text
 MOST_BITS = 5000  # of the numerator or denominator of a power
@@ -117,6 +119,6 @@ def values_at_points(text):
 
 
 def equal(v, w):
-    """Whether two lists of values are the same: exactly if they are Fractions, else to 1e-12."""
+    """Whether two lists of values are the same: exactly if they are Fractions, else to 4e-13."""
     return all(x == y or not (isinstance(x, Fraction) and isinstance(y, Fraction)) and
-               cmath.isclose(x, y, rel_tol=1e-12) for x, y in zip(v, w))
+               cmath.isclose(x, y, rel_tol=4e-13) for x, y in zip(v, w))

@@ -89,7 +89,7 @@ def serve_math_verify(connection):
     while True:
         pair = connection.recv()
         try:
-            predicted, target = (parse("\\boxed{" + text + "}", parsing_timeout=3) for text in pair)
+            predicted, target = (parse(rf"\boxed{{{text}}}", extraction_mode="first_match", parsing_timeout=3) for text in pair)
             verdict = bool(verify(target, predicted, timeout_seconds=3))
         except BaseException:  # its timeout is no Exception
             verdict = False

@@ -15,6 +15,7 @@ SPELLINGS = Path(__file__).with_name("spellings.txt").read_text(encoding="utf-8"
 REPLACED = [(re.compile(line.split("`")[1]), line.split("`")[3]) for line in SPELLINGS if line.startswith("`")]
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")  # 0.1\overline{6}
 THOUSANDS = re.compile(r"(?:\w\s*=)?\s*-?\d{1,3}([, ])\d{3}(?:\1\d{3})*(?! ?[\d,])")  # 12,000 or x = 12 000
+SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?![\w.])")  # 1e-5
 MATRIX = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 WORDS = re.compile(r"""(?=.*"|.*[a-z]{4}|(?:yes|no|odd)$)[a-z"\s.,:;'!?()-]+""", re.I)
 # A number, then its unit: a percent sign, text in quotation marks, or plain letters; and the unit's power
@@ -24,12 +25,10 @@ UNIT = re.compile(r"""(.*[^\s"])\s*(?:(%)|"([^"]*)"|(?<=[\d)}])(?:\s+|(?=[ckm]m\
 CHANGING = re.compile(r"[^a-z]*[\d!\\]|[eixyz]$|(squared|cubed|factorial|plus|minus|is|pi)\b|.*\b("
                       r"hundred|thousand|(m|b|tr)illion|dozen|half|halve|third|(four|fif|six|seven|eigh|nin|ten)th|"
                       r"and|or|more|less|least|most|not)(th)?s?\b", re.DOTALL)
-SHORT = {"centimeter": "cm", "meter": "m", "kilometer": "km", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
-         "hr": "h", "hour": "h", "minute": "min", "second": "s", "sec": "s", "mile": "mi",
-         "gram": "g", "kilogram": "kg"}
-KNOWN = {*SHORT, *SHORT.values(), *"""sq square cubic per mm yard yd unit degree c f celsiu fahrenheit radian dollar cent
-         mph liter ml pound lb ounce oz gallon day week month year people point""".split()}  # in plain letters, without s
-NAME = re.compile(r"([a-zA-Z]|\\(alpha|beta|gamma|theta|lambda|omega|phi|mu))(_\{?\w\}?)?(\([a-zA-Z]\))?")  # x, x_1, f(x)
+UNITS = [line.split()[1:] for line in SPELLINGS if line.startswith("unit ")]
+SHORT, KNOWN = {unit[0]: unit[-1] for unit in UNITS}, {name for unit in UNITS for name in unit}  # without s
+NAME = re.compile(r"([a-zA-Z]|(?:\\frac|\\abs|[{}/]|[A-Z]{2,3})+|\\(alpha|beta|gamma|theta|lambda|omega|phi|mu))"
+                  r"(_\{?\w\}?)?(\(([a-zA-Z]|-?\d+)\))?")  # x, AB, |AB|, x_1, f(x), f(2)
 
 
 def tidy(text):
@@ -108,17 +107,17 @@ def quantity(text):
 
 
 def unit_of(name, exponent):
-    """One spelling for a unit: square centimeters, sq cm and cm^2 become "cm^{2}"; degrees ""."""
+    """One spelling for a unit: square centimeters, sq cm and cm^2 become "cm^{2}"."""
     name = name.strip().lower()
     exponent = "^{2}" if name.startswith("sq") else "^{3}" if name.startswith("cubic") else exponent
-    name = re.sub(r"^(sq(uare)?|cubic)\b|[.\s]|(?<=\w\w)s$|^degrees?$", "", name)
+    name = re.sub(r"^(sq(uare)?|cubic)\b|[.\s]|(?<=\w\w)s$", "", name)
     return SHORT.get(name, name) + exponent
 
 
 def alike(a, b):
     """Whether two meanings are the same; ValueError or ArithmeticError if that cannot be told."""
     if (a[0] == "relation") != (b[0] == "relation"):
-        a, b = without_name(a), without_name(b)
+        a, b = without_name(a, b), without_name(b, a)
     match a, b:
         case ("words", words), ("words", others):
             return words == others
@@ -138,30 +137,44 @@ def alike(a, b):
 
 def same_value(values, unit, others, other_unit):
     """Equal numbers, in the same unit or one without; 50% is 0.5, and also 50 if only one side says percent."""
-    if unit and other_unit and unit != other_unit:
+    one, two = sorted((unit, other_unit))
+    if one and one != two and not (one == "degree" and two.startswith(one)):  # 20 degrees are 20 degrees C
         return False
     return (equal(values, others) or unit == "%" != other_unit and equal(values, [100 * x for x in others])
             or other_unit == "%" != unit and equal(others, [100 * x for x in values]))
 
 
-def without_name(meant):
+def without_name(meant, other):
     """The meaning of `...` in a relation `x = ...`, to compare it with an answer that leaves `x =` out."""
     if meant[0] != "relation":
         return meant
     _, left, sign, right = meant
-    if sign != "=" or not NAME.fullmatch(left):
+    if sign == "=" and NAME.fullmatch(left):
+        return meaning(right)
+    if other[0] != "value" or sign == "=" and constant(values_at_points(left)):
         raise ValueError("a relation on one side only")
-    return meaning(right)
+    return meant  # no value
 
 
 def same_relation(a, b):
-    """Whether a relation, all on its left side, is the other times a number; a negative one reverses inequalities."""
+    """Whether a relation, all on its left side, is the other times a number; a negative one reverses inequalities.
+
+    If that side is the same at all points, as in 0 = 0 and x = x, its ratio proves nothing: each side is compared.
+    """
     (_, left, sign, right), (_, other_left, other_sign, other_right) = a, b
-    sides = map(values_at_points, (left, right, other_left, other_right))
-    ratios = [(v - w) / (other_v - other_w) for v, w, other_v, other_w in zip(*sides)]
-    if not ratios[0].real > 0:
-        other_sign = other_sign.translate(str.maketrans("<>", "><"))
-    return sign == other_sign and equal(ratios, ratios[:1] * len(ratios))
+    v, w, other_v, other_w = map(values_at_points, (left, right, other_left, other_right))
+    reversed_sign = other_sign.translate(str.maketrans("<>", "><"))
+    differences, others = ([x - y for x, y in zip(*sides)] for sides in ((v, w), (other_v, other_w)))
+    if constant(differences) or constant(others):
+        return (sign == other_sign and equal(v, other_v) and equal(w, other_w)
+                or sign == reversed_sign and equal(v, other_w) and equal(w, other_v))
+    ratios = [x / y for x, y in zip(differences, others)]
+    return sign == (other_sign if ratios[0].real > 0 else reversed_sign) and constant(ratios)
+
+
+def constant(values):
+    """Whether values at points are all the same."""
+    return equal(values, values[:1] * len(values))
 
 
 def same_latex(predicted, target):
@@ -171,6 +184,13 @@ def same_latex(predicted, target):
     predicted, target = tidy(predicted), tidy(target)
     if predicted and without_blanks(predicted) == without_blanks(target):
         return True
+    read = tuple(SCIENTIFIC.sub(r"(\1*10^{\2})", text) for text in (predicted, target))
+    verdicts = [verdict(*texts) for texts in {read, (predicted, target)}]  # 5e-5 may also be 5 times e, less 5
+    return True in verdicts or (None if None in verdicts else False)
+
+
+def verdict(predicted, target):
+    """Whether two tidied texts mean the same; None if one of them cannot be read."""
     try:
         return alike(meaning(predicted), meaning(target))
     except (ValueError, ArithmeticError, RecursionError):

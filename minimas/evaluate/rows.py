@@ -5,10 +5,12 @@ Rows are read one at a time. A file on the hub is downloaded when its first row 
 
 import csv
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from ..common import InputError, parse_json
 
+NO_VALUE = "", "null", "nan", "NaN", "inf", "-inf"  # of a number, as programs write it
 PARQUET = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
 
 
@@ -37,11 +39,13 @@ class Row:
         return self.cell(name) if name in self.columns or name in self.cells else default
 
     def text(self, name):
-        """The text of a required column, "" if it is blank or null; InputError if it holds a list or an object."""
+        """The text of a required column, "" if it is blank or no value; InputError if it holds a list or an object."""
         value = self.cell(name)
         if isinstance(value, (list, dict)):
             raise InputError(f"{self}: column {name!r} holds a {type(value).__name__}, expected text or a number")
-        return "" if value is None or str(value).isspace() else str(value)
+        if value is None or str(value).strip() in NO_VALUE:
+            return ""
+        return f"{Decimal(str(value)):f}" if isinstance(value, (float, Decimal)) else str(value)  # 0.00001, not 1e-05
 
 
 # Files

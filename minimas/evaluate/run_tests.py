@@ -2,37 +2,17 @@
 
 import json
 import os
+import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 
 from ..common import InputError
 from ..sandbox.python import run_guarded
 
-# LiveCodeBench's starter code uses common names without importing them, and answers to MBPP+ may do so, too. builtins
-# comes late in this list, to win over math.pow and the like; the modules are imported last, to win over names inside
-# them, such as datetime.datetime and copy.copy. The two limits are those of LiveCodeBench's own runner.
-MODULES = """sys bisect collections copy datetime functools heapq io itertools json math operator random re statistics
-             string""".split()
-COMMON = "import os\nos.dup2(os.open(os.devnull, os.O_WRONLY), 2)\n"  # stderr is no part of a program's answer
-COMMON += "".join(f"from {name} import *\n" for name in [*MODULES, "builtins", "typing"])
-COMMON += f"import {', '.join(MODULES)}\nsys.setrecursionlimit(50000)\nsys.set_int_max_str_digits(50000)\n"
-MODULE = """
-import json, sys, types
-sys.modules["answer"] = types.ModuleType("answer")
-names = vars(sys.modules["answer"])
-exec({common!r}, names)
-exec(compile({program!r}, "answer.py", "exec"), names)
-"""
-CALL_TEMPLATE = MODULE + """
-result = getattr(names["Solution"](), {fn_name!r}) if "Solution" in names else names[{fn_name!r}]
-result = json.dumps(result(*[json.loads(line) for line in {arguments!r}.split("\\n")]))
-sys.__stdout__.write("\\n{mark}" + result)
-"""
-SCRIPT_TEMPLATE = MODULE + """
-exec(compile({test!r}, "test.py", "exec"), names)
-sys.__stdout__.write("\\n{mark}")
-"""
+PROGRAMS = Path(__file__).with_name("programs.txt").read_text(encoding="utf-8")
+_, COMMON, MODULE, CALL, SCRIPT = re.split(r"^\[\w+\]\n", PROGRAMS, flags=re.MULTILINE)
 
 
 def tests_at_once():
@@ -65,7 +45,7 @@ def passes_one(program, test, fn_name, seconds, megabytes):
     """
     mark = secrets.token_hex(16)
     if isinstance(test, str):
-        code = SCRIPT_TEMPLATE.format(common=COMMON, program=program, test=test, mark=mark)
+        code = (MODULE + SCRIPT).format(common=COMMON, program=program, test=test, mark=mark)
         output, ending = run_guarded(code, seconds, megabytes)
         return ending == "" and output.endswith(mark)
     given, expected = test
@@ -73,7 +53,7 @@ def passes_one(program, test, fn_name, seconds, megabytes):
         code = f"exec({COMMON!r})\nexec(compile({program!r}, 'answer.py', 'exec'))"
         output, ending = run_guarded(code, seconds, megabytes, stdin=given)
         return ending == "" and same_output(output, expected)
-    code = CALL_TEMPLATE.format(common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark)
+    code = (MODULE + CALL).format(common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark)
     output, ending = run_guarded(code, seconds, megabytes)
     try:
         return ending == "" and from_json(output.rpartition(mark)[2]) == from_json(expected)

@@ -127,8 +127,7 @@ def check_folder(args, task):
     """InputError if --out cannot be written to, or already holds links or a training that is not to be continued."""
     existing = next(place for place in (args.out, *args.out.absolute().parents) if place.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"--out {args.out} cannot be made or written to ({existing} is a file, or closed to you): "
-                         "give another folder")
+        raise InputError(f"--out {args.out} cannot be written ({existing} is a file or closed to you): give another folder")
     if any(file.exists() for file in files_of(args.out, task)):
         if not args.resume:
             raise InputError(f"{args.out} already holds a training: continue it with --resume, or give another --out")

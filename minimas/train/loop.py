@@ -133,8 +133,7 @@ class Run:
         losses = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
         size = -(-len(losses) // 400)
         means = [(i + size / 2, fmean(losses[i:i + size])) for i in range(0, len(losses), size)]
-        title = f"loss, {self.settings['what']} of {self.settings['style']}"
-        save_charts(file, [(title, "steps", {self.settings["data"]: means})])
+        save_charts(file, [("loss, {what} of {style}".format(**self.settings), "steps", {self.settings["data"]: means})])
 
 
 # Steps
