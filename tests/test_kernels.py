@@ -55,7 +55,7 @@ def normed(x, gain, eps=1e-6):
 @torch.no_grad()
 def test_linear(dtype, B, K, N):
     """Rows, inputs and outputs that fill no block, strided rows,
-    and all that may stand before and behind the product.
+    and all that may stand before and after the product.
     """
     wide = random(B, 2 * K, dtype=dtype) * 3 + 0.5
     x, w, b = wide[:, :K], random(N, K, dtype=dtype, seed=1) / K ** 0.5, random(N, dtype=dtype, seed=2)
