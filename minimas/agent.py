@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from .cache import KVCache
-from .common import no_op
+from .common import InputError, no_op
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
 from .link import InnerLink, fused
@@ -47,6 +47,14 @@ def run_steps(step, carry, times, tick=no_op):
         outputs.append(output)
         tick()
     return carry, outputs
+
+
+def check_finite(finite, what, model):
+    """InputError unless `finite`: what a model computes is NaN or infinite."""
+    if not finite:
+        dtype = str(model.norm.weight.dtype).removeprefix("torch.")
+        raise InputError(f"{what} are not finite: {dtype} overflows, or weights or links are damaged; "
+                         "try --dtype float32, and fetch the files again if that does not help")
 
 
 class PrefixCache(NamedTuple):

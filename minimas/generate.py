@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .agent import left_pad
+from .agent import check_finite, left_pad
 from .cache import KVCache, first_rows, grow, keep_rows, repeat_rows
 from .common import no_op
 from .sample import sample, uniforms
@@ -23,6 +23,7 @@ def generate(agent, prompts, seeds, settings, tick=no_op, reply=None):
     """Write after B prompts (see Agent.embed) -> a list of token ids for each text.
 
     A text ends with one of the generation config's eos_ids, which is part of it, or after settings.max_new_tokens.
+    InputError if a score is not finite.
     seeds     an integer for each text: k of them for each prompt, which is read once for all k
     settings  max_new_tokens, temperature, top_p, top_k (None: the generation config's), as in styles.Settings
     reply     reply(b, ids) gives ids to insert after text b's last token, such as a tool's result; mostly none. While
@@ -86,7 +87,8 @@ class Batch:
         """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are drawn from the last of them."""
         u = uniforms.gather(1, token_index)[:, 0] if self.sampling[0] else None
         tokens = sample(self.model.logits(h[:, -1]), u, *self.sampling)
-        return Inputs(self.model.embed(tokens[:, None]), positions[:, -1:] + 1, uniforms, token_index + 1), tokens
+        x = self.model.embed(tokens[:, None].clamp(min=0))  # -1: not finite, which `append` will find
+        return Inputs(x, positions[:, -1:] + 1, uniforms, token_index + 1), tokens
 
     def take_steps(self, times, tick):
         """Go on by `times` tokens per row, (rows, times)."""
@@ -108,6 +110,7 @@ class Batch:
         written = tokens.tolist()  # here the host waits for the device; in the steps it never does
         for i, b in enumerate(self.rows):
             if b is not None:
+                check_finite(-1 not in written[i], f"the scores that {type(self.model).__name__} gives to tokens", self.model)
                 end = next((n for n, token in enumerate(written[i], 1) if token in eos_ids), None)
                 self.ids[b] += written[i][:end]
                 if end is None:

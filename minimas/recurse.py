@@ -22,7 +22,7 @@ from threading import RLock
 import torch
 from tqdm import tqdm
 
-from .agent import load_agent
+from .agent import check_finite, load_agent
 from .answers import extract
 from .cli import add_answering, checkpoints, command, make_parser, read_questions, writable_file
 from .common import InputError, check_known, no_op, write_atomic
@@ -81,6 +81,8 @@ def recurse(system, questions, settings, tick=no_op, think=None):
             with agent.at_work():
                 if settings.channel == "latent":
                     H = think(r, role, prompts) if think else agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
+                    if not think:
+                        check_finite(H.isfinite().all(), f"the states of {role} in round {r}", agent.model)
                     turn = Turn(r, role, prompts, send_latents(system, role, H), [0] * len(questions), H)
                 else:
                     ids = generate(agent, prompts, seeds(questions, settings.seed, r, role), settings, tick)

@@ -29,18 +29,20 @@ def uniforms(seeds, n):
 
 
 def sample(logits, u, temperature, top_k, top_p):
-    """logits (B, V) and uniform numbers u (B,) -> ids (B,).
+    """logits (B, V) and uniform numbers u (B,) -> ids (B,), -1 where the best logit is not finite.
 
     Temperature 0 takes the best token. Else, in this order: keep the top_k best tokens (0: all), divide by the
     temperature, keep the fewest of them whose probabilities add up to top_p, and take the one at which the running sum
     passes u.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        best, ids = logits.max(-1)  # NaN counts as the largest
+        return ids.where(best - best == 0, -1)
     V = logits.shape[-1]
     best, ids = logits.topk(min(top_k or V, V), sorted=True)  # (B, k), best first; nothing else is done to all V
     p = (best.float() / temperature).softmax(-1)
     p = p * (p.cumsum(-1) - p < top_p)  # a token is needed if the sum before it falls short of top_p
     reached = p.double().cumsum(-1)
     index = (reached <= u[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
-    return ids.gather(1, index.clamp(max=ids.shape[1] - 1)).squeeze(1)
+    ids = ids.gather(1, index.clamp(max=ids.shape[1] - 1)).squeeze(1)
+    return ids.where(best[:, 0] - best[:, 0] == 0, -1)

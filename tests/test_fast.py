@@ -132,7 +132,7 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
             results = quick.run(asked, batch_size=batch_size, **options)
         assert_same(results, plain.run(asked, batch_size=batch_size, **options))
     assert captures and not any(in_step for _, _, in_step in gpu.passed)
-    assert {where for what, where, _ in gpu.passed if what == "read"} <= {"append", "plain_causal"}
+    assert {where for what, where, _ in gpu.passed if what == "read"} <= {"append", "check_finite", "plain_causal"}
 
 
 def test_one_latent_has_no_step_after_it(folders, gpu):

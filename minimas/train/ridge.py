@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 import torch
 from torch import nn
 
+from ..agent import check_finite
 from ..link import InnerLink
 from ..tokenizer import DATE
 from .losses import MAX_POSITIONS, forced_turns
@@ -38,6 +39,7 @@ def ridge_start(system, edge, turns, strength=0.01, longest=MAX_POSITIONS, date=
     """
     link = system.outer_links[edge]
     mean_x, b, C, C_xy, variance_y = moments(token_pairs(system, edge, turn, longest, date) for turn in turns)
+    check_finite(mean_x.isfinite().all(), f"the states of {edge[0]}", system.agents[edge[0]].model)
     s = variance_y.sqrt() + 1e-12
     penalty = strength * C.diagonal().mean() + 1e-12  # never zero, not even if all pairs are the same
     W = torch.linalg.solve(C + penalty * torch.eye(len(C), device=C.device), C_xy / s).T
