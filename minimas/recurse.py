@@ -33,9 +33,9 @@ from .look.logit_lens import logit_lens, table
 from .look.trace import page
 from .prompts import TASKS, Slot, answer_retry, prompt, wrap
 from .sample import seeds
+from .sandbox.tools import ToolCalls
 from .styles import STYLES, Settings, style_named
 from .tokenizer import DATE
-from .tools import ToolCalls
 
 __all__ = ["STYLES", "Result", "Settings", "System", "Turn", "load_mas_system", "recurse"]  # what pydoc shows
 

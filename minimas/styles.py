@@ -12,9 +12,9 @@ from pathlib import Path
 
 from .common import InputError, check_known, check_text, read_json
 from .prompts import Question
+from .sandbox.tools import TOOLS
 from .tiny.task import with_labels
 from .tokenizer import DATE
-from .tools import TOOLS
 
 
 @dataclass(frozen=True)

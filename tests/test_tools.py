@@ -15,11 +15,11 @@ import torch
 
 import checkpoints
 import minimas
-from minimas import tools
 from minimas.generate import generate
+from minimas.sandbox import tools
 from minimas.sandbox.python import run_guarded, run_python
 from minimas.sandbox.search import search
-from minimas.tools import call_at_end, result_text
+from minimas.sandbox.tools import call_at_end, result_text
 
 
 @pytest.mark.parametrize("text, call", [

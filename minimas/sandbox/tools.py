@@ -6,8 +6,8 @@ the user named it.
 
 import re
 
-from .sandbox.python import run_python
-from .sandbox.search import search
+from .python import run_python
+from .search import search
 
 TOOLS = ("python", "search")
 FINAL_CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\Z", re.DOTALL | re.IGNORECASE)
