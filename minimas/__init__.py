@@ -7,7 +7,7 @@
 
 from .common import InputError
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["InputError", "Result", "STYLES", "Settings", "System", "load_mas_system"]
 
 

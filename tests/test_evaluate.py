@@ -14,6 +14,7 @@ import threading
 import time
 import xml.etree.ElementTree as xml
 from contextlib import redirect_stdout
+from functools import partial
 
 import pytest
 import torch
@@ -22,10 +23,10 @@ import minimas
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate.benchmarks import Example
 from minimas.evaluate.grade import graders_for, is_correct
+from minimas.evaluate.records import answers_hash
 from minimas.evaluate.report import interval
-from minimas.evaluate.runs import fingerprint
 from minimas.look.plot import save_charts, ticks
-from minimas.recurse import Result, System
+from minimas.recurse import System
 from minimas.styles import STYLES
 from minimas.tiny.task import questions
 
@@ -48,6 +49,13 @@ def run(monkeypatch, capsys, *args):
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
     evaluate.command(evaluate.main)
     return capsys.readouterr()
+
+
+def refused(monkeypatch, capsys, *args):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args)
+    assert end.value.code == 2
+    return capsys.readouterr().err
 
 
 def records(file):
@@ -143,7 +151,7 @@ def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeyp
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text().replace("+1", "+2"))
     out.write_text(short.read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
-    cases = (data, "mine.json", "not a file of records"), (other, "records.jsonl", "is not that of the data set")
+    cases = (data, "mine.json", "not a file of records"), (other, "records.jsonl", "rows_hash: ")
     for asked, name, complaint in cases:
         with pytest.raises(SystemExit) as end:
             run(monkeypatch, capsys, *options(asked, tmp_path / name, *limit))
@@ -157,7 +165,8 @@ def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("change, complaint", [
-    (("--seed", "7"), "seed: 42 there, 7 now"), (("--limit", "3"), "limit: None there, 3 now")])
+    (("--seed", "7"), "seed: 42 there, 7 now"), (("--limit", "3"), "questions: 24 there, 3 now"),
+    (("--top-k", "3"), "top_k: None there, 3 now"), (("--regrade", "--seed", "7"), "seed: 42 there, 7 now")])
 def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change, complaint):
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *options(data, unbroken[0], *change))
@@ -305,28 +314,18 @@ def test_files_that_are_one_are_refused(data, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir()) and data.read_text().count("\n") == 24
 
 
-def test_other_answers_and_other_links_are_another_run(short, data, tmp_path, monkeypatch, capsys):
-    """Neither is seen in the settings' names: the answers in the data, the files behind --checkpoint.
+def test_other_links_are_another_run(data, tmp_path, monkeypatch, capsys):
+    """The files behind --checkpoint, under a path with an equals sign, too: it begins after the first =.
     That a file is newer, or that the records are beside the links, makes no other run of it.
     """
-    links = shutil.copytree(STYLES["tiny"].checkpoints["links"], tmp_path / "links")
-    out = links / "r.jsonl"
-    args = options(data, out, "--limit", "4", "--checkpoint", f"links={links}")
+    links = shutil.copytree(STYLES["tiny"].checkpoints["links"], tmp_path / "lr=1e-3" / "links")
+    args = options(data, links / "r.jsonl", "--limit", "4", "--checkpoint", f"links={links}")
     run(monkeypatch, capsys, *args)
-    corrected, kept = tmp_path / "corrected.jsonl", out.read_text()
-    corrected.write_text(data.read_text().replace('"answer": "', '"answer": "1'))
-    out.write_text(kept.replace(json.dumps(str(data)), json.dumps(str(corrected))))
-    with pytest.raises(SystemExit):
-        run(monkeypatch, capsys, *options(corrected, out, *args[-4:]))
-    assert "or its answer is not that of the data set" in capsys.readouterr().err
-    out.write_text(kept)
     link = links / "Planner-Critic-Outerlink.pt"
     link.touch()
     run(monkeypatch, capsys, *args)
     torch.save({name: value + 1 for name, value in torch.load(link).items()}, link)
-    with pytest.raises(SystemExit):
-        run(monkeypatch, capsys, *args)
-    assert "checkpoint_files: " in capsys.readouterr().err
+    assert "checkpoint_files: " in refused(monkeypatch, capsys, *args)
 
 
 def test_records_of_another_version_are_refused(short, data, tmp_path, monkeypatch, capsys):
@@ -367,19 +366,14 @@ def test_graders_by_kind():
     assert graders_for("math", ("plain", "released"), False) == ("plain", "released")
 
 
-def answered(answer):
-    return Result("q", "t", answer, [], 0, 0.0, 0)
-
-
 def test_what_is_correct_by_the_kind_of_question():
     judge = lambda grader, answer, **fields: is_correct(
-        Example("1", "q", task="math", **{"gold": "", **fields}), answered(answer), grader)
+        Example("1", "q", task="math", **{"gold": "", **fields}), "t", answer, grader)
     assert judge("choice", "B", gold="B") and not judge("choice", None, gold="B") and not judge("choice", "A", gold="B")
     assert judge("text", "The Eiffel Tower.", gold="eiffel tower") and not judge("plain", "3.2", gold="3.9")
     for text, right in ((r"\boxed{3.2}", True), ("it is 3.2", True),
                         (r"\boxed{3} \boxed{\frac{1}{2}}", True), (r"\boxed{4}", False)):
-        result = Result("q", text, None, [], 0, 0.0)
-        assert is_correct(Example("1", "q", "3.9", "math"), result, "released") is right, (
+        assert is_correct(Example("1", "q", "3.9", "math"), text, None, "released") is right, (
             "the release looks in the whole text")
     program = "def add(a, b):\n    return a + b"
     assert judge("code", program, tests=["assert add(1, 2) == 3"], fn_name="add") is True
@@ -403,12 +397,63 @@ def test_charts(tmp_path):
     assert xml.parse(tmp_path / "c.svg").getroot().tag.endswith("svg")
 
 
-def test_links_under_a_path_with_an_equals_sign_are_seen(tmp_path):
-    """The path begins after the first =, as where --checkpoint is read."""
-    folder = tmp_path / "lr=1e-3" / "links"
-    folder.mkdir(parents=True)
-    seen = set()
-    for content in "a", "b":
-        (folder / "x.pt").write_text(content)
-        seen |= {fingerprint([f"links={folder}"]), fingerprint([str(folder)])}
-    assert len(seen) == 2 and "" not in seen
+def test_regrade(short, data, tmp_path, monkeypatch, capsys):
+    """A corrected answer is refused, then graded again without an agent; what is missing is answered afterwards."""
+    out, mine = tmp_path / "r.jsonl", tmp_path / data.name
+    mine.write_text(data.read_text())
+    asked = options(mine, out, "--limit", "4")
+    run(monkeypatch, capsys, *asked)
+    first = records(out)
+    rows = [json.loads(line) for line in mine.read_text().splitlines()]
+    rows[0]["answer"] = first[1]["answers"][0] + "9"  # nobody says that
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = out.read_bytes()
+    assert "answers_hash: " in (told := refused(monkeypatch, capsys, *asked)) and "--regrade" in told
+    assert out.read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "load_mas_system", lambda *_, **__: pytest.fail("an agent was loaded"))
+        table = run(monkeypatch, capsys, *asked, "--regrade").out
+    again = records(out)
+    assert [line["texts"] for line in again[1:]] == [line["texts"] for line in first[1:]]
+    changed = [new["index"] for old, new in zip(first[1:], again[1:]) if old != new]
+    assert set(changed) == {0} and all(line["right"] == {"math-verify": [False]} or line["right"] == {"plain": [False]}
+                                       for line in again[1:] if line["index"] == 0)
+    assert run(monkeypatch, capsys, *asked).out == table, "it is a finished run of the new answers"
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:4]))
+    assert "not answered yet" in refused(monkeypatch, capsys, *asked, "--regrade")
+    run(monkeypatch, capsys, *asked)
+    assert records(out) == again
+
+
+@pytest.mark.parametrize("old, new", [("plain", "released"), ("released", "plain")])
+def test_regrade_with_another_grader(data, tmp_path, monkeypatch, capsys, old, new):
+    graded = []
+    for grader in old, new:
+        out = tmp_path / f"{grader}.jsonl"
+        run(monkeypatch, capsys, *options(data, out, "--limit", "4", "--grader", grader))
+        graded.append(records(out))
+    args = options(data, tmp_path / f"{old}.jsonl", "--limit", "4", "--grader", new)
+    assert "graders: " in refused(monkeypatch, capsys, *args)
+    run(monkeypatch, capsys, *args, "--regrade")
+    assert records(tmp_path / f"{old}.jsonl") == graded[1]
+
+
+def test_other_graders_are_noticed(short, data, tmp_path, monkeypatch, capsys):
+    """Even if only their code has changed; and a file of an older version may be graded again."""
+    out = tmp_path / short.name
+    head, rest = short.read_text().split("\n", 1)
+    out.write_text(json.dumps(json.loads(head) | {"graders_hash": "0", "minimas": "0.1"}) + "\n" + rest)
+    args = options(data, out, "--limit", "4")
+    assert "was written by minimas 0.1" in refused(monkeypatch, capsys, *args)
+    run(monkeypatch, capsys, *args, "--regrade")
+    assert records(out)[1:] == records(short)[1:] and records(out)[0]["minimas"] == "0.1"
+    out.write_text(json.dumps(json.loads(head) | {"graders_hash": "0"}) + "\n" + rest)
+    assert "graders_hash: 0 there" in refused(monkeypatch, capsys, *args)
+
+
+def test_corrected_tests_are_noticed(tmp_path):
+    """The tests of a code question belong to what verdicts depend on, read lazily or not."""
+    hashes = {answers_hash([Example("1", "q", "", "code", tests)]) for tests in (
+        ["assert f(1) == 1"], ["assert f(1) == 2"], partial(print, 1), partial(print, 2))}
+    assert len(hashes) == 4
+    assert answers_hash([Example("1", "q", "", "code", partial(print, 1))]) in hashes

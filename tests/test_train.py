@@ -254,7 +254,7 @@ def test_other_data_of_the_same_size_are_refused(tmp_path, monkeypatch, capsys):
     data.write_text(json.dumps([rows[0] | {"answer": "a+5\\boxed{3}"}, *rows[1:]]))
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *args, "--resume")
-    assert end.value.code == 2 and "data_hash" in capsys.readouterr().err
+    assert end.value.code == 2 and "rows_hash" in capsys.readouterr().err
     (tmp_path / "out" / "training.pt").write_text("?")
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *args, "--resume")

@@ -28,7 +28,7 @@ from ..recurse import load_mas_system
 from ..styles import Settings, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
-from .records import POINT, finished_keys, gather, line_of, make_record, record_key, settings_line
+from .records import POINT, gather, graded, line_of, make_record, read_lines, record_key, settings_line
 from .report import plot, summary, table_text, write_csv
 from .runs import join_others
 
@@ -59,6 +59,7 @@ def arguments():
     add("--batch-size", type=int, help="questions at once (default 8)")
     add("--grader", type=names, help=f"of mathematics: {', '.join(GRADERS)}; several give a column each")
     add("--allow-code-execution", action="store_true", help="run the programs that agents write, in guarded processes")
+    add("--regrade", action="store_true", help="grade the texts in --out again, and ask no agent")
     add("--out", type=Path, help="the file of records (default: STYLE-DATASET.jsonl)")
     add("--csv", type=Path, help="write the table to this file, too")
     add("--plot", type=Path, help="draw accuracy and tokens against rounds into this file, as SVG")
@@ -159,7 +160,14 @@ def record_file(args):
 
 
 def show(args, records, points, n, graders):
-    """Print the table of a finished run of n questions, and write what --csv and --plot ask for."""
+    """Print the table of a finished run of n questions, and write what --csv and --plot ask for.
+
+    InputError if records are missing.
+    """
+    missing = [point for point in points for i in range(n) if record_key(vars(point), i) not in records]
+    if missing:
+        raise InputError(f"{len(missing)} of {n * len(points)} questions are not answered yet; the others are graded again: "
+                         "run without --regrade to answer them")
     rows = [summary([records[record_key(vars(point), i)] for i in range(n)], point, graders) for point in points]
     if args.csv:
         write_csv(args.csv, rows)
@@ -177,11 +185,15 @@ def main():
     examples = load_dataset(args.dataset, args.file, pairs("--columns", args.columns), args.task, args.limit, args.seed,
                             warn if rank == 0 else no_op)
     questions = style.questions([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
-    settings = settings_line(args, points[0], graders, examples)
-    if rank == 0:
-        gather(file, settings)
+    settings = settings_line(args, style, style.sources(checkpoints(args)), points[0], graders, examples, questions)
+    again = (lambda record: graded(record, examples[record["index"]], graders)) if args.regrade else None
+    records = gather(file, settings, again) if rank == 0 else {}
+    if args.regrade:
+        if rank == 0:
+            show(args, records, points, len(examples), graders)
+        return
     wait()  # until the file is whole
-    finished = finished_keys(file, examples)
+    finished = {record_key(line, line["index"]) for line in read_lines(file)[1:]}
     wait()  # until every process has read it, so that the first may write to it
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
                              task=examples[0].task, offload=args.offload, plain=args.plain)

@@ -9,6 +9,8 @@ There are three graders for mathematics:
 All other kinds of questions have one grader each: choice, text and code.
 """
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import multiprocessing
 import os
@@ -18,6 +20,7 @@ import string
 import threading
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 
 from ..common import InputError, check_known
 from .latex import same_latex
@@ -49,17 +52,27 @@ def graders_for(kind, chosen, may_run):
     return (kind,)
 
 
-def is_correct(example, result, grader):
-    """Whether a Result answers an Example correctly, according to a grader."""
+def graders_hash():
+    """A hash of all that judges, for records that must not mix verdicts of different graders."""
+    folder, judges = Path(__file__).parent, hashlib.sha256()
+    for pattern in "../answers.py", "../sandbox/*.py", "grade.py", "run_tests.py", "latex.py", "expression.py", "*.txt":
+        for file in sorted(folder.glob(pattern)):
+            judges.update(file.read_bytes())
+    if importlib.util.find_spec("math_verify"):
+        judges.update(importlib.metadata.version("math-verify").encode())
+    return judges.hexdigest()[:16]
+
+
+def is_correct(example, text, answer, grader):
+    """Whether a text with this answer (None: without one) solves an Example, according to a grader."""
     if grader in GRADERS:
-        answer = released_answer(result.text) if grader == "released" else result.answer
-        return same_math(answer, example.gold, grader)
+        return same_math(released_answer(text) if grader == "released" else answer, example.gold, grader)
     if grader == "code":
-        if result.answer is None:
+        if answer is None:
             return False
         tests = example.tests() if callable(example.tests) else example.tests
-        return passes(result.answer, tests, example.fn_name or "")
-    return same_text(result.answer, example.gold) if grader == "text" else result.answer == example.gold
+        return passes(answer, tests, example.fn_name or "")
+    return same_text(answer, example.gold) if grader == "text" else answer == example.gold
 
 
 def same_math(predicted, target, grader):

@@ -4,24 +4,44 @@ Evaluation and training both use it.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import torch
 
+from .. import __version__
 from ..common import InputError, no_op
 
+GRADING = ("graders", "graders_hash", "answers_hash")  # what verdicts depend on, and texts do not
 LOADED = (".pt", ".safetensors", ".json", ".jinja")  # endings of the files that agents and links are loaded from
 
 
-def fingerprint(given, out=None):
-    """A hash of the files to be loaded from the local folders that --checkpoint names, "" if there are none.
+def depends_on(style, sources, rows, settings, out=None):
+    """All that the results of a run depend on, as JSON values: it may be continued only where they are the same.
+
+    sources   the folders or hub ids of agents and links; a hub id counts by its name
+    rows      what agents read or learn
+    settings  {name: value} of all else
+    out       the folder that the command itself writes
+    """
+    dependencies = {"minimas": __version__, "style_hash": digest([style.order, style.edges, style.prompts]),
+                    "checkpoint_files": fingerprint(sources, out), "rows_hash": digest(rows)} | settings
+    return json.loads(json.dumps(dependencies))  # as it will be read from a file: tuples are lists
+
+
+def digest(value):
+    """A short hash of a value, by its repr."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def fingerprint(sources, out=None):
+    """A hash of the files that would be loaded from those sources that are local folders, "" if there are none.
 
     It takes their names, sizes, beginnings and ends, where a .pt file has checksums of all that it holds; it leaves out
-    those in the folder `out`, which the command itself writes.
+    those in the folder `out`.
     """
     seen, found = hashlib.sha256(), False
-    sources = [part if Path(part).expanduser().is_dir() else part.partition("=")[2] for part in given]  # a PATH, or ROLE=PATH
     for folder in (Path(source).expanduser().resolve() for source in sources):
         for file in sorted(folder.rglob("*")):
             if file.suffix in LOADED and file.is_file() and not (out and file.is_relative_to(out.resolve())):
@@ -38,16 +58,21 @@ def beginning_and_end(file, n=1 << 16):
         return first + data.read()
 
 
-def unchanged(file, before, now, option):
-    """Raise InputError if the run in `file` had other settings (before) than the one that is to continue it (now)."""
-    if before.get("minimas") != now["minimas"]:
+def unchanged(file, before, now, option, regrade=False):
+    """Raise InputError if the run in `file` had other dependencies (before) than the one that is to continue it (now).
+
+    regrade: its texts are graded again, so that its grading and the version of minimas may differ.
+    """
+    if before.get("minimas") != now["minimas"] and not regrade:
         raise InputError(f"{file} was written by minimas {before.get('minimas')}, and this is {now['minimas']}: continue it "
                          f"with that version, or give another name with {option}")
-    changed = [f"{name}: {before.get(name)} there, {now.get(name)} now" for name in sorted({**before, **now})
-               if before.get(name) != now.get(name)]
+    changed = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    if regrade:
+        changed = [name for name in changed if name not in (*GRADING, "minimas")]
     if changed:
-        raise InputError(f"{file} holds another run ({'; '.join(changed)}): give the same settings to continue it, "
-                         f"or another name with {option}")
+        what = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in changed)
+        todo = "grade its texts again with --regrade" if {*changed} <= {*GRADING} else "give the same settings to continue it"
+        raise InputError(f"{file} holds another run ({what}): {todo}, or another name with {option}")
 
 
 def join_others(args, backend=None, timeout=None):

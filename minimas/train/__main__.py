@@ -8,8 +8,6 @@ Here are the options and what they put together: examples.py reads the data, los
 how they start, loop.py takes the steps, and save.py writes the released layout.
 """
 
-import hashlib
-import json
 import math
 import os
 from contextlib import nullcontext
@@ -21,11 +19,10 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .. import __version__
 from ..agent import load_agent
 from ..cli import checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
 from ..common import InputError, no_op, warn
-from ..evaluate.runs import fingerprint, join_others
+from ..evaluate.runs import depends_on, join_others
 from ..link import OuterLink
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
 from ..prompts import TASKS
@@ -152,6 +149,13 @@ def roles_with_texts(args, style):
     return style.order if args.latents == "teacher" or args.init == "ridge" else style.order[-1:]
 
 
+def sources_of(args, style):
+    """{role, or "links": folder or hub id} of what a training loads."""
+    needed = [args.role] if args.what == "inner" else [*style.order, *(["links"] if args.init == "checkpoint" else [])]
+    sources = style.sources(checkpoints(args), needed)
+    return {name: sources[name] for name in needed}
+
+
 def agents_to_train(args, style, sources, roles, untrained=False):
     """{role: Agent} in the plain form; `untrained` gives them new inner links."""
     devices = devices_by_role(style.order, args.device)
@@ -161,7 +165,7 @@ def agents_to_train(args, style, sources, roles, untrained=False):
 
 def prepare_inner(args, style, task, examples):
     """The system of one agent, the objective of its inner link, what saves that, and the rows to train on: TargetTurns."""
-    sources, new = style.sources(checkpoints(args), [args.role]), args.init == "random"
+    sources, new = sources_of(args, style), args.init == "random"
     agents = agents_to_train(args, style, sources, [args.role], untrained=new)
     link = agents[args.role].inner_link.float()
     if new:
@@ -177,7 +181,7 @@ def prepare_outer(args, style, task, examples):
     teacher = args.latents == "teacher"
     latent_steps = args.latent_steps or (TEACHER_LATENTS if teacher else None)
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
-    sources = style.sources(checkpoints(args), [*style.order, "links"] if args.init == "checkpoint" else style.order)
+    sources = sources_of(args, style)
     agents = agents_to_train(args, style, sources, style.order)
     system = System(style, agents, first_links(args, style, agents, sources), args.task)
     state_file, _ = files_of(args.out, task)
@@ -210,14 +214,11 @@ def start_at_ridge(args, system, examples):
 
 # The training
 
-def settings_of(args, world, system, rows):
+def settings_of(args, style, world, system, rows):
     """All that the weights depend on, as JSON values."""
     options = {name: value for name, value in vars(args).items() if name not in NO_EFFECT_ON_WEIGHTS}
-    dtypes = {role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()}
-    data_hash = hashlib.sha256(repr(rows).encode()).hexdigest()
-    settings = {"minimas": __version__, **options, "data_hash": data_hash, "processes": world, "dtypes": dtypes,
-                "checkpoint_files": fingerprint(args.checkpoint, args.out)}
-    return json.loads(json.dumps(settings))
+    options["dtypes"] = {role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()}
+    return depends_on(style, sources_of(args, style).values(), rows, options | {"processes": world}, args.out)
 
 
 def train(args, objective, rows, run, world):
@@ -253,8 +254,8 @@ def main():
     if rank == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.what == "inner":
-            copy_agent(style.sources(checkpoints(args), [args.role])[args.role], args.task, args.out)
-    settings = settings_of(args, world, system, rows)
+            copy_agent(sources_of(args, style)[args.role], args.task, args.out)
+    settings = settings_of(args, style, world, system, rows)
     run = Run(args.out, task, settings, objective, save_links, args.save_every, rank)
     run.count_positions(system.agents)
     losses = train(args, objective, rows, run, world)
