@@ -71,20 +71,17 @@ class PrefixCache(NamedTuple):
 class Agent:
     """A frozen decoder with its tokenizer, its inner link, and how it generates (load.GenerationConfig).
 
+    inner_link   None for a base model, which cannot think in latents
+    device       where it computes; the model's own weights may be offloaded
     graphs       the fast.Graphs that replay its steps on CUDA, else None
     sync_every   tokens that are generated before the host looks at them
     """
 
-    def __init__(self, model, tokenizer, inner_link, generation_config, offload=False):
+    def __init__(self, model, tokenizer, inner_link, generation_config, device, offload=False):
         self.model, self.tokenizer, self.inner_link = model, tokenizer, inner_link
-        self.generation_config, self.offload = generation_config, offload
+        self.generation_config, self.device, self.offload = generation_config, torch.device(device), offload
         self.graphs, self.sync_every, self.prefix_cache = None, 1, None
         tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids without an embedding
-
-    @property
-    def device(self):
-        """Where the agent computes: that of its inner link, since the model's own weights may be offloaded."""
-        return self.inner_link.post_ln.weight.device
 
     # Prompts
 
@@ -232,9 +229,9 @@ def load_agent(source, task, device, dtype, offload=False, plain=False, untraine
     model, tokenizer = load_model(folder, device, dtype, "cpu" if offload else None), load_tokenizer(folder)
     D = model.config.hidden_size
     inner_link = InnerLink(D).to(device) if untrained else load_inner_link(folder, task, D, device, model.norm.weight.dtype)
-    agent = Agent(model, tokenizer, inner_link, load_generation_config(folder, tokenizer), offload)
+    agent = Agent(model, tokenizer, inner_link, load_generation_config(folder, tokenizer), device, offload)
     if not (plain or offload):
-        agent.model, agent.inner_link = prepare(model), fused(inner_link)
+        agent.model, agent.inner_link = prepare(model), inner_link and fused(inner_link)
         if agent.device.type == "cuda":
             agent.graphs, agent.sync_every = Graphs(model), 16
     return agent

@@ -44,9 +44,10 @@ def make_parser(module, description):
     parser = argparse.ArgumentParser(prog=f"python -m minimas.{module}", description=description)
     parser.error = refuse
     add = parser.add_argument
-    add("--style", default="tiny", help=f"the system: {', '.join(STYLES)} (default tiny)")
+    add("--style", default="tiny", help=f"the system: {', '.join(STYLES)}, or a .json file (default tiny)")
     add("--checkpoint", action="append", default=[], metavar="ROLE=PATH",
-        help="take this role, or links, from this folder or hub id; repeat for more; or one PATH with a folder for each")
+        help="take this role, or links, from this folder or hub id; repeat for more; or one PATH with a folder for each; "
+        "for style single the PATH or hub id of the agent itself")
     add("--device", help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)")
     add("--dtype", help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)")
     add("--seed", type=int, default=42, help="seed of all random numbers (default 42)")
@@ -70,9 +71,9 @@ def add_answering(parser):
 
 
 def checkpoints(args):
-    """--checkpoint as load_mas_system takes it: one folder, or {role: path}; InputError if it is neither."""
-    if len(args.checkpoint) == 1 and args.checkpoint[0] and Path(args.checkpoint[0]).expanduser().is_dir():
-        return args.checkpoint[0]
+    """--checkpoint as load_mas_system takes it: one folder or hub id, or {role: path}; InputError if it is neither."""
+    if len(args.checkpoint) == 1 and (only := args.checkpoint[0]) and (Path(only).expanduser().is_dir() or "=" not in only):
+        return only
     return pairs("--checkpoint", args.checkpoint, "ROLE=PATH, or one folder of all roles")
 
 

@@ -224,7 +224,12 @@ def is_plain(key, tensor):
 
 
 def load_inner_link(folder, task, D, device="cpu", dtype=None):
-    """The inner link of an agent of width D and of this dtype: the one for the task if there are several."""
+    """The inner link of an agent of width D and of this dtype: the one for the task if there are several.
+
+    None in the folder of a base model, which has none.
+    """
+    if not any(folder.glob("adapter*")) and not (folder / "innerlink_config.json").is_file():
+        return None
     task, manifest = links_task(task), folder / "innerlink_config.json"
     if manifest.is_file():
         name = entry(manifest, read_json(manifest), "tasks", task, "adapter.pt", type_=str)

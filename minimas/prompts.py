@@ -36,13 +36,14 @@ class Slot:
     role: str
 
 
-def fill(template, templates, texts):
-    """A template -> pieces. `{name}` becomes texts[name], or templates[name] filled in turn, or else Slot(name).
+FIELDS = ("question", "fn_name", "context", "final", "interface")  # what a template may name besides roles
+FIELD = re.compile(r"\{([a-z_]{2,})\}")  # \boxed{1} and \boxed{A} in the strings are not fields
 
-    Names are lower-case words of two letters or more; `\\boxed{1}` and `\\boxed{A}` in the strings are not fields.
-    """
+
+def fill(template, templates, texts):
+    """A template -> pieces. `{name}` becomes texts[name], or templates[name] filled in turn, or else Slot(name)."""
     pieces = []
-    for i, part in enumerate(re.split(r"\{([a-z_]{2,})\}", template)):
+    for i, part in enumerate(FIELD.split(template)):
         if i % 2 == 0:
             pieces.append(part)
         elif part in texts:
@@ -69,12 +70,13 @@ def answer_form(section, question, task):
 
 
 def prompt(section, role, question, task, has_feedback):
-    """System text, and the pieces of the user message, for `role` in a section of prompts.json.
+    """System text, and the pieces of the user message, for `role` in a section of prompts.json, or in one of that form.
 
     has_feedback: something was sent to this role already. If there is a `ROLE_with_feedback`, that template is taken, which
     has a slot for it; else one for the question's data set, else the role's own.
     """
-    table, context, text = PROMPTS[section], PROMPTS["context"][task], question.text
+    table = section if isinstance(section, dict) else PROMPTS[section]
+    context, text = PROMPTS["context"][task], question.text
     if section == "sequential":
         table = table["code" if task == "code" else "text"]
     elif task == "choice":
@@ -92,7 +94,8 @@ def prompt(section, role, question, task, has_feedback):
 def answer_retry(section, task):
     """What is appended to a text without an answer, so that the agent goes on with one; None if that was never trained.
     """
-    return PROMPTS[section].get("answer_retry", PROMPTS["answer_retry"]).get(task)
+    section = section if isinstance(section, dict) else PROMPTS[section]
+    return section.get("answer_retry", PROMPTS["answer_retry"]).get(task)
 
 
 def wrap(tokenizer, system, pieces, date):

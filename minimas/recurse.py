@@ -208,6 +208,7 @@ class System:
 
     def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=no_op, edit=no_op):
         """One batch of Questions -> its Results, settings.rollouts for each question. Settings must be completed."""
+        self.check_links(settings)
         started, k = time.perf_counter(), settings.rollouts
         kept = [{"heard_tokens": 0, "latents": {}, "states": {}, "stages": {}} for _ in questions]
         for turn in recurse(self, questions, settings, tick):
@@ -228,6 +229,16 @@ class System:
         asked = [question.typed for question in questions for _ in range(k)]
         return [Result(asked[i], text, extract(text, self.task), ids[i], new_tokens[i], seconds, **kept[i // k])
                 for i, text in enumerate(texts)]
+
+    def check_links(self, settings):
+        """InputError if latents are to be sent through links that are not there."""
+        if settings.channel == "text" or settings.rounds == len(self.style.order) == 1:
+            return
+        missing = [f"inner link of {role}" for role, agent in self.agents.items() if agent.inner_link is None]
+        missing += [f"outer link from {' to '.join(edge)}" for edge in self.style.edges if edge not in self.outer_links]
+        if missing:
+            raise InputError(f"there is no {missing[0]}, which latents need: make it with `python -m minimas.train "
+                             f"{missing[0][:5]}` (docs/training.md), or take --channel text")
 
     def write(self, role, questions, prompts, settings, tick=no_op):
         """The last turn: B prompts -> texts, their token ids, and how many were generated; k rollouts a question."""
@@ -265,18 +276,18 @@ def own_copy(message):
     return message.clone() if torch.is_tensor(message) else message
 
 
-def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task="math", offload=False, plain=False,
+def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task=None, offload=False, plain=False,
                     trust_remote_code=None):
     """Load the agents and links of a style as a System.
 
-    style        a name in STYLES
+    style        a name in STYLES, or a .json file of that form (docs/extending.md)
     checkpoints  {role, or "links": folder or hub id}, in place of the style's own; or one folder that holds a folder for
                  each, named as the role or as the released repository
     device       where agents run: a torch device or its name, {role: device} or "planner=cuda:0,critic=cuda:1"; None takes
                  cuda if there is one
     dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json names.
                  Links compute in the dtype of their files, or in their agent's if that is wider.
-    task         math, choice or code: which links are loaded and how agents are asked
+    task         math, choice or code: which links are loaded and how agents are asked; None takes the style's
     offload      keep weights in main memory, and on the device only those of the agent at work
     plain        leave out the fast path (minimas/fast): slower, the same results, and what training needs
     trust_remote_code  accepted from callers of the released code, and ignored: no Python from a checkpoint is executed
@@ -284,11 +295,12 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
     style = style_named(style)
+    task = task or style.task
     check_known("task", [task], TASKS)
     sources, devices = style.sources(checkpoints), devices_by_role(style.order, device)
     agents = {role: load_agent(sources[role], task, devices[role], usable_dtype(dtype, devices[role]), offload, plain)
               for role in style.order}
-    links = load_outer_links(sources["links"], task, style.edges, agents)
+    links = load_outer_links(sources["links"], task, style.edges, agents) if "links" in sources else {}
     return System(style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task)
 
 
@@ -298,9 +310,9 @@ def arguments():
     parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
     add = parser.add_argument
     add("--prompt", action="append", required=True, metavar="TEXT", help="a question, repeat for more; - for lines of stdin")
-    add("--task", default="math", help="the kind of answer: math (default), choice or code")
+    add("--task", help="the kind of answer: math, choice or code (default: the style's, mostly math)")
     add("--fn-name", help="with --task code: the name of the function to write (default: a whole program)")
-    add("--rounds", type=int, default=3, help="rounds of recursion (default 3)")
+    add("--rounds", type=int, help="rounds of recursion (default: the style's, mostly 3)")
     add("--latent-steps", type=int, help="latents that an agent thinks per turn (default: the style's)")
     add("--batch-size", type=int, default=8, help="questions at once (default 8)")
     add("--rollouts", type=int, default=1, help="texts per question, from the same latents (default 1)")
@@ -313,6 +325,7 @@ def arguments():
 
 def checked_settings(args, style):
     """The Settings of a run; InputError if options do not go together, or --trace cannot be written."""
+    args.task = args.task or style.task
     if args.fn_name is not None and args.task != "code":
         raise InputError(f"--fn-name names a function, but the task is {args.task}: add --task code, or leave it out")
     if (args.peek or args.trace) and args.channel == "text":

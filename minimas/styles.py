@@ -1,17 +1,18 @@
 """The styles: who speaks in which order, who hears whom through which link, and where their checkpoints are; and the
 settings of a run, which a style completes.
 
-A style is one entry of styles.json; `recurse` runs any of them with the same loop. Repository names and link keys are
-those of the release (huggingface.co/RecursiveMAS); `tiny` ships with this package.
+A style is one entry of styles.json, or a file of the same form (docs/extending.md); `recurse` runs any of them with the
+same loop. Repository names and link keys are those of the release (huggingface.co/RecursiveMAS); `tiny` ships with this
+package, and `single` is one agent that is asked once.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from numbers import Integral
+import re
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 
-from .common import InputError, check_known, check_text, read_json
-from .prompts import Question
+from .common import InputError, check_known, check_text, read_json, required
+from .prompts import FIELD, FIELDS, PROMPTS, Question
 from .sandbox.tools import TOOLS
 from .tiny.task import with_labels
 from .tokenizer import DATE
@@ -23,27 +24,33 @@ class Style:
 
     order           roles in the order in which they speak in a round; the last one writes the answer
     edges           {(source, target): the link's key in outerlink_config.json}: who hears whom
-    checkpoints     {role, or "links": folder or hub id}
-    prompts         name of its section in prompts.json
-    rewrite         turns a question as typed into what the agents read
-    latent_steps, max_new_tokens, temperature   defaults of a run's settings
+    checkpoints     {role, or "links": folder or hub id}; a style without trained links may leave those out
+    prompts         the section of prompts.json with this name, or one of that form itself
+    rounds, latent_steps, max_new_tokens, temperature   defaults of a run's settings
+    task            math, choice or code: the default of the commands
     calls_tools     the last agent may write tool calls into its answer
     links_by_task   there is one set of links for code and one for everything else
     """
     order: tuple[str, ...]
     edges: dict[tuple[str, str], str]
     checkpoints: dict[str, str | Path]
-    prompts: str
-    rewrite: Callable[[str], str] = str
+    prompts: str | dict
+    rounds: int = 3
     latent_steps: int = 32
     max_new_tokens: int = 2000
     temperature: float = 0.6
+    task: str = "math"
     calls_tools: bool = False
     links_by_task: bool = False
 
+    @property
+    def paradigm(self):
+        """Its name in the manifests of links."""
+        return self.prompts if isinstance(self.prompts, str) else "own"
+
     def question(self, typed, fn_name="", dataset=None, task=None):
         """The Question that agents read for what the user typed; InputError if this style cannot read it."""
-        return Question(self.rewrite(typed), fn_name, dataset, task, typed)
+        return Question(REWRITES.get(self.paradigm, str)(typed), fn_name, dataset, task, typed)
 
     def questions(self, texts, fn_names=None, dataset=None):
         """Texts as typed -> Questions; InputError names one that cannot be read."""
@@ -62,16 +69,21 @@ class Style:
         """{role, or "links": folder or hub id}, with `given` in place of the style's own.
 
         given   {role, or "links": folder or hub id}, or one folder that holds a folder for each, named as the role or as
-                the released repository
+                the released repository; for a style of one agent that agent itself
         needed  which of them that one folder must hold; all by default
         Raises InputError on an unknown role and on a folder that is missing.
         """
         if given is None or isinstance(given, dict):
-            check_known("checkpoint of", given or {}, self.checkpoints)
-            return self.checkpoints | (given or {})
+            check_known("checkpoint of", given or {}, (*self.order, "links"))
+            sources = self.checkpoints | (given or {})
+            if open := [role for role in self.order if not sources[role]]:
+                raise InputError(f"{open[0]} has no folder or hub id: give one with --checkpoint {open[0]}=PATH")
+            return sources
+        if len(self.order) == 1:
+            return {self.order[0]: given}
         folder, found, needed = Path(given).expanduser(), {}, needed or [*self.checkpoints]
         for name in needed:
-            places = [folder / name, folder / Path(self.checkpoints[name]).name]
+            places = [folder / name, folder / Path(self.checkpoints.get(name, name)).name]
             found[name] = next((place for place in places if place.is_dir()), None)
             if found[name] is None:
                 raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for "
@@ -97,7 +109,7 @@ class Settings:
     tools           python, search, or both: what an agent of a style that calls tools may call
     date            the date that Llama's chat template tells its agent
     """
-    rounds: int = 3
+    rounds: int | None = None
     latent_steps: int | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -113,14 +125,14 @@ class Settings:
 
     def completed(self, style):
         """The same with the values of a Style filled in; InputError names a setting that is out of range."""
-        defaults = ("latent_steps", "max_new_tokens", "temperature")
+        defaults = ("rounds", "latent_steps", "max_new_tokens", "temperature")
         settings = replace(self, **{name: getattr(style, name) for name in defaults if getattr(self, name) is None})
         lowest = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}
         for name, least in lowest.items():
             value = getattr(settings, name)
             if (value is not None or name != "top_k") and not (isinstance(value, Integral) and value >= least):
                 raise InputError(f"{name} is {value}, expected a whole number from {least} up")
-        if not 0 <= settings.temperature < float("inf"):
+        if not (isinstance(settings.temperature, Real) and 0 <= settings.temperature < float("inf")):
             raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
         if not 0 < settings.top_p <= 1:
             raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
@@ -131,23 +143,67 @@ class Settings:
         return settings
 
 
-REWRITES = {"tiny": with_labels}  # section of prompts.json -> Style.rewrite
+# The table, and files of its form
+
+REWRITES = {"tiny": with_labels}  # section of prompts.json -> what turns a question as typed into what agents read
+TYPES = {"order": list, "edges": list, "agents": dict, "prompts": (str, dict), "links": (str, type(None))}
 
 
-def style_from(entry, folder):
-    """The Style of an entry in the form of styles.json; folders of checkpoints are relative to `folder`."""
-    entry = dict(entry)
-    sources = entry.pop("agents") | {"links": entry.pop("links")}
-    checkpoints = {name: folder / source if (folder / source).is_dir() else source for name, source in sources.items()}
-    edges = {(source, target): key for source, target, key in entry.pop("edges")}
-    return Style(tuple(entry.pop("order")), edges, checkpoints, rewrite=REWRITES.get(entry["prompts"], str), **entry)
+def style_from(entry, file):
+    """The Style of an entry in the form of styles.json; folders of agents and links are relative to the file.
+
+    InputError names the key that is wrong.
+    """
+    check_known(f"{file}: key", entry, [*TYPES, *(field.name for field in fields(Style)[4:])])
+    for key, types in TYPES.items():
+        if not isinstance(entry.get(key), types):
+            raise InputError(f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form")
+    order, edges, agents, prompts, links = (entry.get(key) for key in TYPES)
+    check_roles(file, order, edges, agents)
+    if isinstance(prompts, str):
+        check_known(f"{file}: prompts", [prompts], PROMPTS)
+    else:
+        check_prompts(file, order, edges, prompts)
+    sources = agents | ({"links": links} if links else {})
+    checkpoints = {name: file.parent / source if source and (file.parent / source).is_dir() else source
+                   for name, source in sources.items()}
+    keys = {(source, target): key[0] if key else f"outer_{source}_{target}" for source, target, *key in edges}
+    more = {key: value for key, value in entry.items() if key not in TYPES}
+    return Style(tuple(order), keys, checkpoints, prompts, **more)
 
 
-PACKAGE = Path(__file__).parent
-STYLES = {name: style_from(entry, PACKAGE) for name, entry in read_json(PACKAGE / "styles.json").items()}
+def check_roles(file, order, edges, agents):
+    """InputError unless roles are different names, each with an agent, and edges lead from one to another."""
+    if not order or not all(re.fullmatch("[a-z_]{2,}", str(role)) and order.count(role) == 1 for role in order):
+        raise InputError(f"{file}: order is {order}, expected different names in lower-case letters, the writer's last")
+    if wrong := [edge for edge in edges if not (isinstance(edge, list) and len(edge) in (2, 3) and {*edge[:2]} <= {*order})]:
+        raise InputError(f"{file}: edges has {wrong[0]}, expected [source, target], two of {', '.join(order)}")
+    for role in [*order, *agents]:
+        if role not in order or not isinstance(agents.get(role), str):
+            raise InputError(f"{file}: agents.{role} is {agents.get(role, 'missing')!r}, expected a folder or hub id each for "
+                             f"{', '.join(order)}, and no others")
+
+
+def check_prompts(file, order, edges, prompts):
+    """InputError unless there is a prompt for each role, with slots for what it hears only."""
+    for name in [*order, *prompts]:
+        role, text = name.removesuffix("_with_feedback"), prompts.get(name)
+        if not isinstance(text, str) or role not in (*order, "system"):
+            raise InputError(f"{file}: prompts.{name} is {text!r}, expected a text each for {', '.join(order)}; "
+                             "beside them there may be system, and ROLE_with_feedback")
+        heard = [edge[0] for edge in edges if edge[1] == role]
+        if unheard := [slot for slot in FIELD.findall(text) if slot not in (*FIELDS, *heard)]:
+            raise InputError(f"{file}: prompts.{name} has {{{unheard[0]}}}, expected {', '.join((*FIELDS, *heard))}: "
+                             f"correct it, or add an edge from there to {role}")
+
+
+FILE = Path(__file__).with_name("styles.json")
+STYLES = {name: style_from(entry, FILE) for name, entry in read_json(FILE).items()}
 
 
 def style_named(name):
-    """The Style of that name; InputError if there is none."""
-    check_known("style", [name], STYLES)
+    """The Style of that name, or in a .json file; InputError if there is none."""
+    if str(name).endswith(".json"):
+        return style_from(read_json(required(Path(name).parent, Path(name).name)), Path(name))
+    check_known("style", [name], [*STYLES, "a .json file of your own"])
     return STYLES[name]

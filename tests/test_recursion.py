@@ -191,7 +191,7 @@ def test_tools_need_a_style_that_calls_them(system):
 def test_settings_out_of_range(system):
     for name, value in (("rounds", 0), ("latent_steps", -1), ("max_new_tokens", 0), ("temperature", -0.1),
                         ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1),
-                        ("batch_size", 0), ("channel", "smoke"), ("rounds", None)):
+                        ("batch_size", 0), ("channel", "smoke"), ("temperature", "hot")):
         with pytest.raises(minimas.InputError, match=name):
             system.run(["1 + 1"], **{name: value})
     for no_text in " ", None, 7:

@@ -49,10 +49,10 @@ def arguments():
     add("--dataset", required=True, help=f"{', '.join(BENCHMARKS)}, or a .json, .jsonl or .csv file")
     add("--file", help="a local copy of the data set, instead of the hub")
     add("--columns", type=names, default=(), metavar="NAME=COLUMN,...", help=f"the file's names for {', '.join(COLUMNS)}")
-    add("--task", help="of a local file: math (default), choice or code")
+    add("--task", help="of a local file: math, choice or code (default: the style's)")
     add("--limit", type=int, help="only the first LIMIT questions")
     add("--protocol", default="paper", help="the source of default settings: paper (default) or released")
-    add("--rounds", type=numbers, help="rounds of recursion, one number or several: 1,2,3 (default 3)")
+    add("--rounds", type=numbers, help="rounds of recursion, one number or several: 1,2,3 (default: the style's)")
     add("--latent-steps", type=numbers, help="latents an agent thinks per turn, or several: 16,32 (default: style's)")
     add("--channel", type=names, help="what agents send: latent (default), text, or latent,text")
     add("--rollouts", type=int, help="texts per question, from the same latents: pass@k asks for one right of k")
@@ -71,7 +71,7 @@ def plan(args, style):
 
     A setting is what its option says, else what the data set's protocol says, else the default of the style.
     """
-    options = {"rounds": (3,), "latent_steps": (None,), "channel": ("latent",)}
+    options = {"rounds": (None,), "latent_steps": (None,), "channel": ("latent",)}
     options |= settings_for(args.dataset, args.style, args.protocol, args.task)
     options |= {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
     graders = graders_for(options.pop("grader"), args.grader, args.allow_code_execution)
@@ -146,7 +146,7 @@ def record_file(args):
 
     InputError if it, or that of --csv or --plot, cannot be written, or two of them or the data are one file.
     """
-    out = args.out or Path(f"{args.style}-{Path(args.dataset).stem}.jsonl")
+    out = args.out or Path(f"{Path(args.style).stem}-{Path(args.dataset).stem}.jsonl")
     files = {"--dataset": args.dataset, "--file": args.file, "--out": out, "--csv": args.csv, "--plot": args.plot}
     taken = {}
     for option, file in files.items():
@@ -179,6 +179,7 @@ def show(args, records, points, n, graders):
 def main():
     args = arguments()
     style = style_named(args.style)
+    args.task = args.task or (None if args.dataset in BENCHMARKS else style.task)
     points, graders = plan(args, style)
     file = record_file(args)
     rank, world, wait = join_others(args, "gloo", timedelta(days=30))  # gloo: it is only used to wait

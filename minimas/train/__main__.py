@@ -55,7 +55,7 @@ def arguments():
     add("--columns", type=names, default=(), metavar="question=COLUMN,...",
         help="the data's names for question, fn_name, type, task_family, or a role's text")
     add("--limit", type=int, help="read only this many rows")
-    add("--task", default="math", choices=TASKS, help="of rows that do not name theirs, and of the links (default math)")
+    add("--task", choices=TASKS, help="of rows that do not name theirs, and of the links (default: the style's, mostly math)")
     add("--out", type=Path, required=True, help="the folder to write")
     add("--resume", action="store_true", help="continue the training in --out that was killed")
     add("--save-every", type=int, default=100, help="steps between two saved states (default 100)")
@@ -100,6 +100,7 @@ def add_losses(add):
 def checked(args):
     """The Style that args name; InputError if they do not describe a training."""
     style = style_named(args.style)
+    args.task = args.task or style.task
     if args.what == "inner" and args.role not in style.order:
         raise InputError(f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}")
     if args.what == "inner" and args.init == "ridge":

@@ -64,7 +64,7 @@ def save_inner_link(folder, style, task, link):
     if task:
         names = ("adapter_config.json", *AGENT_FILES, "model.safetensors")
         shared = {name: name for name in names if (folder / name).exists()}
-        add_task(folder / "innerlink_config.json", style.prompts, task, {"adapter.pt": file, **shared})
+        add_task(folder / "innerlink_config.json", style.paradigm, task, {"adapter.pt": file, **shared})
 
 
 def save_outer_links(folder, style, task, links):
@@ -80,9 +80,9 @@ def save_outer_links(folder, style, task, links):
                          "in_dim": link.residual_proj.in_features, "out_dim": link.residual_proj.out_features})
     manifest = folder / "outerlink_config.json"
     if task:
-        add_task(manifest, style.prompts, task, {"task": task, "adapters": adapters})
+        add_task(manifest, style.paradigm, task, {"task": task, "adapters": adapters})
     else:
-        write_json(manifest, {"format_version": 1, "paradigm": style.prompts, "adapters": adapters})
+        write_json(manifest, {"format_version": 1, "paradigm": style.paradigm, "adapters": adapters})
 
 
 def suffix(task):

@@ -70,7 +70,8 @@ def new_agent(folder):
         elif name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
     tokenizer = load_tokenizer(folder)
-    return Agent(model, tokenizer, InnerLink(config.hidden_size), load_generation_config(folder, tokenizer))
+    return Agent(model, tokenizer, InnerLink(config.hidden_size), load_generation_config(folder, tokenizer),
+                 torch.device("cpu"))
 
 
 def turns(rng, role, count, **options):
