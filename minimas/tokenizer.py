@@ -16,7 +16,7 @@ from .sandbox.template import compile_template, date_as, find_template
 
 DATE = "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that a run can be repeated
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = "lstrip", "rstrip", "single_word", "normalized", "special"  # of an added token: how it matches, and if decode skips it
+FLAGS = "lstrip", "rstrip", "single_word", "normalized", "special"  # of an added token, beside its text
 CLEANED = " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"  # clean_up_tokenization_spaces strips them
 
 

@@ -148,4 +148,4 @@ def test_a_template_that_leaves_out_the_user_message(tmp_path, template):
 
 def test_a_template_that_repeats_the_user_message(tmp_path):
     with pytest.raises(InputError, match="shows the user message's 1 slot.* 2 times"):
-        wrap(with_template(tmp_path, "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"), "", [Slot("a")], "")
+        wrap(with_template(tmp_path, "{{ messages[0].content * 2 }}"), "", [Slot("a")], "")
