@@ -72,6 +72,10 @@ ELSEWHERE = [
     ({"config": {"added_tokens_decoder": as_list("<X>", "<end>"), "eos_token": "<end>"}}, [64, 256, 65, 257], 257, "ab"),
     ({"config": {"added_tokens_decoder": as_list({"content": "<X>", "special": False}, "<end>")}},
      [64, 256, 65, 257], None, "a<X>b"),
+    ({"config": {"added_tokens_decoder": {"1000": {"content": "<X>"}, "900": {"content": "<end>"}}}},
+     [64, 257, 65, 256], None, "a<X>b<end>"),
+    ({"lowercase": True, "added_tokens": {"<X>": 256}, "config": {"image_token": "<X>"}},  # it matches <x> too
+     [64, 256, 65, 27, 68, 77, 67, 29], None, "ab<end>"),
     # with that list, the older files are not asked
     ({"config": {"added_tokens_decoder": as_list("<end>"), "eos_token": "<end>"}, "added_tokens": {"<X>": 257},
       "special_tokens_map": {"eos_token": "<X>"}}, [64, 27, 55, 29, 65, 256], 256, "a<X>b"),
@@ -82,6 +86,7 @@ ELSEWHERE = [
     ({"tokens": ["<X>", "<end>"], "config": {"eos_token": {"__type": "AddedToken", "content": "<end>", "lstrip": False}}},
      [64, 256, 65, 257], 257, "a<X>b"),
     ({"config": {"eos_token": "<end>", "image_token": "<X>"}}, [64, 257, 65, 256], 256, "ab"),
+    ({"config": {"eos_token": "<end>"}, "special_tokens_map": {"bos_token": "<X>"}}, [64, 256, 65, 257], 257, "ab"),
     ({"config": {"extra_special_tokens": ["<X>"], "eos_token": "<end>"}}, [64, 257, 65, 256], 256, "ab"),
     ({"config": {"additional_special_tokens": ["<X>", "<end>"]}}, [64, 256, 65, 257], None, "ab"),
     ({"config": {"extra_special_tokens": {"call": "<X>", "reply_token": "<end>"}}}, [64, 256, 65, 257], None, "ab"),
@@ -135,7 +140,8 @@ def test_spaces_before_punctuation(tmp_path, config, text):
 TEMPLATES = [  # and what they make of a user message " U " with tokens <s> and </s>
     ("a{% generation %} {% set x = 1 %}{{ messages[0].content }}{% endgeneration %}{{ x }}b", "a  U b"),
     ("{% for m in messages %}{%- generation -%} {{ loop.index }} {%- endgeneration -%} {% endfor %}", "1"),
-    ("{% for i in 'abcd' %}{% if i == 'b' %}{% continue %}{% elif i == 'd' %}{% break %}{% endif %}{{ i }}{% endfor %}", "ac"),
+    ("{% for i in 'abcd' %}{% if i == 'b' %}{% continue %}{% elif i == 'd' %}{% break %}{% endif %}{{ i }}{% endfor %}",
+     "ac"),
     ("{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ tools is defined }}", "TrueTrueTrueTrue"),
     ("{{ bos_token }}{{ eos_token }}{{ unk_token }}|{{ call }}|{{ nothing }}{{ nothing is defined }}", "<s></s>|<c>|False"),
     ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
