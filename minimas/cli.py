@@ -51,7 +51,7 @@ def make_parser(module, description):
     add("--device", help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)")
     add("--dtype", help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)")
     add("--seed", type=int, default=42, help="seed of all random numbers (default 42)")
-    add("--date", default=DATE, help=f"the date that Llama's template tells its agent (default {DATE})")
+    add("--date", default=DATE, help=f"the date that chat templates tell their agents (default {DATE})")
     add("--version", action="version", version=f"minimas {__version__}")
     return parser
 

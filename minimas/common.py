@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import PureWindowsPath
 
-JSON_TYPES = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
+JSON_TYPES = {bool: "true or false", dict: "an object", list: "a list", str: "a string", int: "a whole number"}
 
 
 class InputError(ValueError):

@@ -24,8 +24,9 @@ from .common import InputError, check_known, entry, read_json, required
 from .config import DTYPES, read_config
 from .link import InnerLink, OuterLink
 
-AGENT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-               "chat_template.jinja", "model.safetensors.index.json")  # and the weights
+AGENT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json",
+               "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates/default.jinja",
+               "model.safetensors.index.json")  # and the weights
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 
 

@@ -101,8 +101,10 @@ def answer_retry(section, task):
 def wrap(tokenizer, system, pieces, date):
     """Put system text and pieces through the chat template; the result is again pieces, slots in place.
 
-    Raises InputError if the template drops or repeats a slot. A message without slots is not checked.
+    Raises InputError if the template leaves out the user message, or drops or repeats a slot.
     """
+    if not tokenizer.roles:
+        raise InputError("the chat template leaves out the user message: minimas needs one that shows a message's text")
     n = 0
     while any(f"[slot {n}]" in p for p in pieces if isinstance(p, str)):
         n += 1

@@ -1,38 +1,23 @@
-"""Text to ids and back, and the chat template that wraps an agent's prompt.
+"""Text to ids and back, and the chat template that wraps an agent's prompt, as transformers 5.3 reads a folder.
 
-Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (names of the special tokens), chat_template.jinja.
-A template runs in Jinja's immutable sandbox with the filters and globals that the released agents' templates use: it
-can compute text and reach nothing else.
+Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (special and added tokens, sometimes the template),
+chat_template.jinja; in older folders also added_tokens.json and special_tokens_map.json. A template is a program, which
+runs in a sandbox (sandbox/template.py).
 """
 
-import json
-from functools import cached_property
+from functools import cached_property, partial
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from jinja2 import TemplateError
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.processors import TemplateProcessing
 
 from .common import InputError, check_text, entry, read_json, required
+from .sandbox.template import compile_template, date_as, find_template
 
 DATE = "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that a run can be repeated
-
-
-def raise_exception(message):
-    """What templates call to refuse a conversation."""
-    raise jinja2.TemplateError(message)
-
-
-def template_environment():
-    """The sandbox in which chat templates run."""
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    env.globals["raise_exception"] = raise_exception
-    # Jinja's own tojson escapes < > & ' for HTML; prompts need them as they are. The arguments are those of transformers.
-    env.filters["tojson"] = lambda x, ensure_ascii=False, indent=None, separators=None, sort_keys=False: json.dumps(
-        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return env
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = "lstrip", "rstrip", "single_word", "normalized", "special"  # of an added token, beside its text
+CLEANED = " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"  # clean_up_tokenization_spaces strips them
 
 
 class Tokenizer:
@@ -41,11 +26,12 @@ class Tokenizer:
     fast      a tokenizers.Tokenizer
     named     its special tokens by name, {"eos_token": "</s>", ...}
     template  Jinja text
+    clean_up  decode removes spaces before punctuation, as older tokenizers ask for
     """
 
-    def __init__(self, fast, named, template):
-        self.fast, self.named = fast, named
-        self.template = template_environment().from_string(template)
+    def __init__(self, fast, named, template, clean_up=False):
+        self.fast, self.named, self.clean_up = fast, named, clean_up
+        self.template = compile_template(template)
         self.eos_id = fast.token_to_id(named.get("eos_token", ""))
         self.embedding_rows = None  # of the agent, which sets it: encode refuses ids from here on
 
@@ -63,22 +49,36 @@ class Tokenizer:
     def decode(self, ids, strip=True):
         """Ids -> text without special tokens."""
         text = self.fast.decode(list(ids), skip_special_tokens=True)
+        for spaced in CLEANED if self.clean_up else ():
+            text = text.replace(spaced, spaced.strip())
         return text.strip() if strip else text
 
     def chat(self, system, user, date=DATE):
         """The rendered prompt up to the point where the assistant speaks, with thinking mode off.
 
-        A template that refuses a system role (Mistral's) gets both texts as one user message; InputError if that fails.
+        A template that refuses a system message (Mistral's, Gemma 2's) or leaves it out gets both texts as one user message.
+        InputError if it refuses that too.
         """
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": user})
         try:
-            return self.render(messages, date)
+            if system and "system" not in self.roles:
+                system, user = "", system + "\n\n" + user
+            messages = [{"role": "system", "content": system}] if system else []
+            return self.render([*messages, {"role": "user", "content": user}], date)
         except Exception as e:  # a template is a program, it can raise anything
-            if "roles must alternate" in str(e) and system:
-                return self.chat("", system + "\n\n" + user, date)
             raise InputError("the chat template refuses a system and a user message: "
                              f"{(str(e) or type(e).__name__).splitlines()[0]}") from e
+
+    @cached_property
+    def roles(self):
+        """The roles whose messages the template shows: ("system", "user"), or ("user",), or none."""
+        for roles in ("system", "user"), ("user",):
+            try:
+                text = self.render([{"role": role, "content": f"[{role}]"} for role in roles], DATE)
+                if all(f"[{role}]" in text for role in roles):
+                    return roles
+            except TemplateError:  # it refuses one of them
+                pass
+        return ()
 
     @cached_property
     def ending(self):
@@ -91,11 +91,12 @@ class Tokenizer:
         return next(iter(text.partition(mark)[2].split()), self.named.get("eos_token", ""))
 
     def render(self, messages, date, add_generation_prompt=True):
-        """The template's text for messages. It raises anything if it fails, jinja2.TemplateError if it refuses them."""
+        """The template's text for messages. It raises anything if it fails, TemplateError if it refuses them."""
         text = self.template.render(messages=messages, tools=None, documents=None, enable_thinking=False, date_string=date,
-                                    add_generation_prompt=add_generation_prompt, **self.named)
+                                    add_generation_prompt=add_generation_prompt,
+                                    strftime_now=partial(date_as, date), **self.named)
         if not text.strip():
-            raise jinja2.TemplateError("its text is blank")
+            raise TemplateError("its text is blank")
         check_text(text, "what it renders")
         return text
 
@@ -109,24 +110,58 @@ def load_tokenizer(folder):
         raise InputError(f"{file} is damaged ({e}): fetch it again") from e
     fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
-    config = read_json(named_in := required(folder, "tokenizer_config.json"))
-    special = {k: entry(named_in, config, k, "content", type_=str) if isinstance(v, dict) else v for k, v in config.items()
-               if k.endswith("_token") and isinstance(v, (str, dict))}
-    if "add_bos_token" in config or "add_eos_token" in config:  # overrides what tokenizer.json puts around a plain text
-        bos, eos = ([special[name]] if config.get(f"add_{name}") and name in special else []
-                    for name in ("bos_token", "eos_token"))
-        ids = [(token, fast.token_to_id(token)) for token in bos + eos]
-        if unknown := [token for token, number in ids if number is None]:
-            raise InputError(f"{named_in} puts {unknown[0]!r} around a text, but {file} does not know it: fetch both again")
-        fast.post_processor = TemplateProcessing(single=[*bos, "$A", *eos], special_tokens=ids)
-    in_config = config.get("chat_template")  # some base models have it there
-    place = folder / "chat_template.jinja"
-    if place.is_file() or not isinstance(in_config, str):
-        template = required(folder, place.name).read_bytes()
-    else:
-        place, template = f"chat_template in {named_in}", in_config.encode()
+    config = read_json(required(folder, "tokenizer_config.json"))
+    fast.encode_special_tokens = bool(config.get("split_special_tokens"))  # true: those in a text are read as its letters
+    named = add_tokens(fast, folder, config)
+    place, template = find_template(folder, config)
     try:
-        return Tokenizer(fast, special, template.decode())
+        return Tokenizer(fast, named, template.decode(), config.get("clean_up_tokenization_spaces"))
     except Exception as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(f"{place} is damaged, it is not a Jinja template ({why}): fetch it again") from e
+
+
+def added_token(file, name, value, **flags):
+    """The AddedToken of a text, or of an object that also says how it matches; `flags` override what the object says."""
+    table = {name: value if isinstance(value, dict) else {"content": value}}
+    own = {flag: entry(file, table, name, flag, type_=bool) for flag in FLAGS if flag in table[name]}
+    return AddedToken(entry(file, table, name, "content", type_=str), **own | flags)
+
+
+def special_tokens(file, content):
+    """The special tokens that a JSON file names: {"eos_token": AddedToken, ...}, and a list of those without a name."""
+    extra = content.get("extra_special_tokens", content.get("additional_special_tokens")) or []
+    named = {key: value for key, value in content.items() if key.endswith("_token") and isinstance(value, (str, dict))}
+    named, extra = (named | extra, []) if isinstance(extra, dict) else (named, extra)
+    entry(file, {"extra_special_tokens": extra}, "extra_special_tokens", type_=list)
+    return ({key: added_token(file, key, value, special=True) for key, value in named.items()},
+            [added_token(file, "extra_special_tokens", value, special=True) for value in extra])
+
+
+def add_tokens(fast, folder, config):
+    """Add to `fast` the tokens that other files name -> the special ones by name, {"eos_token": "</s>", ...}.
+
+    tokenizer_config.json lists tokens by id, or the older files beside it do. A new token gets the next free id, whatever
+    its file says, as in transformers: first those with an id, then those with a name, then the rest.
+    """
+    file, known = folder / "tokenizer_config.json", fast.get_added_tokens_decoder()
+    named, extra = special_tokens(file, config)
+    if "added_tokens_decoder" in config:
+        by_id = entry(file, config, "added_tokens_decoder", type_=dict)
+        tokens = [added_token(file, f"added_tokens_decoder.{i}", by_id[i]) for i in sorted(by_id, key=lambda i: (len(i), i))]
+    else:
+        older_file, file = folder / "special_tokens_map.json", folder / "added_tokens.json"
+        older, more = special_tokens(older_file, read_json(older_file) if older_file.is_file() else {})
+        ids, named = read_json(file) if file.is_file() else {}, named | older
+        special = {token.content for token in [*(named[name] for name in NAMES if name in named), *extra]}
+        extra = extra + more
+        by_id = {entry(file, ids, text, type_=int): AddedToken(text, normalized=text not in special, special=text in special)
+                 for text in ids} | known
+        tokens = [by_id[i] for i in sorted(by_id)]
+    texts = {name: token.content for name, token in named.items()}
+    for token in tokens:
+        token.special |= token.content in texts.values()
+    seen = {token.content for token in (*tokens, *known.values())}
+    rest = [*(named[name] for name in dict.fromkeys((*NAMES, *named)) if name in named), *extra]
+    fast.add_tokens(tokens + [token for token in rest if token.content not in seen])
+    return texts

@@ -173,18 +173,14 @@ def test_a_saved_length_limit_cuts_nothing(folder):
     assert len(load_tokenizer(folder).encode("x" * 200)) == 200
 
 
-def test_tokens_around_a_plain_text(folder):
-    begin = load_tokenizer(folder).fast.token_to_id("<|begin_of_text|>")
-    assert load_tokenizer(folder).encode("ab", special=True)[0] != begin
-    edit(folder / "tokenizer_config.json", add_bos_token=True, add_eos_token=False)
-    tokenizer = load_tokenizer(folder)
-    assert tokenizer.encode("ab", special=True) == [begin, *tokenizer.encode("ab")]
-
-
 @pytest.mark.parametrize("changes, complaint", [
     ({"eos_token": {}}, "has no eos_token.content"),
     ({"eos_token": {"content": 5}}, "eos_token.content is 5, expected a string"),
-    ({"add_bos_token": True, "bos_token": "<new>"}, "'<new>'.*tokenizer.json does not know")])
+    ({"eos_token": {"content": "x", "lstrip": "no"}}, "eos_token.lstrip is 'no', expected true or false"),
+    ({"extra_special_tokens": "<x>"}, "extra_special_tokens is '<x>', expected a list"),
+    ({"additional_special_tokens": [5]}, "extra_special_tokens.content is 5, expected a string"),
+    ({"added_tokens_decoder": ["<x>"]}, "added_tokens_decoder is .*, expected an object"),
+    ({"added_tokens_decoder": {"300": {"lstrip": True}}}, "has no added_tokens_decoder.300.content")])
 def test_special_tokens_that_cannot_be(folder, changes, complaint):
     edit(folder / "tokenizer_config.json", **changes)
     with pytest.raises(InputError, match="tokenizer_config.json.*" + complaint):

@@ -137,6 +137,15 @@ def test_tojson_is_that_of_transformers(tmp_path):
         '{"b": "é<", "a": [1]}"\\u00e9""\\u00e9"{\n "a"=2;\n "b"=1\n}')
 
 
-def test_a_template_that_drops_the_user_message(tmp_path):
-    with pytest.raises(InputError, match="slot"):
-        wrap(with_template(tmp_path, "hello"), "S", [Slot("critic")], "")
+@pytest.mark.parametrize("template", [
+    "hello", "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"])
+def test_a_template_that_leaves_out_the_user_message(tmp_path, template):
+    """The second one takes lists of parts only: of a text it shows nothing."""
+    for pieces in [Slot("critic")], ["U"]:
+        with pytest.raises(InputError, match="leaves out the user message"):
+            wrap(with_template(tmp_path, template), "S", pieces, "")
+
+
+def test_a_template_that_repeats_the_user_message(tmp_path):
+    with pytest.raises(InputError, match="shows the user message's 1 slot.* 2 times"):
+        wrap(with_template(tmp_path, "{{ messages[0].content * 2 }}"), "", [Slot("a")], "")

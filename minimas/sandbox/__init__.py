@@ -1,6 +1,7 @@
-"""Where programs and searches that an agent asks for are carried out.
+"""Where programs and searches that an agent asks for are carried out, and the programs that chat templates are.
 
     python.py   runs a Python program in a guarded process; also the tests of answers that are programs
     guard.py    the process that guards it
     search.py   asks a search engine
+    template.py finds and runs a chat template
 """
