@@ -70,7 +70,7 @@ class Style:
 
         given   {role, or "links": folder or hub id}, or one folder that holds a folder for each, named as the role or as
                 the released repository; for a style of one agent that agent itself
-        needed  which of them that one folder must hold; all by default
+        needed  which of them that one folder must hold; by default all, and links if the style has some or the folder does
         Raises InputError on an unknown role and on a folder that is missing.
         """
         if given is None or isinstance(given, dict):
@@ -81,7 +81,8 @@ class Style:
             return sources
         if len(self.order) == 1:
             return {self.order[0]: given}
-        folder, found, needed = Path(given).expanduser(), {}, needed or [*self.checkpoints]
+        folder, found = Path(given).expanduser(), {}
+        needed = needed or {*self.checkpoints} | ({"links"} if (folder / "links").is_dir() else set())
         for name in needed:
             places = [folder / name, folder / Path(self.checkpoints.get(name, name)).name]
             found[name] = next((place for place in places if place.is_dir()), None)

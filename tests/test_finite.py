@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 import minimas
 from minimas.common import InputError
 from minimas.prompts import Question
+from minimas.train import ridge
 from minimas.train.examples import TargetTurn
-from minimas.train.ridge import ridge_start
 
 OPTIONS = {"rounds": 2, "latent_steps": 3, "max_new_tokens": 4, "retry": False}
 
@@ -61,7 +61,7 @@ def test_one_row_of_a_batch_is_enough(system):
 def test_no_link_starts_from_states_that_are_not_finite(system):
     spoil(system.agents["planner"].model.norm.weight)
     with pytest.raises(InputError, match="the states of planner are not finite"):
-        ridge_start(system, ("planner", "critic"), [TargetTurn(Question("1?"), {}, "1 and 2")])
+        ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1 and 2")])
 
 
 @pytest.mark.parametrize("role, found", [("planner", "the states of planner in round 1"), ("solver", "the scores that")])

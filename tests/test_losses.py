@@ -1,5 +1,6 @@
 """What links learn: losses and their gradients are right, reach every link, and leave the agents unchanged."""
 
+import copy
 import random
 
 import pytest
@@ -9,6 +10,7 @@ from tokenizers import pre_tokenizers
 
 import checkpoints
 import minimas
+from minimas.link import fused
 from minimas.prompts import Question
 from minimas.recurse import recurse
 from minimas.styles import STYLES, Settings
@@ -261,7 +263,7 @@ def test_ridge_start_is_the_regression(folders, longest):
     turns = [TargetTurn(Question(f"{n} + {n}?"), {}, f"Add {n} to {n} and say {2 * n}.") for n in range(20)]
     if longest == "cut":
         longest = 12 + len(planner.tokens(system.prompts("planner", [turns[-1].question], {})[0])[0])
-    ridge.ridge_start(system, edge, turns, strength=0.05, longest=longest)
+    ridge.set_outer_link(system, edge, ridge.read(system, "planner", turns, longest), strength=0.05)
     xs, ys = [], []
     for turn in turns:
         h, ids = losses.forced_turns(system, "planner", [turn], longest)
@@ -281,11 +283,39 @@ def test_ridge_start_is_the_regression(folders, longest):
     assert F.cosine_similarity(link(x) - b, y - b).mean() > 0.5
 
 
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 2e-3), (torch.float32, 2e-3), (torch.bfloat16, 2e-2)])
+def test_inner_ridge_is_the_regression(folders, dtype, bound):
+    """The link is the regression on normed states, up to the error that set_inner_link states, and more so than to what
+    bfloat16 makes of weights. It points where the next token's embedding points.
+    """
+    system = double(load(folders))
+    planner, turns = system.agents["planner"], [TargetTurn(Question(f"{n} + {n}?"), {}, f"{n} and {n} is {2 * n}.")
+                                              for n in range(20)]
+    readings = ridge.read(system, "planner", turns)
+    ridge.set_inner_link(planner, readings, strength=0.05)
+    h, y = torch.cat([reading.h for reading in readings]), planner.model.embed(torch.cat([reading.ids for reading in readings]))
+    u = F.layer_norm(h, h.shape[-1:])
+    b, s, u0 = y.mean(0), y.std(0, unbiased=False) + 1e-12, u - u.mean(0)
+    penalty = 0.05 * u0.square().mean(0).mean()
+    W = torch.linalg.lstsq(u0.T @ u0 / len(u) + penalty * torch.eye(u.shape[1]).to(u), u0.T @ ((y - b) / s) / len(u)).solution
+    expected = F.layer_norm(u0 @ W, b.shape) * s + b
+    link = load_copy(planner.inner_link, dtype)
+    got = link(h.to(dtype)).double()
+    assert (got - expected).norm() / (expected - b).norm() < bound
+    assert F.cosine_similarity(got - b, y - b).mean() > 0.5
+    assert torch.allclose(fused(link)(h.to(dtype)).double(), got, atol=3 * bound * s.max().item(), rtol=0)
+
+
+def load_copy(link, dtype):
+    copied = copy.deepcopy(link).to(torch.bfloat16 if dtype == torch.bfloat16 else dtype)
+    return copied.requires_grad_(False)
+
+
 @pytest.mark.parametrize("count", (2, 99))
 def test_ridge_start_of_one_token_is_finite(folders, count):
     """With 99 equal rows, rounding makes their variance negative unless it is clamped."""
     system, edge = load(folders), ("planner", "critic")
-    ridge.ridge_start(system, edge, [TargetTurn(Question("1?"), {}, "1")] * count)
+    ridge.set_outer_link(system, edge, ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1")] * count))
     h = torch.randn(3, system.agents["planner"].model.config.hidden_size)
     one = system.agents["critic"].model.embed(torch.tensor(system.agents["critic"].tokenizer.encode("1")))
     assert (system.outer_links[edge](h) - one).abs().max() < 1e-3, "there is only one token to say"
@@ -299,7 +329,7 @@ def test_ridge_alone_carries_the_tiny_system():
     chains = questions("validation", 10)
     assert tiny.accuracy(system, chains, rounds=3)["percent"] < 30
     for edge in system.outer_links:
-        ridge.ridge_start(system, edge, tiny.turns(random.Random(str(edge)), edge[0], 100))
+        ridge.set_outer_link(system, edge, ridge.read(system, edge[0], tiny.turns(random.Random(str(edge)), edge[0], 100)))
     assert tiny.accuracy(system, chains, rounds=3)["percent"] > 75
 
 

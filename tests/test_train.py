@@ -23,6 +23,7 @@ from minimas.link import InnerLink, OuterLink
 from minimas.styles import STYLES
 from minimas.train import __main__ as train
 from minimas.train import loop, save
+from minimas.train.examples import load_examples
 
 TINY = ["outer", "--style", "tiny", "--data", "tiny", "--limit", "12", "--batch-size", "4", "--rounds", "2",
         "--latents", "rollout", "--latent-steps", "2", "--device", "cpu"]
@@ -367,8 +368,8 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("args, complaint", [
     (["inner", "--style", "tiny"], "--role is None, expected the inner link's: one of planner, critic, solver"),
-    (["outer", "--role", "planner"], "--role is for inner links"),
-    (["inner", "--role", "planner", "--init", "ridge"], "--init ridge is for outer links"),
+    (["outer", "--role", "planner"], "--role means nothing for `train outer`"),
+    (["inner", "--role", "planner", "--init", "ridge"], "--init ridge gives an inner link weights on a scale"),
     (["outer", "--style", "big"], "style 'big' is not known"),
     (["outer", "--lr", "0"], "--lr is 0.0, expected a finite number above 0"),
     (["outer", "--supervise-all", "nan"], "--supervise-all is nan, expected a finite number from 0 up"),
@@ -378,14 +379,16 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["outer", "--steps", "-1"], "--steps is -1, expected a finite number from 0 up"),
     (["outer", "--seed", str(10 ** 17)], "--seed is 100000000000000000, expected a number below"),
     (["outer", "--batch-size", "-1"], "--batch-size is -1, expected a finite number above 0"),
+    (["outer", "--style", "single"], "style single has no edges"),
+    (["outer", "--inner-steps", "3"], "--inner-steps means nothing for `train outer`"),
     (["both"], "argument what: invalid choice: 'both'"),
     (["outer", "--latents", "none"], "argument --latents: invalid choice: 'none'"),
     (["outer", "--data", "nothing.json"], "nothing.json"),
     (["inner", "--role", "critic", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),
     (["outer", "--columns", "question"], "--columns has 'question'"),
-    (["inner", "--role", "critic", "--rounds", "2"], "--rounds is for outer links, this trains inner ones"),
-    (["inner", "--role", "critic", "--latents", "teacher"], "--latents is for outer links"),
-    (["outer", "--mse", "1"], "--mse is for inner links, this trains outer ones"),
+    (["inner", "--role", "critic", "--rounds", "2"], "--rounds means nothing for `train inner`"),
+    (["inner", "--role", "critic", "--latents", "teacher"], "--latents means nothing for `train inner`"),
+    (["outer", "--mse", "1"], "--mse means nothing for `train outer`"),
     (["outer", "--plot", "/nowhere/loss.svg"], "--plot '/nowhere/loss.svg' cannot be written"),
     (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere"),
 ])
@@ -407,3 +410,55 @@ def test_links_of_no_task_have_plain_names(tmp_path):
     assert [entry["filename"] for entry in manifest["adapters"]][:2] == [
         "Math-Summarizer-Outerlink.pt", "Code-Summarizer-Outerlink.pt"]
     assert len(manifest["adapters"]) == 6 and manifest["paradigm"] == "mixture"
+
+
+# A system from base models
+
+def base_style(folder):
+    """The file of a style whose agents are the tiny system's without any link, and data with questions and answers only."""
+    for role in ("planner", "critic", "solver"):
+        shutil.copytree(STYLES["tiny"].checkpoints[role], folder / role, ignore=shutil.ignore_patterns("adapter*"))
+    rows = [{"question": STYLES["tiny"].question(example.question.typed).text, "answer": example.text("solver", 3)}
+            for example in load_examples("tiny", STYLES["tiny"], ("solver",), limit=40)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    order = ["planner", "critic", "solver"]
+    (folder / "mine.json").write_text(json.dumps({
+        "order": order, "edges": [["planner", "critic"], ["critic", "solver"], ["solver", "planner"]],
+        "agents": {role: role for role in order}, "latent_steps": 3, "max_new_tokens": 8, "temperature": 0,
+        "prompts": {"system": "tiny", "planner": "planner {question} notes",
+                    "planner_with_feedback": "planner {question} notes {solver}",
+                    "critic": "critic {question} notes {planner}", "solver": "solver {question} notes {critic}"}}))
+    return ["system", "--style", folder / "mine.json", "--data", folder / "mine.jsonl", "--device", "cpu"]
+
+
+def links_of(folder):
+    return {str(file.relative_to(folder)): torch.load(file) for file in sorted(folder.rglob("*.pt"))
+            if not file.name.startswith("training")}
+
+
+@pytest.mark.parametrize("steps", [(), ("--inner-steps", "2", "--steps", "2", "--rounds", "2", "--save-every", "1")], ids=str)
+def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
+    """From base folders to a folder that --checkpoint takes. A command that was killed resumes to the same links, and in
+    closed form each agent reads its texts once.
+    """
+    args, reads = [*base_style(tmp_path), *steps], []
+    read = train.read
+    monkeypatch.setattr(train, "read", lambda system, role, *more: (reads.append(role), read(system, role, *more))[1])
+    printed = run(monkeypatch, capsys, *args, "--out", tmp_path / "out").out
+    assert printed.splitlines()[-1] == f"system of {tmp_path / 'mine.json'}: --checkpoint {tmp_path / 'out'}"
+    assert sorted(reads) == ["critic", "planner", "solver"]
+    system = minimas.load_mas_system(tmp_path / "mine.json", checkpoints=tmp_path / "out", device="cpu")
+    assert len(system.run(["a: 7 +5"], rounds=2)[0].text) >= 0 and len(links_of(tmp_path / "out")) == 6
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "set_outer_link", killed)
+        with pytest.raises(SystemExit):
+            run(patch, capsys, *args, "--out", tmp_path / "again")
+    assert not (tmp_path / "again" / "links" / "outerlink_config.json").exists()
+    run(monkeypatch, capsys, *args, "--out", tmp_path / "again", "--resume")
+    ours, theirs = links_of(tmp_path / "again"), links_of(tmp_path / "out")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert all(torch.equal(ours[name][key], theirs[name][key]) for key in ours[name]), name

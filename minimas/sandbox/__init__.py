@@ -2,6 +2,7 @@
 
     python.py   runs a Python program in a guarded process; also the tests of answers that are programs
     guard.py    the process that guards it
+    tools.py    the calls that an agent writes into its text
     search.py   asks a search engine
     template.py finds and runs a chat template
 """

@@ -1,5 +1,6 @@
 """Trains the links of a style on frozen agents, into folders that --checkpoint loads.
 
+    python -m minimas.train system --style mine.json --data mine.jsonl --out runs/mine
     python -m minimas.train inner --style sequential_light --role planner --data mine.jsonl --out runs/planner
     python -m minimas.train outer --style sequential_light --data RecursiveMAS/Sequential-Math --out runs/links
     torchrun --nproc-per-node 4 -m minimas.train outer --style mixture --data mine.jsonl --out runs/links
@@ -8,6 +9,7 @@ Here are the options and what they put together: examples.py reads the data, los
 how they start, loop.py takes the steps, and save.py writes the released layout.
 """
 
+import argparse
 import math
 import os
 from contextlib import nullcontext
@@ -17,12 +19,11 @@ from pathlib import Path
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ..agent import load_agent
 from ..cli import checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
 from ..common import InputError, no_op, warn
-from ..evaluate.runs import depends_on, join_others
+from ..evaluate.runs import depends_on, digest, join_others
 from ..link import OuterLink
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
 from ..prompts import TASKS
@@ -31,15 +32,15 @@ from ..styles import Settings, style_named
 from .examples import load_examples
 from .loop import Run, adamw, batch_of, files_of, fit
 from .losses import MAX_POSITIONS, InnerLoss, OuterLoss, checkpoint_activations
-from .ridge import ridge_start, start_gain
+from .ridge import read, set_inner_link, set_outer_link, start_gain
 from .save import copy_agent, save_inner_link, save_outer_links, suffix
 
-NOT_NEGATIVE = ("steps", "mse", "supervise_all")
+NOT_NEGATIVE = ("steps", "inner_steps", "mse", "supervise_all")
 POSITIVE = ("batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every",
             "warm_up", "lr", "clip")
 NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # may change on --resume
-ONLY = {"role": "inner", "mse": "inner", "rounds": "outer", "latents": "outer", "latent_steps": "outer",
-        "supervise_all": "outer", "ridge_rows": "outer"}  # options that mean something for one kind of links
+NOT_FOR = {"role": ("outer", "system"), "mse": ("outer",), "inner_steps": ("inner", "outer"), "rounds": ("inner",),
+           "latents": ("inner",), "latent_steps": ("inner",), "supervise_all": ("inner",), "init": ("system",)}
 MAX_SEED = 10 ** 12  # `permutation` multiplies it by a million, and torch takes 64 bits
 TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
 
@@ -49,7 +50,8 @@ TEACHER_LATENTS = 80  # states that a given text sends at most, as in the releas
 def arguments():
     parser = make_parser("train", "Train the links of a recursive multi-agent system; its agents stay as they are.")
     add = parser.add_argument
-    add("what", choices=("inner", "outer"), help="the inner link of one role, or all outer links of a style together")
+    add("what", choices=("inner", "outer", "system"),
+        help="the inner link of one role, all outer links of a style together, or first the ones and then the others")
     add("--role", help="inner: the role whose link is trained")
     add("--data", required=True, help="a .json, .jsonl or .csv file, a hub id (RecursiveMAS/Sequential-Math), or tiny")
     add("--columns", type=names, default=(), metavar="question=COLUMN,...",
@@ -63,16 +65,19 @@ def arguments():
     add_steps(add)
     add_losses(add)
     args = parser.parse_args()
-    for name, kind in ONLY.items():
-        if kind != args.what and getattr(args, name) != parser.get_default(name):
-            raise InputError(f"--{name.replace('_', '-')} is for {kind} links, this trains {args.what} ones: leave it out")
-    args.init = args.init or {"inner": "random", "outer": "ridge"}[args.what]
+    for name, kinds in NOT_FOR.items():
+        if args.what in kinds and getattr(args, name) != parser.get_default(name):
+            raise InputError(f"--{name.replace('_', '-')} means nothing for `train {args.what}`: leave it out")
+    if args.steps is None:
+        args.steps = 0 if args.what == "system" else 20000
+    args.init = args.init or {"inner": "random"}.get(args.what, "ridge")
     return args
 
 
 def add_steps(add):
     """The options of the steps."""
-    add("--steps", type=int, default=20000, help="0 writes the links as they start (default 20000)")
+    add("--steps", type=int, help="0 writes the links as they start (default 20000, system: 0)")
+    add("--inner-steps", type=int, default=0, help="system: steps of inner links, 0 takes the ridge regression (default 0)")
     add("--batch-size", type=int, default=2, help="rows at once in each process (default 2)")
     add("--accumulate", type=int, default=1, help="batches per step (default 1)")
     add("--lr", type=float, default=5e-4, help="highest learning rate (default 5e-4)")
@@ -93,7 +98,8 @@ def add_losses(add):
         help=f"outer: latents per turn (default: the style's; with --latents teacher at most {TEACHER_LATENTS})")
     add("--supervise-all", type=float, default=0.0, metavar="WEIGHT", help="outer: weight of other rounds' loss (default 0)")
     add("--init", choices=("ridge", "random", "checkpoint"),
-        help="how links start: at a ridge regression (default for outer), random (for inner), or as the checkpoint's")
+        help="how links start: at a ridge regression (default for outer; inner links with --steps 0 only), random (default "
+        "for inner), or as the checkpoint's")
     add("--ridge-rows", type=int, default=256, help="rows for the regression (default 256)")
 
 
@@ -103,13 +109,27 @@ def checked(args):
     args.task = args.task or style.task
     if args.what == "inner" and args.role not in style.order:
         raise InputError(f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}")
-    if args.what == "inner" and args.init == "ridge":
-        raise InputError("--init ridge is for outer links: it maps one agent's states to another's embeddings")
+    if args.what != "inner" and not style.edges:
+        raise InputError(f"style {args.style} has no edges, so that there is no outer link to train")
+    if args.what == "inner" and args.init == "ridge" and args.steps:
+        raise InputError("--init ridge gives an inner link weights on a scale that steps cannot improve: add --steps 0, or "
+                         "train it from --init random")
     check_numbers(args)
     if args.plot:
         writable_file("--plot", args.plot)
-    check_folder(args, task_of_links(args, style))
+    for stage in stages(args, style):
+        check_folder(stage, task_of_links(stage, style))
     return style
+
+
+def stages(args, style):
+    """The trainings that a command consists of, each as its args: for a system the inner link of each role, then the rest."""
+    if args.what != "system":
+        return [args]
+    stage = lambda **changes: argparse.Namespace(**vars(args) | changes)
+    inner = [stage(what="inner", role=role, out=args.out / role, steps=args.inner_steps,
+                   init="random" if args.inner_steps else "ridge") for role in style.order]
+    return [*inner, stage(what="outer", out=args.out / "links", checkpoint=[f"{one.role}={one.out}" for one in inner])]
 
 
 def check_numbers(args):
@@ -164,30 +184,37 @@ def agents_to_train(args, style, sources, roles, untrained=False):
                              untrained=untrained) for role in roles}
 
 
-def prepare_inner(args, style, task, examples):
+def prepare_inner(args, style, task, examples, readings):
     """The system of one agent, the objective of its inner link, what saves that, and the rows to train on: TargetTurns."""
-    sources, new = sources_of(args, style), args.init == "random"
-    agents = agents_to_train(args, style, sources, [args.role], untrained=new)
-    link = agents[args.role].inner_link.float()
-    if new:
-        start_gain(link, agents[args.role])
-    system = System(style, agents, {}, args.task)
+    agents = agents_to_train(args, style, sources_of(args, style), [args.role], untrained=args.init != "checkpoint")
+    system, agent = System(style, agents, {}, args.task), agents[args.role]
+    if agent.inner_link is None:
+        raise InputError(f"the folder of {args.role} has no inner link to start from: leave out --init checkpoint")
+    link = agent.inner_link.float()
+    if args.init == "random":
+        start_gain(link, agent)
+    elif args.init == "ridge" and starts(args, task):
+        set_inner_link(agent, readings(system, args.role, examples))
     turns = [example.turn(style, args.role) for example in examples]
     objective = InnerLoss(system, args.role, args.mse, args.max_length, args.date)
     return system, objective, partial(save_inner_link, args.out, style, task, link), turns
 
 
-def prepare_outer(args, style, task, examples):
+def prepare_outer(args, style, task, examples, readings):
     """The system, the objective of its outer links, what saves those, and the rows to train on: TrainExamples."""
     teacher = args.latents == "teacher"
     latent_steps = args.latent_steps or (TEACHER_LATENTS if teacher else None)
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
     sources = sources_of(args, style)
     agents = agents_to_train(args, style, sources, style.order)
-    system = System(style, agents, first_links(args, style, agents, sources), args.task)
-    state_file, _ = files_of(args.out, task)
-    if args.init == "ridge" and not state_file.exists():  # a resumed training has its links in its state
-        start_at_ridge(args, system, examples[:args.ridge_rows])
+    system = System(style, agents, {}, args.task)
+    system.outer_links = dict.fromkeys(style.edges)  # so that only inner links can be missing
+    system.check_links(settings)
+    system.outer_links = first_links(args, style, agents, sources)
+    if args.init == "ridge" and starts(args, task):
+        for role in style.order:
+            for edge in [edge for edge in style.edges if edge[0] == role]:
+                set_outer_link(system, edge, readings(system, role, examples))
     objective = OuterLoss(system, settings, teacher, args.supervise_all, args.max_length)
     return system, objective, partial(save_outer_links, args.out, style, task, system.outer_links), examples
 
@@ -205,12 +232,23 @@ def first_links(args, style, agents, sources):
     return links
 
 
-def start_at_ridge(args, system, examples):
-    """ridge_start for each edge, on its source's turns in all rounds that the examples have texts for."""
-    for edge in tqdm(system.style.edges, "ridge regression", unit="link", leave=False):
-        source = edge[0]
-        turns = [one.turn(system.style, source, r) for one in examples for r in range(1, len(one.texts[source]) + 1)]
-        ridge_start(system, edge, turns, longest=args.max_length, date=args.date)
+def starts(args, task):
+    """Whether a training has no state yet: a resumed one has its links there."""
+    return not files_of(args.out, task)[0].exists()
+
+
+def reader(args):
+    """readings(system, role, examples): what `role` reads in all its turns of the first examples, read once for all links."""
+    known = {}
+
+    def readings(system, role, examples):
+        turns = tuple(one.turn(system.style, role, r) for one in examples[:args.ridge_rows]
+                      for r in range(1, len(one.texts[role]) + 1))
+        key = role, digest(turns)
+        if key not in known:
+            known[key] = read(system, role, turns, args.max_length, args.date)
+        return known[key]
+    return readings
 
 
 # The training
@@ -241,15 +279,13 @@ def train(args, objective, rows, run, world):
                          "a shorter --max-length, or fewer --latent-steps") from e
 
 
-def main():
-    args = arguments()
-    style = checked(args)
-    rank, world, _ = join_others(args)
+def train_links(args, style, rank, world, readings):
+    """One training: of an inner link, or of all outer links."""
     examples = load_examples(args.data, style, roles_with_texts(args, style), pairs("--columns", args.columns), args.task,
                              args.limit, answer_first=args.what == "outer", tell=warn if rank == 0 else no_op)
     torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same on every device
     prepare, task = prepare_inner if args.what == "inner" else prepare_outer, task_of_links(args, style)
-    system, objective, save_links, rows = prepare(args, style, task, examples)
+    system, objective, save_links, rows = prepare(args, style, task, examples, readings)
     if not args.keep_activations:
         checkpoint_activations(system)
     if rank == 0:
@@ -262,6 +298,18 @@ def main():
     losses = train(args, objective, rows, run, world)
     if rank == 0:
         run.report(losses, args.plot)
+
+
+def main():
+    args = arguments()
+    style = checked(args)
+    rank, world, wait = join_others(args)
+    readings = reader(args)
+    for stage in stages(args, style):
+        train_links(stage, style, rank, world, readings)
+        wait()  # until its files are there
+    if rank == 0 and args.what == "system":
+        print(f"system of {args.style}: --checkpoint {args.out}")
     if world > 1:
         distributed.destroy_process_group()
 

@@ -59,8 +59,8 @@ def load_examples(data, style, roles, columns=None, task="math", limit=None, ans
     """
     columns, examples, empty = columns or {}, [], []
     check_known("column", columns, ("question", "fn_name", "type", "task_family", *style.order))
-    candidates = {role: (columns[role],) if role in columns else TEXT_COLUMNS.get(style.paradigm, {}).get(role, (role,))
-                  for role in roles}
+    usual = TEXT_COLUMNS.get(style.paradigm) or {role: (role, "answer") for role in style.order}
+    candidates = {role: (columns[role],) if role in columns else usual[role] for role in roles}
     if answer_first and style.order[-1] not in columns:
         candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
     for row in islice(example_rows(data, columns), limit):

@@ -1,17 +1,28 @@
-"""How new links start: with a gain at the scale of the embeddings, and outer links at a ridge regression.
+"""Links in closed form: a ridge regression from an agent's states to the embeddings of what it says next.
 
-Letters: n tokens that both tokenizers have, D width of the source, E width of the target.
+    inner link   from h_t to the agent's own embedding of token t+1
+    outer link   from R_in(h_t) to the target's embedding of the same text
+
+`read` runs the agent over the texts once, for all regressions that begin at it. Other new links start at random, with a
+gain at the scale of the embeddings.
+
+Letters: n tokens, D width of the source, E width of the target.
 """
 
 from bisect import bisect_left, bisect_right
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from ..agent import check_finite
 from ..link import InnerLink
 from ..tokenizer import DATE
-from .losses import MAX_POSITIONS, forced_turns
+from .losses import IGNORED, MAX_POSITIONS, forced_turns
+
+AT_ONCE = 8  # texts that are read together
+SMALL, LARGE = 2.0 ** -14, 2.0 ** 16  # of set_inner_link
 
 
 @torch.no_grad()
@@ -25,24 +36,71 @@ def start_gain(link, agent):
     nn.init.constant_((link.post_ln if isinstance(link, InnerLink) else link.ln_target).weight, embedding_scale(agent))
 
 
+# Reading
+
+class Reading(NamedTuple):
+    """A reply as its agent reads it: its tokens (n,), the one that ends it included, and the state h (n, D) before each."""
+    reply: str
+    ids: torch.Tensor
+    h: torch.Tensor
+
+
 @torch.no_grad()
-def ridge_start(system, edge, turns, strength=0.01, longest=MAX_POSITIONS, date=DATE):
-    """Start an outer link at a ridge regression that expresses what its source says next in the target's embeddings.
+def read(system, role, turns, longest=MAX_POSITIONS, date=DATE):
+    """TargetTurns of `role` -> a Reading of each, in the order of their lengths; InputError if a state is not finite."""
+    readings, turns = [], sorted(turns, key=lambda turn: len(turn.reply))
+    for i in tqdm(range(0, len(turns), AT_ONCE), f"{role} reads", unit="batch", leave=False):
+        batch = turns[i:i + AT_ONCE]
+        states, replies = forced_turns(system, role, batch, longest, date)
+        for turn, h, ids in zip(batch, states, replies):
+            kept = ids != IGNORED
+            readings.append(Reading(turn.reply, ids[kept], h[:-1][kept]))
+            check_finite(readings[-1].h.isfinite().all(), f"the states of {role}", system.agents[role].model)
+    return readings
 
-    Each token t+1 of the source's TargetTurns that has a counterpart in the target's tokenizer gives a pair: x = R_in(h_t)
-    and y, the target's embedding of the same text. With s and b the standard deviation and mean of y, and C the
-    covariance of x, residual_proj is the W that minimises
 
-        mean over pairs of |(y - b) / s - W (x - mean x)|^2  +  strength tr(C) / D |W|^2
+# Regression
 
-    ln_target scales by s and shifts by b; the other branch of the link starts at zero.
+@torch.no_grad()
+def set_inner_link(agent, readings, strength=0.01):
+    """Set an agent's inner link to the ridge regression from u = LN(h_t) to the embedding y of token t+1.
+
+    The link has no linear branch, so the map W (u - mean u) that `regression` finds is put into proj1 and proj2:
+
+        proj1 = SMALL (u - mean u)       gelu(z) = z / 2 up to z^2 / sqrt(2 pi), so that the relative error of a hidden
+                                         unit is at most 0.8 SMALL |u - mean u|: 5e-5 for a component of 1
+        proj2 = 2 LARGE / SMALL W        beside LARGE W (u - mean u) the residual h is small, and post_ln, which does not
+                                         see the scale LARGE, scales by s and shifts by b
+
+    SMALL and LARGE are powers of two: bfloat16 rounds W, mean u, s and b as it rounds all weights, and nothing else.
     """
-    link = system.outer_links[edge]
-    mean_x, b, C, C_xy, variance_y = moments(token_pairs(system, edge, turn, longest, date) for turn in turns)
-    check_finite(mean_x.isfinite().all(), f"the states of {edge[0]}", system.agents[edge[0]].model)
-    s = variance_y.sqrt() + 1e-12
-    penalty = strength * C.diagonal().mean() + 1e-12  # never zero, not even if all pairs are the same
-    W = torch.linalg.solve(C + penalty * torch.eye(len(C), device=C.device), C_xy / s).T
+    link = agent.inner_link
+    normed = nn.functional.layer_norm
+    W, mean_u, s, b = regression(((normed(reading.h, reading.h.shape[-1:]), agent.model.embed(reading.ids))
+                                  for reading in readings), strength)
+    nn.init.eye_(link.proj1.weight).mul_(SMALL)
+    for parameter, value in ((link.proj1.bias, -SMALL * mean_u), (link.proj2.weight, 2 * LARGE / SMALL * W),
+                             (link.proj2.bias, torch.zeros_like(b)), (link.post_ln.weight, s), (link.post_ln.bias, b),
+                             (link.pre_ln.weight, torch.ones_like(b)), (link.pre_ln.bias, torch.zeros_like(b))):
+        parameter.copy_(value)
+
+
+@torch.no_grad()
+def set_outer_link(system, edge, readings, strength=0.01):
+    """Start an outer link at the ridge regression from x = R_in(h_t) to y, what its source says next in the target's words.
+
+    Each token of the source that overlaps tokens of the target's tokenizer gives a pair. residual_proj is the map that
+    `regression` finds; ln_target scales by s and shifts by b; the other branch of the link starts at zero.
+    """
+    (source, target), link = (system.agents[role] for role in edge), system.outer_links[edge]
+
+    def pairs():
+        for reading in readings:
+            places, y = overlapping_tokens(source, target, reading.reply)
+            places = [i for i in places if i < len(reading.h)]  # the reply may have been cut
+            yield source.inner_link(reading.h[places]), y[:len(places)].to(reading.h.device)
+
+    W, mean_x, s, b = regression(pairs(), strength)
     for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ mean_x),
                              (link.ln_target.weight, s), (link.ln_target.bias, b)):
         parameter.copy_(value)
@@ -50,13 +108,17 @@ def ridge_start(system, edge, turns, strength=0.01, longest=MAX_POSITIONS, date=
     nn.init.zeros_(link.proj2.bias)
 
 
-def token_pairs(system, edge, turn, longest, date):
-    """x (n, D) and y (n, E) as in ridge_start, for the n tokens of a TargetTurn that have a counterpart."""
-    source, target = (system.agents[role] for role in edge)
-    h, _ = forced_turns(system, edge[0], [turn], longest, date)
-    tokens, y = overlapping_tokens(source, target, turn.reply)
-    tokens = [i for i in tokens if i < h.shape[1] - 1]  # forced_turns may have cut the reply
-    return source.inner_link(h[0, tokens]), y[:len(tokens)].to(h.device)
+def regression(pairs, strength):
+    """Batches of x (n, D), y (n, E) -> W (E, D), mean x (D,), and the standard deviation s and mean b of y (E,).
+
+    With C the covariance of x, W minimises
+
+        mean over pairs of |(y - b) / s - W (x - mean x)|^2  +  strength tr(C) / D |W|^2
+    """
+    mean_x, b, C, C_xy, variance_y = moments(pairs)
+    s = variance_y.sqrt() + 1e-12
+    penalty = strength * C.diagonal().mean() + 1e-12  # never zero, not even if all pairs are the same
+    return torch.linalg.solve(C + penalty * torch.eye(len(C), device=C.device), C_xy / s).T, mean_x, s, b
 
 
 def overlapping_tokens(source, target, reply):

@@ -30,7 +30,7 @@ from ..tokenizer import load_tokenizer
 from .examples import TargetTurn, TrainExample
 from .loop import adamw, fit
 from .losses import IGNORED, InnerLoss, OuterLoss, forced_turns
-from .ridge import embedding_scale, ridge_start, start_gain
+from .ridge import embedding_scale, read, set_outer_link, start_gain
 from .save import save_inner_link, save_outer_links, write_json
 
 
@@ -212,7 +212,8 @@ def train_inner_link(system, role, seed, steps, batch):
 def train_outer_links(system, seed, ridge_turns, steps, batch):
     for edge, link in system.outer_links.items():
         start_gain(link, system.agents[edge[1]])
-        ridge_start(system, edge, turns(random.Random(f"{seed} ridge {edge}"), edge[0], ridge_turns))
+        given = turns(random.Random(f"{seed} ridge {edge}"), edge[0], ridge_turns)
+        set_outer_link(system, edge, read(system, edge[0], given))
     rng = random.Random(f"{seed} outer")
     loss = OuterLoss(system, Settings().completed(system.style))
     fit(lambda step, part: loss(answers_to_learn(rng, batch)), [adamw(loss, 1e-3)], steps, "outer links")
