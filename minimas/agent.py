@@ -14,7 +14,7 @@ Letters: B prompts, T their tokens, D the agent's width, m latent steps.
 """
 
 from contextlib import contextmanager
-from itertools import groupby, takewhile
+from itertools import groupby
 from os.path import commonprefix
 from typing import NamedTuple
 
@@ -133,22 +133,6 @@ class Agent:
             self.prefix_cache = PrefixCache(beginnings, cache, S)
         return h, positions, cache
 
-    def prefill_with_gradient(self, prompts, last):
-        """Read B prompts for training -> their last `last` states (B, last, D), positions (B, T), growing cache.
-
-        The text before a prompt's first latents has no gradient and is read without a graph.
-        """
-        prompts = [self.tokens(pieces) for pieces in prompts]
-        x, positions = left_pad([self.embed_pieces(pieces) for pieces in prompts])
-        cache, T = self.model.make_cache(len(x)), x.shape[1]
-        texts = [sum(map(len, takewhile(lambda piece: not piece.is_floating_point(), pieces))) for pieces in prompts]
-        start = min(T - sum(map(len, pieces)) + text for pieces, text in zip(prompts, texts))
-        start = start if x.requires_grad and start < T - last else 0
-        if start:
-            with torch.no_grad():
-                self.model(x[:, :start], positions[:, :start], cache, last=1)
-        return self.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
-
     def make_cache(self, B, S):
         """An empty cache for B rows of S positions. With graphs it reuses the memory of what was read last."""
         self.drop_prefix()
@@ -175,16 +159,16 @@ class Agent:
 
     # Thinking
 
-    def think(self, prompts, m, tick=no_op):
+    def think(self, prompts, m, tick=no_op, prefill=None):
         """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D).
 
         A state becomes the agent's own next input through its inner link, R_in. H holds the states themselves: whoever
         sends them on applies R_in once more (recurse.send_latents).
-        If gradients are recorded (training), the cache grows by concatenation; else it is allocated once.
+        prefill: takes the place of Agent.prefill in training (losses.prefill_with_gradient)
         """
         if not m:
             return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
-        h, positions, cache = self.prefill_with_gradient(prompts, 1) if torch.is_grad_enabled() else self.prefill(prompts, m)
+        h, positions, cache = (prefill or self.prefill)(prompts, m)
 
         def next_input(h, positions):
             return self.inner_link(h).to(h.dtype), positions[:, -1:] + 1

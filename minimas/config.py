@@ -9,6 +9,7 @@ import torch
 
 from . import gemma, llama, mistral, qwen
 from .common import InputError, check_known, entry, read_json, required
+from .compat.rope import ATTENTION_TYPES, rope_parameters
 
 LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 GEMMA_LIKE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
@@ -22,7 +23,6 @@ FAMILIES = {  # model_type in config.json -> decoder, its Config, and fields tha
     "gemma3_text": (gemma.Gemma3, gemma.Config, GEMMA_LIKE),
 }
 LAYER_TYPES = {"qwen3_5_text": {"linear_attention", "full_attention"}}  # of a family; all others have ATTENTION_TYPES
-ATTENTION_TYPES = {"sliding_attention", "full_attention"}
 TEXT_PART = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}  # models of text and images: the decoder is in text_config
 ROPE_TYPES = {  # and the parameters that each needs besides rope_theta
     "default": (), "linear": ("factor",),
@@ -91,8 +91,6 @@ def check_layers(file, config, allowed):
         raise InputError(f"{file}: layer_types has sliding_attention, but sliding_window is null or not in use")
 
 
-# Rotary positions
-
 def checked_rope(file, raw):
     """The rope_parameters of a config; InputError if they are not those of a supported type, or given twice."""
     rope = rope_parameters(file, raw)
@@ -105,24 +103,3 @@ def checked_rope(file, raw):
         if (partial := part.get("partial_rotary_factor", 1)) > 1:
             raise InputError(f"{file}: partial_rotary_factor is {partial}, expected 1 at most; fetch the file again")
     return rope
-
-
-def rope_parameters(file, raw):
-    """The rope parameters of a config, as transformers 5 spells and completes them; Gemma's for each layer type."""
-    rope, scaling = (entry(file, raw, n, type_=dict) if raw.get(n) else {} for n in ("rope_parameters", "rope_scaling"))
-    if raw["model_type"] == "gemma3_text":
-        theta = {"full_attention": raw.get("rope_theta", 1e6), "sliding_attention": raw.get("rope_local_base_freq", 1e4)}
-        rope = {"sliding_attention": {}} | (rope or {"full_attention": scaling})
-        return {name: {"rope_theta": theta[name], **with_type(entry(file, rope, name, type_=dict))} for name in theta}
-    if rope.keys() & ATTENTION_TYPES:
-        raise InputError(f"{file}: rope_parameters are those of several layer types, expected those of all layers")
-    top = {"rope_theta": 1e4} | {name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if name in raw}
-    rope = top | with_type(rope or scaling)
-    if rope["rope_type"] == "llama3":
-        rope.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    return {name: value for name, value in rope.items() if (name, value) != ("partial_rotary_factor", None)}
-
-
-def with_type(rope):
-    """Rope parameters with their rope_type, which was once `type`."""
-    return {"rope_type": rope.get("type", "default"), **{name: rope[name] for name in rope if name != "type"}}

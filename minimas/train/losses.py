@@ -12,12 +12,14 @@ Letters: B rows, N tokens of the longest reply, T tokens, D width, n tokens of a
 
 import copy
 from functools import partial
+from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..agent import left_pad
 from ..common import upcast
 from ..recurse import recurse
 from ..tokenizer import DATE
@@ -28,6 +30,24 @@ SCORES_AT_ONCE = 128  # states whose scores over the vocabulary are in memory to
 
 
 # Teacher forcing
+
+def prefill_with_gradient(agent, prompts, room=0, last=1):
+    """Read B prompts as Agent.prefill does -> their last `last` states (B, last, D), positions (B, T), a cache that grows.
+
+    The text before a prompt's first latents has no gradient and is read without a graph. A cache that is written in place
+    could not be differentiated: this one grows by concatenation, and needs no `room`.
+    """
+    prompts = [agent.tokens(pieces) for pieces in prompts]
+    x, positions = left_pad([agent.embed_pieces(pieces) for pieces in prompts])
+    cache, T = agent.model.make_cache(len(x)), x.shape[1]
+    texts = [sum(map(len, takewhile(lambda piece: not piece.is_floating_point(), pieces))) for pieces in prompts]
+    start = min(T - sum(map(len, pieces)) + text for pieces, text in zip(prompts, texts))
+    start = start if x.requires_grad and start < T - last else 0
+    if start:
+        with torch.no_grad():
+            agent.model(x[:, :start], positions[:, :start], cache, last=1)
+    return agent.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
+
 
 def teacher_forced(agent, prompts, replies, longest=MAX_POSITIONS):
     """B prompts (lists of pieces, see Agent.embed) and the texts that follow -> states h (B, N + 1, D), tokens (B, N).
@@ -42,7 +62,7 @@ def teacher_forced(agent, prompts, replies, longest=MAX_POSITIONS):
     ids = [torch.tensor(encode(reply + ending)[:n], device=agent.device) for reply, n in zip(replies, room)]
     N = max(map(len, ids))
     read = [[*prompt, reply] for prompt, reply in zip(prompts, ids)]  # no text is left in it to be tokenized again
-    h, _, _ = agent.prefill_with_gradient(read, N + 1)
+    h, _, _ = prefill_with_gradient(agent, read, last=N + 1)
     return h, torch.stack([F.pad(reply, (N - len(reply), 0), value=IGNORED) for reply in ids])
 
 
@@ -141,7 +161,7 @@ class OuterLoss(nn.Module):
             if self.teacher:
                 lengths = (ids != IGNORED).sum(1).tolist()
                 return [row[-n:][:self.settings.latent_steps] for row, n in zip(h, lengths)]
-            return agents[role].think(prompts, self.settings.latent_steps)
+            return agents[role].think(prompts, self.settings.latent_steps, prefill=partial(prefill_with_gradient, agents[role]))
 
         *_, final = recurse(self.system, [example.question for example in examples], self.settings, think=think)
         loss = next_token_loss(agents[last], *self.forced(examples, self.settings.rounds, last, final.prompts))

@@ -1,0 +1,6 @@
+"""What folders of many makers have beside the usual: read as transformers 5.3 reads it.
+
+    rope.py      rotary parameters in config.json
+    tokens.py    special and added tokens that other files than tokenizer.json name
+    template.py  where the chat template is, and the sandbox in which it runs
+"""
