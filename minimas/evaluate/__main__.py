@@ -30,6 +30,7 @@ from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import POINT, finished_keys, gather, line_of, make_record, record_key, settings_line
 from .report import plot, summary, table_text, write_csv
+from .run_tests import check_tests
 from .runs import join_others
 
 
@@ -179,6 +180,8 @@ def main():
     questions = style.questions([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
     settings = settings_line(args, points[0], graders, examples)
     if rank == 0:
+        if examples[0].task == "code":
+            check_tests(examples)
         gather(file, settings)
     wait()  # until the file is whole
     finished = finished_keys(file, examples)

@@ -58,7 +58,7 @@ def is_correct(example, result, grader):
         if result.answer is None:
             return False
         tests = example.tests() if callable(example.tests) else example.tests
-        return passes(result.answer, tests, example.fn_name or "")
+        return passes(example.program(result.answer), tests, example.fn_name or "")
     return same_text(result.answer, example.gold) if grader == "text" else result.answer == example.gold
 
 

@@ -3,7 +3,11 @@
 Rows are read one at a time. A file on the hub is downloaded when its first row is asked for.
 """
 
+import ast
 import csv
+import io
+import tokenize
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -34,18 +38,41 @@ class Row:
                              f"say which it is, as in {name}=COLUMN")
         return self.cells[column]
 
-    def get(self, name, default):
-        """The value of an optional column, or the default; but a column that the user named is required."""
-        return self.cell(name) if name in self.columns or name in self.cells else default
+    def has(self, name):
+        """Whether there is such a column; one that the user named is taken to be there."""
+        return name in self.columns or name in self.cells
 
-    def text(self, name):
-        """The text of a required column, "" if it is blank or no value; InputError if it holds a list or an object."""
-        value = self.cell(name)
-        if isinstance(value, (list, dict)):
-            raise InputError(f"{self}: column {name!r} holds a {type(value).__name__}, expected text or a number")
-        if value is None or str(value).strip() in NO_VALUE:
-            return ""
-        return f"{Decimal(str(value)):f}" if isinstance(value, (float, Decimal)) else str(value)  # 0.00001, not 1e-05
+    def text(self, name, required=True):
+        """The text of a column, "" if it is blank or no value; InputError if it holds a list or an object."""
+        return text_of(self.cell(name) if required or self.has(name) else None, f"{self}: column {name!r}")
+
+    def value(self, name, required=True):
+        """The list or object of a column, also if a text spells it, as in CSV files; else its text as in `text`."""
+        cell = self.cell(name) if required or self.has(name) else None
+        if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):  # "" is neither
+            with suppress(InputError):
+                return parse_json(cell, self)
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                return literal(cell.strip())
+        return cell if isinstance(cell, (list, dict)) else self.text(name, required)
+
+
+def text_of(value, what):
+    """The text that a cell is, "" if it is blank or no value; InputError if it is a list or an object."""
+    if isinstance(value, (list, dict)):
+        raise InputError(f"{what} holds a {type(value).__name__}, expected text or a number")
+    if value is None or str(value).strip() in NO_VALUE:
+        return ""
+    return f"{Decimal(str(value)):f}" if isinstance(value, (float, Decimal)) else str(value)  # 0.00001, not 1e-05
+
+
+def literal(text):
+    """The value of a Python literal. numpy prints a list without commas, so that Python would join its texts."""
+    value = ast.literal_eval(text)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return value
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
 
 
 # Files

@@ -1,0 +1,72 @@
+"""The tests of a code question: from what a row holds, in the forms in circulation, to what run_tests.passes takes.
+
+    a text           a script: of asserts (MBPP+), with check(candidate) (HumanEval), with the tests of unittest or pytest
+    texts            asserts, which make one script (MBPP)
+    objects          {"input": ..., "output": ...}: of a program, or in JSON of a function (LiveCodeBench)
+    an object        {"inputs": [...], "outputs": [...], "fn_name": ...}, the last for a function only (APPS)
+"""
+
+import base64
+import io
+import json
+import pickle
+import zlib
+
+from ..common import InputError
+
+
+def tests_of(cell, fn_name, place):
+    """(tests as run_tests.passes takes them, fn_name) of the value of a cell; InputError if it has none of the forms."""
+    cases, script = [], cell if isinstance(cell, str) else ""
+    try:
+        if isinstance(cell, dict):
+            fn_name = fn_name or cell.get("fn_name") or ""
+            for given, output in zip(cell["inputs"], cell["outputs"], strict=True):  # some hold a function's result in a list
+                cases.append((given, [output, *(output[:1] if fn_name and isinstance(output, list) else [])]))
+        elif cell and not script:
+            kind = "functional" if fn_name else "stdin"
+            script = "\n".join(test for test in cell if isinstance(test, str))
+            cases = [(test["input"], [test["output"]]) for test in cell if not isinstance(test, str)]
+            if script and cases or any(test.get("testtype", kind) != kind for test in cell if cases):
+                raise ValueError(f"some are not {kind}")
+        tests = [case_of(*case, fn_name) for case in cases] + [script] * bool(script.strip())
+    except (TypeError, KeyError, ValueError, AttributeError) as e:
+        raise InputError(f"{place}: tests are {str(cell)[:60]!r} for fn_name {fn_name!r}, which do not fit ({e!r}): expected "
+                         "a script, a list of asserts, or inputs and outputs as LiveCodeBench or APPS have them") from e
+    return tests, fn_name
+
+
+def case_of(given, outputs, fn_name):
+    """A case as run_tests.passes takes it; outputs: all that are right. ValueError or TypeError if it cannot be run."""
+    if fn_name and isinstance(given, list):  # the arguments themselves
+        return "\n".join(map(json.dumps, given)), *map(json.dumps, outputs)
+    texts = ["\n".join(text) if isinstance(text, list) else text for text in (given, *outputs)]
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r:.20} is no text")
+        for line in filter(str.strip, text.split("\n") if fn_name else ()):
+            json.loads(line)
+    return tuple(texts)
+
+
+def livecodebench_tests(file, offset):
+    """The public and private tests in the line that begins at a byte of the file."""
+    try:
+        with open(file, "rb") as lines:
+            lines.seek(offset)
+            row = json.loads(lines.readline())
+        private = row["private_test_cases"] or "[]"
+        if not private.lstrip().startswith("["):  # not JSON, but a string of JSON, pickled and compressed
+            private = PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(private)))).load()
+        cells = [{"input": test["input"], "output": test["output"]}
+                 for test in json.loads(row["public_test_cases"] or "[]") + json.loads(private)]
+        return tests_of(cells, "", file)[0]
+    except Exception as e:  # a damaged pickle can raise anything
+        raise InputError(f"{file}: tests at byte {offset} cannot be read ({e!r}): fetch the file again") from e
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """An unpickler that finds no class and no function, so that nothing in a pickle is ever called."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, expected a string")
