@@ -53,16 +53,10 @@ class Example:
     head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
 
     def program(self, answer):
-        """The whole program that an answer to a code question is."""
-        return whole_program(self.head, answer, self.fn_name)
-
-
-def whole_program(head, answer, fn_name):
-    """The head of a function, if there is one, and an answer: the function again, or only its body, at any depth."""
-    repeated = re.search(rf"^\s*(async\s+)?def\s+{fn_name}\b|^{fn_name}\s*=", answer, re.MULTILINE)
-    if head and not repeated:
-        answer = textwrap.indent(textwrap.dedent(answer), "    ")
-    return f"{head}\n{answer}" if head else answer
+        """The whole program that an answer to a code question is. Without the head it is the body of the function."""
+        if self.head and not re.search(rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*=", answer, re.MULTILINE):
+            answer = textwrap.indent(textwrap.dedent(answer), "    ")
+        return self.head + answer
 
 
 def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, tell=warn):
@@ -176,7 +170,7 @@ def read_choice(row):
     options = [text_of(option, f"{row}: an option").strip() for option in options]
     if all(is_labelled(option, letter) for letter, option in zip("ABCD", options)):
         options = [option[2:].strip() for option in options]
-    question, gold = fields["question"].strip(), fields["gold"]
+    question, gold = fields["question"].strip(), fields["gold"] if all(options) else ""
     return {"question": with_options(question, options), "gold": letter_of(gold, options, row)}
 
 
@@ -221,20 +215,12 @@ def read_gsm8k(row):
 def read_code(row):
     """A code question of a local file, or of HumanEval, whose question is the head of the function that is asked for."""
     question, gold, tests = row.text("question"), row.text("answer", required=False), row.value("tests")
-    for name in "test_setup_code", "test_imports":  # of MBPP: before its tests
-        if tests and isinstance(tests, list) and (first := row.value(name, required=False)):
-            tests = [*(first if isinstance(first, list) else [first]), *tests]
-    tests, fn_name = tests_of(tests, function_name(row.text("fn_name", required=False), row), row)
-    head = question if is_head(question, fn_name) else ""
-    return {"question": question, "gold": gold and whole_program(head, gold, fn_name), "tests": tests, "fn_name": fn_name,
-            "head": head}
-
-
-def function_name(text, row):
-    """The text if it is the name of a function, or ""; InputError if it is anything else."""
-    if text and not (isinstance(text, str) and text.isidentifier()):
-        raise InputError(f"{row}: the function asked for is {text!r:.60}, expected the name of a Python function")
-    return text or ""
+    for name in "test_setup_code", "test_imports":  # MBPP's: they precede its tests
+        if isinstance(tests, list) and tests and (first := row.value(name, required=False)):
+            tests = [*([first] if isinstance(first, str) else first), *tests]
+    tests, fn_name = tests_of(tests, row.text("fn_name", required=False), row)
+    head = question.rstrip() + "\n" if is_head(question, fn_name) else ""
+    return {"question": question, "gold": gold and head + gold, "tests": tests, "fn_name": fn_name, "head": head}
 
 
 def is_head(question, fn_name):
@@ -256,7 +242,8 @@ def read_mbppplus(row):
     called = [name for name in defined if re.search(rf"\b{name}\s*\(", "\n".join(tests))]
     if question:
         question = "\n".join([question + "\n\nYour solution should satisfy assertions like:", *tests[:3]])
-    return {"question": question, "gold": code, "tests": tests_of(row.text("test"), "", row)[0], "fn_name": called[-1] if called else None}
+    tests, _ = tests_of(row.text("test"), "", row)
+    return {"question": question, "gold": code, "tests": tests, "fn_name": called[-1] if called else None}
 
 
 def read_livecodebench(row):
@@ -264,12 +251,12 @@ def read_livecodebench(row):
     if row.offset is None:
         raise InputError(f"{row}: livecodebench is read from .jsonl files only, because its tests are looked up there")
     question, starter = row.text("question_content").strip(), row.text("starter_code")
-    metadata, public = row.value("metadata", required=False) or {}, row.value("public_test_cases", required=False)
+    metadata, public = row.value("metadata", required=False) or {}, row.value("public_test_cases")
     if not isinstance(metadata, dict):
         raise InputError(f"{row}: metadata are {str(metadata)[:60]!r}, expected an object")
-    name, tests = function_name(metadata.get("func_name"), row), partial(livecodebench_tests, row.file, row.offset)
+    name, tests = text_of(metadata.get("func_name"), f"{row}: func_name"), partial(livecodebench_tests, row.file, row.offset)
     if not any(isinstance(test, dict) and (name or str(test.get("output")).strip()) for test in public):
-        tests = None if why_void(tests(), name) else tests  # no other row's are read here
+        tests = None if why_void(tests(), name) else tests  # only here are they read at once
     if question and starter:
         question = f"{question}\n\nStarter code:\n{starter}"
     return {"question": question, "gold": "", "tests": tests, "fn_name": name or (None if starter else "")}

@@ -17,35 +17,37 @@ from ..common import InputError
 
 def tests_of(cell, fn_name, place):
     """(tests as run_tests.passes takes them, fn_name) of the value of a cell; InputError if it has none of the forms."""
-    cases, script = [], cell if isinstance(cell, str) else ""
+    kind, script = "functional" if fn_name else "stdin", cell if isinstance(cell, str) else ""
     try:
         if isinstance(cell, dict):
             fn_name = fn_name or cell.get("fn_name") or ""
-            for given, output in zip(cell["inputs"], cell["outputs"], strict=True):  # some hold a function's result in a list
-                cases.append((given, [output, *(output[:1] if fn_name and isinstance(output, list) else [])]))
-        elif cell and not script:
-            kind = "functional" if fn_name else "stdin"
-            script = "\n".join(test for test in cell if isinstance(test, str))
-            cases = [(test["input"], [test["output"]]) for test in cell if not isinstance(test, str)]
-            if script and cases or any(test.get("testtype", kind) != kind for test in cell if cases):
-                raise ValueError(f"some are not {kind}")
-        tests = [case_of(*case, fn_name) for case in cases] + [script] * bool(script.strip())
+            tests = [case_of(*case, fn_name, wrapped=True) for case in zip(cell["inputs"], cell["outputs"], strict=True)]
+        elif script or all(isinstance(test, str) for test in cell):
+            script = script or "\n".join(cell)
+            tests = [script] if script.strip() else []
+        elif any(test.get("testtype", kind) != kind for test in cell):
+            raise ValueError(f"some are not {kind}")
+        else:
+            tests = [case_of(test["input"], test["output"], fn_name) for test in cell]
+        if fn_name and not fn_name.isidentifier():
+            raise ValueError("that is no name of a function")
     except (TypeError, KeyError, ValueError, AttributeError) as e:
         raise InputError(f"{place}: tests are {str(cell)[:60]!r} for fn_name {fn_name!r}, which do not fit ({e!r}): expected "
                          "a script, a list of asserts, or inputs and outputs as LiveCodeBench or APPS have them") from e
     return tests, fn_name
 
 
-def case_of(given, outputs, fn_name):
-    """A case as run_tests.passes takes it; outputs: all that are right. ValueError or TypeError if it cannot be run."""
+def case_of(given, output, fn_name, wrapped=False):
+    """A case as run_tests.passes takes it. ValueError or TypeError if it cannot be run.
+
+    wrapped   a list may also hold the result of a function, as in APPS
+    """
     if fn_name and isinstance(given, list):  # the arguments themselves
+        outputs = [output, *output[:1]] if wrapped and isinstance(output, list) else [output]
         return "\n".join(map(json.dumps, given)), *map(json.dumps, outputs)
-    texts = ["\n".join(text) if isinstance(text, list) else text for text in (given, *outputs)]
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"{text!r:.20} is no text")
-        for line in filter(str.strip, text.split("\n") if fn_name else ()):
-            json.loads(line)
+    texts = ["\n".join(text) if isinstance(text, list) else text for text in (given, output)]
+    for line in "\n".join(texts).split("\n"):  # TypeError if one of them is no text
+        json.loads(line if fn_name and line.strip() else "0")
     return tuple(texts)
 
 

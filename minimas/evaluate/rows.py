@@ -30,25 +30,24 @@ class Row:
     def __str__(self):
         return f"{self.file} {'row' if self.offset is None else 'line'} {self.number}"
 
-    def cell(self, name):
-        """The value of a required column, as it is; InputError if there is no such column."""
-        column = self.columns.get(name, name)
-        if column not in self.cells:
-            raise InputError(f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
-                             f"say which it is, as in {name}=COLUMN")
-        return self.cells[column]
+    def cell(self, name, required=True):
+        """The value of a column, as it is; InputError if there is no such column; None if it need not be there.
 
-    def has(self, name):
-        """Whether there is such a column; one that the user named is taken to be there."""
-        return name in self.columns or name in self.cells
+        A column that the user named is always required.
+        """
+        column = self.columns.get(name, name)
+        if column in self.cells or not required and name not in self.columns:
+            return self.cells.get(column)
+        raise InputError(f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
+                         f"say which it is, as in {name}=COLUMN")
 
     def text(self, name, required=True):
         """The text of a column, "" if it is blank or no value; InputError if it holds a list or an object."""
-        return text_of(self.cell(name) if required or self.has(name) else None, f"{self}: column {name!r}")
+        return text_of(self.cell(name, required), f"{self}: column {name!r}")
 
     def value(self, name, required=True):
         """The list or object of a column, also if a text spells it, as in CSV files; else its text as in `text`."""
-        cell = self.cell(name) if required or self.has(name) else None
+        cell = self.cell(name, required)
         if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):  # "" is neither
             with suppress(InputError):
                 return parse_json(cell, self)

@@ -69,32 +69,27 @@ def script_after(program, test, fn_name, mark):
 
 def check_tests(examples):
     """InputError if the tests of code questions prove nothing. Tests that are read later are their reader's to judge."""
-    checked = [example for example in examples if not callable(example.tests)]
     with ThreadPoolExecutor(tests_at_once()) as pool:
-        runs = pool.map(lambda example: why_void(example.tests, example.fn_name), checked)
-        try:
-            reasons = list(tqdm(runs, "checking tests", len(checked), leave=False))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    void = [f"{example.id}: {reason}" for example, reason in zip(checked, reasons) if reason]
-    if void:
-        raise InputError(f"the tests of {len(void)} of {len(examples)} questions prove nothing; the first is {void[0]}; "
-                         "correct these tests, or leave the questions out")
+        runs = pool.map(lambda example: "" if callable(example.tests) else why_void(example.tests, example.fn_name), examples)
+        reasons = list(tqdm(runs, "checking tests", len(examples), leave=False))
+    if void := [f"{example.id}: {reason}" for example, reason in zip(examples, reasons) if reason]:
+        raise InputError(f"the tests of {len(void)} of {len(examples)} questions prove nothing, or cannot be run; the first "
+                         f"is {void[0]}; correct these tests, or leave the questions out")
 
 
 def why_void(tests, fn_name):
-    """Why tests prove nothing: what cannot be run, or that wrong programs pass all of them; "" if one of them can fail."""
+    """Why tests prove nothing: what cannot be run, or which wrong programs pass them all; "" if one of them can fail."""
     reason = "there are none"
     for test in tests:
         if not isinstance(test, str):
-            fails, reason = fn_name or not any(same_output("", text) for text in test[1:]), "no output passes"
+            silent = not fn_name and any(same_output("", text) for text in test[1:])
+            reason = "a program that prints nothing passes" if silent else ""
         else:
-            mark = secrets.token_hex(16)
-            words = sorted({fn_name or "", *re.findall(r"[^\W\d]\w*", test)})
+            mark, words = secrets.token_hex(16), {fn_name or "", *re.findall(r"[^\W\d]\w*", test)}
             runs = [script_after(program, test, fn_name, mark) for program in ("", NOTHING.format(words=words))]
-            output, _ = run_guarded(CHECK.format(runs=runs, mark=mark))
-            fails, reason = mark not in output, output.rpartition(mark)[2] or "a program that does nothing passes"
-        if fails:
+            _, found, reason = run_guarded(CHECK.format(runs=runs, mark=mark))[0].rpartition(mark)
+            reason = found and (reason or "a program that does nothing passes")
+        if not reason:
             return ""
     return reason
 
