@@ -460,6 +460,7 @@ COPIES = {"math500": {"problem": "p", "answer": "1", "unique_id": "u"},
                    "test_imports": ["import math"], "test_setup_code": "x = 1"}}
 MISSING = object()
 ODD = [None, 7, 0.5, True, float("nan"), "", " ", "null", "[", "{", "[]", "{}", "[1, 2]", "['a']", "{'a': [1]}", "['a' 'b']",
+       '["\\ud83d", "b"]', "{1, 2}", "[b'a']",
        "[" * 10000, [], [None], [1], [[]], ["a", 7], [{}], {}, {"a": 1}, {"func_name": 7}, {"func_name": ["g"]},
        {"inputs": None, "outputs": 1}, {"inputs": [None], "outputs": [None], "fn_name": 7}, '{"fn_name": 7}', MISSING]
 
@@ -477,6 +478,7 @@ def test_no_cell_ends_in_a_traceback(tmp_path, name):
                 source = {"name": str(file), "task": task} if task else {"name": name, "file": str(file)}
                 examples = load_dataset(**source, tell=no_op)
                 for example in examples:
+                    example.question.encode()
                     example.tests() if callable(example.tests) else None
             except InputError as e:
                 assert "\n" not in str(e), (column, odd)

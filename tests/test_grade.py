@@ -269,6 +269,8 @@ FORMS = {  # tests of add(a, b)
     "unittest's runner": UNITTEST + "unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(Sums))\n",
     "unittest, asynchronous": "from unittest import IsolatedAsyncioTestCase\nclass Sums(IsolatedAsyncioTestCase):\n"
                               "    async def test_a(self):\n        self.assertEqual(add(1, 2), 3)\n",
+    "unittest's setup": "def setUpModule():\n    global three\n    three = add(1, 2)\n"
+                        + UNITTEST.replace("3)", "three)") + "        self.assertEqual(three, 3)\n",
     "pytest": "def test_a():\n    assert add(1, 2) == 3\n",
     "asynchronous": "async def test_a():\n    assert add(1, 2) == 3\n",
     "pytest's class": "class TestSums:\n    def test_a(self):\n        assert add(1, 2) == 3\n",
@@ -351,7 +353,7 @@ def test_evaluation_asks_no_question_before_the_tests_are_checked(tmp_path, monk
 def test_an_answer_defines_the_function_itself():
     """Even if a module whose names an answer may use has one of that name, as HumanEval/47 (median) and /53 (add)."""
     tests = [CHECK], ["assert add(1, 2) == 3"], [("1\n2", "3")]
-    assert not any(passes("", test, "add") for test in tests) and all(passes(ADD, test, "add") for test in tests)
+    assert not any(passes(program, test, "add") for program in ("", "# Solution") for test in tests) and all(passes(ADD, test, "add") for test in tests)
     assert passes("class Solution:\n    def gcd(self, a, b): return gcd(a, b)", [("4\n6", "2")], "gcd")
 
 

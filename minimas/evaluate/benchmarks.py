@@ -33,7 +33,7 @@ from pathlib import Path
 from ..common import InputError, check_known, warn
 from ..prompts import TASKS
 from ..tiny.task import questions as chains
-from .code_tests import livecodebench_tests, tests_of
+from .cases import livecodebench_tests, tests_of
 from .rows import FILE_READERS, Row, file_rows, hub_rows, parquet_rows, text_of
 from .run_tests import why_void
 

@@ -6,6 +6,7 @@ Rows are read one at a time. A file on the hub is downloaded when its first row 
 import ast
 import csv
 import io
+import json
 import tokenize
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,8 +67,12 @@ def text_of(value, what):
 
 
 def literal(text):
-    """The value of a Python literal. numpy prints a list without commas, so that Python would join its texts."""
+    """The value of a Python literal; ValueError, TypeError and others if there is none that JSON could hold, too.
+
+    numpy prints a list without commas, so that Python would join its texts.
+    """
     value = ast.literal_eval(text)
+    json.dumps(value, ensure_ascii=False).encode()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         return value
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
