@@ -487,7 +487,10 @@ def test_no_cell_ends_in_a_traceback(tmp_path, name):
 @pytest.mark.parametrize("column, odd, complaint", [
     ("test_list", "'a'", "test_list is .*expected a list of asserts"),
     ("test_list", [1], "test_list is .*expected a list of"),
-    ("metadata", "[]", None), ("metadata", [1], "metadata are .*expected an object"), ("metadata", "x", "metadata are "),
+    ("metadata", None, None), ("metadata", "{}", None), ("metadata", "[]", "metadata are .*expected an object"),
+    ("metadata", [1], "metadata are .*expected an object"), ("metadata", "x", "metadata are "),
+    ("tests", {"inputs": ["'a'"], "outputs": ["1"]}, "JSONDecodeError"),
+    ("tests", {"inputs": ["[" * 10000], "outputs": ["1"]}, "RecursionError|JSONDecodeError"),
     ("tests", "[]", "holds no question"), ("fn_name", "f()", "no name of a function"),
     ("options", "['a']", "expected a list of 2 to 4"),
     ("options", [None, "x"], "holds no question"), ("options", [{}, "a"], "an option holds a dict")])

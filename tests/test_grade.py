@@ -353,7 +353,8 @@ def test_evaluation_asks_no_question_before_the_tests_are_checked(tmp_path, monk
 def test_an_answer_defines_the_function_itself():
     """Even if a module whose names an answer may use has one of that name, as HumanEval/47 (median) and /53 (add)."""
     tests = [CHECK], ["assert add(1, 2) == 3"], [("1\n2", "3")]
-    assert not any(passes(program, test, "add") for program in ("", "# Solution") for test in tests) and all(passes(ADD, test, "add") for test in tests)
+    assert not any(passes(program, test, "add") for program in ("", "# Solution") for test in tests)
+    assert all(passes(ADD, test, "add") for test in tests)
     assert passes("class Solution:\n    def gcd(self, a, b): return gcd(a, b)", [("4\n6", "2")], "gcd")
 
 

@@ -251,10 +251,11 @@ def read_livecodebench(row):
     if row.offset is None:
         raise InputError(f"{row}: livecodebench is read from .jsonl files only, because its tests are looked up there")
     question, starter = row.text("question_content").strip(), row.text("starter_code")
-    metadata, public = row.value("metadata", required=False) or {}, row.value("public_test_cases")
-    if not isinstance(metadata, dict):
+    metadata, public = row.value("metadata", required=False), row.value("public_test_cases")
+    if metadata != "" and not isinstance(metadata, dict):
         raise InputError(f"{row}: metadata are {str(metadata)[:60]!r}, expected an object")
-    name, tests = text_of(metadata.get("func_name"), f"{row}: func_name"), partial(livecodebench_tests, row.file, row.offset)
+    name = text_of((metadata or {}).get("func_name"), f"{row}: func_name")
+    tests = partial(livecodebench_tests, row.file, row.offset)
     if not any(isinstance(test, dict) and (name or str(test.get("output")).strip()) for test in public):
         tests = None if why_void(tests(), name) else tests  # only here are they read at once
     if question and starter:

@@ -31,7 +31,7 @@ def tests_of(cell, fn_name, place):
             tests = [case_of(test["input"], test["output"], fn_name) for test in cell]
         if fn_name and not fn_name.isidentifier():
             raise ValueError("that is no name of a function")
-    except (TypeError, KeyError, ValueError, AttributeError) as e:
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as e:
         raise InputError(f"{place}: tests are {str(cell)[:60]!r} for fn_name {fn_name!r}, which do not fit ({e!r}): expected "
                          "a script, a list of asserts, or inputs and outputs as LiveCodeBench or APPS have them") from e
     return tests, fn_name
