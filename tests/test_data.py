@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from functools import partial
 
 import pytest
 from huggingface_hub import constants
@@ -17,7 +18,9 @@ from huggingface_hub import constants
 import minimas
 import standin
 from minimas import InputError
+from minimas.common import no_op
 from minimas.evaluate.benchmarks import BENCHMARKS, load_dataset, settings_for
+from minimas.evaluate.grade import same_math
 from minimas.evaluate.rows import parquet_rows
 from minimas.styles import STYLES, Settings
 from minimas.tiny.task import questions as chains
@@ -133,9 +136,13 @@ def test_settings_are_the_papers():
              "hotpotqa": (4000, 0.6, 1, "text")}
     names = ("max_new_tokens", "temperature", "rollouts", "grader")
     assert {name: tuple(settings_for(name, "mixture")[key] for key in names)
-            for name in BENCHMARKS if name != "tiny"} == paper
+            for name in BENCHMARKS if name not in ("tiny", "gsm8k", "humaneval")} == paper
+    for name, tokens, grader in ("gsm8k", 512, "math"), ("humaneval", 768, "code"):  # not in the paper
+        assert settings_for(name, "mixture") == {
+            "grader": grader, "rollouts": 1, "max_new_tokens": tokens, "temperature": 0.0}
     assert settings_for("math500", "sequential_light")["max_new_tokens"] == 1000
-    assert [d.get("questions") for d in BENCHMARKS.values()] == [None, 500, 198, 300, 30, 30, 378, 1055, None, None]
+    assert [d.get("questions") for d in BENCHMARKS.values()] == [
+        None, 500, 198, 300, 30, 30, 378, 1055, None, None, 1319, 164]
     assert (settings_for("tiny", "tiny")["rounds"] == [1, 2, 3, 4, 5]
             and settings_for("x.csv", "tiny", task="choice")["grader"] == "choice")
     for name in paper:
@@ -182,7 +189,7 @@ def test_math500(client):
     examples, told = load("math500")
     assert [(e.id, e.question, e.gold, e.task) for e in examples[:2]] == [
         ("test/0.json", "What is 0?", "\\frac{0}{1}", "math"), ("test/1.json", "What is 1?", "\\frac{1}{1}", "math")]
-    assert told == ["math500 has 5 questions here, 500 in the paper: results do not compare"]
+    assert told == ["math500 has 5 questions here, 500 in the benchmark: results do not compare"]
     assert load("math500", limit=2) == (examples[:2], [])
     client.patch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load("math500")[0] == examples
@@ -252,7 +259,7 @@ def test_mbppplus(client, parquet):
     examples, told = load("mbppplus")
     assert client.asked == {f"mbppplus/default/test/000{n}.parquet" for n in range(3)}
     assert client.revisions == {("mbppplus", "refs/convert/parquet")}
-    assert [e.id for e in examples] == [str(n) for n in range(250)] and "378 in the paper" in told[0]
+    assert [e.id for e in examples] == [str(n) for n in range(250)] and "378 in the benchmark" in told[0]
     e = examples[249]
     assert (e.id, e.gold, e.tests, e.fn_name, e.task) == (
         "249", MBPP[249]["code"], ["assert f249(1) == 1\n"], "f249", "code")
@@ -313,7 +320,7 @@ def test_the_environment_is_heard(client, tmp_path):
 
 def test_livecodebench(client):
     examples, told = load("livecodebench")
-    assert len(examples) == 18 and len(client.asked) == 6 and "1055 in the paper" in told[0]
+    assert len(examples) == 18 and len(client.asked) == 6 and "1055 in the benchmark" in told[0]
     program, method, unnamed = examples[15:]
     assert (program.id, program.question, program.fn_name, program.task) == ("5_1", "Problem 1 of 5.", "", "code")
     assert (method.question, method.fn_name) == (
@@ -370,7 +377,7 @@ def test_medqa_is_a_local_file(tmp_path):
          "options": ["x", "y", "C. difficile"], "answer": "C. C.  difficile"}]
     file.write_text(json.dumps(rows))
     examples, told = load("medqa", file=file)
-    assert [(e.id, e.gold) for e in examples] == [("0", "B"), ("1", "C"), ("2", "C")] and "300 in the paper" in told[0]
+    assert [(e.id, e.gold) for e in examples] == [("0", "B"), ("1", "C"), ("2", "C")] and "300 in the benchmark" in told[0]
     assert examples[0].question == (
         "Cause?\nA. Cholera\nB. C. difficile\nC. Flu\nD. None\n\nChoose the correct option (A/B/C/D).")
     assert examples[1].question == rows[1]["query"] + "\n\nChoose the correct option (A/B/C/D)."
@@ -378,6 +385,134 @@ def test_medqa_is_a_local_file(tmp_path):
     for answer in "Malaria", "E", "None of these", "B":
         file.write_text(json.dumps([rows[0] | {"options": ["B", "A", "AB", "O"], "answer": answer}]))
         assert f"json row 1: the answer {answer!r} is not the letter" in refused("medqa", file=file)
+
+
+GSM8K = [{"question": "How many?", "answer": "She has 500 * 2 = <<500*2=1000>>1,000 eggs.\n#### 1,000"},
+         {"question": "And cold?", "answer": "#### -3"}]
+HUMANEVAL = [{"task_id": "HumanEval/0", "entry_point": "double", "canonical_solution": "    return twice(x)\n",
+              "prompt": "def twice(x):\n    return 2 * x\n\n\ndef double(x: int) -> int:\n    \"\"\" A \\d. \"\"\"\n",
+              "test": "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(2) == 4\n    assert twice(1) == 2\n"}]
+
+
+def test_gsm8k_and_humaneval(client, tmp_path, parquet):
+    """By name from the hub's Parquet export, or from a local copy."""
+    data = tmp_path / "hub/datasets/openai"
+    write_parquet(data / "gsm8k/main/test", GSM8K)
+    write_parquet(data / "openai_humaneval/openai_humaneval/test", HUMANEVAL)
+    with standin.serve(tmp_path / "hub") as server:
+        standin.connect(client.patch, server, tmp_path / "files of openai")
+        loaded = {name: load(name)[0] for name in ("gsm8k", "humaneval")}
+    assert loaded == {name: load(name, file=write(tmp_path / "copy.jsonl", rows))[0]
+                      for name, rows in (("gsm8k", GSM8K), ("humaneval", HUMANEVAL))}
+    assert [(e.question, e.gold, e.task) for e in loaded["gsm8k"]] == [
+        ("How many?", "1,000", "math"), ("And cold?", "-3", "math")]
+    assert all(same_math(answer, "1,000", "plain") for answer in ("1000", "1,000", r"\$1{,}000"))
+    e, row = loaded["humaneval"][0], HUMANEVAL[0]
+    assert (e.id, e.question, e.tests, e.fn_name) == ("HumanEval/0", row["prompt"], [row["test"]], "double")
+    assert e.gold == e.head + row["canonical_solution"] and e.head == row["prompt"]
+
+
+def test_an_answer_repeats_the_head_or_goes_on(tmp_path, recwarn):
+    e = local(write(tmp_path / "rows.jsonl", [
+        {"question": row["prompt"], "tests": row["test"], "fn_name": row["entry_point"]} for row in HUMANEVAL]),
+        task="code")[0]
+    assert not recwarn, "the backslash in its text is nobody's concern"
+    for answer in ("    return twice(x)", "return twice(x)", "if x:\n    return twice(x)\nreturn 0",
+                   e.head + "    return twice(x)", "def double(x):\n    return x + x", "double = lambda x: x + x"):
+        scope = {}
+        exec(e.program(answer), scope)
+        assert scope["double"](2) == 4 and scope["twice"](3) == 6
+    for question in "Write a function.\n\ndef double(x):\n    pass", "def other(x):\n    pass", "double":
+        e = local(write(tmp_path / "rows.jsonl", [{"question": question, "tests": "1", "fn_name": "double"}]), task="code")[0]
+        assert e.program("x = 1") == "x = 1"
+
+
+MBPP_TESTS = ["assert f('a' ' b') == 1", 'assert f("it\'s") == [2, "c"]']
+
+
+@pytest.mark.parametrize("spell", [
+    list, json.dumps, str, lambda tests: "[" + "\n ".join(map(repr, tests)) + "]"],
+    ids=["list", "JSON", "Python", "numpy"])
+def test_lists_as_tables_hold_them(tmp_path, spell):
+    """As a list, or as the text that JSON, Python or pandas (through numpy, without commas) writes into a CSV file."""
+    row = {"prompt": "Write f.", "code": "def f(x):\n    pass\n", "test": "assert f(1) == 2", "task_id": 1}
+    e = load("mbppplus", file=write(tmp_path / "rows.jsonl", [row | {"test_list": spell(MBPP_TESTS)}]))[0][0]
+    assert e.question.splitlines()[-2:] == MBPP_TESTS and e.fn_name == "f"
+    row = {"question": "?", "tests": spell(MBPP_TESTS), "test_setup_code": "x = 1", "test_imports": spell(["import math"])}
+    assert local(write(tmp_path / "rows.jsonl", [row]), task="code")[0].tests == [
+        "\n".join(["import math", "x = 1", *MBPP_TESTS])]
+    row = {"question": "Which?", "answer": "no's", "options": spell(["yes", "no's"])}
+    e = local(write(tmp_path / "rows.jsonl", [row]), task="choice")[0]
+    assert e.question.startswith("Which?\nA. yes\nB. no's\n") and e.gold == "B"
+
+
+COPIES = {"math500": {"problem": "p", "answer": "1", "unique_id": "u"},
+          "aime26": {"problem": "p", "answer": 1, "problem_idx": 1},
+          "gpqa": {"Record ID": "r", "Question": "q", "Correct Answer": "a", "Incorrect Answer 1": "b",
+                   "Incorrect Answer 2": "c", "Incorrect Answer 3": "d"},
+          "medqa": {"idx": 1, "query": "q", "options": ["a", "b"], "answer": "a"}, "mbppplus": MBPP[0],
+          "livecodebench": livecodebench(1, 1, packed, "def g(x):", "g"),
+          "hotpotqa": {"id": "i", "question": "q", "answer": "a"},
+          "bamboogle": {"Question": "q", "Answer": "a"}, "gsm8k": GSM8K[0], "humaneval": HUMANEVAL[0],
+          "math": {"id": 1, "question": "q", "answer": "a"},
+          "choice": {"id": 1, "question": "q", "options": ["a", "b"], "answer": "a"},
+          "code": {"id": 1, "question": "q", "answer": "a", "tests": ["assert f(1) == 2"], "fn_name": "f",
+                   "test_imports": ["import math"], "test_setup_code": "x = 1"}}
+MISSING = object()
+ODD = [None, 7, 0.5, True, float("nan"), "", " ", "null", "[", "{", "[]", "{}", "[1, 2]", "['a']", "{'a': [1]}", "['a' 'b']",
+       '["\\ud83d", "b"]', "{1, 2}", "[b'a']",
+       "[" * 10000, [], [None], [1], [[]], ["a", 7], [{}], {}, {"a": 1}, {"func_name": 7}, {"func_name": ["g"]},
+       {"inputs": None, "outputs": 1}, {"inputs": [None], "outputs": [None], "fn_name": 7}, '{"fn_name": 7}', MISSING]
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_no_cell_ends_in_a_traceback(tmp_path, name):
+    """Each cell is replaced by each odd value: the row is read, left out, or refused in one sentence."""
+    task, rows = (name, "rows.jsonl") if name in ("math", "choice", "code") else (None, "copy.jsonl")
+    for column in COPIES[name]:
+        for odd in ODD:
+            cells = {key: odd if key == column else value for key, value in COPIES[name].items()
+                     if key != column or odd is not MISSING}
+            file = write(tmp_path / rows, [cells, COPIES[name]])
+            try:
+                source = {"name": str(file), "task": task} if task else {"name": name, "file": str(file)}
+                examples = load_dataset(**source, tell=no_op)
+                for example in examples:
+                    example.question.encode()
+                    example.tests() if callable(example.tests) else None
+            except InputError as e:
+                assert "\n" not in str(e), (column, odd)
+
+
+@pytest.mark.parametrize("column, odd, complaint", [
+    ("test_list", "'a'", "test_list is .*expected a list of asserts"),
+    ("test_list", [1], "test_list is .*expected a list of"),
+    ("metadata", None, None), ("metadata", "{}", None), ("metadata", "[]", "metadata are .*expected an object"),
+    ("metadata", [1], "metadata are .*expected an object"), ("metadata", "x", "metadata are "),
+    ("tests", {"inputs": ["'a'"], "outputs": ["1"]}, "JSONDecodeError"),
+    ("tests", {"inputs": ["[" * 10000], "outputs": ["1"]}, "RecursionError|JSONDecodeError"),
+    ("tests", "[]", "holds no question"), ("fn_name", "f()", "no name of a function"),
+    ("options", "['a']", "expected a list of 2 to 4"),
+    ("options", [None, "x"], "holds no question"), ("options", [{}, "a"], "an option holds a dict")])
+def test_cells_that_are_refused(tmp_path, column, odd, complaint):
+    name = {"test_list": "mbppplus", "metadata": "livecodebench", "options": "medqa"}.get(column, "code")
+    file = write(tmp_path / "rows.jsonl", [COPIES[name] | {column: odd}])
+    read = partial(load_dataset, str(file), task="code") if name == "code" else partial(load_dataset, name, file=str(file))
+    if complaint:
+        with pytest.raises(InputError, match=complaint):
+            read(tell=no_op)
+    else:
+        assert read(tell=no_op)
+
+
+def test_livecodebench_without_a_test_that_can_fail(tmp_path):
+    """It is left out when the row is read; the private tests are read then only if the public ones show nothing."""
+    blank, other = [{"input": "1", "output": " "}], [{"input": "1", "output": "1"}]
+    rows = [livecodebench(1, n, packed) | {"public_test_cases": json.dumps(public), "private_test_cases": private}
+            for n, (public, private) in enumerate([(blank, packed(json.dumps(other))), (blank, packed(json.dumps(blank))),
+                                                   ([], ""), (other, "damaged, but not read")])]
+    examples, told = load("livecodebench", file=write(tmp_path / "lcb.jsonl", rows))
+    assert [e.id for e in examples] == ["1_0", "1_3"] and "2 of 4 rows left out" in told[0]
 
 
 ROWS = [{"problem": "1 + 1?", "solution": "2"}, {"problem": " ", "solution": "3"}, {"problem": "2 + 2?", "solution": 4},
@@ -420,7 +555,11 @@ def test_local_choice_and_code(tmp_path):
     write(rows, [{"question": "Add.", "tests": [{"input": "1 2", "output": "3", "testtype": "stdin"}]},
                  {"question": "?", "tests": []}])
     assert [e.tests for e in local(rows, task="code")] == [[("1 2", "3")]]
-    for tests in 7, [7], [{"input": "1"}], {"input": "1", "output": "2"}, [{"input": 1, "output": 2}]:
+    for tests in ([7], [{"input": "1"}], {"input": "1", "output": "2"}, [{"input": 1, "output": 2}], [None],
+                  [["assert f(1)"]], ["assert f(1)", {"input": "", "output": ""}], {"inputs": [["1"]], "outputs": []},
+                  {"inputs": 1, "outputs": 2}, [{"input": "1", "output": "2", "testtype": "functional"}],
+                  {"inputs": [[1]], "outputs": [2], "fn_name": "Solution().f"},
+                  {"inputs": [7], "outputs": [8], "fn_name": "f"}):
         assert "rows.jsonl line 1: tests are " in refused(write(rows, [{"question": "?", "tests": tests}]), task="code")
 
 

@@ -5,6 +5,7 @@ graded_pairs.tsv holds predicted, target, and 1 where they are mathematically eq
 in. Two conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
 """
 
+import json
 import os
 import re
 import signal
@@ -17,10 +18,14 @@ from pathlib import Path
 import pytest
 
 from minimas import InputError
+from minimas.cli import command
+from minimas.common import no_op
+from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import latex, run_tests
+from minimas.evaluate.benchmarks import load_dataset
 from minimas.evaluate.grade import GRADERS, MathVerify, default_grader, same_math, same_text
 from minimas.evaluate.rows import Row
-from minimas.evaluate.run_tests import passes
+from minimas.evaluate.run_tests import check_tests, passes, why_void
 from minimas.sandbox import python as sandbox
 
 PAIRS = [line.split("\t")
@@ -248,6 +253,115 @@ def test_a_script_of_tests():
     assert not passes("def add(a, b", ["1"]) and not passes(ADD, ["assert add(1, 2) == 3", "assert add(1, 2) == 4"])
     with pytest.raises(InputError, match="no tests"):
         passes(ADD, [])
+
+
+UNITTEST = "import unittest\nclass Sums(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(add(1, 2), 3)\n"
+CHECK = "METADATA = {}\ndef check(candidate):\n    assert candidate(1, 2) == 3\n"
+FORMS = {  # tests of add(a, b)
+    "asserts": "assert add(1, 2) == 3", "asserts in a list": ["assert add(1, 2) == 3", "assert add(0, 1) == 1"],
+    "check": CHECK, "check that calls itself": CHECK + "check(add)\n",
+    "check without a candidate": "def check():\n    assert add(1, 2) == 3\n",
+    "pairs": [{"input": "1\n2", "output": "3", "testtype": "functional"}], "arguments": [{"input": [1, 2], "output": 3}],
+    "APPS": {"inputs": [[1, 2], [[1], [2]]], "outputs": [3, [1, 2]], "fn_name": "add"},
+    "APPS, results in lists": {"inputs": [[1, 2], [[1], [2]]], "outputs": [[3], [[1, 2]]], "fn_name": "add"},
+    "unittest": UNITTEST, "unittest that calls itself": UNITTEST + "unittest.main()\n",
+    "unittest's main": UNITTEST + "if __name__ == '__main__':\n    unittest.main(verbosity=2)\n",
+    "unittest's runner": UNITTEST + "unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(Sums))\n",
+    "unittest, asynchronous": "from unittest import IsolatedAsyncioTestCase\nclass Sums(IsolatedAsyncioTestCase):\n"
+                              "    async def test_a(self):\n        self.assertEqual(add(1, 2), 3)\n",
+    "unittest's setup": "def setUpModule():\n    global three\n    three = add(1, 2)\n"
+                        + UNITTEST.replace("3)", "three)") + "        self.assertEqual(three, 3)\n",
+    "pytest": "def test_a():\n    assert add(1, 2) == 3\n",
+    "asynchronous": "async def test_a():\n    assert add(1, 2) == 3\n",
+    "pytest's class": "class TestSums:\n    def test_a(self):\n        assert add(1, 2) == 3\n",
+    "a helper": "def test_sum(a, b, c):\n    assert add(a, b) == c\ntest_sum(1, 2, 3)\n",
+    "main": "def run():\n    assert add(1, 2) == 3\nif __name__ == '__main__':\n    run()\n",
+    "an import": "from answer import add\nassert add(1, 2) == 3\n",
+    "numpy": "import numpy\nassert numpy.isclose(add(1, 2), 3)\n",
+    "an exit of failure": "import sys\nif add(1, 2) != 3:\n    sys.exit(1)\n"}
+VOID = {  # and why nothing is proved by them
+    "true": ("assert True", "does nothing passes"), "blank": ("pass", "does nothing passes"),
+    "a text": ("'assert add(1, 2) == 3'", ""),
+    "all caught": ("try:\n    assert add(1, 2) == 3\nexcept Exception as e:\n    print(e)\n", "does nothing passes"),
+    "printed": ("print(add(1, 2) == 3)", "does nothing passes"), "compared": (["add(1, 2) == 3"], "does nothing passes"),
+    "a pair": ("assert (add(1, 2) == 3, 'wrong')", "does nothing passes"),
+    "defined": ("assert callable(add)", "does nothing passes"),
+    "not called": ("def run():\n    assert add(1, 2) == 3\n", "does nothing passes"),
+    "not awaited": ("async def run():\n    assert add(1, 2) == 3\nrun()\n", "does nothing passes"),
+    "a thread": ("import threading\nt = threading.Thread(target=lambda: add(1, 2) == 3 or 1 / 0)\nt.start()\nt.join()\n", ""),
+    "skipped": (UNITTEST.replace("class", "@unittest.skip('')\nclass"), "does nothing passes"),
+    "a fixture": ("def test_a(tmp_path):\n    assert add(1, 2) == 3\n", "nothing gives the arguments of test_a"),
+    "parametrize": ("from pytest import mark\n@mark.parametrize('a', [1])\n"
+                    "def test_a(a):\n    assert add(a, 2) == 3\n", "parametrize"),
+    "an exit": ("import sys\nassert add(1, 2) == 3\nsys.exit(0)\n", "or an exit"),
+    "another module": ("from solution import add\nassert add(1, 2) == 3\n", "No module named 'solution'"),
+    "half": ("assert add(1, 2", "SyntaxError"), "half of JSON": ('[{"input": "1", "outp', "SyntaxError")}
+
+
+def code_questions(tmp_path, tests, fn_name="add"):
+    """The Examples of rows with these tests, as a list or an object, and as texts of it."""
+    rows = [{"question": "Add.", "fn_name": fn_name, "tests": form} for form in tests]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_dataset(str(file), task="code", tell=no_op)
+
+
+def test_tests_in_every_form_test_what_they_mean(tmp_path):
+    forms = {f"{name} as {how.__name__}": how(form) for name, form in FORMS.items()
+             for how in ((str,) if isinstance(form, str) else (type(form), json.dumps, str))}
+    examples = code_questions(tmp_path, forms.values())
+    check_tests(examples)
+    for program, right in (ADD, True), (ADD.replace("+", "-"), False), ("", False):
+        with ThreadPoolExecutor(run_tests.tests_at_once()) as pool:
+            verdicts = pool.map(lambda e: passes(e.program(program), e.tests, e.fn_name), examples)
+        assert dict(zip(forms, verdicts)) == dict.fromkeys(forms, right), program
+
+
+def test_programs_in_the_forms_of_apps_and_livecodebench(tmp_path):
+    """Lines are one text, or a list."""
+    forms = {"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}, [
+        {"input": "1\n2", "output": "3", "testtype": "stdin"}]
+    examples = code_questions(tmp_path, [*forms, *map(json.dumps, forms)], fn_name=None)
+    check_tests(examples)
+    for e in examples:
+        assert passes("print(sum(map(int, open(0).read().split())))", e.tests, e.fn_name)
+        assert not passes("print(3.5)", e.tests, e.fn_name) and not passes("", e.tests, e.fn_name)
+
+
+def test_tests_that_prove_nothing_are_refused(tmp_path):
+    examples = code_questions(tmp_path, [tests for tests, _ in VOID.values()])
+    with ThreadPoolExecutor(run_tests.tests_at_once()) as pool:
+        reasons = dict(zip(VOID, pool.map(lambda e: why_void(e.tests, e.fn_name), examples)))
+    assert [name for name, (_, reason) in VOID.items() if not reasons[name] or reason not in reasons[name]] == []
+    assert why_void([], "") and why_void([("1", " \n")], "") and not why_void([("1", ""), ("1", "2")], "")
+    assert "arguments of check" in why_void([CHECK], "")
+
+
+def test_evaluation_asks_no_question_before_the_tests_are_checked(tmp_path, monkeypatch, capsys):
+    code_questions(tmp_path, ["assert add(1, 2) == 3", "assert True", "def add(): pass"])
+    monkeypatch.setattr(evaluate, "load_mas_system", lambda *_, **__: pytest.fail("agents were loaded"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--style", "mixture", "--dataset", "rows.jsonl", "--task", "code",
+                                      "--allow-code-execution"])
+    with pytest.raises(SystemExit) as end:
+        command(evaluate.main)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and not out and err.count("\n") == 1 and re.search(
+        r"minimas: the tests of 2 of 3 questions prove nothing, .*; the first is row 2: a program that does nothing", err)
+
+
+def test_an_answer_defines_the_function_itself():
+    """Even if a module whose names an answer may use has one of that name, as HumanEval/47 (median) and /53 (add)."""
+    tests = [CHECK], ["assert add(1, 2) == 3"], [("1\n2", "3")]
+    assert not any(passes(program, test, "add") for program in ("", "# Solution") for test in tests)
+    assert all(passes(ADD, test, "add") for test in tests)
+    assert passes("class Solution:\n    def gcd(self, a, b): return gcd(a, b)", [("4\n6", "2")], "gcd")
+
+
+def test_results_that_are_nested_too_deep():
+    program = ("import sys\nsys.setrecursionlimit(10 ** 6)\n"
+               "def f():\n    x = []\n    for _ in range(3000): x = [x]\n    return x\n")
+    assert not passes(program, [("", "[]")], "f") and passes("def f():\n    return []", [("", "[]")], "f")
 
 
 @pytest.mark.parametrize("printed, expected, equal", [

@@ -30,6 +30,7 @@ from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import POINT, gather, graded, line_of, make_record, read_lines, record_key, settings_line
 from .report import plot, summary, table_text, write_csv
+from .run_tests import check_tests
 from .runs import join_others
 
 
@@ -187,6 +188,8 @@ def main():
                             warn if rank == 0 else no_op)
     questions = style.questions([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
     settings = settings_line(args, style, style.sources(checkpoints(args)), points[0], graders, examples, questions)
+    if rank == 0 and examples[0].task == "code":
+        check_tests(examples)
     again = (lambda record: graded(record, examples[record["index"]], graders)) if args.regrade else None
     records = gather(file, settings, again) if rank == 0 else {}
     if args.regrade:

@@ -12,28 +12,30 @@ benchmarks.json says for each benchmark
     repository       where it is on the hub, with `files` and their `revision`, or else the `config` and `split` of the
                      hub's Parquet export
     columns          its names for our columns
-    questions        how many the paper counts
-    paper, released  the settings of the paper, and where the released runner differs, if it has the benchmark
+    questions        how many there are, as the paper counts them if it has the benchmark
+    paper, released  the settings of the paper (gsm8k and humaneval are not in it and have our own: greedy, and short),
+                     and where the released runner differs, if it has the benchmark
 """
 
-import base64
+import ast
 import hashlib
-import io
 import json
-import pickle
 import random
 import re
-import zlib
+import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ..common import InputError, check_known, parse_json, warn
+from ..common import InputError, check_known, warn
 from ..prompts import TASKS
 from ..tiny.task import questions as chains
-from .rows import FILE_READERS, Row, file_rows, hub_rows, parquet_rows
+from .cases import digest_of, livecodebench_tests, tests_of
+from .rows import FILE_READERS, Row, file_rows, hub_rows, parquet_rows, text_of
+from .run_tests import why_void
 
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
 COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a local file
@@ -48,6 +50,13 @@ class Example:
     task: str  # math, choice or code; search questions are asked as math ones
     tests: list | Callable | None = None  # for code, as run_tests.passes takes them, or a function that reads them
     fn_name: str | None = ""  # for code, as in prompts.Question
+    head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
+
+    def program(self, answer):
+        """The whole program that an answer to a code question is. Without the head it is the body of the function."""
+        if self.head and not re.search(rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*=", answer, re.MULTILINE):
+            answer = textwrap.indent(textwrap.dedent(answer), "    ")
+        return self.head + answer
 
 
 def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, tell=warn):
@@ -69,7 +78,7 @@ def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, 
     check_known("column", columns or (), COLUMNS)
     rows = islice(rows_of(name, benchmark, file, columns or {}), limit)
     readers = {"math": read_plain, "choice": read_choice, "code": read_code, "gpqa": partial(read_gpqa, seed=seed),
-               "mbppplus": read_mbppplus, "livecodebench": read_livecodebench}
+               "gsm8k": read_gsm8k, "mbppplus": read_mbppplus, "livecodebench": read_livecodebench}
     examples, left_out = examples_of(rows, benchmark["task"], readers.get(name) or readers[benchmark["task"]])
     if left_out:
         tell(f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
@@ -77,7 +86,7 @@ def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, 
     if not examples:
         raise InputError(f"{file or name} holds no question with an answer: give another file, or other columns")
     if limit is None and len(examples) != benchmark.get("questions", len(examples)):
-        tell(f"{name} has {len(examples)} questions here, {benchmark['questions']} in the paper: results do not compare")
+        tell(f"{name} has {len(examples)} questions here, {benchmark['questions']} in the benchmark: results do not compare")
     return examples
 
 
@@ -98,7 +107,7 @@ def examples_of(rows, task, read):
     """(the Examples of rows, the places of rows that were left out: without a question, or anything to judge by)."""
     examples, left_out, ids = [], [], {""}
     for n, row in enumerate(rows, 1):
-        fields, own_id = read(row), str(row.get("id", ""))
+        fields, own_id = read(row), row.text("id", required=False)
         if not fields["question"] or not fields["tests" if task == "code" else "gold"]:
             left_out.append(str(row))
             continue
@@ -155,13 +164,13 @@ def read_plain(row):
 
 def read_choice(row):
     """A question with options: from a column of lists, with or without their letters, or in the question already."""
-    fields, options = read_plain(row), row.get("options", None) or []
+    fields, options = read_plain(row), row.value("options", required=False) or []
     if not isinstance(options, list) or len(options) not in (0, 2, 3, 4):
         raise InputError(f"{row}: options are {str(options)[:60]!r}, expected a list of 2 to 4")
-    options = [str(option).strip() for option in options]
+    options = [text_of(option, f"{row}: an option").strip() for option in options]
     if all(is_labelled(option, letter) for letter, option in zip("ABCD", options)):
         options = [option[2:].strip() for option in options]
-    question, gold = fields["question"].strip(), fields["gold"]
+    question, gold = fields["question"].strip(), fields["gold"] if all(options) else ""
     return {"question": with_options(question, options), "gold": letter_of(gold, options, row)}
 
 
@@ -198,34 +207,42 @@ def read_gpqa(row, seed):
     return {"question": with_options(question, options), "gold": gold if all(options) else ""}
 
 
+def read_gsm8k(row):
+    """The answer is the number after the solution."""
+    return {"question": row.text("question"), "gold": row.text("answer").rpartition("####")[2].strip()}
+
+
 def read_code(row):
-    """A code question of a local file: tests are a script, or a list of objects with input and output, both texts."""
-    tests = row.cell("tests")
+    """A code question of a local file, or of HumanEval, whose question is the head of the function that is asked for."""
+    question, gold, tests = row.text("question"), row.text("answer", required=False), row.value("tests")
+    for name in "test_setup_code", "test_imports":  # MBPP's: they precede its tests
+        if isinstance(tests, list) and tests and (first := row.value(name, required=False)):
+            tests = [*([first] if isinstance(first, str) else first), *tests]
+    tests, fn_name = tests_of(tests, row.text("fn_name", required=False), row)
+    head = question.rstrip() + "\n" if is_head(question, fn_name) else ""
+    return {"question": question, "gold": gold and head + gold, "tests": tests, "fn_name": fn_name, "head": head}
+
+
+def is_head(question, fn_name):
+    """Whether a question is a Python program that defines this function."""
     try:
-        tests = list(filter(str.strip, [tests])) if isinstance(tests, str) else pairs_of(tests or [])
-    except (TypeError, KeyError) as e:
-        raise InputError(f"{row}: tests are {str(tests)[:60]!r}, expected a script that raises an error if the program "
-                         "is wrong, or a list of objects with input and output, each a text") from e
-    return {"question": row.text("question"), "gold": str(row.get("answer", "") or ""), "tests": tests,
-            "fn_name": row.get("fn_name", "")}
-
-
-def pairs_of(tests):
-    """Tests {"input", "output"} as the pairs that run_tests.passes takes; TypeError or KeyError if they are no texts."""
-    pairs = [(test["input"], test["output"]) for test in tests]
-    if not all(isinstance(text, str) for pair in pairs for text in pair):
-        raise TypeError("an input or output is no text")
-    return pairs
+        with warnings.catch_warnings(action="ignore"):  # of a \\d in its text
+            body = ast.parse(question).body if fn_name else []
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return any(isinstance(node, ast.FunctionDef) and node.name == fn_name for node in body)
 
 
 def read_mbppplus(row):
     """The function asked for is the last one of the correct program that the tests call."""
-    question, code, tests = row.text("prompt").strip(), row.text("code"), row.cell("test_list")
+    question, code, tests = row.text("prompt").strip(), row.text("code"), row.value("test_list") or []
+    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+        raise InputError(f"{row}: test_list is {str(tests)[:60]!r}, expected a list of asserts")
     defined = re.findall(r"^def\s+(\w+)", code, re.MULTILINE)
     called = [name for name in defined if re.search(rf"\b{name}\s*\(", "\n".join(tests))]
     if question:
         question = "\n".join([question + "\n\nYour solution should satisfy assertions like:", *tests[:3]])
-    tests = list(filter(None, [row.text("test")]))
+    tests, _ = tests_of(row.text("test"), "", row)
     return {"question": question, "gold": code, "tests": tests, "fn_name": called[-1] if called else None}
 
 
@@ -234,29 +251,13 @@ def read_livecodebench(row):
     if row.offset is None:
         raise InputError(f"{row}: livecodebench is read from .jsonl files only, because its tests are looked up there")
     question, starter = row.text("question_content").strip(), row.text("starter_code")
-    name = parse_json(row.get("metadata", None) or "{}", f"{row}: metadata").get("func_name")
+    metadata, public = row.value("metadata", required=False), row.value("public_test_cases")
+    if metadata != "" and not isinstance(metadata, dict):
+        raise InputError(f"{row}: metadata are {str(metadata)[:60]!r}, expected an object")
+    name = text_of((metadata or {}).get("func_name"), f"{row}: func_name")
+    tests = partial(livecodebench_tests, row.file, row.offset, digest=digest_of(row.cells))
+    if not any(isinstance(test, dict) and (name or str(test.get("output")).strip()) for test in public):
+        tests = None if why_void(tests(), name) else tests  # only here are they read at once
     if question and starter:
         question = f"{question}\n\nStarter code:\n{starter}"
-    return {"question": question, "gold": "", "tests": partial(livecodebench_tests, row.file, row.offset),
-            "fn_name": name or (None if starter else "")}
-
-
-def livecodebench_tests(file, offset):
-    """The public and private tests in the line that begins at a byte of the file."""
-    try:
-        with open(file, "rb") as lines:
-            lines.seek(offset)
-            row = json.loads(lines.readline())
-        private = row["private_test_cases"] or "[]"
-        if not private.lstrip().startswith("["):  # not JSON, but a string of JSON, pickled and compressed
-            private = PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(private)))).load()
-        return pairs_of(json.loads(row["public_test_cases"]) + json.loads(private))
-    except Exception as e:  # a damaged pickle can raise anything
-        raise InputError(f"{file}: tests at byte {offset} cannot be read ({e!r}): fetch the file again") from e
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """An unpickler that finds no class and no function, so that nothing in a pickle is ever called."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, expected a string")
+    return {"question": question, "gold": "", "tests": tests, "fn_name": name or (None if starter else "")}

@@ -55,9 +55,9 @@ def graders_for(kind, chosen, may_run):
 def graders_hash():
     """A hash of all that judges, for records that must not mix verdicts of different graders."""
     folder, judges = Path(__file__).parent, hashlib.sha256()
-    for pattern in "../answers.py", "../sandbox/*.py", "grade.py", "run_tests.py", "latex.py", "expression.py", "*.txt":
-        for file in sorted(folder.glob(pattern)):
-            judges.update(file.read_bytes())
+    names = "../answers.py", "grade.py", "latex.py", "spellings.txt", "expression.py", "run_tests.py", "programs.txt"
+    for name in (*names, "../sandbox/python.py", "../sandbox/guard.py"):
+        judges.update((folder / name).read_bytes())
     if importlib.util.find_spec("math_verify"):
         judges.update(importlib.metadata.version("math-verify").encode())
     return judges.hexdigest()[:16]
@@ -71,7 +71,7 @@ def is_correct(example, text, answer, grader):
         if answer is None:
             return False
         tests = example.tests() if callable(example.tests) else example.tests
-        return passes(answer, tests, example.fn_name or "")
+        return passes(example.program(answer), tests, example.fn_name or "")
     return same_text(answer, example.gold) if grader == "text" else answer == example.gold
 
 

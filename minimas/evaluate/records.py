@@ -32,7 +32,7 @@ def settings_line(args, style, sources, settings, graders, examples, questions):
 
 def answers_hash(examples):
     """A hash of what the answers to Examples are judged by."""
-    return digest([(e.gold, e.tests.args if callable(e.tests) else e.tests) for e in examples])
+    return digest([(e.gold, e.tests.keywords if callable(e.tests) else e.tests) for e in examples])
 
 
 def make_record(index, example, results, point, graders):

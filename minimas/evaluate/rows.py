@@ -3,7 +3,12 @@
 Rows are read one at a time. A file on the hub is downloaded when its first row is asked for.
 """
 
+import ast
 import csv
+import io
+import json
+import tokenize
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -26,26 +31,52 @@ class Row:
     def __str__(self):
         return f"{self.file} {'row' if self.offset is None else 'line'} {self.number}"
 
-    def cell(self, name):
-        """The value of a required column, as it is; InputError if there is no such column."""
+    def cell(self, name, required=True):
+        """The value of a column, as it is; InputError if there is no such column; None if it need not be there.
+
+        A column that the user named is always required.
+        """
         column = self.columns.get(name, name)
-        if column not in self.cells:
-            raise InputError(f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
-                             f"say which it is, as in {name}=COLUMN")
-        return self.cells[column]
+        if column in self.cells or not required and name not in self.columns:
+            return self.cells.get(column)
+        raise InputError(f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
+                         f"say which it is, as in {name}=COLUMN")
 
-    def get(self, name, default):
-        """The value of an optional column, or the default; but a column that the user named is required."""
-        return self.cell(name) if name in self.columns or name in self.cells else default
+    def text(self, name, required=True):
+        """The text of a column, "" if it is blank or no value; InputError if it holds a list or an object."""
+        return text_of(self.cell(name, required), f"{self}: column {name!r}")
 
-    def text(self, name):
-        """The text of a required column, "" if it is blank or no value; InputError if it holds a list or an object."""
-        value = self.cell(name)
-        if isinstance(value, (list, dict)):
-            raise InputError(f"{self}: column {name!r} holds a {type(value).__name__}, expected text or a number")
-        if value is None or str(value).strip() in NO_VALUE:
-            return ""
-        return f"{Decimal(str(value)):f}" if isinstance(value, (float, Decimal)) else str(value)  # 0.00001, not 1e-05
+    def value(self, name, required=True):
+        """The list or object of a column, also if a text spells it, as in CSV files; else its text as in `text`."""
+        cell = self.cell(name, required)
+        if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):  # "" is neither
+            with suppress(InputError):
+                return parse_json(cell, self)
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                return literal(cell.strip())
+        return cell if isinstance(cell, (list, dict)) else self.text(name, required)
+
+
+def text_of(value, what):
+    """The text that a cell is, "" if it is blank or no value; InputError if it is a list or an object."""
+    if isinstance(value, (list, dict)):
+        raise InputError(f"{what} holds a {type(value).__name__}, expected text or a number")
+    if value is None or str(value).strip() in NO_VALUE:
+        return ""
+    return f"{Decimal(str(value)):f}" if isinstance(value, (float, Decimal)) else str(value)  # 0.00001, not 1e-05
+
+
+def literal(text):
+    """The value of a Python literal; ValueError, TypeError and others if there is none that JSON could hold, too.
+
+    numpy prints a list without commas, so that Python would join its texts.
+    """
+    value = ast.literal_eval(text)
+    json.dumps(value, ensure_ascii=False).encode()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return value
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
 
 
 # Files

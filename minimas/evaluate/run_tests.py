@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..common import InputError
 from ..sandbox.python import run_guarded
 
 PROGRAMS = Path(__file__).with_name("programs.txt").read_text(encoding="utf-8")
-_, COMMON, MODULE, CALL, SCRIPT = re.split(r"^\[\w+\]\n", PROGRAMS, flags=re.MULTILINE)
+_, COMMON, MODULE, CALL, SCRIPT, NOTHING, CHECK = re.split(r"^\[\w+\]\n", PROGRAMS, flags=re.MULTILINE)
 
 
 def tests_at_once():
@@ -24,9 +26,9 @@ def tests_at_once():
 def passes(program, tests, fn_name="", seconds=10, megabytes=1024):
     """Whether a Python program passes all its tests, which run in parallel, one on each CPU, until one of them fails.
 
-    A test is a script (a str) that runs after the program, or a pair: (stdin, stdout) of the program, or with `fn_name`
-    (arguments, result) of that function or method of a class Solution, in JSON, one argument a line. The limits are
-    for each test. Raises InputError if there are no tests.
+    A test is a script (a str) that runs after the program, or a case: (stdin, stdout) of the program, or with `fn_name`
+    (arguments, result) of that function or method of a class Solution, in JSON, one argument a line. Any further items
+    of a case are right, too. The limits are for each test. Raises InputError if there are no tests.
     """
     if not tests:
         raise InputError("a code question has no tests, so that its answer cannot be graded: leave the question out")
@@ -45,20 +47,51 @@ def passes_one(program, test, fn_name, seconds, megabytes):
     """
     mark = secrets.token_hex(16)
     if isinstance(test, str):
-        code = (MODULE + SCRIPT).format(common=COMMON, program=program, test=test, mark=mark)
-        output, ending = run_guarded(code, seconds, megabytes)
+        output, ending = run_guarded(script_after(program, test, fn_name, mark), seconds, megabytes)
         return ending == "" and output.endswith(mark)
-    given, expected = test
+    given, *expected = test
     if not fn_name:
         code = f"exec({COMMON!r})\nexec(compile({program!r}, 'answer.py', 'exec'))"
         output, ending = run_guarded(code, seconds, megabytes, stdin=given)
-        return ending == "" and same_output(output, expected)
+        return ending == "" and any(same_output(output, text) for text in expected)
     code = (MODULE + CALL).format(common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark)
     output, ending = run_guarded(code, seconds, megabytes)
     try:
-        return ending == "" and from_json(output.rpartition(mark)[2]) == from_json(expected)
-    except ValueError:
+        return ending == "" and from_json(output.rpartition(mark)[2]) in map(from_json, expected)
+    except (ValueError, RecursionError):  # a result may be nested thousands deep
         return False
+
+
+def script_after(program, test, fn_name, mark):
+    """The code of a script of tests that runs after a program, and prints the mark if the program passes."""
+    return (MODULE + SCRIPT).format(common=COMMON, program=program, test=test, fn_name=fn_name, mark=mark)
+
+
+def check_tests(examples):
+    """InputError if the tests of code questions prove nothing. Tests that are read later are their reader's to judge."""
+    with ThreadPoolExecutor(tests_at_once()) as pool:
+        runs = pool.map(lambda example: "" if callable(example.tests) else why_void(example.tests, example.fn_name), examples)
+        reasons = list(tqdm(runs, "checking tests", len(examples), leave=False))
+    if void := [f"{example.id}: {reason}" for example, reason in zip(examples, reasons) if reason]:
+        raise InputError(f"the tests of {len(void)} of {len(examples)} questions prove nothing, or cannot be run; the first "
+                         f"is {void[0]}; correct these tests, or leave the questions out")
+
+
+def why_void(tests, fn_name):
+    """Why tests prove nothing: what cannot be run, or which wrong programs pass them all; "" if one of them can fail."""
+    reason = "there are none"
+    for test in tests:
+        if not isinstance(test, str):
+            silent = not fn_name and any(same_output("", text) for text in test[1:])
+            reason = "a program that prints nothing passes" if silent else ""
+        else:
+            mark, words = secrets.token_hex(16), {fn_name or "", *re.findall(r"[^\W\d]\w*", test)}
+            runs = [script_after(program, test, fn_name, mark) for program in ("", NOTHING.format(words=words))]
+            _, found, reason = run_guarded(CHECK.format(runs=runs, mark=mark))[0].rpartition(mark)
+            reason = found and (reason or "a program that does nothing passes")
+        if not reason:
+            return ""
+    return reason
 
 
 def from_json(text):

@@ -161,7 +161,8 @@ class OuterLoss(nn.Module):
             if self.teacher:
                 lengths = (ids != IGNORED).sum(1).tolist()
                 return [row[-n:][:self.settings.latent_steps] for row, n in zip(h, lengths)]
-            return agents[role].think(prompts, self.settings.latent_steps, prefill=partial(prefill_with_gradient, agents[role]))
+            prefill = partial(prefill_with_gradient, agents[role])
+            return agents[role].think(prompts, self.settings.latent_steps, prefill=prefill)
 
         *_, final = recurse(self.system, [example.question for example in examples], self.settings, think=think)
         loss = next_token_loss(agents[last], *self.forced(examples, self.settings.rounds, last, final.prompts))
