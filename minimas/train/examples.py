@@ -127,7 +127,7 @@ def fn_name_of(row):
         function(al)   fn_name          None (a function without a name)
         any other      ""               ""
     """
-    kind, fn_name = row.get("type", None), row.get("fn_name", None) or None
+    kind, fn_name = row.cell("type", required=False), row.cell("fn_name", required=False) or None
     if kind is None:
         return fn_name or ""
     return fn_name if str(kind).strip().lower() in ("function", "functional") else ""
@@ -135,5 +135,5 @@ def fn_name_of(row):
 
 def task_of(row, task):
     """The task of a row's Question: its task_family if that is one, else `task`."""
-    family = str(row.get("task_family", None) or "").strip().lower()
+    family = str(row.cell("task_family", required=False) or "").strip().lower()
     return family if family in TASKS else task
