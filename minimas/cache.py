@@ -3,7 +3,7 @@
 The cache of an attention layer has
 
     mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool; None means
-                              ordinary causal attention. The model calls it once for all layers of one kind (`masks`)
+                              ordinary causal attention, in which the last token sees all. The model calls it once for all layers of one kind (`masks`)
     update(k, v, positions)   stores new keys and values (B, K, T, d) and returns all S of them. The layer calls it
 
 A mask must be asked for before the update. A DeltaCache has a mask (B, T, 1) of tokens, with_history and store.
@@ -31,6 +31,11 @@ def causal_mask(positions, key_positions, window=None):
     if window is not None:
         seen &= k > q - window
     return seen | (q < 0)
+
+
+def sees_all(positions, filled):
+    """Whether a token per row sees all of `filled` keys. On CUDA that is not asked: the host would wait for the device."""
+    return positions.shape[1] == 1 and positions.device.type == "cpu" and bool((positions == filled - 1).all())
 
 
 def plain_causal(positions, last, window):
@@ -62,6 +67,8 @@ class KVCache:
     def mask(self, positions, last):
         """Keys are the slots up to the last one filled: (B, 1, last, filled)."""
         if self.filled == 0 and plain_causal(positions, last, self.window):
+            return None
+        if self.window is None and sees_all(positions, self.filled_after(positions)):
             return None
         slots = torch.arange(self.filled_after(positions), device=positions.device)
         return causal_mask(positions[:, -last:], slots.expand(len(positions), -1), self.window)
@@ -186,6 +193,9 @@ def masks(cache, positions, last):
 
 def write_slots(memory, slots, new):
     """Write new (B, K, T, d) into memory (B, K, slots, d) at slots (B, T)."""
+    if len(slots) == 1:
+        memory.index_copy_(2, slots[0], new)
+        return
     rows = torch.arange(len(slots), device=slots.device)[:, None]
     memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
 

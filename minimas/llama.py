@@ -76,29 +76,32 @@ def rope_frequencies(rope_parameters, d):
 
 
 def rope_cos_sin(positions, frequency):
-    """cos and sin (B, 1, T, d) float32 of the angles at positions (B, T)."""
+    """cos and sin (B, 1, T, d) float32 of the angles at positions (B, T), sin with the sign that `apply_rope` needs."""
     angle = positions[:, None, :, None] * frequency  # (B, 1, T, d/2)
-    angle = torch.cat([angle, angle], -1)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def apply_rope(x, rope):
-    """Rotate each pair (x_i, x_{i+d/2}) of x (B, heads, T, d) by its angle; in float32, back in x's dtype."""
+    """Rotate each pair (a, b) = (x_i, x_{i+d/2}) of x (B, heads, T, d) by its angle, to (a cos - b sin, b cos + a sin).
+
+    In float32, back in x's dtype.
+    """
     cos, sin = rope
     a, b = upcast(x).chunk(2, -1)
-    return (x * cos + torch.cat([-b, a], -1) * sin).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat([b, a], -1), sin).to(x.dtype)
 
 
 def attend(q, k, v, mask, scale):
     """Softmax attention of q (B, H, T, d) over k and v (B, K, S, d), each shared by H / K query heads -> (B, T', H d).
 
     mask (B, 1, T', S) comes from cache.masks and has a row for each of the last T' queries; the others are not
-    computed. None is ordinary causal attention of S = T tokens, with nothing before them and no padding.
+    computed. None is ordinary causal attention without padding: of S = T tokens, or of one token that sees all S.
     """
-    if mask is None:
+    if mask is None and q.shape[2] > 1:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return y.transpose(1, 2).flatten(2)
-    q, group = q[:, :, -mask.shape[2]:], q.shape[1] // k.shape[1]
+    q, group = q if mask is None else q[:, :, -mask.shape[2]:], q.shape[1] // k.shape[1]
     if q.shape[2] == 1:  # the H / K heads of a group become queries of one head: no copies of k and v
         y = F.scaled_dot_product_attention(q.reshape(len(q), -1, group, q.shape[3]), k, v, attn_mask=mask, scale=scale)
         return y.flatten(1)[:, None]

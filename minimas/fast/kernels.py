@@ -142,7 +142,7 @@ def rotated_heads(x_ptr, gain_ptr, there, i, cos_ptr, sin_ptr, rotated, d, eps):
         x *= scale * tl.load(gain_ptr + i, mask=i < d, other=0)
         other *= scale * tl.load(gain_ptr + partner, mask=i < d, other=0)
     cos, sin = tl.load(cos_ptr + i, mask=turns, other=1), tl.load(sin_ptr + i, mask=turns, other=0)
-    return x * cos + tl.where(i < half, -other, other) * sin
+    return x * cos + other * sin
 
 
 @triton.jit
