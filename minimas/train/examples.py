@@ -127,13 +127,13 @@ def fn_name_of(row):
         function(al)   fn_name          None (a function without a name)
         any other      ""               ""
     """
-    kind, fn_name = row.get("type", None), row.get("fn_name", None) or None
-    if kind is None:
-        return fn_name or ""
-    return fn_name if str(kind).strip().lower() in ("function", "functional") else ""
+    kind, fn_name = (row.text(name, required=False) for name in ("type", "fn_name"))
+    if not kind:
+        return fn_name
+    return fn_name or None if kind.strip().lower() in ("function", "functional") else ""
 
 
 def task_of(row, task):
     """The task of a row's Question: its task_family if that is one, else `task`."""
-    family = str(row.get("task_family", None) or "").strip().lower()
+    family = row.text("task_family", required=False).strip().lower()
     return family if family in TASKS else task
