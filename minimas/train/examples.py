@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..common import InputError, check_known, read_json, warn
-from ..evaluate.rows import FILE_READERS, Row, file_rows, parquet_rows
+from ..evaluate.rows import FILE_READERS, Row, file_rows, parquet_rows, text_of
 from ..prompts import TASKS, Question
 from ..tiny.task import ROLES, length_up_to, note, random_chain
 
@@ -110,10 +110,7 @@ def texts_of(row, role, candidates):
                          f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN")
     for name in there:
         cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
-        if wrong := [cell for cell in cells if isinstance(cell, (list, dict))]:
-            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, "
-                             "expected a text or a list with one text per round")
-        texts = tuple("" if cell is None else str(cell).strip() for cell in cells)
+        texts = tuple(text_of(cell, f"{row}: column {name!r}").strip() for cell in cells)
         if texts and all(texts):
             return texts
     return ()
