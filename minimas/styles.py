@@ -82,7 +82,7 @@ class Style:
         if len(self.order) == 1:
             return {self.order[0]: given}
         folder, found = Path(given).expanduser(), {}
-        needed = needed or {*self.checkpoints} | ({"links"} if (folder / "links").is_dir() else set())
+        needed = needed or dict.fromkeys([*self.checkpoints, *(["links"] if (folder / "links").is_dir() else [])])
         for name in needed:
             places = [folder / name, folder / Path(self.checkpoints.get(name, name)).name]
             found[name] = next((place for place in places if place.is_dir()), None)

@@ -5,6 +5,7 @@ what transformers 5.3 gave.
 import json
 
 import pytest
+import tokenizers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from minimas import InputError
@@ -60,6 +61,7 @@ def as_list(*tokens):
 
 
 # tokens of tokenizer.json and what the other files say -> ids of "a<X>b<end>", the end token's id, and their text
+OLDER = tokenizers.__version__.split(".")[:2] < ["0", "23"]
 ELSEWHERE = [
     ({"added_tokens": {"<X>": 256, "<end>": 257}, "config": {"eos_token": "<end>"}}, [64, 256, 65, 257], 257, "a<X>b"),
     # ids follow the order of the ids in the file, from the first free one
@@ -74,8 +76,9 @@ ELSEWHERE = [
      [64, 256, 65, 257], None, "a<X>b"),
     ({"config": {"added_tokens_decoder": {"1000": {"content": "<X>"}, "900": {"content": "<end>"}}}},
      [64, 257, 65, 256], None, "a<X>b<end>"),
-    ({"lowercase": True, "added_tokens": {"<X>": 256}, "config": {"image_token": "<X>"}},  # it matches <x> too
-     [64, 256, 65, 27, 68, 77, 67, 29], None, "ab<end>"),
+    # it matches <x> too, and is special; tokenizers 0.23 no longer leaves it out of a decoded text
+    ({"lowercase": True, "added_tokens": {"<X>": 256}, "config": {"image_token": "<X>"}},
+     [64, 256, 65, 27, 68, 77, 67, 29], None, "ab<end>" if OLDER else "a<x>b<end>"),
     # with that list, the older files are not asked
     ({"config": {"added_tokens_decoder": as_list("<end>"), "eos_token": "<end>"}, "added_tokens": {"<X>": 257},
       "special_tokens_map": {"eos_token": "<X>"}}, [64, 27, 55, 29, 65, 256], 256, "a<X>b"),
@@ -115,8 +118,8 @@ def test_how_an_added_token_matches(tmp_path, tokens, flags, ids):
     """tokenizer_config.json says it, for a token that tokenizer.json has and for one that it lacks."""
     config = {"added_tokens_decoder": as_list({"content": "<X>"} | flags)}
     tokenizer = check_as_in_transformers(make_folder(tmp_path, tokens, lowercase=True, config=config))
-    if tokens and "normalized" in flags:
-        ids = [*ids[:-1], 27, 87, 29]  # the tokenizers library keeps what tokenizer.json says of that
+    if tokens and "normalized" in flags and OLDER:
+        ids = [*ids[:-1], 27, 87, 29]  # before 0.23 the tokenizers library keeps what tokenizer.json says of that
     assert tokenizer.encode("a <X> b<X>c<x>") == ids
 
 
