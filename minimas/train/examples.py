@@ -120,7 +120,7 @@ def fn_name_of(row):
     """The fn_name of a row's Question, which depends on the row's type:
 
         type           fn_name given    no fn_name
-        none           fn_name          "" (a program)
+        none, blank    fn_name          "" (a program)
         function(al)   fn_name          None (a function without a name)
         any other      ""               ""
     """
