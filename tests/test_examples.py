@@ -40,7 +40,7 @@ def test_released_columns(tmp_path, style):
 
 @pytest.mark.parametrize("row, fn_name, task", [
     ({}, "", "code"), ({"fn_name": "f"}, "f", "code"), ({"type": "functional", "fn_name": "f"}, "f", "code"),
-    ({"type": "function"}, None, "code"), ({"type": "complete", "fn_name": "f"}, "", "code"),
+    ({"type": " ", "fn_name": "f"}, "f", "code"), ({"type": "function"}, None, "code"), ({"type": "complete", "fn_name": "f"}, "", "code"),
     ({"task_family": "Math"}, "", "math"), ({"task_family": "other"}, "", "code")])
 def test_what_a_row_asks_for(tmp_path, row, fn_name, task):
     data = write(tmp_path / "rows.jsonl", [RELEASED_ROWS["distillation"] | row])
@@ -81,9 +81,8 @@ def test_columns_can_be_named(tmp_path):
     ({"question": "?", "x": 1}, {}, "no column distill_expert or refined_plan or "
      "expert_plan for expert, only question, x: name its column with --columns expert=COLUMN"),
     ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan"),
-    ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected a text or a list "
-     "with one text per round"),
-    ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected a text"),
+    ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected text or a number"),
+    ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected text or a number"),
     ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}},
      "column 'planner' is not known, expected one of question, fn_name"),
 ])

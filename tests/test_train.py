@@ -382,6 +382,7 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
     (["outer", "--style", "single"], "style single has no edges"),
     (["outer", "--inner-steps", "3"], "--inner-steps means nothing for `train outer`"),
     (["both"], "argument what: invalid choice: 'both'"),
+    (["outer", "--task", "search"], "task 'search' is not known, expected one of math, choice, code"),
     (["outer", "--latents", "none"], "argument --latents: invalid choice: 'none'"),
     (["outer", "--data", "nothing.json"], "nothing.json"),
     (["inner", "--role", "critic", "--mse", "-1"], "--mse is -1.0, expected a finite number from 0 up"),

@@ -150,12 +150,10 @@ def record_file(args):
     out = args.out or Path(f"{Path(args.style).stem}-{Path(args.dataset).stem}.jsonl")
     files = {"--dataset": args.dataset, "--file": args.file, "--out": out, "--csv": args.csv, "--plot": args.plot}
     taken = {}
-    for option, file in files.items():
-        place = file and Path(file).expanduser().resolve()
-        if file and place in taken:
-            raise InputError(f"{option} and {taken[place]} are the same file, {file}: give another name")
-        taken[place] = option
-        if file and option in ("--csv", "--plot"):
+    for option, file in [(option, file) for option, file in files.items() if file]:
+        if (other := taken.setdefault(Path(file).expanduser().resolve(), option)) != option:
+            raise InputError(f"{option} and {other} are the same file, {file}: give another name")
+        if option in ("--csv", "--plot"):
             writable_file(option, file)
     return writable_file("--out", out, make_folder=True)
 

@@ -242,8 +242,8 @@ def read_mbppplus(row):
     called = [name for name in defined if re.search(rf"\b{name}\s*\(", "\n".join(tests))]
     if question:
         question = "\n".join([question + "\n\nYour solution should satisfy assertions like:", *tests[:3]])
-    tests, _ = tests_of(row.text("test"), "", row)
-    return {"question": question, "gold": code, "tests": tests, "fn_name": called[-1] if called else None}
+    script = row.text("test")
+    return {"question": question, "gold": code, "tests": script and [script], "fn_name": called[-1] if called else None}
 
 
 def read_livecodebench(row):

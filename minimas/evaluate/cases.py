@@ -68,9 +68,8 @@ def livecodebench_tests(file, offset, digest):
         private = row["private_test_cases"] or "[]"
         if not private.lstrip().startswith("["):  # not JSON, but a string of JSON, pickled and compressed
             private = PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(private)))).load()
-        cells = [{"input": test["input"], "output": test["output"]}
-                 for test in json.loads(row["public_test_cases"] or "[]") + json.loads(private)]
-        return tests_of(cells, "", file)[0]
+        tests = json.loads(row["public_test_cases"] or "[]") + json.loads(private)
+        return [case_of(test["input"], test["output"], "") for test in tests]
     except Exception as e:  # a damaged pickle can raise anything
         raise InputError(f"{file}: tests at byte {offset} cannot be read ({e!r}): fetch the file again") from e
 

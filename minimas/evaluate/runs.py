@@ -66,10 +66,8 @@ def unchanged(file, before, now, option, regrade=False):
     if before.get("minimas") != now["minimas"] and not regrade:
         raise InputError(f"{file} was written by minimas {before.get('minimas')}, and this is {now['minimas']}: continue it "
                          f"with that version, or give another name with {option}")
-    changed = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
-    if regrade:
-        changed = [name for name in changed if name not in (*GRADING, "minimas")]
-    if changed:
+    compared = {**before, **now}.keys() - ({*GRADING, "minimas"} if regrade else {})
+    if changed := [name for name in sorted(compared) if before.get(name) != now.get(name)]:
         what = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in changed)
         todo = "grade its texts again with --regrade" if {*changed} <= {*GRADING} else "give the same settings to continue it"
         raise InputError(f"{file} holds another run ({what}): {todo}, or another name with {option}")

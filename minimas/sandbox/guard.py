@@ -27,16 +27,10 @@ DEEPEST = 100  # slashes in the path of a folder
 LONGEST = 2000  # characters of such a path: from 4096 on the kernel takes it no more, and nothing below is found
 
 # From Linux's headers
-CHILD_SUBREAPER = 36  # prctl: adopt orphans
-PDEATHSIG = 1  # prctl: the signal to get when the parent ends
+CHILD_SUBREAPER, PDEATHSIG = 36, 1  # prctl: adopt orphans; the signal to get when the parent ends
 NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000  # unshare: user, mount, pid, net
-MS_BIND = 0x1000  # mount
-MS_REC = 0x4000
-MS_PRIVATE = 0x40000
-MOUNT_SETATTR = 442  # the number of the system call, and its arguments
-AT_FDCWD = -100
-AT_RECURSIVE = 0x8000
-RDONLY = 1
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # mount
+MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, RDONLY = 442, -100, 0x8000, 1  # the number of a system call, and its arguments
 
 
 def confine(work):

@@ -5,8 +5,8 @@
     python -m minimas.train outer --style sequential_light --data RecursiveMAS/Sequential-Math --out runs/links
     torchrun --nproc-per-node 4 -m minimas.train outer --style mixture --data mine.jsonl --out runs/links
 
-Here are the options and what they put together: examples.py reads the data, losses.py says what links learn, ridge.py
-how they start, loop.py takes the steps, and save.py writes the released layout.
+options.json lists the options, and here is what they put together: examples.py reads the data, losses.py says what links
+learn, ridge.py how they start, loop.py takes the steps, and save.py writes the released layout.
 """
 
 import argparse
@@ -17,12 +17,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from ..agent import load_agent
 from ..cli import checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
-from ..common import InputError, no_op, warn
+from ..common import InputError, check_known, no_op, read_json, warn
 from ..evaluate.runs import depends_on, digest, join_others
 from ..link import OuterLink
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
@@ -31,16 +29,14 @@ from ..recurse import System
 from ..styles import Settings, style_named
 from .examples import load_examples
 from .loop import Run, adamw, batch_of, files_of, fit
-from .losses import MAX_POSITIONS, InnerLoss, OuterLoss, checkpoint_activations
+from .losses import InnerLoss, OuterLoss, checkpoint_activations
 from .ridge import read, set_inner_link, set_outer_link, start_gain
 from .save import copy_agent, save_inner_link, save_outer_links, suffix
 
-NOT_NEGATIVE = ("steps", "inner_steps", "mse", "supervise_all")
-POSITIVE = ("batch_size", "accumulate", "rounds", "latent_steps", "limit", "ridge_rows", "max_length", "save_every",
-            "warm_up", "lr", "clip")
+# What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option means something for
+OPTIONS = read_json(Path(__file__).with_name("options.json"))
+TYPES = {"int": int, "float": float, "Path": Path, "names": names}
 NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # may change on --resume
-NOT_FOR = {"role": ("outer", "system"), "mse": ("outer",), "inner_steps": ("inner", "outer"), "rounds": ("inner",),
-           "latents": ("inner",), "latent_steps": ("inner",), "supervise_all": ("inner",), "init": ("system",)}
 MAX_SEED = 10 ** 12  # `permutation` multiplies it by a million, and torch takes 64 bits
 TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
 
@@ -49,64 +45,36 @@ TEACHER_LATENTS = 80  # states that a given text sends at most, as in the releas
 
 def arguments():
     parser = make_parser("train", "Train the links of a recursive multi-agent system; its agents stay as they are.")
-    add = parser.add_argument
-    add("what", choices=("inner", "outer", "system"),
-        help="the inner link of one role, all outer links of a style together, or first the ones and then the others")
-    add("--role", help="inner: the role whose link is trained")
-    add("--data", required=True, help="a .json, .jsonl or .csv file, a hub id (RecursiveMAS/Sequential-Math), or tiny")
-    add("--columns", type=names, default=(), metavar="question=COLUMN,...",
-        help="the data's names for question, fn_name, type, task_family, or a role's text")
-    add("--limit", type=int, help="read only this many rows")
-    add("--task", choices=TASKS, help="of rows that do not name theirs, and of the links (default: the style's, mostly math)")
-    add("--out", type=Path, required=True, help="the folder to write")
-    add("--resume", action="store_true", help="continue the training in --out that was killed")
-    add("--save-every", type=int, default=100, help="steps between two saved states (default 100)")
-    add("--plot", type=Path, help="an SVG file for the loss curve")
-    add_steps(add)
-    add_losses(add)
+    for option, settings in OPTIONS.items():
+        known = {name: TYPES[value] if name == "type" else value
+                 for name, value in settings.items() if name not in ("for", "range")}
+        parser.add_argument(option, **known)
     args = parser.parse_args()
-    for name, kinds in NOT_FOR.items():
-        if args.what in kinds and getattr(args, name) != parser.get_default(name):
-            raise InputError(f"--{name.replace('_', '-')} means nothing for `train {args.what}`: leave it out")
+    for option in OPTIONS:
+        name = option.lstrip("-").replace("-", "_")
+        check_option(option, getattr(args, name), parser.get_default(name), args.what)
+    if abs(args.seed) > MAX_SEED:
+        raise InputError(f"--seed is {args.seed}, expected a number below {MAX_SEED}")
     if args.steps is None:
         args.steps = 0 if args.what == "system" else 20000
     args.init = args.init or {"inner": "random"}.get(args.what, "ridge")
     return args
 
 
-def add_steps(add):
-    """The options of the steps."""
-    add("--steps", type=int, help="0 writes the links as they start (default 20000, system: 0)")
-    add("--inner-steps", type=int, default=0, help="system: steps of inner links, 0 takes the ridge regression (default 0)")
-    add("--batch-size", type=int, default=2, help="rows at once in each process (default 2)")
-    add("--accumulate", type=int, default=1, help="batches per step (default 1)")
-    add("--lr", type=float, default=5e-4, help="highest learning rate (default 5e-4)")
-    add("--warm-up", type=int, default=10, help="steps in which it rises, before a cosine takes it to 0 (default 10)")
-    add("--clip", type=float, default=1.0, help="largest norm of a step's gradient (default 1)")
-    add("--max-length", type=int, default=MAX_POSITIONS,
-        help=f"positions of a prompt with its text; texts are cut to fit, prompts never (default {MAX_POSITIONS})")
-    add("--keep-activations", action="store_true", help="no activation checkpointing: faster, but takes more memory")
-
-
-def add_losses(add):
-    """The options of the losses, and of how links start."""
-    add("--mse", type=float, default=0.0, help="inner: weight of the squared error besides the cosine (default 0)")
-    add("--rounds", type=int, default=3, help="outer: rounds of recursion (default 3)")
-    add("--latents", choices=("rollout", "teacher"), default="rollout",
-        help="outer: agents think as at inference (default), or send the states at the tokens of given texts, as released")
-    add("--latent-steps", type=int,
-        help=f"outer: latents per turn (default: the style's; with --latents teacher at most {TEACHER_LATENTS})")
-    add("--supervise-all", type=float, default=0.0, metavar="WEIGHT", help="outer: weight of other rounds' loss (default 0)")
-    add("--init", choices=("ridge", "random", "checkpoint"),
-        help="how links start: at a ridge regression (default for outer; inner links with --steps 0 only), random (default "
-        "for inner), or as the checkpoint's")
-    add("--ridge-rows", type=int, default=256, help="rows for the regression (default 256)")
+def check_option(option, value, default, what):
+    """InputError if an option has no meaning for this kind of training, or its value is out of its range."""
+    if value != default and what not in OPTIONS[option].get("for", [what]):
+        raise InputError(f"{option} means nothing for `train {what}`: leave it out")
+    expected = OPTIONS[option].get("range")
+    if expected and value is not None and not (0 <= value < math.inf and (value or expected == "from 0 up")):
+        raise InputError(f"{option} is {value}, expected a finite number {expected}")
 
 
 def checked(args):
     """The Style that args name; InputError if they do not describe a training."""
     style = style_named(args.style)
     args.task = args.task or style.task
+    check_known("task", [args.task], TASKS)
     if args.what == "inner" and args.role not in style.order:
         raise InputError(f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}")
     if args.what != "inner" and not style.edges:
@@ -114,7 +82,6 @@ def checked(args):
     if args.what == "inner" and args.init == "ridge" and args.steps:
         raise InputError("--init ridge gives an inner link weights on a scale that steps cannot improve: add --steps 0, or "
                          "train it from --init random")
-    check_numbers(args)
     if args.plot:
         writable_file("--plot", args.plot)
     for stage in stages(args, style):
@@ -130,15 +97,6 @@ def stages(args, style):
     inner = [stage(what="inner", role=role, out=args.out / role, steps=args.inner_steps,
                    init="random" if args.inner_steps else "ridge") for role in style.order]
     return [*inner, stage(what="outer", out=args.out / "links", checkpoint=[f"{one.role}={one.out}" for one in inner])]
-
-
-def check_numbers(args):
-    for name in (*NOT_NEGATIVE, *POSITIVE):
-        value, expected = getattr(args, name), "above 0" if name in POSITIVE else "from 0 up"
-        if value is not None and not (0 <= value < math.inf and (value or name in NOT_NEGATIVE)):
-            raise InputError(f"--{name.replace('_', '-')} is {value}, expected a finite number {expected}")
-    if abs(args.seed) > MAX_SEED:
-        raise InputError(f"--seed is {args.seed}, expected a number below {MAX_SEED}")
 
 
 def check_folder(args, task):
@@ -262,7 +220,9 @@ def settings_of(args, style, world, system, rows):
 
 def train(args, objective, rows, run, world):
     """Take all steps on the batches of this process; returns the losses."""
-    module = DistributedDataParallel(objective, find_unused_parameters=True) if world > 1 else objective
+    module = objective
+    if world > 1:
+        module = torch.nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
 
     def loss_at(step, part):
         number = (step * args.accumulate + part) * world + run.rank
@@ -311,7 +271,7 @@ def main():
     if rank == 0 and args.what == "system":
         print(f"system of {args.style}: --checkpoint {args.out}")
     if world > 1:
-        distributed.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

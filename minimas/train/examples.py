@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..common import InputError, check_known, read_json, warn
-from ..evaluate.rows import FILE_READERS, Row, file_rows, parquet_rows
+from ..evaluate.rows import FILE_READERS, Row, file_rows, parquet_rows, text_of
 from ..prompts import TASKS, Question
 from ..tiny.task import ROLES, length_up_to, note, random_chain
 
@@ -110,10 +110,7 @@ def texts_of(row, role, candidates):
                          f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN")
     for name in there:
         cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
-        if wrong := [cell for cell in cells if isinstance(cell, (list, dict))]:
-            raise InputError(f"{row}: column {name!r} holds a {type(wrong[0]).__name__}, "
-                             "expected a text or a list with one text per round")
-        texts = tuple("" if cell is None else str(cell).strip() for cell in cells)
+        texts = tuple(text_of(cell, f"{row}: column {name!r}").strip() for cell in cells)
         if texts and all(texts):
             return texts
     return ()
@@ -123,17 +120,17 @@ def fn_name_of(row):
     """The fn_name of a row's Question, which depends on the row's type:
 
         type           fn_name given    no fn_name
-        none           fn_name          "" (a program)
+        none, blank    fn_name          "" (a program)
         function(al)   fn_name          None (a function without a name)
         any other      ""               ""
     """
-    kind, fn_name = row.cell("type", required=False), row.cell("fn_name", required=False) or None
-    if kind is None:
-        return fn_name or ""
-    return fn_name if str(kind).strip().lower() in ("function", "functional") else ""
+    kind, fn_name = (row.text(name, required=False) for name in ("type", "fn_name"))
+    if not kind:
+        return fn_name
+    return fn_name or None if kind.strip().lower() in ("function", "functional") else ""
 
 
 def task_of(row, task):
     """The task of a row's Question: its task_family if that is one, else `task`."""
-    family = str(row.cell("task_family", required=False) or "").strip().lower()
+    family = row.text("task_family", required=False).strip().lower()
     return family if family in TASKS else task

@@ -13,7 +13,6 @@ from functools import lru_cache
 from statistics import fmean
 
 import torch
-from torch import distributed
 from tqdm import tqdm
 
 from ..common import InputError, warn, write_atomic
@@ -158,7 +157,7 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
     """
     schedules = [warm_cosine(optimizer, steps, warm_up) for optimizer in optimizers]
     first, losses = run.resume(optimizers, schedules) if run else 0, []
-    quiet, alone = run is not None and run.rank > 0, run is not None and not distributed.is_initialized()
+    quiet, alone = run is not None and run.rank > 0, run is not None and not torch.distributed.is_initialized()
     with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar, \
             delayed_interrupt() if alone else nullcontext() as interrupt:
         for step in bar:
@@ -187,17 +186,16 @@ def set_gradients(loss_at, step, parts, optimizers, clip):
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
-    losses = []
+    total = 0
     for part in range(parts):
         loss = loss_at(step, part) / parts
         loss.backward()
-        losses.append(loss.detach())
-    loss = sum(losses)
-    if distributed.is_initialized():
-        distributed.all_reduce(loss)
-        loss = loss / distributed.get_world_size()
+        total = total + loss.detach()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+        total = total / torch.distributed.get_world_size()
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    return loss.item(), torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    return total.item(), torch.nn.utils.clip_grad_norm_(parameters, clip).item()
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from ..agent import Agent
 from ..common import read_json
@@ -34,30 +33,21 @@ from .ridge import embedding_scale, read, set_outer_link, start_gain
 from .save import save_inner_link, save_outer_links, write_json
 
 
-def make_tokenizer(specials, seed):
-    """A tokenizer with one token per word, digit, operation or piece of a note; ids depend on the seed."""
-    words = WORDS[:]
-    random.Random(seed).shuffle(words)
-    vocabulary = {word: i for i, word in enumerate([*specials, "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    pieces = pre_tokenizers.Split(Regex(r"\\boxed\{|[-+*]\d|[a-z]{2,}|\S"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces])
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(specials)
-    return tokenizer
-
-
 def write_agent(folder, role, seed):
     """Write all files of an agent except its weights: those of the shipped agent, with token ids that depend on the seed.
 
-    (The chat template of the Qwen agents ends with a line break, so that the word assistant does not fuse with the reply.)
+    Its tokenizer has one token per word, digit, operation or piece of a note. (The chat template of the Qwen agents ends
+    with a line break, so that the word assistant does not fuse with the reply.)
     """
     shipped = STYLES["tiny"].checkpoints[role]
     folder.mkdir(parents=True, exist_ok=True)
     for name in "config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja":
         (folder / name).write_bytes((shipped / name).read_bytes())
-    specials = [token["content"] for token in read_json(shipped / "tokenizer.json")["added_tokens"]]  # the first ids
-    make_tokenizer(specials, f"{seed} {role}").save(str(folder / "tokenizer.json"))
+    tokenizer, words = read_json(shipped / "tokenizer.json"), WORDS[:]
+    random.Random(f"{seed} {role}").shuffle(words)
+    words = [*(token["content"] for token in tokenizer["added_tokens"]), "<unk>", *words]  # special tokens come first
+    tokenizer["model"]["vocab"] = {word: i for i, word in enumerate(words)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def new_agent(folder):
@@ -210,8 +200,7 @@ def train_inner_link(system, role, seed, steps, batch):
 
 
 def train_outer_links(system, seed, ridge_turns, steps, batch):
-    for edge, link in system.outer_links.items():
-        start_gain(link, system.agents[edge[1]])
+    for edge in system.outer_links:
         given = turns(random.Random(f"{seed} ridge {edge}"), edge[0], ridge_turns)
         set_outer_link(system, edge, read(system, edge[0], given))
     rng = random.Random(f"{seed} outer")
