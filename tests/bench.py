@@ -1,7 +1,11 @@
 """minimas beside transformers, on equal work:
-the same random weights, prompts, rounds, latent steps, tokens and dtype, greedy.
+the same weights, prompts, rounds, latent steps, tokens and dtype, greedy.
 
+    python tests/bench.py --weights real --models FOLDER --batch 1
     python tests/bench.py --device cpu --size wide
+
+The first takes real models at their true depth (`python tests/real_models.py FOLDER` fetches them), with links that are
+drawn; the second the released widths, two layers deep, with weights that are drawn.
 
 Two peers, both on transformers:
     released   what the released code does: every latent step runs the whole sequence again; `generate` for the text
@@ -10,7 +14,7 @@ Both are transformers as it is without options: eager, with `sdpa` attention and
 one process with their models loaded, and take turns, so that what disturbs the machine disturbs all alike. On CUDA
 attention by cuDNN is off for all of them (load.load_model says why): with it the released procedure would plan anew in
 every latent step. At the end latents and tokens are compared. The last line of output is one JSON object; a ratio is
-peer time / minimas time. "fla" there says whether transformers had its fast kernels for Qwen3.5.
+peer time / minimas time, and mbu the part of the bandwidth, measured in the same run, at which steps read their weights. "fla" there says whether transformers had its fast kernels for Qwen3.5.
 """
 
 import argparse
@@ -94,6 +98,29 @@ def make_system(folder, style, size, dtype, device):
         widths[role] = make_agent(folder / role, *sizes(name, size), dtype, device)
     checkpoints.make_links(folder / "links", STYLES[style].edges, widths, dtype=dtype)
     return {name: folder / name for name in [*STYLES[style].order, "links"]}
+
+
+REAL = {"planner": "Qwen2.5-Coder-0.5B-Instruct", "critic": "SmolLM2-135M-Instruct", "solver": "Qwen2.5-Coder-0.5B-Instruct"}
+
+
+def make_real_system(folder, models, dtype):
+    """The same of sequential_light from real models, with drawn links."""
+    widths = {}
+    for seed, (role, name) in enumerate(REAL.items()):
+        (folder / role).mkdir()
+        for file in (models / name).iterdir():
+            (folder / role / file.name).symlink_to(file.resolve())
+        widths[role] = json.loads((models / name / "config.json").read_text())["hidden_size"]
+        link = checkpoints.randomize(InnerLink(widths[role]), seed, widths[role] ** -0.5)
+        checkpoints.save_link(link, folder / role / "adapter.pt", dtype)
+    checkpoints.make_links(folder / "links", STYLES["sequential_light"].edges, widths, dtype=dtype)
+    return {name: folder / name for name in [*REAL, "links"]}
+
+
+def real_questions(B, n):
+    """B passages of about n tokens of this repository's documentation."""
+    words = (Path(__file__).parent.parent / "docs" / "reading.md").read_text(encoding="utf-8").split()
+    return [" ".join(words[300 * b:][:n // 2]) for b in range(B)]
 
 
 def questions(B, n, seed=0):
@@ -217,6 +244,13 @@ def race(runners, repeats, device, work):
     return times
 
 
+def read_bandwidth():
+    """Bytes per second at which a CPU reads one large tensor, to add it up."""
+    a = torch.ones(1 << 28)
+    a.sum()
+    return 4 * len(a) / min(timed(a.sum, "cpu")[0] for _ in range(5))
+
+
 def copy_bandwidth(device):
     """Bytes per second that large copies read and write."""
     a = torch.empty(1 << 30, dtype=torch.uint8, device=device)
@@ -226,16 +260,17 @@ def copy_bandwidth(device):
     return 20 * len(a) / min(timed(copies, device)[0] for _ in range(3))
 
 
-def step_bytes(agent, B, S, text):
-    """Bytes that one step must read:
-    the layers, what makes a token or the next latent of a state, and S cached positions.
+def step_bytes(agent, model, B, S, text):
+    """Bytes that one step must read: the layers, what makes a token or the next latent of a state, and S cached positions.
+
+    model: the agent's decoder in transformers, which has the same weights under no other form.
     """
     size = lambda module: sum(p.numel() * p.element_size() for p in module.parameters())
-    link = sum(p.weight.numel() * p.weight.element_size() for p in (agent.inner_link.proj1, agent.inner_link.proj2))
+    D, itemsize = model.config.hidden_size, next(model.parameters()).element_size()
     cache = sum(c.k[..., :1, :].numel() * 2 * min(S, c.k.shape[2]) * c.k.element_size() if hasattr(c, "k")
                 else 2 * c.state.numel() * 4
                 for c in agent.model.make_cache(B, S))
-    return size(agent.model.layers) + (size(agent.model.lm_head) if text else link) + cache
+    return size(model.model.layers) + (size(model.lm_head) if text else 2 * D * D * itemsize) + cache
 
 
 def agree(ours, peer, dtype):
@@ -277,7 +312,8 @@ def compare(args, ours, cached, released, asked):
                  {"minimas": args.repeats, "cached": args.repeats, "released": args.released_repeats})
     print(f"{'':28s}{'minimas':>18s}{'cached':>18s}{'released':>18s}   (median ms, half the spread)")
     cold, step, rollout = ({name: 0.0 for name in few} for _ in range(3))
-    result, median = {}, statistics.median
+    result, steps, median = {"agents": {}}, {}, statistics.median
+    ratio = lambda times, name: round(median(times[name]) / median(times["minimas"]), 2) if times[name] else None
 
     def add(total, times):
         for name, t in times.items():
@@ -291,6 +327,8 @@ def compare(args, ours, cached, released, asked):
         per_step = {name: [(t - median(one[name])) / (m - 1) for t in many[name]] for name in both}
         show(f"prefill, {role}", one), show(f"latent step, {role}", per_step)
         add(cold, one), add(step, per_step), add(rollout, many)
+        steps[role] = median(per_step["minimas"])
+        result["agents"][role] = {"cold_prefill_ratio": ratio(one, "cached"), "latent_ratio": ratio(per_step, "cached")}
         uncached = race([released], {"released": min(1, args.released_repeats)}, args.device,
                         lambda who: who.think(role, prompts[role], m))
         add(rollout, uncached)
@@ -308,21 +346,18 @@ def compare(args, ours, cached, released, asked):
     for name in list(runs)[1:]:
         apart, same = agree(runs["minimas"], runs[name], DTYPES[args.dtype])
         print(f"against {name}: latents {apart:.1e} of their norm apart, {same:.1%} of {len(asked) * n} tokens equal")
-    ratio = lambda times, name: round(median(times[name]) / median(times["minimas"]), 2) if times[name] else None
     part = lambda total, name: round(total[name] / total["minimas"], 2) if total[name] == total[name] else None
     result["vs_released"] = {"latent_ratio": part(rollout, "released"), "end_to_end_ratio": ratio(whole, "released")}
     result["vs_cached"] = {"prefill_ratio": ratio(prefill, "cached"), "cold_prefill_ratio": part(cold, "cached"),
                            "latent_ratio": part(step, "cached"), "decode_ratio": ratio(token, "cached"),
                            "end_to_end_ratio": ratio(whole, "cached")}
-    result["latent_mbu"] = result["decode_mbu"] = None
-    if args.device == "cuda":
-        bandwidth = copy_bandwidth("cuda")
-        S = len(asked[0].split()) + 100 + m
-        latent_bytes = sum(step_bytes(agent, len(asked), S, False) for agent in ours.system.agents.values())
-        result["latent_mbu"] = round(latent_bytes / step["minimas"] / bandwidth, 3)
-        result["decode_mbu"] = round(step_bytes(ours.system.agents[last], len(asked), S, True)
-                                     / median(token["minimas"]) / bandwidth, 3)
-        print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s")
+    bandwidth = copy_bandwidth("cuda") if args.device == "cuda" else read_bandwidth()
+    S, agents = len(asked[0].split()) + 100 + m, ours.system.agents
+    result["latent_mbu"] = {role: round(step_bytes(agents[role], cached.models[role], len(asked), S, False)
+                                        / steps[role] / bandwidth, 3) for role in style.order}
+    result["decode_mbu"] = round(step_bytes(agents[last], cached.models[last], len(asked), S, True)
+                                 / median(token["minimas"]) / bandwidth, 3)
+    print(f"bandwidth {bandwidth / 1e9:.1f} GB/s")
     return result
 
 
@@ -427,6 +462,8 @@ def main():
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--size", choices=("small", "wide", "real"), default="small",
         help="small: narrow, within a minute; wide: the released widths, 2 layers; real: the released depth, too")
+    add("--weights", choices=("random", "real"), default="random", help="real: those of real models, at their true depth")
+    add("--models", type=Path, help="the folder of real models that tests/real_models.py has filled")
     add("--style", choices=[style for style in STYLES if style != "tiny"], default="sequential_light")
     add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on cpu, bfloat16 on cuda")
     add("--batch", type=int, default=4)
@@ -447,22 +484,26 @@ def main():
     torch.manual_seed(0)
     if args.links:
         return links(args)
-    asked = questions(args.batch, args.prompt_tokens)
+    real = args.weights == "real"
+    asked = (real_questions if real else questions)(args.batch, args.prompt_tokens)
     with tempfile.TemporaryDirectory() as folder:
         dtype = DTYPES[args.dtype]
-        folders = make_system(Path(folder), args.style, args.size, dtype, args.device)
+        folders = (make_real_system(Path(folder), args.models, dtype) if real else
+                   make_system(Path(folder), args.style, args.size, dtype, args.device))
         settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, max_new_tokens=args.new_tokens,
                             temperature=0.0)
         ours = Ours(minimas.load_mas_system(args.style, checkpoints=folders, device=args.device, dtype=args.dtype),
                     settings)
         if args.profile or args.scale:
             return profile(args, ours, asked) if args.profile else scale(args, ours)
-        hf = {role: transformers.AutoModelForCausalLM.from_pretrained(folders[role], dtype=dtype).to(args.device).eval()
-              for role in ours.system.agents}
+        load = lambda name: transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(args.device).eval()
+        names = {role: args.models / REAL[role] if real else folders[role] for role in ours.system.agents}
+        loaded = {name: load(name) for name in set(names.values())}  # one model serves both roles that it has
+        hf = {role: loaded[name] for role, name in names.items()}
         cached, released = (Peer(ours, folders, cached, hf, dtype, args.device) for cached in (True, False))
         result = compare(args, ours, cached, released, asked)
     card = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
-    result |= {"size": args.size, "style": args.style, "device": args.device, "dtype": args.dtype, "batch": args.batch,
+    result |= {"weights": args.weights, "size": "real" if real else args.size, "style": args.style, "device": args.device, "dtype": args.dtype, "batch": args.batch,
                "versions": {"python": platform.python_version(), "torch": torch.__version__,
                             "transformers": transformers.__version__, "fla": find_spec("fla") is not None, "on": card}}
     print(json.dumps(result))
