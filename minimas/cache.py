@@ -33,11 +33,6 @@ def causal_mask(positions, key_positions, window=None):
     return seen | (q < 0)
 
 
-def sees_all(positions, filled):
-    """Whether a token per row sees all of `filled` keys. On CUDA that is not asked: the host would wait for the device."""
-    return positions.shape[1] == 1 and positions.device.type == "cpu" and bool((positions == filled - 1).all())
-
-
 def plain_causal(positions, last, window):
     """Whether an empty cache needs no mask for this chunk: no padding, no key outside the window, every query asked for."""
     T = positions.shape[1]
@@ -64,11 +59,14 @@ class KVCache:
         """`filled` once these positions (B, T) are written."""
         return min(self.filled + positions.shape[1], self.capacity)
 
+    def sees_all(self, positions):
+        """Whether each row's one token sees all slots that are filled. On CUDA nobody asks: the host would have to wait."""
+        return (self.window is None and positions.shape[1] == 1 and positions.device.type == "cpu"
+                and bool((positions == self.filled_after(positions) - 1).all()))
+
     def mask(self, positions, last):
         """Keys are the slots up to the last one filled: (B, 1, last, filled)."""
-        if self.filled == 0 and plain_causal(positions, last, self.window):
-            return None
-        if self.window is None and sees_all(positions, self.filled_after(positions)):
+        if self.filled == 0 and plain_causal(positions, last, self.window) or self.sees_all(positions):
             return None
         slots = torch.arange(self.filled_after(positions), device=positions.device)
         return causal_mask(positions[:, -last:], slots.expand(len(positions), -1), self.window)

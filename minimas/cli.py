@@ -121,8 +121,10 @@ def out_of_memory(error):
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def command(main):
+def command(main, less="fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload"):
     """Run a command's main(): what the user or the system has to mend ends it with a sentence and exit status 2.
+
+    less: what to try when memory runs out.
 
     Ctrl-C ends it with status 130, and a reader of its output who has seen enough (| head) with 141, as the shell has them.
     """
@@ -140,7 +142,7 @@ def command(main):
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
-        warn("out of memory: ask fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload")
+        warn(f"out of memory: try {less}")
         raise SystemExit(2) from None
     except OSError as e:
         with suppress(OSError):  # what is left of the output is dropped; it would fail again at exit

@@ -53,12 +53,6 @@ def fill(template, templates, texts):
     return [p for p in pieces if p != ""]
 
 
-def interface(fn_name):
-    """The sentence that says what code to write: a program (""), a function of that name, or one without a name (None).
-    """
-    return PROMPTS["interface"]["program" if fn_name == "" else "function" if fn_name else "unnamed_function"]
-
-
 def answer_form(section, question, task):
     """The sentence that asks for the form of the answer."""
     if task == "code":
@@ -87,7 +81,8 @@ def prompt(section, role, question, task, has_feedback):
     names = [f"{role}_with_feedback"] if has_feedback else []
     names += [f"{role}_{question.dataset}", role]
     template = next(table[name] for name in names if name in table)
-    templates = {"context": context, "final": answer_form(section, text, task), "interface": interface(question.fn_name)}
+    code = {"": "program", None: "unnamed_function"}.get(question.fn_name, "function")  # what code to write
+    templates = {"context": context, "final": answer_form(section, text, task), "interface": PROMPTS["interface"][code]}
     return system, fill(template, templates, {"question": text, "fn_name": question.fn_name or ""})
 
 

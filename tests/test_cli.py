@@ -107,7 +107,7 @@ def test_out_of_memory_is_a_sentence(capsys):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
     with pytest.raises(SystemExit) as end:
         command(main)
-    assert end.value.code == 2 and capsys.readouterr().err.startswith("minimas: out of memory: ask fewer")
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("minimas: out of memory: try fewer")
 
 
 def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ..agent import load_agent
-from ..cli import checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
+from ..cli import checkpoints, command, make_parser, names, pairs, writable_file
 from ..common import InputError, check_known, no_op, read_json, warn
 from ..evaluate.runs import depends_on, digest, join_others
 from ..link import OuterLink
@@ -230,13 +230,7 @@ def train(args, objective, rows, run, world):
         with nullcontext() if synced else module.no_sync():
             return module(batch_of(rows, args.seed, number, args.batch_size))
 
-    try:
-        return fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, run)
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e):
-            raise
-        raise InputError("out of memory: take a smaller --batch-size with more --accumulate for the same steps, "
-                         "a shorter --max-length, or fewer --latent-steps") from e
+    return fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, run)
 
 
 def train_links(args, style, rank, world, readings):
@@ -275,4 +269,5 @@ def main():
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, "a smaller --batch-size with more --accumulate for the same steps, a shorter --max-length, or fewer "
+            "--latent-steps")

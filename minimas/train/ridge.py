@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
@@ -74,10 +75,9 @@ def set_inner_link(agent, readings, strength=0.01):
 
     SMALL and LARGE are powers of two: bfloat16 rounds W, mean u, s and b as it rounds all weights, and nothing else.
     """
-    link = agent.inner_link
-    normed = nn.functional.layer_norm
-    W, mean_u, s, b = regression(((normed(reading.h, reading.h.shape[-1:]), agent.model.embed(reading.ids))
-                                  for reading in readings), strength)
+    link, D = agent.inner_link, agent.model.config.hidden_size
+    W, mean_u, s, b = regression(((F.layer_norm(reading.h, (D,)), agent.model.embed(reading.ids)) for reading in readings),
+                                 strength)
     nn.init.eye_(link.proj1.weight).mul_(SMALL)
     for parameter, value in ((link.proj1.bias, -SMALL * mean_u), (link.proj2.weight, 2 * LARGE / SMALL * W),
                              (link.proj2.bias, torch.zeros_like(b)), (link.post_ln.weight, s), (link.post_ln.bias, b),
