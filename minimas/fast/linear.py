@@ -37,8 +37,8 @@ class PackedLinear:
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError("the fast path computes no gradients on a CPU: load the system with plain=True to train")
-        if x.shape[:-1].numel() < FEWEST_ROWS:  # copies of the last row cost nothing, since the weights are read once
-            rows = x.flatten(0, -2)
+        if 0 < x.shape[:-1].numel() < FEWEST_ROWS:  # copies of the last row cost nothing, since the weights are read once
+            rows = x.reshape(-1, x.shape[-1])
             padded = torch.cat([rows, rows[-1:].expand(FEWEST_ROWS - len(rows), -1)])
             return onednn_linear(padded, self.weight, self.bias)[:len(rows)].view(*x.shape[:-1], -1)
         return onednn_linear(x, self.weight, self.bias)
