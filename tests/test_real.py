@@ -35,7 +35,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 TEXTS = (DOCS / "reading.md").read_text(encoding="utf-8"), inspect.getsource(inspect)
 N = 750  # tokens of each of them
 PERPLEXITY = {SMOL: 40, QWEN: 30, GEMMA: 35}  # the most that the text may have: 27, 17 and 22 when this was written
-TOLERANCE = {False: 1e-3, True: 1e-3}  # of logits, whose scale is 36 to 42; by the path, plain or fast
+TOLERANCE = {False: 1e-3, True: 4e-3}  # of logits, by path, plain or fast; their scale is 36 to 42
 real = pytest.mark.real
 
 
@@ -172,11 +172,11 @@ def logits_of(model, ids, chunks):
 @pytest.mark.parametrize("chunks", ([2 * N], [600, 1, 2 * N - 601]), ids=("at once", "in chunks"))
 def test_logits(judge, fast, chunks):
     model = load_agent(judge.folder, "math", "cpu", torch.float32, plain=not fast, untrained=True).model
+    assert judge.perplexity < PERPLEXITY[judge.name], "transformers cannot use these weights either"
     ours = logits_of(model, judge.ids, chunks)
     assert (ours - judge.logits).abs().max() < TOLERANCE[fast]
     assert torch.equal(ours.argmax(-1), judge.logits.argmax(-1))
     assert abs(perplexity(ours, judge.ids) / judge.perplexity - 1) < 1e-3
-    assert judge.perplexity < PERPLEXITY[judge.name], "both sides have the same wrong weights"
 
 
 @real
@@ -268,6 +268,13 @@ def test_chat(name):
 
 
 @real
+def test_smollm_splits_blanks_from_digits():
+    """As published: transformers reads the tokenizer.json that real_models.py wrote, so it cannot judge its rules."""
+    tokenizer = load_tokenizer(real_folder(SMOL))
+    assert [tokenizer.decode([token], strip=False) for token in tokenizer.encode("a  12")] == ["a", "  ", "1", "2"]
+
+
+@real
 def test_the_tokenizer_made_of_a_gguf_file_is_that_of_its_family():
     """Qwen2.5 and Qwen3 have one vocabulary, but for four tokens that Qwen3 adds."""
     made, published = (load_tokenizer(real_folder(name)) for name in (QWEN, "Qwen3"))
@@ -301,11 +308,11 @@ def test_recursion(folders, rounds):
     results = []
     for plain in True, False:
         system = minimas.load_mas_system("sequential_light", checkpoints=folders, device="cpu", plain=plain)
-        results += system.run([question], rounds=rounds, latent_steps=4, max_new_tokens=16, temperature=0.0, retry=False,
+        results += system.run([question], rounds=rounds, latent_steps=3, max_new_tokens=16, temperature=0.0, retry=False,
                               keep_latents=True)
         del system
         gc.collect()
-    latents, ids = reference.released("sequential_light", folders, question, rounds, 4, 16)
+    latents, ids = reference.released("sequential_light", folders, question, rounds, 3, 16)
     for result in results:
         assert result.latents.keys() == latents.keys() and len(latents) == 3 * rounds - 1
         for edge, theirs in latents.items():
