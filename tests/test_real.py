@@ -34,6 +34,7 @@ SMOL, QWEN, GEMMA = (model.folder for model in real_models.MODELS.values())
 DOCS = Path(__file__).parent.parent / "docs"
 TEXTS = (DOCS / "reading.md").read_text(encoding="utf-8"), inspect.getsource(inspect)
 N = 750  # tokens of each of them
+CHUNKS = [600, 1, 2 * N - 601]
 PERPLEXITY = {SMOL: 40, QWEN: 30, GEMMA: 35}  # the most that the text may have: 27, 17 and 22 when this was written
 TOLERANCE = {False: 1e-3, True: 4e-3}  # of logits, by path, plain or fast; their scale is 36 to 42
 real = pytest.mark.real
@@ -48,14 +49,6 @@ def real_folder(name):
     if not Path(root, name).is_dir():
         pytest.skip(f"{root} has no {name}: `python tests/real_models.py {root}` makes it")
     return Path(root, name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(main, *words):
@@ -168,8 +161,8 @@ def logits_of(model, ids, chunks):
 
 
 @real
-@pytest.mark.parametrize("fast", (False, True), ids=("plain", "fast"))
-@pytest.mark.parametrize("chunks", ([2 * N], [600, 1, 2 * N - 601]), ids=("at once", "in chunks"))
+@pytest.mark.parametrize("fast, chunks", ((False, [2 * N]), (False, CHUNKS), (True, CHUNKS)),
+                         ids=("plain at once", "plain in chunks", "fast in chunks"))
 def test_logits(judge, fast, chunks):
     model = load_agent(judge.folder, "math", "cpu", torch.float32, plain=not fast, untrained=True).model
     assert judge.perplexity < PERPLEXITY[judge.name], "transformers cannot use these weights either"
@@ -316,5 +309,5 @@ def test_recursion(folders, rounds):
     for result in results:
         assert result.latents.keys() == latents.keys() and len(latents) == 3 * rounds - 1
         for edge, theirs in latents.items():
-            assert (result.latents[edge] - theirs).abs().max() < 1e-3, edge
+            assert (result.latents[edge] - theirs).abs().max() < 2e-4 * theirs.abs().max(), edge
         assert result.token_ids == ids
