@@ -24,6 +24,12 @@ def hidden_and_logits(folder, ids, mask=None, dtype=torch.float32):
     return out.hidden_states[-1], out.logits
 
 
+def link_weights(folder, *names):
+    """A link's weights in float32, from the first of the files that is there."""
+    file = next(file for name in names if (file := Path(folder) / name).is_file())
+    return {name: weight.float() for name, weight in torch.load(file, weights_only=True).items()}
+
+
 def inner(state, h):
     d = h.shape[-1]
     y = F.layer_norm(h, (d,), state["pre_ln.weight"], state["pre_ln.bias"])
@@ -40,6 +46,16 @@ def outer(state, h):
     return F.layer_norm(y, (y.shape[-1],), state["ln_target.weight"], state["ln_target.bias"])
 
 
+def render(tokenizer, system, text):
+    """A system and a user message in the chat template of transformers' tokenizer."""
+    options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string="26 Jul 2024")
+    try:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        return tokenizer.apply_chat_template(messages, **options)
+    except TemplateError:  # Mistral
+        return tokenizer.apply_chat_template([{"role": "user", "content": f"{system}\n\n{text}"}], **options)
+
+
 class Peer:
     """One agent on transformers."""
 
@@ -47,22 +63,14 @@ class Peer:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
                                                           attn_implementation="eager").eval()
-        self.inner = torch.load(Path(folder) / "adapter.pt", weights_only=True)
+        self.inner = link_weights(folder, "adapter(math).pt", "adapter.pt")
         self.E = self.model.get_input_embeddings()
 
     def embed(self, system, text, slots):
         """A user message, with `<<role>>` where slots[role] (m, D) goes, in the chat template -> (1, T, D)."""
-        chat = self.chat([{"role": "system", "content": system}, {"role": "user", "content": text}])
+        chat = render(self.tokenizer, system, text)
         parts = re.split("<<([a-z]+)>>", chat)
         return torch.cat([slots[part] if i % 2 else self.tokens(part) for i, part in enumerate(parts)])[None]
-
-    def chat(self, messages):
-        options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string="26 Jul 2024")
-        try:
-            return self.tokenizer.apply_chat_template(messages, **options)
-        except TemplateError:  # Mistral
-            both = "\n\n".join(message["content"] for message in messages)
-            return self.tokenizer.apply_chat_template([{"role": "user", "content": both}], **options)
 
     def tokens(self, text):
         return self.E(torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long))
@@ -119,9 +127,8 @@ def parts(style, folders):
     """The agents of a style and its outer links' weights by edge."""
     agents = {role: Peer(folders[role]) for role in ROLES[style]}
     config = json.loads((Path(folders["links"]) / "outerlink_config.json").read_text())
-    return agents, {
-        (a["source_role"], a["target_role"]): torch.load(Path(folders["links"]) / a["filename"], weights_only=True)
-        for a in config["adapters"]}
+    adapters = (config["tasks"]["math"] if "tasks" in config else config)["adapters"]
+    return agents, {(a["source_role"], a["target_role"]): link_weights(folders["links"], a["filename"]) for a in adapters}
 
 
 def outer_loss(style, agents, links, question, texts, rounds, m, teacher):
