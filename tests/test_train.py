@@ -21,6 +21,7 @@ import minimas
 from minimas.cli import command
 from minimas.link import InnerLink, OuterLink
 from minimas.styles import STYLES
+from minimas.tiny.task import questions
 from minimas.train import __main__ as train
 from minimas.train import loop, save
 from minimas.train.examples import load_examples
@@ -430,6 +431,16 @@ def base_style(folder):
                     "planner_with_feedback": "planner {question} notes {solver}",
                     "critic": "critic {question} notes {planner}", "solver": "solver {question} notes {critic}"}}))
     return ["system", "--style", folder / "mine.json", "--data", folder / "mine.jsonl", "--device", "cpu"]
+
+
+def test_a_system_of_several_rounds(tmp_path, monkeypatch, capsys):
+    """Texts for each round: what agents hear of later roles belongs to what they read."""
+    run(monkeypatch, capsys, "system", "--style", "tiny", "--data", "tiny", "--limit", "150", "--device", "cpu",
+        "--out", tmp_path / "out")
+    system = minimas.load_mas_system("tiny", checkpoints=tmp_path / "out", device="cpu")
+    chains = questions("validation", 5)
+    results = system.run([chain.question for chain in chains])
+    assert sum(result.answer == str(chain.answer) for result, chain in zip(results, chains)) > 12, "of 40, where chance finds 4"
 
 
 def links_of(folder):

@@ -122,7 +122,7 @@ def task_of_links(args, style):
 
 def roles_with_texts(args, style):
     """The roles whose texts a training uses."""
-    if args.what == "inner":
+    if args.what == "inner" and args.init != "ridge":  # in which an agent reads its turns in all rounds
         before = style.order[:style.order.index(args.role)]
         return [*(role for role in before if (role, args.role) in style.edges), args.role]
     return style.order if args.latents == "teacher" or args.init == "ridge" else style.order[-1:]
