@@ -1,5 +1,6 @@
 """NaN and infinite states or scores end a run with one sentence, and what was computed before is kept."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,18 +65,18 @@ def test_no_link_starts_from_states_that_are_not_finite(system):
         ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1 and 2")])
 
 
-@pytest.mark.parametrize("role, found", [("planner", "the states of planner in round 1"), ("solver", "the scores that")])
-def test_commands_end_with_one_sentence(tmp_path, role, found):
+@pytest.mark.parametrize("role, found, command", [
+    ("planner", "the states of planner in round 1", "evaluate --dataset tiny --limit 3 --out r.jsonl"),
+    ("solver", "the scores that", "recurse --prompt '7 +5'")])
+def test_commands_end_with_one_sentence(tmp_path, role, found, command):
     folder = tmp_path / role
     shutil.copytree(Path(minimas.__file__).parent / "tiny" / role, folder)
     weights = load_file(folder / "model.safetensors")
     spoil(weights["model.norm.weight"])
     save_file(weights, folder / "model.safetensors")
-    out = tmp_path / "records.jsonl"
-    for command in (["recurse", "--prompt", "7 +5"], ["evaluate", "--dataset", "tiny", "--limit", "3", "--out", str(out)]):
-        command = [sys.executable, "-m", f"minimas.{command[0]}", *command[1:], "--rounds", "1",
-                   "--checkpoint", f"{role}={folder}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 2 and done.stdout == ""
-        assert f"minimas: {found}" in done.stderr and "Traceback" not in done.stderr
-    assert len(out.read_text().splitlines()) == 1, "the settings stay, for a run with what was mended"
+    words = shlex.split(f"-m minimas.{command} --rounds 1 --checkpoint {role}={folder}")
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"minimas: {found}" in done.stderr and "Traceback" not in done.stderr
+    if role == "planner":
+        assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1, "the settings stay, for a run with what was mended"

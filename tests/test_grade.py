@@ -306,6 +306,7 @@ def code_questions(tmp_path, tests, fn_name="add"):
     return load_dataset(str(file), task="code", tell=no_op)
 
 
+@pytest.mark.slow
 def test_tests_in_every_form_test_what_they_mean(tmp_path):
     forms = {f"{name} as {how.__name__}": how(form) for name, form in FORMS.items()
              for how in ((str,) if isinstance(form, str) else (type(form), json.dumps, str))}

@@ -37,10 +37,10 @@ class PackedLinear:
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError("the fast path computes no gradients on a CPU: load the system with plain=True to train")
-        if 0 < x.shape[:-1].numel() < FEWEST_ROWS:  # copies of the last row cost nothing, since the weights are read once
-            rows = x.reshape(-1, x.shape[-1])
-            padded = torch.cat([rows, rows[-1:].expand(FEWEST_ROWS - len(rows), -1)])
-            return onednn_linear(padded, self.weight, self.bias)[:len(rows)].view(*x.shape[:-1], -1)
+        if 0 < (n := x.numel() // x.shape[-1]) < FEWEST_ROWS:  # copies cost nothing, since the weights are read once
+            rows = x.reshape(n, -1)
+            padded = torch.cat([rows, rows[-1:].expand(FEWEST_ROWS - n, -1)])
+            return onednn_linear(padded, self.weight, self.bias)[:n].view(*x.shape[:-1], -1)
         return onednn_linear(x, self.weight, self.bias)
 
 
