@@ -1,0 +1,215 @@
+"""The measurements of docs/own.md on real agents (`python tests/real_models.py FOLDER` fetches them).
+
+    python tests/own.py same FOLDER/AGENT RECORDS.jsonl ...        transformers' greedy choice beside minimas's texts
+    python tests/own.py words FOLDER OUT                           styles and rows of the repeating task
+    python tests/own.py carried STYLE.json LINKS TEST.jsonl        what of the words passes the links
+    python tests/own.py helps STYLE.json LINKS DATA.jsonl          the loss of an answer, with and without latents
+
+Letters: n words of a question, m latents, B questions.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import minimas
+from minimas.recurse import recurse
+from minimas.train.losses import IGNORED, TokenLoss, teacher_forced
+
+LENGTHS = (1, 2, 4, 8, 16)  # n
+WORDS, BITS = Path(__file__).with_name("words.txt"), 8  # 256 words, one token each after a space; the bits of a word
+PER_LENGTH, TRAINING = 32, 4000
+SMOL, QWEN = "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"
+
+
+# One agent alone: the texts of minimas and the choices of transformers
+
+def same(args):
+    """For each file of records: how many texts are transformers' greedy texts, by reading them, and by `generate`."""
+    from transformers import AutoModelForCausalLM
+    system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu", plain=True)
+    tokenizer = system.agents["agent"].tokenizer
+    peer = AutoModelForCausalLM.from_pretrained(args.agent, dtype=torch.float32).eval()
+    for file in args.records:
+        first, *records = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+        system.task = first["task"]
+        equal, choices, tokens, left_out, generated = 0, 0, 0, 0, 0
+        records = records[:args.limit]
+        for i, record in enumerate(tqdm(records, file.name)):
+            prompt, = system.prompts("agent", system.style.questions([record["question"]]), {}, first["date"])
+            prompt, ids = tokenizer.encode("".join(prompt)), tokenizer.encode(record["texts"][0])
+            whole = record["tokens"][0] < first["max_new_tokens"]
+            ids += tokenizer.encode(tokenizer.ending) if whole else []
+            if len(ids) != record["tokens"][0]:
+                left_out += 1  # another spelling of the text in tokens, or blanks at its ends, that the record does not hold
+                continue
+            read = torch.tensor([prompt + ids])
+            with torch.no_grad():
+                chosen = peer(read, logits_to_keep=len(ids) + 1).logits[0, :-1].argmax(-1)
+            wrong = (chosen != torch.tensor(ids)).sum().item()
+            equal, choices, tokens = equal + (wrong == 0), choices + wrong, tokens + len(ids)
+            if i < args.generate:
+                text = peer.generate(read[:, :len(prompt)], max_new_tokens=first["max_new_tokens"], do_sample=False,
+                                     repetition_penalty=1.0, eos_token_id=[*system.agents["agent"].generation_config.eos_ids])
+                generated += text[0, len(prompt):].tolist() == ids
+        print(f"{file}: {equal} of {len(records) - left_out} texts are transformers' own; it chooses {choices} of {tokens} "
+              f"tokens otherwise; {left_out} left out; generate writes {generated} of {min(args.generate, len(records))} alike")
+
+
+# What a link carries: the repeating task
+
+def write_words(args):
+    """Write the rows to train and to test on, and a style for each system."""
+    words, draw = WORDS.read_text().split(), random.Random(0)
+    question = lambda n: " ".join(draw.choice(words) for _ in range(n))
+    test = {n: [] for n in LENGTHS}
+    for n, texts in test.items():
+        while len(texts) < PER_LENGTH:
+            texts += [text for text in [question(n)] if text not in texts]
+    asked = {text for texts in test.values() for text in texts}
+    training = []
+    while len(training) < TRAINING:
+        training += [text for text in [question(draw.choice(LENGTHS))] if text not in asked]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, texts in (("train", training), ("test", [text for n in LENGTHS for text in test[n]])):
+        lines = [json.dumps({"question": text, "answer": text}) + "\n" for text in texts]
+        (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for name, agents in (("like", [SMOL] * 2), ("unlike", [QWEN, SMOL]), ("hops", [SMOL] * 3)):
+        roles = ["reader", "relay", "writer"] if len(agents) == 3 else ["reader", "writer"]
+        heard = ["question", *roles]
+        prompts = {role: f"Repeat these words, and write nothing else:\n{{{source}}}" for role, source in zip(roles, heard)}
+        style = {"order": roles, "edges": [*zip(roles, roles[1:])], "prompts": {"system": "You repeat words."} | prompts,
+                 "agents": {role: str((args.folder / agent).absolute()) for role, agent in zip(roles, agents)},
+                 "rounds": 1, "latent_steps": 4, "max_new_tokens": 24, "temperature": 0.0}
+        (args.out / f"{name}.json").write_text(json.dumps(style, indent=2), encoding="utf-8")
+
+
+# The last agent's loss under what it hears
+
+def own(turn, questions):
+    """Every question has its own latents."""
+
+
+def other(turn, questions):
+    """Every question has the latents of the one before."""
+    turn.sent = {edge: latents.roll(1, 0) for edge, latents in turn.sent.items()}
+
+
+def empty(turn, questions):
+    """No latents."""
+    turn.sent = {edge: latents[:, :0] for edge, latents in turn.sent.items()}
+
+
+@torch.no_grad()
+def losses(system, rows, settings, edit=own, ending=True):
+    """The last agent's cross-entropy of each row's answer in nats, summed over its tokens, and their number.
+
+    edit     what the last agent hears of the others, as in System.run; what they hear of each other stays
+    ending   count the token that ends the answer
+    """
+    last, questions = system.style.order[-1], system.style.questions([row["question"] for row in rows])
+    for turn in recurse(system, questions, settings):
+        if (settings.rounds - turn.round, turn.role) in ((0, role) for role in sources(system)):
+            edit(turn, questions)
+    agent = system.agents[last]
+    h, ids = teacher_forced(agent, turn.prompts, [row["answer"] for row in rows])
+    kept = ids != IGNORED
+    kept[:, -1] &= ending
+    loss = torch.zeros(kept.shape).masked_scatter(kept, TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight))
+    return loss.sum(1), kept.sum(1)
+
+
+def sources(system):
+    """The roles that the last agent hears."""
+    return [source for source, target in system.style.edges if target == system.style.order[-1]]
+
+
+def loaded(args):
+    """The system, its settings and the rows that a command names."""
+    links = None if args.links == "none" else args.links
+    system = minimas.load_mas_system(str(args.style), checkpoints=links, device="cpu", plain=True)
+    settings = minimas.Settings(latent_steps=args.latent_steps, retry=False).completed(system.style)
+    rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    return system, settings, rows
+
+
+def words_right(system, rows, settings, edit=own):
+    """The part of the words, over all rows, that stand at their place in the greedy text."""
+    hearing = sources(system)
+    edit_last = lambda turn, questions: edit(turn, questions) if turn.role in hearing else None
+    results = system.answer_all(system.style.questions([row["question"] for row in rows]), settings, edit=edit_last)
+    right = [sum(map(str.__eq__, result.text.split(), row["answer"].split())) for result, row in zip(results, rows)]
+    return sum(right) / sum(len(row["answer"].split()) for row in rows)
+
+
+def carried(args):
+    """For each n: words right and bits that passed."""
+    system, settings, rows = loaded(args)
+    settings = replace(settings, batch_size=PER_LENGTH)
+    text = replace(settings, channel="text")
+    print(" n  m  own: words, bits, bits/latent   other: words, bits   empty: words, bits   text: words")
+    for n in LENGTHS:
+        asked, cells = [row for row in rows if len(row["answer"].split()) == n], []
+        for edit in (own, other, empty) if args.links != "none" else ():
+            loss, _ = losses(system, asked, settings, edit, ending=False)
+            bits = max(0.0, BITS * n - loss.mean().item() / math.log(2))
+            cells.append(f"{100 * words_right(system, asked, settings, edit):5.1f} % {bits:6.2f}"
+                         + f" {bits / settings.latent_steps:6.2f}" * (edit is own))
+        cells += [f"{100 * words_right(system, asked, text):5.1f} %"] if args.text else []
+        print(f"{n:2} {settings.latent_steps:2}  {'   '.join(cells)}", flush=True)
+
+
+# Whether latents help
+
+def helps(args):
+    """Mean loss per token of the answers with own, other's and no latents, and paired differences with 95 % intervals."""
+    system, settings, rows = loaded(args)
+    rows, found = rows[args.skip:args.skip + args.limit], {}
+    for edit in (own, other, empty):
+        parts = [losses(system, rows[i:i + 8], settings, edit) for i in tqdm(range(0, len(rows), 8), edit.__name__)]
+        found[edit.__name__] = torch.cat([loss / count for loss, count in parts])
+        print(f"{edit.__name__:6} {found[edit.__name__].mean():.4f}", flush=True)
+    for name in ("other", "empty"):
+        difference = (found[name] - found["own"]).tolist()
+        width = 1.96 * statistics.stdev(difference) / math.sqrt(len(difference))
+        print(f"{name} - own: {statistics.fmean(difference):+.4f} +- {width:.4f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("same")
+    one.add_argument("agent", type=str)
+    one.add_argument("records", type=Path, nargs="+")
+    one.add_argument("--limit", type=int, help="records of each file")
+    one.add_argument("--generate", type=int, default=8, help="questions of each file that `generate` answers, too")
+    one.set_defaults(run=same)
+    one = commands.add_parser("words")
+    one.add_argument("folder", type=Path)
+    one.add_argument("out", type=Path)
+    one.set_defaults(run=write_words)
+    for run in (carried, helps):
+        one = commands.add_parser(run.__name__)
+        one.add_argument("style", type=Path)
+        one.add_argument("links", help="the folder that `train system` wrote, or none")
+        one.add_argument("data", type=Path)
+        one.add_argument("--latent-steps", type=int)
+        one.set_defaults(run=run)
+        if run is carried:
+            one.add_argument("--text", action="store_true", help="the text channel, too")
+        else:
+            one.add_argument("--skip", type=int, default=0, help="leave out the first rows")
+            one.add_argument("--limit", type=int, default=100, help="rows to measure on")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
