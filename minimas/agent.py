@@ -186,10 +186,7 @@ class Agent:
     @contextmanager
     def at_work(self):
         """Within, the weights are on the agent's device; an offloaded agent has them in main memory otherwise."""
-        if not self.offload:
-            yield
-            return
-        parameters = list(self.model.parameters())
+        parameters = list(self.model.parameters()) if self.offload else []
         resting = [p.data for p in parameters]
         try:
             for p in parameters:

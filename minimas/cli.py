@@ -6,7 +6,7 @@ A command writes its results to stdout and everything else to stderr.
 import argparse
 import os
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -45,9 +45,8 @@ def make_parser(module, description):
     parser.error = refuse
     add = parser.add_argument
     add("--style", default="tiny", help=f"the system: {', '.join(STYLES)}, or a .json file (default tiny)")
-    add("--checkpoint", action="append", default=[], metavar="ROLE=PATH",
-        help="take this role, or links, from this folder or hub id; repeat for more; or one PATH with a folder for each; "
-        "for style single the PATH or hub id of the agent itself")
+    add("--checkpoint", action="append", default=[], metavar="ROLE=PATH", help="take this role, or links, from this folder "
+        "or hub id; repeat for more; or one PATH with a folder for each; for style single the PATH or hub id of the agent")
     add("--device", help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)")
     add("--dtype", help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)")
     add("--seed", type=int, default=42, help="seed of all random numbers (default 42)")
@@ -78,21 +77,17 @@ def checkpoints(args):
 
 
 def read_questions(prompts):
-    """The questions of --prompt, those from stdin included; InputError if there are none, or stdin is not UTF-8."""
-    questions = []
-    for text in prompts:
-        questions += [line for line in read_stdin().split("\n") if line.strip()] if text == "-" else [text]
+    """The questions of --prompt, those from stdin included; InputError if there are none."""
+    questions = [question for text in prompts for question in (stdin_lines() if text == "-" else [text])]
     if not questions:
         raise InputError("there is no question on stdin: give one a line")
     return questions
 
 
-def read_stdin():
-    """All of stdin; InputError if it is not UTF-8."""
-    try:
-        return (sys.stdin.read() if sys.stdin else "").removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeError as e:
-        raise InputError(f"stdin is not UTF-8 ({e.reason} at {e.start}): save it as UTF-8, one question a line") from e
+def stdin_lines():
+    """The lines of stdin that are not blank."""
+    text = (sys.stdin.read() if sys.stdin else "").removeprefix("\ufeff").replace("\r\n", "\n")
+    return [line for line in text.split("\n") if line.strip()]
 
 
 # Files
@@ -107,8 +102,7 @@ def writable_file(option, name, make_folder=False):
             if not file.is_file():
                 raise OSError("it is not an ordinary file")
             file.open("a").close()
-        with NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}."):  # may files be made here, with such a name?
-            pass
+        NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.").close()  # may files be made here, with such a name?
     except OSError as e:
         raise InputError(f"{option} {str(name)!r} cannot be written ({e.strerror or e}): "
                          "give a file in an existing folder that you may write to") from e
@@ -121,29 +115,39 @@ def out_of_memory(error):
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def command(main, less="fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload"):
-    """Run a command's main(): what the user or the system has to mend ends it with a sentence and exit status 2.
+LESS_MEMORY = "fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload"
 
-    less: what to try when memory runs out.
 
-    Ctrl-C ends it with status 130, and a reader of its output who has seen enough (| head) with 141, as the shell has them.
+def ended(f, less=LESS_MEMORY):
+    """Call f() -> the exit status that it deserves: None, 130 on Ctrl-C, 2 if a sentence on stderr says what is to be mended.
+
+    less: what to try when memory runs out
     """
-    for stream in sys.stdout, sys.stderr:
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding does not
     try:
-        main()
+        f()
         sys.stdout.flush()
-    except InputError as e:
-        warn(e)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e):
+        return 130
+    except (InputError, RuntimeError, MemoryError) as e:
+        if not (isinstance(e, InputError) or out_of_memory(e)):
             raise
-        warn(f"out of memory: try {less}")
-        raise SystemExit(2) from None
+        warn(e if isinstance(e, InputError) else f"out of memory: try {less}")
+        return 2
+
+
+def command(main, less=LESS_MEMORY):
+    """Run a command's main(), and leave with the exit status of `ended` if there is one.
+
+    A file that fails is a sentence and status 2, too. A reader of the output who has seen enough (| head) makes it 141, as
+    the shell has it.
+    """
+    # A question may hold what is not UTF-8: Style.questions says so. An answer may hold what the terminal's encoding lacks.
+    for stream, errors in (sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
+    try:
+        if status := ended(main, less):
+            raise SystemExit(status)
     except OSError as e:
         with suppress(OSError):  # what is left of the output is dropped; it would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -151,3 +155,24 @@ def command(main, less="fewer questions at once (--batch-size), lower --rollouts
             raise SystemExit(141) from None
         warn(f"{e.filename or 'a file'} cannot be read or written ({e.strerror or e}): check permissions and disk space")
         raise SystemExit(2) from None
+
+
+def converse(answer):
+    """Ask for one question after another on the terminal until end of file, and call answer(question) with each.
+
+    Ctrl-C or a sentence about what is to be mended ends an answer only, and the next question is asked.
+    """
+    with suppress(ImportError):
+        import readline  # input() edits lines with it
+
+    def turn():
+        with redirect_stdout(sys.stdout if sys.stdout.isatty() else sys.stderr):  # the sign is no result
+            typed = input("> ")
+        if typed.strip():
+            answer(typed)
+
+    with suppress(EOFError):
+        while True:
+            if ended(turn) == 130:
+                print(file=sys.stderr)
+    print(file=sys.stderr)

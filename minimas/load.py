@@ -208,8 +208,7 @@ def load_link(link, file, device="cpu", dtype=None):
     if shapes != expected:
         key = min(key for key in {*shapes, *expected} if shapes.get(key) != expected.get(key))
         raise InputError(f"{file}: {key} has shape {shapes.get(key, 'none (missing)')}, expected "
-                         f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; "
-                         "is it another agent's link?")
+                         f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; is it another's?")
     dtypes = {t.dtype for t in state.values()}
     if len(dtypes) != 1:
         raise InputError(f"{file} mixes dtypes {sorted(map(str, dtypes))}: save all tensors in one")
@@ -270,9 +269,7 @@ def usable_device(name):
     """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise TypeError("it holds no data")
+        torch.zeros(1, device=device).item()  # meta has no data to read
     except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         raise InputError(f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
     return device

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .agent import check_finite, load_agent
 from .answers import extract
-from .cli import add_answering, checkpoints, command, make_parser, read_questions, writable_file
+from .cli import add_answering, checkpoints, command, converse, make_parser, read_questions, writable_file
 from .common import InputError, check_known, no_op, write_atomic
 from .generate import generate
 from .link import fused
@@ -309,7 +309,8 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
 def arguments():
     parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
     add = parser.add_argument
-    add("--prompt", action="append", required=True, metavar="TEXT", help="a question, repeat for more; - for lines of stdin")
+    add("--prompt", action="append", required=not (sys.stdin and sys.stdin.isatty()), metavar="TEXT",
+        help="a question, repeat for more; - for lines of stdin (default, on a terminal: ask for one after another)")
     add("--task", help="the kind of answer: math, choice or code (default: the style's, mostly math)")
     add("--fn-name", help="with --task code: the name of the function to write (default: a whole program)")
     add("--rounds", type=int, help="rounds of recursion (default: the style's, mostly 3)")
@@ -329,8 +330,8 @@ def checked_settings(args, style):
     if args.fn_name is not None and args.task != "code":
         raise InputError(f"--fn-name names a function, but the task is {args.task}: add --task code, or leave it out")
     if (args.peek or args.trace) and args.channel == "text":
-        option = "--peek" if args.peek else "--trace"
-        raise InputError(f"{option} shows latents, and with --channel text there are none: leave one of them out")
+        raise InputError(f"{'--peek' if args.peek else '--trace'} shows latents, and with --channel text there are none: "
+                         "leave one of them out")
     if args.trace is not None:
         writable_file("--trace", args.trace)
     return Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)}).completed(style)
@@ -347,17 +348,11 @@ def result_text(result, settings, as_json, peek_rows=None):
     return f"{table(peek_rows)}\n\n{text}" if peek_rows else text
 
 
-def main():
-    args = arguments()
-    style, typed = style_named(args.style), read_questions(args.prompt)
-    settings = checked_settings(args, style)
-    questions = style.questions(typed, None if args.fn_name is None else [args.fn_name] * len(typed))
-    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
-                             task=args.task, offload=args.offload, plain=args.plain)
+def print_answers(system, questions, settings, args):
+    """Answer Questions, print each Result, and make the page of --trace of them."""
     traced, results = args.trace is not None, []
     try:
-        for result in system.answer_all(questions, settings, keep_latents=traced, keep_states=args.peek or traced,
-                                        progress=True):
+        for result in system.answer_all(questions, settings, traced, args.peek or traced, progress=True):
             if traced:
                 results.append(result)
             peek_rows = logit_lens(system, result.states) if args.peek else None
@@ -367,6 +362,19 @@ def main():
     finally:
         if results:  # those that there are, if the run is broken off
             write_atomic(Path(args.trace), lambda file: file.write_text(page(system, results), encoding="utf-8"))
+
+
+def main():
+    args = arguments()
+    style, typed = style_named(args.style), read_questions(args.prompt) if args.prompt else []
+    settings, fn_name = checked_settings(args, style), args.fn_name or ""
+    questions = style.questions(typed, [fn_name] * len(typed))
+    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
+                             task=args.task, offload=args.offload, plain=args.plain)
+    if questions:
+        print_answers(system, questions, settings, args)
+    else:
+        converse(lambda typed: print_answers(system, style.questions([typed], [fn_name]), settings, args))
 
 
 if __name__ == "__main__":

@@ -77,16 +77,6 @@ class Tokenizer:
                 pass
         return ()
 
-    @cached_property
-    def ending(self):
-        """What ends an assistant's reply: the first word that the template writes after it, else the eos token."""
-        mark = "[reply]"
-        try:
-            text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
-        except Exception:
-            text = mark
-        return next(iter(text.partition(mark)[2].split()), self.named.get("eos_token", ""))
-
     def render(self, messages, date, add_generation_prompt=True):
         """The template's text for messages. It raises anything if it fails, TemplateError if it refuses them."""
         text = self.template.render(messages=messages, tools=None, documents=None, enable_thinking=False, date_string=date,

@@ -28,7 +28,7 @@ from bench import Peer, make_system, questions, timed
 from minimas.config import DTYPES
 from minimas.styles import STYLES, Settings
 from minimas.train.examples import TrainExample
-from minimas.train.losses import OuterLoss, checkpoint_activations
+from minimas.train.losses import OuterLoss, checkpoint_activations, reply_ending
 
 LATENTS = 80
 LIBC = ctypes.CDLL("libc.so.6") if platform.system() == "Linux" else None
@@ -59,7 +59,7 @@ class TrainingPeer(Peer):
         for r in range(1, rounds + 1):
             for role in order:
                 model, tokenizer = self.models[role], self.system.agents[role].tokenizer
-                replies = [tokenizer.encode(example.text(role, r) + tokenizer.ending) for example in examples]
+                replies = [tokenizer.encode(example.text(role, r) + reply_ending(tokenizer)) for example in examples]
                 ids = [torch.tensor(reply, device=self.device) for reply in replies]
                 prompts = self.system.prompts(role, [example.question for example in examples], inbox)
                 E, N = model.get_input_embeddings(), len(ids[0])  # all texts have the same length here

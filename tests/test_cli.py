@@ -141,6 +141,16 @@ def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, c
     assert end.value.code == 130 and CHAIN in (tmp_path / "t.html").read_text()
 
 
+def test_stdin_that_is_not_utf8_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", "-"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"7 +5\n7 +\xe9\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit) as end:
+        command(main)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert "the question '7 +\\udce9' is not valid text" in err
+
+
 def test_lines_of_windows(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff7 +5\r\n\r\n7 *3\r\n"))
     assert cli.read_questions(["-", "1 +1"]) == ["7 +5", "7 *3", "1 +1"]

@@ -84,9 +84,9 @@ def test_a_reply_is_cut_to_the_longest(folders):
     ("qwen3", "<|im_end|>"), ("llama", "<|eot_id|>"), ("gemma3", "<end_of_turn>"), ("mistral", "</s>")])
 def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
     folder = checkpoints.make_agent(tmp_path, kind)
-    assert load_tokenizer(folder).ending == ending
+    assert losses.reply_ending(load_tokenizer(folder)) == ending
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert load_tokenizer(folder).ending == load_tokenizer(folder).named["eos_token"]
+    assert losses.reply_ending(load_tokenizer(folder)) == load_tokenizer(folder).named["eos_token"]
 
 
 def test_token_loss_is_cross_entropy(monkeypatch):

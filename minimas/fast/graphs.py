@@ -24,8 +24,8 @@ class Graphs:
 
     def adopt(self, cache, B, S):
         """Use this cache of B rows and S positions from now on, and discard all graphs of another one."""
-        self.base, self.capacity, self.graphs = first_rows(cache, B), (B, S), {}  # all B, even when rows leave `cache`
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self.base, self.capacity, self.graphs = first_rows(cache, B), (B, S), {}  # all B, even when rows leave `cache`
 
     def make_cache(self, B, S):
         """An empty cache for B rows of S positions, in the same memory as before if that suffices."""

@@ -49,6 +49,16 @@ def prefill_with_gradient(agent, prompts, room=0, last=1):
     return agent.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
 
 
+def reply_ending(tokenizer):
+    """What ends an assistant's reply: the first word that the template writes after it, else the eos token."""
+    mark = "[reply]"
+    try:
+        text = tokenizer.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
+    except Exception:
+        text = mark
+    return next(iter(text.partition(mark)[2].split()), tokenizer.named.get("eos_token", ""))
+
+
 def teacher_forced(agent, prompts, replies, longest=MAX_POSITIONS):
     """B prompts (lists of pieces, see Agent.embed) and the texts that follow -> states h (B, N + 1, D), tokens (B, N).
 
@@ -58,7 +68,7 @@ def teacher_forced(agent, prompts, replies, longest=MAX_POSITIONS):
     """
     prompts = [agent.tokens(prompt) for prompt in prompts]
     room = [max(1, longest - sum(map(len, prompt))) for prompt in prompts]
-    encode, ending = agent.tokenizer.encode, agent.tokenizer.ending
+    encode, ending = agent.tokenizer.encode, reply_ending(agent.tokenizer)
     ids = [torch.tensor(encode(reply + ending)[:n], device=agent.device) for reply, n in zip(replies, room)]
     N = max(map(len, ids))
     read = [[*prompt, reply] for prompt, reply in zip(prompts, ids)]  # no text is left in it to be tokenized again
