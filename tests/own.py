@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import minimas
 from minimas.recurse import recurse
-from minimas.train.losses import IGNORED, TokenLoss, teacher_forced
+from minimas.train.losses import IGNORED, TokenLoss, reply_ending, teacher_forced
 
 LENGTHS = (1, 2, 4, 8, 16)  # n
 WORDS, BITS = Path(__file__).with_name("words.txt"), 8  # 256 words, one token each after a space; the bits of a word
@@ -46,7 +46,7 @@ def same(args):
             prompt, = system.prompts("agent", system.style.questions([record["question"]]), {}, first["date"])
             prompt, ids = tokenizer.encode("".join(prompt)), tokenizer.encode(record["texts"][0])
             whole = record["tokens"][0] < first["max_new_tokens"]
-            ids += tokenizer.encode(tokenizer.ending) if whole else []
+            ids += tokenizer.encode(reply_ending(tokenizer)) if whole else []
             if len(ids) != record["tokens"][0]:
                 left_out += 1  # another spelling of the text in tokens, or blanks at its ends, that the record does not hold
                 continue
@@ -85,10 +85,19 @@ def write_words(args):
         roles = ["reader", "relay", "writer"] if len(agents) == 3 else ["reader", "writer"]
         heard = ["question", *roles]
         prompts = {role: f"Repeat these words, and write nothing else:\n{{{source}}}" for role, source in zip(roles, heard)}
-        style = {"order": roles, "edges": [*zip(roles, roles[1:])], "prompts": {"system": "You repeat words."} | prompts,
-                 "agents": {role: str((args.folder / agent).absolute()) for role, agent in zip(roles, agents)},
-                 "rounds": 1, "latent_steps": 4, "max_new_tokens": 24, "temperature": 0.0}
-        (args.out / f"{name}.json").write_text(json.dumps(style, indent=2), encoding="utf-8")
+        write_style(args, name, dict(zip(roles, agents)), {"system": "You repeat words."} | prompts, 4, 24)
+    solve = {"system": "You are a helpful assistant.", "thinker": "{question}\nThink it through step by step.",
+             "writer": "{question}\nNotes: {thinker}\nSolve it step by step."}
+    write_style(args, "solve", {"thinker": SMOL, "writer": SMOL}, solve, 8, 256)
+
+
+def write_style(args, name, agents, prompts, latent_steps, max_new_tokens):
+    """Write NAME.json, a style in which each agent hears the one before it."""
+    roles = [*agents]
+    style = {"order": roles, "edges": [*zip(roles, roles[1:])], "prompts": prompts,
+             "agents": {role: str((args.folder / agent).absolute()) for role, agent in agents.items()},
+             "rounds": 1, "latent_steps": latent_steps, "max_new_tokens": max_new_tokens, "temperature": 0.0}
+    (args.out / f"{name}.json").write_text(json.dumps(style, indent=2), encoding="utf-8")
 
 
 # The last agent's loss under what it hears

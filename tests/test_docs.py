@@ -48,7 +48,7 @@ def named_commands():
 
 
 def test_every_page_is_here():
-    pages = ("reading", "tiny", "evaluating", "training", "speed", "extending")
+    pages = ("reading", "tiny", "evaluating", "training", "speed", "extending", "own")
     assert PAGES.keys() == {"README.md", *(f"docs/{name}.md" for name in pages)}
     readme = PAGES["README.md"].split("\n")
     assert len(readme) - 1 <= 160 and max(map(len, readme)) <= 125
@@ -120,9 +120,11 @@ def test_sessions(page, command, shown, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("page, module, options", list(named_commands()))
 def test_commands_are_understood(page, module, options, tmp_path, monkeypatch):
-    """Those that are only named, too: their options exist, and mine.json is the style that extending.md writes."""
+    """Those that are only named, too: their options exist. Each style that they name is the one that extending.md writes."""
     monkeypatch.chdir(tmp_path)
-    Path("mine.json").write_text(blocks("docs/extending.md", "json")[0])
+    for name in re.findall(r"--style (\S+\.json)", options):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(blocks("docs/extending.md", "json")[0])
     own = COMMANDS.get(module)
     monkeypatch.setattr(sys, "argv", [module, *shlex.split(options)])
     if options == " --help":
