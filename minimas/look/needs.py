@@ -6,7 +6,6 @@ Activations, scores over the vocabulary, and what PyTorch and CUDA take for them
 """
 
 import re
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import torch
 
 from ..cli import checkpoints
 from ..common import InputError
-from ..fast.linear import can_pack
 from ..link import InnerLink, OuterLink
 from ..load import (agent_patterns, checkpoint_folder, decoder_without_weights, devices_by_role, download, links_task,
                     usable_dtype)
@@ -28,7 +26,7 @@ class Need:
 
     device   where it computes
     model    its decoder in the dtype of the run, without weights
-    weights  of the decoder, with the packed copy of a tied head that the fast path makes on a CPU
+    weights  of the decoder; with --offload they are on the device for a turn only
     cache    the largest that it makes, for one question
     links    its inner link and the outer links that leave it, if their files are no wider than its dtype
     """
@@ -39,23 +37,21 @@ class Need:
     links: int = 0
 
 
-def needs_of(args, style, points, prompt=PROMPT, **changes):
+def needs_of(args, style, points, prompt=PROMPT, dtype=None):
     """{role: Need} of a command's run. InputError if a config.json cannot be fetched or read.
 
     points   the completed Settings of the run; of several the largest cache counts
     prompt   tokens of a prompt
-    changes  options in place of the command's: offload, dtype
+    dtype    its name, in place of the command's
     """
-    args = Namespace(**vars(args) | changes)
     sources, needs = style.sources(checkpoints(args)), {}
     for role, device in devices_by_role(style.order, args.device).items():
         model, stored = decoder_without_weights(checkpoint_folder(sources[role], "config.json"))
-        head = model.to(usable_dtype(args.dtype, device) or stored).lm_head.weight
-        packs = not (args.plain or args.offload) and device.type == "cpu" and can_pack(torch.empty(0, dtype=head.dtype))
-        shared = model.config.tie_word_embeddings and not packs  # the head is the embedding, in the same memory
+        model.to(usable_dtype(dtype or args.dtype, device) or stored)
+        tied = model.lm_head.weight.nbytes * model.config.tie_word_embeddings  # the head is the embedding: counted once
         cache = max((rows * nbytes(getattr(c, name) for c in model.make_cache(1, S) for name in c.tensors)
                      for point in points for rows, S in caches(style, role, point, prompt)), default=0)
-        needs[role] = Need(device, model, nbytes(model.parameters()) - head.nbytes * shared, cache)
+        needs[role] = Need(device, model, nbytes(model.parameters()) - tied, cache)
     for source, target in [*zip(needs, needs), *style.edges]:
         D, D_target = (needs[role].model.config.hidden_size for role in (source, target))
         with torch.device("meta"):
@@ -84,30 +80,28 @@ def on_devices(needs, B, offload, least=False):
     totals = {torch.device("cpu"): sum(need.weights for need in needs.values())} if offload else {}
     for device in {need.device: None for need in needs.values()}:
         own = [need for need in needs.values() if need.device == device]
-        work = max(need.weights + B * need.cache for need in own)  # a turn with --offload
-        if not offload:
-            work = sum(need.weights for need in own) + B * (max if least else sum)(need.cache for need in own)
+        work = (max(need.weights + B * need.cache for need in own) if offload else  # what the largest turn needs, or all
+                sum(need.weights for need in own) + B * (max if least else sum)(need.cache for need in own))
         totals[device] = totals.get(device, 0) + work + (0 if least else sum(need.links for need in own))
     return totals
 
 
 def memory_of(device):
-    """All the memory of a device in bytes, free or not, for a CPU with its swap; None if it is not known."""
+    """All the memory of a device in bytes, free or not, for a CPU with its swap; infinite if it is not known."""
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).total_memory
     file = Path("/proc/meminfo")
     text = file.read_text() if device.type == "cpu" and file.exists() else ""
-    return 1024 * sum(map(int, re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", text, re.MULTILINE))) or None
+    return 1024 * sum(map(int, re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", text, re.MULTILINE))) or float("inf")
 
 
 def check_memory(args, style, points, B):
     """InputError if B questions at once need more than all the memory of a device, even if their prompts were empty."""
-    def least(B=B, **changes):
-        return on_devices(needs_of(args, style, points, 0, **changes), B, changes.get("offload", args.offload), least=True)
+    def least(B=B, offload=args.offload, dtype=None):
+        return on_devices(needs_of(args, style, points, 0, dtype), B, offload, least=True)
 
     for device, needed in least().items():
-        memory = memory_of(device)
-        if memory is not None and needed > memory:
+        if needed > (memory := memory_of(device)):
             weights = least(0)[device]
             less = {"--offload": least(offload=True), "--batch-size 1": least(1), "--dtype bfloat16": least(dtype="bfloat16")}
             helps = [f"{option} ({size(other[device])})" for option, other in less.items() if other[device] < needed]
@@ -125,11 +119,11 @@ def needs_text(args, style, points, task):
               [*files_of(sources[role], *agent_patterns(task)), need.weights, need.links, need.cache, B * need.cache]
               for role, need in needs.items()}
     if "links" in sources:
-        links = f"*({links_task(task)}).pt" if style.links_by_task else "*.pt"
-        agents["links", "", ""] = [*files_of(sources["links"], "outerlink_config.json", links), 0, 0, 0, 0]
+        own = f"*({links_task(task)}).pt" if style.links_by_task else "*.pt"
+        agents["links", "", ""] = [*files_of(sources["links"], "outerlink_config.json", own), 0, 0, 0, 0]
     agents["whole", "", ""] = map(sum, zip(*agents.values()))
     titles = "", "device", "dtype", "files", "download", "weights", "links", "cache of 1", f"of {B}"
-    ways = {f"{n}{', --offload' * offload}": on_devices(needs_of(args, style, points, offload=offload), n, offload)
+    ways = {f"{n}{', --offload' * offload}": on_devices(needs, n, offload)
             for offload in (False, True) for n in dict.fromkeys((B, 1))}
     totals = [[str(device), *(size(way.get(device, 0)) for way in ways.values()), size(memory_of(device))]
               for device in [*ways.values()][-1]]
@@ -147,8 +141,8 @@ def files_of(source, *patterns):
 
 
 def size(n):
-    """Bytes as text; `?` for None."""
-    return "?" if n is None else f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.2f} MB"
+    """Bytes as text; `?` for infinity."""
+    return "?" if n == float("inf") else f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.2f} MB"
 
 
 def aligned(rows):
