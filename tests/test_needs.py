@@ -49,7 +49,7 @@ def in_memory(model):
 
 
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
-@pytest.mark.parametrize("options", [("--plain",), (), ("--dtype", "bfloat16", "--plain"), ("--offload",)], ids=str)
+@pytest.mark.parametrize("options", [("--plain",), (), ("--dtype", "bfloat16", "--plain")], ids=str)
 def test_weights_and_links_are_those_of_the_loaded_system(folders, monkeypatch, style, options):
     args, entry, points = planned(monkeypatch, *from_folders(folders, style), *options)
     system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", dtype=args.dtype, plain=args.plain,
@@ -164,7 +164,8 @@ def test_a_run_that_cannot_fit_is_refused_before_it_loads(memory, monkeypatch, t
                                      ("--rounds", "1", "--plain")], ids=str)
 def test_no_run_needs_less_than_what_is_refused(folders, monkeypatch, options):
     """The bound that refuses is below what loading and one run hold in fact."""
-    args, entry, points = planned(monkeypatch, *from_folders(folders, "sequential_scaled"), *options, "--max-new-tokens", 6)
+    args, entry, points = planned(monkeypatch, *from_folders(folders, "sequential_scaled"), "--rounds", 2,
+                                  "--latent-steps", 2, *options, "--max-new-tokens", 6)
     system = minimas.load_mas_system("sequential_scaled", checkpoints=folders("sequential_scaled"), device="cpu",
                                      plain=args.plain, offload=args.offload)
     held = [0]
@@ -212,6 +213,8 @@ def test_offload(folders, monkeypatch, on_gpus):
         cpu: planner.weights + critic.weights + solver.weights, first: planner.weights + 8 * planner.cache + planner.links,
         second: max(n.weights + 8 * n.cache for n in (critic, solver)) + critic.links + solver.links}
     assert needs.on_devices(named, 8, False)[second] == sum(n.weights + 8 * n.cache + n.links for n in (critic, solver))
+    least = critic.weights + solver.weights + 8 * max(critic.cache, solver.cache)
+    assert needs.on_devices(named, 8, False, least=True)[second] == least
     text = needs.needs_text(args, entry, points, "math").split("\n")
     assert [line.split()[0] for line in text[-4:]] == ["at", "cpu", "cuda:0", "cuda:1"]
     assert text[-1].endswith("?") and text[-3].split()[1:3] == ["0.00", "MB"]
