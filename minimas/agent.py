@@ -26,7 +26,7 @@ from .common import InputError, no_op
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
 from .link import InnerLink, fused
-from .load import agent_folder, load_generation_config, load_inner_link, load_model
+from .load import agent_patterns, checkpoint_folder, load_generation_config, load_inner_link, load_model
 from .tokenizer import load_tokenizer
 
 
@@ -206,7 +206,7 @@ def load_agent(source, task, device, dtype, offload=False, plain=False, untraine
     untrained  give it a new inner link: the folder may be that of a base model
     Raises InputError if the folder is not whole.
     """
-    folder = agent_folder(source, task)
+    folder = checkpoint_folder(source, *agent_patterns(task))
     model, tokenizer = load_model(folder, device, dtype, "cpu" if offload else None), load_tokenizer(folder)
     D = model.config.hidden_size
     inner_link = InnerLink(D).to(device) if untrained else load_inner_link(folder, task, D, device, model.norm.weight.dtype)

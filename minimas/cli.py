@@ -60,6 +60,7 @@ def add_answering(parser):
     add = parser.add_argument
     add("--plain", action="store_true", help="do without the fast path: slower, the same answers")
     add("--offload", action="store_true", help="keep only the weights of the working agent on the device")
+    add("--needs", action="store_true", help="print how large the files are and what memory is needed, and load nothing")
     add("--max-new-tokens", type=int, help="the most tokens of an answer (default: the style's)")
     add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
     add("--top-p", type=float, default=0.95, help="sample from the likeliest tokens that reach this sum (default 0.95)")
@@ -80,7 +81,7 @@ def read_questions(prompts):
     """The questions of --prompt, those from stdin included; InputError if there are none."""
     questions = [question for text in prompts for question in (stdin_lines() if text == "-" else [text])]
     if not questions:
-        raise InputError("there is no question on stdin: give one a line")
+        raise InputError("there is no question: give one with --prompt, or one a line on stdin with --prompt -")
     return questions
 
 

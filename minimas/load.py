@@ -45,16 +45,20 @@ def checkpoint_folder(source, *patterns):
     return download(str(source), patterns)
 
 
-def agent_folder(source, task):
-    """The folder of an agent, with its inner link for a task if it has one under a released name."""
+def agent_patterns(task):
+    """The files of an agent, with its inner link for a task if it has one under a released name."""
     links = "innerlink_config.json", "adapter_config.json", f"adapter({links_task(task)}).pt", "adapter.pt"
-    return checkpoint_folder(source, *AGENT_FILES, *WEIGHTS, *links)
+    return *AGENT_FILES, *WEIGHTS, *links
 
 
-def download(repository, patterns, repo_type="model", revision=None):
-    """The folder in huggingface_hub's cache with the files of a repository that match the patterns."""
+def download(repository, patterns, repo_type="model", **options):
+    """The folder in huggingface_hub's cache with the files of a repository that match the patterns.
+
+    options: revision; with dry_run=True nothing is downloaded, and files are listed (filename, file_size, will_download)
+    """
     try:
-        return Path(snapshot_download(repository, repo_type=repo_type, revision=revision, allow_patterns=list(patterns)))
+        found = snapshot_download(repository, repo_type=repo_type, allow_patterns=list(patterns), **options)
+        return found if isinstance(found, list) else Path(found)
     except GatedRepoError as e:
         raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with "
                          "`hf auth login` or HF_TOKEN") from e
@@ -140,6 +144,13 @@ class SkipInit(TorchFunctionMode):
         return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **kwargs or {})
 
 
+def decoder_without_weights(folder):
+    """(the decoder that config.json describes, on the meta device; the dtype that it names)."""
+    family, config, stored = read_config(folder)
+    with torch.device("meta"), SkipInit():
+        return family(config), stored
+
+
 def load_model(folder, device="cpu", dtype=None, weights_device=None):
     """The frozen decoder in a folder, in `dtype` (None: the one that config.json names) on `device`.
 
@@ -149,9 +160,7 @@ def load_model(folder, device="cpu", dtype=None, weights_device=None):
     """
     if torch.device(device).type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
-    family, config, stored = read_config(folder)
-    with torch.device("meta"), SkipInit():
-        model = family(config)
+    model, stored = decoder_without_weights(folder)
     load_weights(model, folder, weights_device or device, dtype or stored)
     for name, buffer in model.named_buffers():
         setattr(model, name, buffer.to(device))

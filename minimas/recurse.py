@@ -30,6 +30,7 @@ from .generate import generate
 from .link import fused
 from .load import devices_by_role, load_outer_links, usable_dtype
 from .look.logit_lens import logit_lens, table
+from .look.needs import check_memory, needs_text
 from .look.trace import page
 from .prompts import TASKS, Slot, answer_retry, prompt, wrap
 from .sample import seeds
@@ -309,7 +310,7 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
 def arguments():
     parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
     add = parser.add_argument
-    add("--prompt", action="append", required=not (sys.stdin and sys.stdin.isatty()), metavar="TEXT",
+    add("--prompt", action="append", default=[], metavar="TEXT",
         help="a question, repeat for more; - for lines of stdin (default, on a terminal: ask for one after another)")
     add("--task", help="the kind of answer: math, choice or code (default: the style's, mostly math)")
     add("--fn-name", help="with --task code: the name of the function to write (default: a whole program)")
@@ -366,9 +367,13 @@ def print_answers(system, questions, settings, args):
 
 def main():
     args = arguments()
-    style, typed = style_named(args.style), read_questions(args.prompt) if args.prompt else []
+    style = style_named(args.style)
     settings, fn_name = checked_settings(args, style), args.fn_name or ""
+    if args.needs:
+        return print(needs_text(args, style, [settings], args.task))
+    typed = [] if sys.stdin and sys.stdin.isatty() and not args.prompt else read_questions(args.prompt)
     questions = style.questions(typed, [fn_name] * len(typed))
+    check_memory(args, style, [settings], min(len(typed), settings.batch_size))
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
                              task=args.task, offload=args.offload, plain=args.plain)
     if questions:

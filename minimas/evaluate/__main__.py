@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..cli import add_answering, checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
 from ..common import InputError, no_op, warn
+from ..look.needs import check_memory, needs_text
 from ..recurse import load_mas_system
 from ..styles import Settings, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
@@ -180,6 +181,8 @@ def main():
     style = style_named(args.style)
     args.task = args.task or (None if args.dataset in BENCHMARKS else style.task)
     points, graders = plan(args, style)
+    if args.needs:
+        return print(needs_text(args, style, points, args.task or BENCHMARKS[args.dataset]["task"]))
     file = record_file(args)
     rank, world, wait = join_others(args, "gloo", timedelta(days=30))  # gloo: it is only used to wait
     examples = load_dataset(args.dataset, args.file, pairs("--columns", args.columns), args.task, args.limit, args.seed,
@@ -197,6 +200,7 @@ def main():
     wait()  # until the file is whole
     finished = {record_key(line, line["index"]) for line in read_lines(file)[1:]}
     wait()  # until every process has read it, so that the first may write to it
+    check_memory(args, style, points, 1)  # more at once are asked in pieces if memory runs out
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
                              task=examples[0].task, offload=args.offload, plain=args.plain)
     own_batches = batches_of(points, len(examples))[rank::world]

@@ -7,7 +7,7 @@ import shutil
 import torch
 
 from ..common import InputError, write_atomic
-from ..load import AGENT_FILES, agent_folder, weight_files
+from ..load import AGENT_FILES, agent_patterns, checkpoint_folder, weight_files
 
 
 def write_json(file, value):
@@ -26,7 +26,7 @@ def copy_agent(source, task, folder):
     Weights become hard links if the file system allows it. Files that are there already are kept. InputError if one has
     another size, since it is then another agent's; contents are not compared, which would be slow for weights.
     """
-    here = agent_folder(source, task)
+    here = checkpoint_folder(source, *agent_patterns(task))
     weights = weight_files(here)
     files = {name: here / name for name in AGENT_FILES if (here / name).is_file()} | weights
     for name, file in files.items():
