@@ -255,3 +255,5 @@ def row_of(monkeypatch, tmp_path, style):
 def test_the_table_of_the_released_styles(monkeypatch, tmp_path, on_gpus, style):
     row = row_of(monkeypatch, tmp_path, style)
     assert f"| `{row[0]}` | {' | '.join(row[1:])} |" in (DOCS / "evaluating.md").read_text(encoding="utf-8")
+    shown, = re.findall(rf"^\| `{style}` \|.*\| ([\d.]+) GB \|$", (DOCS.parent / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert shown == f"{float(row[5].removesuffix(' GB')):.1f}"
