@@ -142,8 +142,7 @@ def sources(system):
 
 def loaded(args):
     """The system, its settings and the rows that a command names."""
-    links = None if args.links == "none" else args.links
-    system = minimas.load_mas_system(str(args.style), checkpoints=links, device="cpu", plain=True)
+    system = minimas.load_mas_system(str(args.style), checkpoints=args.links, device="cpu", plain=True)
     settings = minimas.Settings(latent_steps=args.latent_steps, retry=False).completed(system.style)
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
     return system, settings, rows
@@ -159,20 +158,25 @@ def words_right(system, rows, settings, edit=own):
 
 
 def carried(args):
-    """For each n: words right and bits that passed."""
+    """For each n: words right and bits that passed; the latents of another question, no latents and text as controls."""
     system, settings, rows = loaded(args)
     settings = replace(settings, batch_size=PER_LENGTH)
-    text = replace(settings, channel="text")
-    print(" n  m  own: words, bits, bits/latent   other: words, bits   empty: words, bits   text: words")
+    print(" n  m  own: words, bits, bits a latent   other: words, bits   none: bits   text: words")
     for n in LENGTHS:
         asked, cells = [row for row in rows if len(row["answer"].split()) == n], []
-        for edit in (own, other, empty) if args.links != "none" else ():
-            loss, _ = losses(system, asked, settings, edit, ending=False)
-            bits = max(0.0, BITS * n - loss.mean().item() / math.log(2))
-            cells.append(f"{100 * words_right(system, asked, settings, edit):5.1f} % {bits:6.2f}"
-                         + f" {bits / settings.latent_steps:6.2f}" * (edit is own))
-        cells += [f"{100 * words_right(system, asked, text):5.1f} %"] if args.text else []
+        for edit in (own, other):
+            bits, words = passed(system, asked, n, settings, edit), words_right(system, asked, settings, edit)
+            cells.append(f"{100 * words:5.1f} % {bits:6.2f}" + f" {bits / settings.latent_steps:6.2f}" * (edit is own))
+        if args.controls:
+            text = words_right(system, asked, replace(settings, channel="text"))
+            cells += [f"{passed(system, asked, n, settings, empty):6.2f}", f"{100 * text:5.1f} %"]
         print(f"{n:2} {settings.latent_steps:2}  {'   '.join(cells)}", flush=True)
+
+
+def passed(system, rows, n, settings, edit):
+    """Bits of n words that the last agent knows: 8 n minus its cross-entropy, 0 if that is negative."""
+    loss, _ = losses(system, rows, settings, edit, ending=False)
+    return max(0.0, BITS * n - loss.mean().item() / math.log(2))
 
 
 # Whether latents help
@@ -207,12 +211,12 @@ def main():
     for run in (carried, helps):
         one = commands.add_parser(run.__name__)
         one.add_argument("style", type=Path)
-        one.add_argument("links", help="the folder that `train system` wrote, or none")
+        one.add_argument("links", help="the folder that `train system` wrote")
         one.add_argument("data", type=Path)
         one.add_argument("--latent-steps", type=int)
         one.set_defaults(run=run)
         if run is carried:
-            one.add_argument("--text", action="store_true", help="the text channel, too")
+            one.add_argument("--controls", action="store_true", help="no latents and the text channel, too")
         else:
             one.add_argument("--skip", type=int, default=0, help="leave out the first rows")
             one.add_argument("--limit", type=int, default=100, help="rows to measure on")
