@@ -72,10 +72,11 @@ def results(log):
 def start(name, command, options, work, threads):
     """The process of a part, in a group of its own with all that it starts; its output goes to work/NAME.log."""
     environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(work / f"{name}.log", "wb") as log:
         return subprocess.Popen([sys.executable, *map(str, command), *options, "--work", str(work)], stdout=log,
                                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                                env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(HERE.parent)})
+                                env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path})
 
 
 def end(child):
