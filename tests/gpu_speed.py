@@ -186,7 +186,8 @@ def pairs(mine, theirs, x, positions, rope, cache, mask):
     """{part of a block's step: (by our kernels, by torch)} of one block in both forms; x (B, D)."""
     step, act = mine.forward, {"silu": F.silu}[mine.forward.act]
     name, module = next((name, getattr(mine, name)) for name in ("self_attn", "linear_attn") if hasattr(mine, name))
-    a, out, inputs = getattr(theirs, name), ("o_proj", "out_proj")[name == "linear_attn"], ("qkv", "inputs")[name == "linear_attn"]
+    inputs, out = ("qkv", "o_proj") if name == "self_attn" else ("inputs", "out_proj")
+    a = getattr(theirs, name)
     proj, of_all = getattr(module, out), getattr(module, inputs)
     made = step.product(x, of_all, step.before[0])
     y = torch.randn(len(x), proj.in_features, device=x.device).to(x)
@@ -278,7 +279,8 @@ def compiled(agent, B, layers, options):
     step, tensors = a_step(agent, B, layers)
     for t in tensors:
         torch._dynamo.mark_static_address(t)
-    f = torch.compile(step, mode="reduce-overhead", dynamic=False)
+    how = {"mode": "reduce-overhead"} if options.device == "cuda" else {"backend": "aot_eager"}  # the dry run only traces
+    f = torch.compile(step, dynamic=False, **how)
 
     def run():
         torch.compiler.cudagraph_mark_step_begin()
@@ -380,8 +382,8 @@ def start(options):
     """Seconds from the start of a process that has compiled nothing before; files are in main memory."""
     folders, _ = agent_folders(options)
     environment = os.environ | {"TRITON_CACHE_DIR": str(options.work / "triton")}
-    done = subprocess.run([sys.executable, "-c", START, folders["planner"], options.device], stdout=subprocess.PIPE, text=True,
-                          env=environment, check=True)
+    done = subprocess.run([sys.executable, "-c", START, folders["planner"], options.device], stdout=subprocess.PIPE,
+                          text=True, env=environment, check=True)
     found = json.loads(done.stdout)
     note(start=found, summary=", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items()))
 

@@ -4,6 +4,10 @@ import json
 import sys
 import time
 
+import pytest
+import torch
+
+import gpu_checks
 import on_gpu
 
 PRELUDE = f"import sys, time, subprocess; sys.path.insert(0, {str(on_gpu.HERE)!r}); from on_gpu import note; "
@@ -38,3 +42,22 @@ def test_what_a_killed_run_keeps(tmp_path):
 
 def test_the_limits_fit_the_time_of_a_device():
     assert sum(seconds for seconds, _ in on_gpu.STAGES) == 540
+
+
+@pytest.mark.parametrize("part", ("post_ln", "rope"))
+def test_the_checks_see_a_mistake(tmp_path, monkeypatch, part):
+    """A link that is too loud shows in latent steps only, a rotation that is a thousandth too fast in prefills, too."""
+    monkeypatch.setattr(gpu_checks, "ASKED", gpu_checks.ASKED[:1])
+    monkeypatch.setattr(gpu_checks, "TEXTS", {"text": gpu_checks.TEXTS["text"]})
+    folder = gpu_checks.make_agent(tmp_path, "llama", {"num_hidden_layers": 1})
+
+    def spoil(agent):
+        if part == "post_ln":
+            agent.inner_link.post_ln.weight.mul_(1.05)
+            agent.inner_link.post_ln.bias.mul_(1.05)
+        else:
+            agent.model.frequency.mul_(1.001)
+    with torch.no_grad():
+        assert gpu_checks.compare(folder, "cpu")["wrong"] == []
+        wrong = gpu_checks.compare(folder, "cpu", spoil=spoil)["wrong"]
+    assert any("float32" in what for what in wrong) and all("prefill" not in what for what in wrong) == (part == "post_ln")
