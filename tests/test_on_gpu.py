@@ -21,7 +21,7 @@ def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["on_gpu.py", str(tmp_path / "out"), "--small", "--device", "cpu"])
     hangs = "note(a=1); subprocess.Popen(['sleep', '60']); print('@ {\"torn', flush=True); time.sleep(60)"
     started = time.monotonic()
-    assert on_gpu.main([stage(3, raises="note(a=1, summary='x'); note(a=2); raise ValueError('an error')", hangs=hangs),
+    assert on_gpu.main([stage(1.5, raises="note(a=1, summary='x'); note(a=2); raise ValueError('an error')", hangs=hangs),
                         stage(20, works="note(a=3, summary='all is well')", left="note(skipped='needs CUDA')")]) == 1
     assert time.monotonic() - started < 20
     parts = json.loads((tmp_path / "out" / "on_gpu.json").read_text())["parts"]
