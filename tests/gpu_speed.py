@@ -297,7 +297,8 @@ def ways(options):
     (folders, dtype), layers, table = agent_folders(options), 1 if options.small else 8, {}
     counts = {"planner": (1,)} if options.small else {"planner": (1, 32, 8), "critic": (1, 32), "solver": (1, 32)}
     for role, rows in counts.items():
-        quick, plain = (load(folders[role], options, dtype, with_kernels) for with_kernels in (True, False))
+        kernels_run = options.device == "cuda"  # an interpreter of kernels would take minutes here
+        quick, plain = (load(folders[role], options, dtype, with_kernels) for with_kernels in (kernels_run, False))
         bare = load_agent(folders[role], "math", torch.device(options.device), dtype, plain=True)
         for B in rows:
             started = time.perf_counter()
