@@ -371,9 +371,9 @@ def profile(args, ours, asked):
     print(seen.key_averages().table(sort_by=f"self_{args.device}_time_total", row_limit=20, max_name_column_width=50))
 
 
-def links(args):
+def links(args, sizes=((2048, None), (2048, 2048), (4096, 2560)), counts=(1, 2, 4, 8, 16, 32, 64)):
     """Both links at the released sizes, in their two forms; mbu: part of the copy bandwidth at which a fused one reads
-    its weights.
+    its weights. Returns the rows of the table; `sizes` are D and D', which is None for an inner link.
 
     On CUDA in turn over so many copies that none is still in the chip's cache, as a graph, which is how a latent step
     runs them; the last column is the ratio without a graph, when the host launches each kernel.
@@ -381,21 +381,24 @@ def links(args):
     dtype, bandwidth, cuda = DTYPES[args.dtype], copy_bandwidth(args.device), args.device == "cuda"
     print(f"{'milliseconds':24s}{'rows':>6s}{'plain':>10s}{'fused':>10s}{'ratio':>8s}{'mbu':>7s}"
           + "   no graph" * cuda)
-    for name, link in (("inner 2048", InnerLink(2048)),
-                       ("outer 2048 > 2048", OuterLink(2048, 2048)),
-                       ("outer 4096 > 2560", OuterLink(4096, 2560))):
-        plain = link.to(args.device, dtype).requires_grad_(False)
+    table = []
+    for D, target in sizes:
+        name = f"outer {D} > {target}" if target else f"inner {D}"
+        plain = (OuterLink(D, target) if target else InnerLink(D)).to(args.device, dtype).requires_grad_(False)
         size = sum(p.numel() for p in plain.parameters()) * dtype.itemsize
         plain = [copy.deepcopy(plain) for _ in range(2 ** 29 // size if cuda else 5)]
         forms = [plain, [fused(link) for link in plain]]
-        for rows in 1, 2, 4, 8, 16, 32, 64:
-            h = torch.randn(rows, plain[0].proj1.in_features, device=args.device).to(dtype)
+        for rows in counts:
+            h = torch.randn(rows, D, device=args.device).to(dtype)
             eager = [lambda form=form: [link(h) for link in form] for form in forms]
             slow, fast = in_turns([as_graph(f) for f in eager] if cuda else eager, args.device)
             without = in_turns(eager, args.device) if cuda else (0, 1)
+            mbu = size * len(plain) / fast / bandwidth
             print(f"{name:24s}{rows:6d}{1e3 * slow / len(plain):10.4f}{1e3 * fast / len(plain):10.4f}{slow / fast:8.2f}"
-                  f"{size * len(plain) / fast / bandwidth:7.2f}" + f"{without[0] / without[1]:11.2f}" * cuda,
-                  flush=True)
+                  f"{mbu:7.2f}" + f"{without[0] / without[1]:11.2f}" * cuda, flush=True)
+            table.append({"link": name, "rows": rows, "milliseconds": 1e3 * fast / len(plain), "ratio": slow / fast,
+                          "mbu": mbu})
+    return table
 
 
 def as_graph(f):
@@ -483,7 +486,8 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     if args.links:
-        return links(args)
+        links(args)
+        return
     real = args.weights == "real"
     asked = (real_questions if real else questions)(args.batch, args.prompt_tokens)
     with tempfile.TemporaryDirectory() as folder:

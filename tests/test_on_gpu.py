@@ -1,0 +1,63 @@
+"""The script for a GPU: a part that raises or hangs costs no other, and the checks see a mistake."""
+
+import json
+import sys
+import time
+
+import pytest
+import torch
+
+import gpu_checks
+import on_gpu
+
+PRELUDE = f"import sys, time, subprocess; sys.path.insert(0, {str(on_gpu.HERE)!r}); from on_gpu import note; "
+
+
+def stage(seconds, **programs):
+    return seconds, {name: ["-c", PRELUDE + program] for name, program in programs.items()}
+
+
+def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", str(tmp_path / "out"), "--small", "--device", "cpu"])
+    hangs = "note(a=1); subprocess.Popen(['sleep', '60']); print('@ {\"torn', flush=True); time.sleep(60)"
+    started = time.monotonic()
+    assert on_gpu.main([stage(1.5, raises="note(a=1, summary='x'); note(a=2); raise ValueError('an error')", hangs=hangs),
+                        stage(20, works="note(a=3, summary='all is well')", left="note(skipped='needs CUDA')")]) == 1
+    assert time.monotonic() - started < 20
+    parts = json.loads((tmp_path / "out" / "on_gpu.json").read_text())["parts"]
+    assert {name: (part["status"], part.get("a")) for name, part in parts.items()} == {
+        "raises": ("FAILED", 2), "hangs": ("ended", 1), "works": ("ok", 3), "left": ("skipped", None)}
+    assert "ValueError: an error" in parts["raises"]["log"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and any("all is well" in line for line in lines) and any("needs CUDA" in line for line in lines)
+
+
+def test_what_a_killed_run_keeps(tmp_path):
+    """The file holds what the part that still runs has reported."""
+    kept = []
+    on_gpu.run_stage(*stage(0, slow="note(a=1); time.sleep(60)")[1:], [], tmp_path, time.monotonic() + 3,
+                     lambda name, known: kept.append((known["status"], known.get("a"))))
+    assert ("running", 1) in kept and kept[-1] == ("ended", 1)
+
+
+def test_the_limits_fit_the_time_of_a_device():
+    assert sum(seconds for seconds, _ in on_gpu.STAGES) == 540
+
+
+@pytest.mark.parametrize("part", ("post_ln", "rope"))
+def test_the_checks_see_a_mistake(tmp_path, monkeypatch, part):
+    """A link that is too loud shows in latent steps only, a rotation that is a thousandth too fast in prefills, too."""
+    monkeypatch.setattr(gpu_checks, "ASKED", gpu_checks.ASKED[:1])
+    monkeypatch.setattr(gpu_checks, "TEXTS", {"text": gpu_checks.TEXTS["text"]})
+    folder = gpu_checks.make_agent(tmp_path, "llama", {"num_hidden_layers": 1})
+
+    def spoil(agent):
+        if part == "post_ln":
+            agent.inner_link.post_ln.weight.mul_(1.05)
+            agent.inner_link.post_ln.bias.mul_(1.05)
+        else:
+            agent.model.frequency.mul_(1.001)
+    with torch.no_grad():
+        assert gpu_checks.compare(folder, "cpu")["wrong"] == []
+        wrong = gpu_checks.compare(folder, "cpu", spoil=spoil)["wrong"]
+    assert any("float32" in what for what in wrong) and all("prefill" not in what for what in wrong) == (part == "post_ln")
