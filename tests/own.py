@@ -117,11 +117,11 @@ def empty(turn, questions):
 
 
 @torch.no_grad()
-def losses(system, rows, settings, edit=own, ending=True):
-    """The last agent's cross-entropy of each row's answer in nats, summed over its tokens, and their number.
+def losses(system, rows, settings, edit=own):
+    """The last agent's cross-entropies in nats of B answers (B, N), zero where a row has no token, and where it has one.
 
+    The last column is the token that ends an answer.
     edit     what the last agent hears of the others, as in System.run; what they hear of each other stays
-    ending   count the token that ends the answer
     """
     last, questions = system.style.order[-1], system.style.questions([row["question"] for row in rows])
     for turn in recurse(system, questions, settings):
@@ -130,9 +130,8 @@ def losses(system, rows, settings, edit=own, ending=True):
     agent = system.agents[last]
     h, ids = teacher_forced(agent, turn.prompts, [row["answer"] for row in rows])
     kept = ids != IGNORED
-    kept[:, -1] &= ending
-    loss = torch.zeros(kept.shape).masked_scatter(kept, TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight))
-    return loss.sum(1), kept.sum(1)
+    return torch.zeros(kept.shape).masked_scatter(
+        kept, TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight)), kept
 
 
 def sources(system):
@@ -161,22 +160,28 @@ def carried(args):
     """For each n: words right and bits that passed; the latents of another question, no latents and text as controls."""
     system, settings, rows = loaded(args)
     settings = replace(settings, batch_size=PER_LENGTH)
-    print(" n  m  own: words, bits, bits a latent   other: words, bits   none: bits   text: words")
+    print(" n  m  own: words right, bits of n words, of the first k   other   none   text: words right")
     for n in LENGTHS:
-        asked, cells = [row for row in rows if len(row["answer"].split()) == n], []
-        for edit in (own, other):
-            bits, words = passed(system, asked, n, settings, edit), words_right(system, asked, settings, edit)
-            cells.append(f"{100 * words:5.1f} % {bits:6.2f}" + f" {bits / settings.latent_steps:6.2f}" * (edit is own))
+        asked = [row for row in rows if len(row["answer"].split()) == n]
+        cells = [bits_text(words_right(system, asked, settings, edit), passed(system, asked, n, settings, edit))
+                 for edit in (own, other)]
         if args.controls:
             text = words_right(system, asked, replace(settings, channel="text"))
-            cells += [f"{passed(system, asked, n, settings, empty):6.2f}", f"{100 * text:5.1f} %"]
-        print(f"{n:2} {settings.latent_steps:2}  {'   '.join(cells)}", flush=True)
+            cells += [bits_text(None, passed(system, asked, n, settings, empty)), f"{100 * text:5.1f} %"]
+        print(f"{n:2} {settings.latent_steps:2}  {' | '.join(cells)}", flush=True)
 
 
 def passed(system, rows, n, settings, edit):
-    """Bits of n words that the last agent knows: 8 n minus its cross-entropy, 0 if that is negative."""
-    loss, _ = losses(system, rows, settings, edit, ending=False)
-    return max(0.0, BITS * n - loss.mean().item() / math.log(2))
+    """Bits of the first 1 to n words that the last agent knows: 8 for each, minus its cross-entropy of them."""
+    loss, _ = losses(system, rows, settings, edit)
+    nats = loss.cumsum(1).mean(0)[-n - 1:-1]  # the first word can be several tokens, each other is one
+    return [BITS * k - loss / math.log(2) for k, loss in enumerate(nats.tolist(), 1)]
+
+
+def bits_text(words, bits):
+    """A cell: words right, bits of all words, and the most bits of the first k words with their k."""
+    best = max(bits)
+    return (f"{100 * words:5.1f} % " if words is not None else "") + f"{bits[-1]:7.2f} {best:6.2f} k={bits.index(best) + 1:2}"
 
 
 # Whether latents help
@@ -187,7 +192,7 @@ def helps(args):
     rows, found = rows[args.skip:args.skip + args.limit], {}
     for edit in (own, other, empty):
         parts = [losses(system, rows[i:i + 8], settings, edit) for i in tqdm(range(0, len(rows), 8), edit.__name__)]
-        found[edit.__name__] = torch.cat([loss / count for loss, count in parts])
+        found[edit.__name__] = torch.cat([loss.sum(1) / kept.sum(1) for loss, kept in parts])
         print(f"{edit.__name__:6} {found[edit.__name__].mean():.4f}", flush=True)
     for name in ("other", "empty"):
         difference = (found[name] - found["own"]).tolist()
