@@ -64,11 +64,10 @@ def download(repository, patterns, repo_type="model", revision=None):
         why = (str(e) or type(e).__name__).splitlines()[0]
         if isinstance(e, LocalEntryNotFoundError):  # the client's text for it is long
             why = "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "no connection"
-        problem = f"{repository} cannot be fetched from the hub ({why}): check the network"
-        if repo_type == "model":
-            raise InputError(f"{problem} and the name, for there is no folder {repository} here either, or give "
-                             "one with --checkpoint; --style tiny runs offline") from e
-        raise InputError(f"{problem}, or give a local file of the same columns; --dataset tiny runs offline") from e
+        instead = {"model": "a folder with --checkpoint; --style tiny runs offline",
+                   "dataset": "a local file of the same columns; --dataset tiny runs offline"}
+        raise InputError(f"{repository} cannot be fetched from the hub ({why}) and is not here: check the network and the "
+                         f"name, or give {instead[repo_type]}") from e
 
 
 # Weights
@@ -87,10 +86,7 @@ def parameter_name(key):
     """A tensor's name in a checkpoint -> its name in our decoder, or None if a text decoder has no use for it."""
     if re.match(r"(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\.", key) or key.endswith("rotary_emb.inv_freq"):
         return None
-    for prefix in ("language_model.model.", "model.language_model.", "language_model.", "model."):
-        if key.startswith(prefix):
-            return key[len(prefix):]
-    return key
+    return re.sub(r"^(language_model\.model|model\.language_model|language_model|model)\.", "", key)
 
 
 def load_weights(model, folder, device, dtype):
@@ -204,17 +200,15 @@ def load_link(link, file, device="cpu", dtype=None):
     if wrong:
         raise InputError(f"{file} is not a plain state dict (wrong: {wrong[0]!r}): expected dense floating tensors without "
                          f"NaN or infinity under {', '.join(link.state_dict())}; fetch it again")
-    shapes, expected = ({k: tuple(t.shape) for k, t in s.items()} for s in (state, link.state_dict()))
-    if shapes != expected:
-        key = min(key for key in {*shapes, *expected} if shapes.get(key) != expected.get(key))
-        raise InputError(f"{file}: {key} has shape {shapes.get(key, 'none (missing)')}, expected "
-                         f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; "
-                         "is it another agent's link?")
     dtypes = {t.dtype for t in state.values()}
-    if len(dtypes) != 1:
+    if len(dtypes) > 1:
         raise InputError(f"{file} mixes dtypes {sorted(map(str, dtypes))}: save all tensors in one")
+    try:
+        link.load_state_dict(state, assign=True)
+    except RuntimeError as e:  # names what is missing, unknown or of another shape
+        raise InputError(f"{file} is no {link.adapter_type} of this agent ({' '.join(str(e).split())}): "
+                         "is it another agent's link?") from e
     stored, = dtypes
-    link.load_state_dict(state, assign=True)
     return link.to(device, torch.promote_types(stored, dtype or stored)).requires_grad_(False)
 
 
@@ -242,24 +236,20 @@ def load_inner_link(folder, task, D, device="cpu", dtype=None):
 def load_outer_links(source, task, edges, agents):
     """{(source, target): OuterLink} for `edges`, {(source, target): released key}, between agents {role: Agent}.
 
-    A link is put on the device of its source. Raises InputError if the manifest lacks a link or its widths are not those
-    of the agents.
+    A link is put on the device of its source. Raises InputError if the manifest lacks a link, or a link does not fit its
+    agents.
     """
     manifest = required(checkpoint_folder(source, "outerlink_config.json"), "outerlink_config.json")
     config = read_json(manifest)
     in_task = ["tasks", links_task(task)] if "tasks" in config else []
     adapters = entry(manifest, config, *in_task, "adapters", type_=list)
     listed = {entry(manifest, adapter, "legacy_key", type_=str): adapter for adapter in adapters}
-    widths, files = {role: agent.model.config.hidden_size for role, agent in agents.items()}, {}
     for (src, dst), key in edges.items():
         if key not in listed:
             raise InputError(f"{manifest} lists no link {key} ({src} to {dst}); it has {', '.join(listed) or 'none'}")
-        dims = tuple(entry(manifest, listed[key], name, type_=int) for name in ("in_dim", "out_dim"))
-        if dims != (widths[src], widths[dst]):
-            raise InputError(f"{manifest}: link {key} maps width {dims[0]} to {dims[1]}, but {src} has width {widths[src]} "
-                             f"and {dst} {widths[dst]}: these links were trained for other agents")
-        files[src, dst] = entry(manifest, listed[key], "filename", type_=str)
+    files = {edge: entry(manifest, listed[key], "filename", type_=str) for edge, key in edges.items()}
     folder = checkpoint_folder(source, *files.values())
+    widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
     return {(src, dst): load_link(OuterLink(widths[src], widths[dst]), required(folder, name), agents[src].device,
                                   agents[src].model.norm.weight.dtype) for (src, dst), name in files.items()}
 

@@ -12,7 +12,6 @@ learn, ridge.py how they start, loop.py takes the steps, and save.py writes the 
 import argparse
 import math
 import os
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -165,14 +164,11 @@ def prepare_outer(args, style, task, examples, readings):
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
     sources = sources_of(args, style)
     agents = agents_to_train(args, style, sources, style.order)
-    system = System(style, agents, {}, args.task)
-    system.outer_links = dict.fromkeys(style.edges)  # so that only inner links can be missing
+    system = System(style, agents, first_links(args, style, agents, sources), args.task)
     system.check_links(settings)
-    system.outer_links = first_links(args, style, agents, sources)
     if args.init == "ridge" and starts(args, task):
-        for role in style.order:
-            for edge in [edge for edge in style.edges if edge[0] == role]:
-                set_outer_link(system, edge, readings(system, role, examples))
+        for edge in style.edges:
+            set_outer_link(system, edge, readings(system, edge[0], examples))
     objective = OuterLoss(system, settings, teacher, args.supervise_all, args.max_length)
     return system, objective, partial(save_outer_links, args.out, style, task, system.outer_links), examples
 
@@ -220,15 +216,9 @@ def settings_of(args, style, world, system, rows):
 
 def train(args, objective, rows, run, world):
     """Take all steps on the batches of this process; returns the losses."""
-    module = objective
-    if world > 1:
-        module = torch.nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
-
     def loss_at(step, part):
         number = (step * args.accumulate + part) * world + run.rank
-        synced = world == 1 or part == args.accumulate - 1  # gradients are exchanged once a step, at its last part
-        with nullcontext() if synced else module.no_sync():
-            return module(batch_of(rows, args.seed, number, args.batch_size))
+        return objective(batch_of(rows, args.seed, number, args.batch_size))
 
     return fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, run)
 
