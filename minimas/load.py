@@ -56,18 +56,17 @@ def download(repository, patterns, repo_type="model", revision=None):
     try:
         return Path(snapshot_download(repository, repo_type=repo_type, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as e:
-        raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with "
-                         "`hf auth login` or HF_TOKEN") from e
+        raise InputError(f"{repository} is gated: accept its terms on its page, then use `hf auth login` or HF_TOKEN") from e
     except RepositoryNotFoundError as e:
         raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name and HF_TOKEN") from e
     except Exception as e:  # whatever else the network stack raises becomes a sentence, not a traceback
         why = (str(e) or type(e).__name__).splitlines()[0]
         if isinstance(e, LocalEntryNotFoundError):  # the client's text for it is long
             why = "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "no connection"
-        instead = {"model": "a folder with --checkpoint; --style tiny runs offline",
+        instead = {"model": "a folder with --checkpoint (none has this name); --style tiny runs offline",
                    "dataset": "a local file of the same columns; --dataset tiny runs offline"}
-        raise InputError(f"{repository} cannot be fetched from the hub ({why}) and is not here: check the network and the "
-                         f"name, or give {instead[repo_type]}") from e
+        raise InputError(f"{repository} cannot be fetched from the hub ({why}): check the network, or give "
+                         f"{instead[repo_type]}") from e
 
 
 # Weights
@@ -99,10 +98,8 @@ def load_weights(model, folder, device, dtype):
     for file in weight_files(folder).values():
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
-                for key in tensors.keys():
+                for key in filter(parameter_name, tensors.keys()):
                     name = parameter_name(key)
-                    if name is None:
-                        continue
                     tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
                     module, _, leaf = name.rpartition(".")
                     parameter = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
@@ -120,8 +117,7 @@ def load_weights(model, folder, device, dtype):
 def checked_tensor(file, key, tensor, expected):
     """The tensor, if it has the shape of the parameter `expected` (None: no such parameter) and a usable dtype."""
     if tensor.dtype not in DTYPES.values():
-        raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}: "
-                         "quantised weights are not supported")
+        raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}, not quantised weights")
     if expected is None or tensor.shape != expected.shape:
         expected = "no such tensor" if expected is None else f"shape {tuple(expected.shape)}"
         raise InputError(f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {expected}: "
@@ -194,8 +190,7 @@ def load_link(link, file, device="cpu", dtype=None):
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a damaged pickle leads to
-        raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again; minimas "
-                         "reads links with weights_only=True and runs no code from them") from e
+        raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again") from e
     wrong = [key for key, t in state.items() if not is_plain(key, t)] if isinstance(state, dict) else [type(state)]
     if wrong:
         raise InputError(f"{file} is not a plain state dict (wrong: {wrong[0]!r}): expected dense floating tensors without "
@@ -206,8 +201,7 @@ def load_link(link, file, device="cpu", dtype=None):
     try:
         link.load_state_dict(state, assign=True)
     except RuntimeError as e:  # names what is missing, unknown or of another shape
-        raise InputError(f"{file} is no {link.adapter_type} of this agent ({' '.join(str(e).split())}): "
-                         "is it another agent's link?") from e
+        raise InputError(f"{file} is no {link.adapter_type} of this agent, but another's: {' '.join(str(e).split())}") from e
     stored, = dtypes
     return link.to(device, torch.promote_types(stored, dtype or stored)).requires_grad_(False)
 
@@ -223,13 +217,12 @@ def load_inner_link(folder, task, D, device="cpu", dtype=None):
 
     None in the folder of a base model, which has none.
     """
-    if not any(folder.glob("adapter*")) and not (folder / "innerlink_config.json").is_file():
-        return None
     task, manifest = links_task(task), folder / "innerlink_config.json"
+    name = f"adapter({task}).pt" if (folder / f"adapter({task}).pt").is_file() else "adapter.pt"
     if manifest.is_file():
         name = entry(manifest, read_json(manifest), "tasks", task, "adapter.pt", type_=str)
-    else:
-        name = f"adapter({task}).pt" if (folder / f"adapter({task}).pt").is_file() else "adapter.pt"
+    elif not any(folder.glob("adapter*")):
+        return None
     return load_link(InnerLink(D), required(folder, name), device, dtype)
 
 
@@ -260,9 +253,7 @@ def usable_device(name):
     """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise TypeError("it holds no data")
+        torch.zeros(1, device=device).item()  # a number that is really there: `meta` has none
     except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         raise InputError(f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
     return device

@@ -4,6 +4,7 @@ Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (special and
 chat_template.jinja, and in older folders others beside them (compat/).
 """
 
+from contextlib import suppress
 from functools import cached_property, partial
 
 from jinja2 import TemplateError
@@ -69,22 +70,18 @@ class Tokenizer:
     def roles(self):
         """The roles whose messages the template shows: ("system", "user"), or ("user",), or none."""
         for roles in ("system", "user"), ("user",):
-            try:
+            with suppress(TemplateError):  # it refuses one of them
                 text = self.render([{"role": role, "content": f"[{role}]"} for role in roles], DATE)
                 if all(f"[{role}]" in text for role in roles):
                     return roles
-            except TemplateError:  # it refuses one of them
-                pass
         return ()
 
     @cached_property
     def ending(self):
         """What ends an assistant's reply: the first word that the template writes after it, else the eos token."""
-        mark = "[reply]"
-        try:
+        text = mark = "[reply]"
+        with suppress(Exception):
             text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
-        except Exception:
-            text = mark
         return next(iter(text.partition(mark)[2].split()), self.named.get("eos_token", ""))
 
     def render(self, messages, date, add_generation_prompt=True):

@@ -164,8 +164,7 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
                 if run:
                     run.save(step)
                 raise InputError(f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are "
-                                 "kept: start from them with --init checkpoint, a lower --lr and another --out; "
-                                 "at step 1 try --dtype float32")
+                                 "kept: start from them with a lower --lr and another --out, at step 1 with --dtype float32")
             lr = schedules[0].get_last_lr()[0]
             for stepper in (*optimizers, *schedules):
                 stepper.step()

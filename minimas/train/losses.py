@@ -16,7 +16,6 @@ from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..agent import left_pad
@@ -114,7 +113,7 @@ class TokenLoss(torch.autograd.Function):
         return (gradient[:, None] * torch.cat(ctx.saved_tensors)).to(ctx.saved_tensors[0].dtype), None, None
 
 
-class InnerLoss(nn.Module):
+class InnerLoss(torch.nn.Module):
     """The loss of one agent's inner link on a batch of its TargetTurns; `mse` is the weight w of the squared error."""
 
     def __init__(self, system, role, mse=0.0, longest=MAX_POSITIONS, date=DATE):
@@ -133,7 +132,7 @@ class InnerLoss(nn.Module):
         return mean_of_rows(losses, ids)
 
 
-class OuterLoss(nn.Module):
+class OuterLoss(torch.nn.Module):
     """The loss of all outer links on a batch of TrainExamples. Unless `teacher` is set, only the last agent's texts count.
 
     settings       completed Settings, of which rounds, latent_steps and date are used
@@ -144,7 +143,7 @@ class OuterLoss(nn.Module):
 
     def __init__(self, system, settings, teacher=False, other_rounds=0.0, longest=MAX_POSITIONS):
         super().__init__()
-        self.links = nn.ModuleList(system.outer_links.values()).requires_grad_(True)
+        self.links = torch.nn.ModuleList(system.outer_links.values()).requires_grad_(True)
         self.system, self.settings, self.longest = system, settings, longest
         self.teacher, self.other_rounds = teacher, other_rounds
 

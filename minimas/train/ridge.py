@@ -76,11 +76,10 @@ def set_inner_link(agent, readings, strength=0.01):
     link, D = agent.inner_link, agent.model.config.hidden_size
     W, mean_u, s, b = regression(((F.layer_norm(reading.h, (D,)), agent.model.embed(reading.ids)) for reading in readings),
                                  strength)
-    torch.nn.init.eye_(link.proj1.weight).mul_(SMALL)
-    for parameter, value in ((link.proj1.bias, -SMALL * mean_u), (link.proj2.weight, 2 * LARGE / SMALL * W),
-                             (link.proj2.bias, torch.zeros_like(b)), (link.post_ln.weight, s), (link.post_ln.bias, b),
-                             (link.pre_ln.weight, torch.ones_like(b)), (link.pre_ln.bias, torch.zeros_like(b))):
-        parameter.copy_(value)
+    ones, zeros = torch.ones(D), torch.zeros(D)
+    link.load_state_dict({
+        "pre_ln.weight": ones, "pre_ln.bias": zeros, "proj1.weight": SMALL * torch.eye(D), "proj1.bias": -SMALL * mean_u,
+        "proj2.weight": 2 * LARGE / SMALL * W, "proj2.bias": zeros, "post_ln.weight": s, "post_ln.bias": b})
 
 
 @torch.no_grad()
@@ -99,11 +98,10 @@ def set_outer_link(system, edge, readings, strength=0.01):
             yield source.inner_link(reading.h[places]), y[:len(places)].to(reading.h.device)
 
     W, mean_x, s, b = regression(pairs(), strength)
-    for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ mean_x),
-                             (link.ln_target.weight, s), (link.ln_target.bias, b)):
-        parameter.copy_(value)
-    torch.nn.init.zeros_(link.proj2.weight)
-    torch.nn.init.zeros_(link.proj2.bias)
+    start = {"residual_proj.weight": W, "residual_proj.bias": -W @ mean_x, "ln_target.weight": s, "ln_target.bias": b}
+    link.load_state_dict(start, strict=False)
+    for parameter in link.proj2.parameters():
+        parameter.zero_()
 
 
 def regression(pairs, strength):

@@ -1,7 +1,6 @@
 """Writes the released layout, which load.py reads. Each file is written whole or not at all."""
 
 import json
-import os
 import shutil
 from contextlib import suppress
 from functools import partial
@@ -38,7 +37,7 @@ def copy_agent(source, task, folder):
             raise InputError(f"{target} belongs to another agent than {source}: give another folder")
         if name in weights and not target.exists():
             with suppress(OSError):  # another file system, or one without hard links
-                os.link(file.resolve(), target)
+                target.hardlink_to(file.resolve())
         if not target.exists():
             write_atomic(target, partial(shutil.copyfile, file))
 
