@@ -19,7 +19,6 @@ from os.path import commonprefix
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from .cache import KVCache
 from .common import InputError, no_op
@@ -33,7 +32,7 @@ from .tokenizer import load_tokenizer
 def left_pad(rows, starts=0):
     """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there, else from starts (B, 1)."""
     T = max(map(len, rows))
-    x = torch.stack([F.pad(row, (0, 0, T - len(row), 0)) for row in rows])
+    x = torch.stack([torch.nn.functional.pad(row, (0, 0, T - len(row), 0)) for row in rows])
     padding = torch.tensor([[T - len(row)] for row in rows], device=x.device)
     columns = torch.arange(T, device=x.device) - padding
     return x, torch.where(columns < 0, -1, columns + starts)

@@ -18,7 +18,6 @@ Letters: B batch, T new tokens, S stored keys, K key/value heads, d head width.
 import copy
 
 import torch
-import torch.nn.functional as F
 
 
 def causal_mask(positions, key_positions, window=None):
@@ -81,7 +80,7 @@ class KVCache:
 
     def grow(self, n):
         """Make room for n more positions."""
-        self.k, self.v = (F.pad(x, (0, 0, 0, n)) for x in (self.k, self.v))
+        self.k, self.v = (torch.nn.functional.pad(x, (0, 0, 0, n)) for x in (self.k, self.v))
         self.k[:, :, -n - 1] = self.v[:, :, -n - 1] = 0  # the old padding slot is an ordinary one from now on
 
 

@@ -60,19 +60,17 @@ def download(repository, patterns, repo_type="model", **options):
         found = snapshot_download(repository, repo_type=repo_type, allow_patterns=list(patterns), **options)
         return found if isinstance(found, list) else Path(found)
     except GatedRepoError as e:
-        raise InputError(f"{repository} is gated: accept its terms on its page on the hub, then log in with "
-                         "`hf auth login` or HF_TOKEN") from e
+        raise InputError(f"{repository} is gated: accept its terms on its page, then use `hf auth login` or HF_TOKEN") from e
     except RepositoryNotFoundError as e:
         raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name and HF_TOKEN") from e
     except Exception as e:  # whatever else the network stack raises becomes a sentence, not a traceback
         why = (str(e) or type(e).__name__).splitlines()[0]
         if isinstance(e, LocalEntryNotFoundError):  # the client's text for it is long
             why = "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "no connection"
-        problem = f"{repository} cannot be fetched from the hub ({why}): check the network"
-        if repo_type == "model":
-            raise InputError(f"{problem} and the name, for there is no folder {repository} here either, or give "
-                             "one with --checkpoint; --style tiny runs offline") from e
-        raise InputError(f"{problem}, or give a local file of the same columns; --dataset tiny runs offline") from e
+        instead = {"model": "a folder with --checkpoint (none has this name); --style tiny runs offline",
+                   "dataset": "a local file of the same columns; --dataset tiny runs offline"}
+        raise InputError(f"{repository} cannot be fetched from the hub ({why}): check the network, or give "
+                         f"{instead[repo_type]}") from e
 
 
 # Weights
@@ -91,10 +89,7 @@ def parameter_name(key):
     """A tensor's name in a checkpoint -> its name in our decoder, or None if a text decoder has no use for it."""
     if re.match(r"(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\.", key) or key.endswith("rotary_emb.inv_freq"):
         return None
-    for prefix in ("language_model.model.", "model.language_model.", "language_model.", "model."):
-        if key.startswith(prefix):
-            return key[len(prefix):]
-    return key
+    return re.sub(r"^(language_model\.model|model\.language_model|language_model|model)\.", "", key)
 
 
 def load_weights(model, folder, device, dtype):
@@ -107,10 +102,8 @@ def load_weights(model, folder, device, dtype):
     for file in weight_files(folder).values():
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
-                for key in tensors.keys():
+                for key in filter(parameter_name, tensors.keys()):
                     name = parameter_name(key)
-                    if name is None:
-                        continue
                     tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
                     module, _, leaf = name.rpartition(".")
                     parameter = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
@@ -128,8 +121,7 @@ def load_weights(model, folder, device, dtype):
 def checked_tensor(file, key, tensor, expected):
     """The tensor, if it has the shape of the parameter `expected` (None: no such parameter) and a usable dtype."""
     if tensor.dtype not in DTYPES.values():
-        raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}: "
-                         "quantised weights are not supported")
+        raise InputError(f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}, not quantised weights")
     if expected is None or tensor.shape != expected.shape:
         expected = "no such tensor" if expected is None else f"shape {tuple(expected.shape)}"
         raise InputError(f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {expected}: "
@@ -207,22 +199,19 @@ def load_link(link, file, device="cpu", dtype=None):
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a damaged pickle leads to
-        raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again; minimas "
-                         "reads links with weights_only=True and runs no code from them") from e
+        raise InputError(f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again") from e
     wrong = [key for key, t in state.items() if not is_plain(key, t)] if isinstance(state, dict) else [type(state)]
     if wrong:
         raise InputError(f"{file} is not a plain state dict (wrong: {wrong[0]!r}): expected dense floating tensors without "
                          f"NaN or infinity under {', '.join(link.state_dict())}; fetch it again")
-    shapes, expected = ({k: tuple(t.shape) for k, t in s.items()} for s in (state, link.state_dict()))
-    if shapes != expected:
-        key = min(key for key in {*shapes, *expected} if shapes.get(key) != expected.get(key))
-        raise InputError(f"{file}: {key} has shape {shapes.get(key, 'none (missing)')}, expected "
-                         f"{expected.get(key, 'no such key')} for a {link.adapter_type} of this agent; is it another's?")
     dtypes = {t.dtype for t in state.values()}
-    if len(dtypes) != 1:
+    if len(dtypes) > 1:
         raise InputError(f"{file} mixes dtypes {sorted(map(str, dtypes))}: save all tensors in one")
+    try:
+        link.load_state_dict(state, assign=True)
+    except RuntimeError as e:  # names what is missing, unknown or of another shape
+        raise InputError(f"{file} is no {link.adapter_type} of this agent, but another's: {' '.join(str(e).split())}") from e
     stored, = dtypes
-    link.load_state_dict(state, assign=True)
     return link.to(device, torch.promote_types(stored, dtype or stored)).requires_grad_(False)
 
 
@@ -237,37 +226,32 @@ def load_inner_link(folder, task, D, device="cpu", dtype=None):
 
     None in the folder of a base model, which has none.
     """
-    if not any(folder.glob("adapter*")) and not (folder / "innerlink_config.json").is_file():
-        return None
     task, manifest = links_task(task), folder / "innerlink_config.json"
+    name = f"adapter({task}).pt" if (folder / f"adapter({task}).pt").is_file() else "adapter.pt"
     if manifest.is_file():
         name = entry(manifest, read_json(manifest), "tasks", task, "adapter.pt", type_=str)
-    else:
-        name = f"adapter({task}).pt" if (folder / f"adapter({task}).pt").is_file() else "adapter.pt"
+    elif not any(folder.glob("adapter*")):
+        return None
     return load_link(InnerLink(D), required(folder, name), device, dtype)
 
 
 def load_outer_links(source, task, edges, agents):
     """{(source, target): OuterLink} for `edges`, {(source, target): released key}, between agents {role: Agent}.
 
-    A link is put on the device of its source. Raises InputError if the manifest lacks a link or its widths are not those
-    of the agents.
+    A link is put on the device of its source. Raises InputError if the manifest lacks a link, or a link does not fit its
+    agents.
     """
     manifest = required(checkpoint_folder(source, "outerlink_config.json"), "outerlink_config.json")
     config = read_json(manifest)
     in_task = ["tasks", links_task(task)] if "tasks" in config else []
     adapters = entry(manifest, config, *in_task, "adapters", type_=list)
     listed = {entry(manifest, adapter, "legacy_key", type_=str): adapter for adapter in adapters}
-    widths, files = {role: agent.model.config.hidden_size for role, agent in agents.items()}, {}
     for (src, dst), key in edges.items():
         if key not in listed:
             raise InputError(f"{manifest} lists no link {key} ({src} to {dst}); it has {', '.join(listed) or 'none'}")
-        dims = tuple(entry(manifest, listed[key], name, type_=int) for name in ("in_dim", "out_dim"))
-        if dims != (widths[src], widths[dst]):
-            raise InputError(f"{manifest}: link {key} maps width {dims[0]} to {dims[1]}, but {src} has width {widths[src]} "
-                             f"and {dst} {widths[dst]}: these links were trained for other agents")
-        files[src, dst] = entry(manifest, listed[key], "filename", type_=str)
+    files = {edge: entry(manifest, listed[key], "filename", type_=str) for edge, key in edges.items()}
     folder = checkpoint_folder(source, *files.values())
+    widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
     return {(src, dst): load_link(OuterLink(widths[src], widths[dst]), required(folder, name), agents[src].device,
                                   agents[src].model.norm.weight.dtype) for (src, dst), name in files.items()}
 
@@ -278,7 +262,7 @@ def usable_device(name):
     """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()  # meta has no data to read
+        torch.zeros(1, device=device).item()  # a number that is really there: `meta` has none
     except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         raise InputError(f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda") from e
     return device

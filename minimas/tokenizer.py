@@ -4,6 +4,7 @@ Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (special and
 chat_template.jinja, and in older folders others beside them (compat/).
 """
 
+from contextlib import suppress
 from functools import cached_property, partial
 
 from jinja2 import TemplateError
@@ -69,12 +70,10 @@ class Tokenizer:
     def roles(self):
         """The roles whose messages the template shows: ("system", "user"), or ("user",), or none."""
         for roles in ("system", "user"), ("user",):
-            try:
+            with suppress(TemplateError):  # it refuses one of them
                 text = self.render([{"role": role, "content": f"[{role}]"} for role in roles], DATE)
                 if all(f"[{role}]" in text for role in roles):
                     return roles
-            except TemplateError:  # it refuses one of them
-                pass
         return ()
 
     def render(self, messages, date, add_generation_prompt=True):

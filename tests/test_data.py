@@ -359,7 +359,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
     made = tmp_path / "made"
     example = load("livecodebench", file=write(
         tmp_path / "lcb.jsonl", [{}, livecodebench(1, 1, lambda _: packed(Malicious(made)))][1:]))[0][0]
-    with pytest.raises(InputError, match=f"it asks for {os.name}.mkdir"):
+    with pytest.raises(InputError, match="tests at byte 0 cannot be read"):
         example.tests()
     assert not made.exists()
     pickle.loads(zlib.decompress(base64.b64decode(packed(Malicious(made)))))

@@ -5,6 +5,7 @@ else. Facts from transformers/utils/chat_template_utils.py.
 """
 
 import json
+from contextlib import suppress
 from datetime import datetime
 
 import jinja2
@@ -68,9 +69,7 @@ def date_as(date, format):
     InputError if the date is in none of DATE_FORMATS.
     """
     for known in DATE_FORMATS:
-        try:
+        with suppress(ValueError):
             return datetime.strptime(date, known).strftime(format)
-        except ValueError:
-            pass
     raise InputError(f"it asks for the date as {format!r}, which {date!r} cannot be put in: "
                      f"give a --date such as {datetime(2024, 7, 26):{DATE_FORMATS[0]}}")

@@ -12,7 +12,6 @@ they differ by rounding only where memory ran out and a batch was answered in pi
 its share of the batches and writes a part of its own; the first process merges the parts.
 """
 
-import argparse
 import gc
 import itertools
 from dataclasses import fields
@@ -39,10 +38,7 @@ from .runs import join_others
 
 def numbers(text):
     """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
+    return tuple(int(number) for number in text.split(","))
 
 
 def arguments():
@@ -166,8 +162,7 @@ def show(args, records, points, n, graders):
     """
     missing = [point for point in points for i in range(n) if record_key(vars(point), i) not in records]
     if missing:
-        raise InputError(f"{len(missing)} of {n * len(points)} questions are not answered yet; the others are graded again: "
-                         "run without --regrade to answer them")
+        raise InputError(f"{len(missing)} of {n * len(points)} questions are not answered yet: run without --regrade first")
     rows = [summary([records[record_key(vars(point), i)] for i in range(n)], point, graders) for point in points]
     if args.csv:
         write_csv(args.csv, rows)

@@ -24,7 +24,6 @@ import random
 import re
 import textwrap
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -34,7 +33,7 @@ from ..common import InputError, check_known, warn
 from ..prompts import TASKS
 from ..tiny.task import questions as chains
 from .cases import digest_of, livecodebench_tests, tests_of
-from .rows import FILE_READERS, Row, file_rows, hub_rows, parquet_rows, text_of
+from .rows import FILE_READERS, Row, downloaded, file_rows, parquet_rows, text_of
 from .run_tests import why_void
 
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
@@ -48,7 +47,7 @@ class Example:
     question: str
     gold: str  # the answer; for choice its letter; for code a correct program, "" if the data set has none
     task: str  # math, choice or code; search questions are asked as math ones
-    tests: list | Callable | None = None  # for code, as run_tests.passes takes them, or a function that reads them
+    tests: list | partial | None = None  # for code, as run_tests.passes takes them, or a function that reads them
     fn_name: str | None = ""  # for code, as in prompts.Question
     head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
 
@@ -142,7 +141,8 @@ def rows_of(name, benchmark, file, columns):
     if file or name not in BENCHMARKS:
         return file_rows(Path(file or name).expanduser(), columns)
     if "files" in benchmark:
-        return hub_rows(repository, benchmark["files"], benchmark.get("revision"), columns)
+        return (row for name in benchmark["files"]
+                for row in file_rows(downloaded(repository, name, benchmark.get("revision")) / name, columns))
     if name == "medqa":
         raise InputError("medqa is not on the hub: give it as a local file, such as dataset/medqa.json of the release")
     rows = tiny_rows() if name == "tiny" else parquet_rows(repository, benchmark["config"], benchmark["split"])

@@ -8,9 +8,8 @@
 
 import base64
 import hashlib
-import io
 import json
-import pickle
+import pickletools
 import zlib
 
 from ..common import InputError
@@ -67,15 +66,9 @@ def livecodebench_tests(file, offset, digest):
             raise ValueError("they are not those that were there at first")
         private = row["private_test_cases"] or "[]"
         if not private.lstrip().startswith("["):  # not JSON, but a string of JSON, pickled and compressed
-            private = PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(private)))).load()
+            pickled = pickletools.genops(zlib.decompress(base64.b64decode(private)))  # only looked at: it calls nothing
+            private, = [value for _, value, _ in pickled if isinstance(value, str)]
         tests = json.loads(row["public_test_cases"] or "[]") + json.loads(private)
         return [case_of(test["input"], test["output"], "") for test in tests]
     except Exception as e:  # a damaged pickle can raise anything
         raise InputError(f"{file}: tests at byte {offset} cannot be read ({e!r}): fetch the file again") from e
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """An unpickler that finds no class and no function, so that nothing in a pickle is ever called."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, expected a string")

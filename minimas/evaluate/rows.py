@@ -124,12 +124,6 @@ FILE_READERS = {".json": json_rows, ".jsonl": jsonl_rows, ".csv": csv_rows}
 
 # The hub
 
-def hub_rows(repository, files, revision, columns):
-    """Yield the Rows of files of a data set on the hub, one file after another."""
-    for name in files:
-        yield from file_rows(downloaded(repository, name, revision) / name, columns)
-
-
 def parquet_rows(repository, config, split):
     """Yield the rows of a split as dicts, in order, from the hub's Parquet export of a data set.
 

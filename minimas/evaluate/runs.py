@@ -41,13 +41,12 @@ def fingerprint(sources, out=None):
     It takes their names, sizes, beginnings and ends, where a .pt file has checksums of all that it holds; it leaves out
     those in the folder `out`.
     """
-    seen, found = hashlib.sha256(), False
+    seen = b""
     for folder in (Path(source).expanduser().resolve() for source in sources):
         for file in sorted(folder.rglob("*")):
             if file.suffix in LOADED and file.is_file() and not (out and file.is_relative_to(out.resolve())):
-                found = True
-                seen.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode() + beginning_and_end(file))
-    return seen.hexdigest()[:16] if found else ""
+                seen += f"{file.relative_to(folder)} {file.stat().st_size} ".encode() + beginning_and_end(file)
+    return hashlib.sha256(seen).hexdigest()[:16] if seen else ""
 
 
 def beginning_and_end(file, n=1 << 16):

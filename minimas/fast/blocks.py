@@ -39,12 +39,10 @@ class DecodeBlock:
     def __init__(self, block, kernels):
         self.block, self.ordinary, self.kernels = block, block.forward, kernels
         self.act = ACTIVATIONS[type(block.mlp)]
-        norms = [block.input_layernorm, block.post_attention_layernorm]
+        first, second = block.input_layernorm, block.post_attention_layernorm
+        self.before, self.after = [first, second], [None, None]
         if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms the output of a sublayer too
-            norms += [block.pre_feedforward_layernorm, block.post_feedforward_layernorm]
-            self.before, self.after = norms[::2], norms[1::2]
-        else:
-            self.before, self.after = norms, [None, None]
+            self.before, self.after = [first, block.pre_feedforward_layernorm], [second, block.post_feedforward_layernorm]
         if hasattr(block, "self_attn"):  # counts the splits of an attention that are done, per row and key/value head
             K, device = block.self_attn.k_proj.out_features // block.self_attn.d, block.input_layernorm.weight.device
             self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)

@@ -12,7 +12,6 @@ from shutil import which
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..common import InputError
 
@@ -57,7 +56,7 @@ class MergedLinear:
         self.packed = PackedLinear([linear.weight for linear in linears], [linear.bias for linear in linears])
         views = [None] * len(linears) if self.packed.onednn else self.packed.weight.split(self.sizes)
         for linear, view in zip(linears, views):  # no weight is in memory twice
-            linear.weight = None if view is None else nn.Parameter(view, requires_grad=False)
+            linear.weight = None if view is None else torch.nn.Parameter(view, requires_grad=False)
 
     def __call__(self, x):
         return self.packed(x).split(self.sizes, -1)
@@ -78,18 +77,13 @@ def kernels_for(weight):
     """The module kernels.py if its kernels can compute with this weight, else None."""
     if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")):
         return None
-    if not can_build():
+    compiler = os.environ.get("CC", "gcc" if which("gcc") else "clang")  # Triton looks in the same places
+    if which(compiler) is None or not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists():
         warnings.warn("Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA takes the "
                       "ordinary way, which is slower; install gcc and python3-dev")
         return None
     from . import kernels  # needs Triton, which torch brings along for CUDA only
     return kernels
-
-
-def can_build():
-    """Whether there is what Triton builds the launchers of kernels with; it looks for them in the same places."""
-    compiler = os.environ.get("CC", "gcc" if which("gcc") else "clang")
-    return which(compiler) is not None and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
 
 
 def few_rows(x, kernels):

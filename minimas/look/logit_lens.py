@@ -7,7 +7,6 @@ Letters: m latent steps, D width, V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 
 from ..common import upcast
 
@@ -42,7 +41,7 @@ def logit_lens(system, states, top=3):
 
 def cosines(a, b):
     """The cosine of each row of a (m, D) with the same row of b."""
-    return [round(c, 3) for c in F.cosine_similarity(a, b, dim=-1).tolist()]
+    return [round(c, 3) for c in torch.cosine_similarity(a, b, dim=-1).tolist()]
 
 
 def token_text(agent, token):

@@ -12,7 +12,6 @@ learn, ridge.py how they start, loop.py takes the steps, and save.py writes the 
 import argparse
 import math
 import os
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -135,52 +134,48 @@ def sources_of(args, style):
     return {name: sources[name] for name in needed}
 
 
-def agents_to_train(args, style, sources, roles, untrained=False):
-    """{role: Agent} in the plain form; `untrained` gives them new inner links."""
+def load_system(args, style, sources):
+    """The System without outer links, its agents in the plain form; for an inner link the one agent, with a new one."""
+    roles, new = ([args.role], args.init != "checkpoint") if args.what == "inner" else (style.order, False)
     devices = devices_by_role(style.order, args.device)
-    return {role: load_agent(sources[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True,
-                             untrained=untrained) for role in roles}
+    agents = {role: load_agent(sources[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True,
+                               untrained=new) for role in roles}
+    return System(style, agents, {}, args.task)
 
 
-def prepare_inner(args, style, task, examples, readings):
-    """The system of one agent, the objective of its inner link, what saves that, and the rows to train on: TargetTurns."""
-    agents = agents_to_train(args, style, sources_of(args, style), [args.role], untrained=args.init != "checkpoint")
-    system, agent = System(style, agents, {}, args.task), agents[args.role]
+def prepare_inner(args, system, task, examples, known):
+    """The objective of the agent's inner link, what saves that link, and the rows to train on: TargetTurns."""
+    agent = system.agents[args.role]
     if agent.inner_link is None:
         raise InputError(f"the folder of {args.role} has no inner link to start from: leave out --init checkpoint")
     link = agent.inner_link.float()
     if args.init == "random":
         start_gain(link, agent)
     elif args.init == "ridge" and starts(args, task):
-        set_inner_link(agent, readings(system, args.role, examples))
-    turns = [example.turn(style, args.role) for example in examples]
+        set_inner_link(agent, readings_of(args, system, args.role, examples, known))
+    turns = [example.turn(system.style, args.role) for example in examples]
     objective = InnerLoss(system, args.role, args.mse, args.max_length, args.date)
-    return system, objective, partial(save_inner_link, args.out, style, task, link), turns
+    return objective, partial(save_inner_link, args.out, system.style, task, link), turns
 
 
-def prepare_outer(args, style, task, examples, readings):
-    """The system, the objective of its outer links, what saves those, and the rows to train on: TrainExamples."""
-    teacher = args.latents == "teacher"
+def prepare_outer(args, system, task, examples, known):
+    """The objective of the outer links, which the system gets, what saves them, and the rows to train on: TrainExamples."""
+    style, teacher = system.style, args.latents == "teacher"
     latent_steps = args.latent_steps or (TEACHER_LATENTS if teacher else None)
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
-    sources = sources_of(args, style)
-    agents = agents_to_train(args, style, sources, style.order)
-    system = System(style, agents, {}, args.task)
-    system.outer_links = dict.fromkeys(style.edges)  # so that only inner links can be missing
+    system.outer_links = first_links(args, style, system.agents)
     system.check_links(settings)
-    system.outer_links = first_links(args, style, agents, sources)
     if args.init == "ridge" and starts(args, task):
-        for role in style.order:
-            for edge in [edge for edge in style.edges if edge[0] == role]:
-                set_outer_link(system, edge, readings(system, role, examples))
+        for edge in style.edges:
+            set_outer_link(system, edge, readings_of(args, system, edge[0], examples, known))
     objective = OuterLoss(system, settings, teacher, args.supervise_all, args.max_length)
-    return system, objective, partial(save_outer_links, args.out, style, task, system.outer_links), examples
+    return objective, partial(save_outer_links, args.out, style, task, system.outer_links), examples
 
 
-def first_links(args, style, agents, sources):
+def first_links(args, style, agents):
     """{edge: OuterLink} in float32: the checkpoint's, or random ones."""
     if args.init == "checkpoint":
-        links = load_outer_links(sources["links"], args.task, style.edges, agents)
+        links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, agents)
         return {edge: link.float() for edge, link in links.items()}
     links = {}
     for source, target in style.edges:
@@ -195,61 +190,48 @@ def starts(args, task):
     return not files_of(args.out, task)[0].exists()
 
 
-def reader(args):
-    """readings(system, role, examples): what `role` reads in all its turns of the first examples, read once for all links."""
-    known = {}
-
-    def readings(system, role, examples):
-        turns = tuple(one.turn(system.style, role, r) for one in examples[:args.ridge_rows]
-                      for r in range(1, len(one.texts[role]) + 1))
-        key = role, digest(turns)
-        if key not in known:
-            known[key] = read(system, role, turns, args.max_length, args.date)
-        return known[key]
-    return readings
+def readings_of(args, system, role, examples, known):
+    """What `role` reads in all its turns of the first examples; it is read once for all links, and kept in `known`."""
+    turns = tuple(one.turn(system.style, role, r) for one in examples[:args.ridge_rows]
+                  for r in range(1, len(one.texts[role]) + 1))
+    key = role, digest(turns)
+    if key not in known:
+        known[key] = read(system, role, turns, args.max_length, args.date)
+    return known[key]
 
 
 # The training
 
-def settings_of(args, style, world, system, rows):
+def settings_of(args, system, sources, rows, world):
     """All that the weights depend on, as JSON values."""
     options = {name: value for name, value in vars(args).items() if name not in NO_EFFECT_ON_WEIGHTS}
     options["dtypes"] = {role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()}
-    return depends_on(style, sources_of(args, style).values(), rows, options | {"processes": world}, args.out)
+    return depends_on(system.style, sources.values(), rows, options | {"processes": world}, args.out)
 
 
-def train(args, objective, rows, run, world):
-    """Take all steps on the batches of this process; returns the losses."""
-    module = objective
-    if world > 1:
-        module = torch.nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
-
-    def loss_at(step, part):
-        number = (step * args.accumulate + part) * world + run.rank
-        synced = world == 1 or part == args.accumulate - 1  # gradients are exchanged once a step, at its last part
-        with nullcontext() if synced else module.no_sync():
-            return module(batch_of(rows, args.seed, number, args.batch_size))
-
-    return fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, run)
-
-
-def train_links(args, style, rank, world, readings):
+def train_links(args, style, rank, world, known):
     """One training: of an inner link, or of all outer links."""
     examples = load_examples(args.data, style, roles_with_texts(args, style), pairs("--columns", args.columns), args.task,
                              args.limit, answer_first=args.what == "outer", tell=warn if rank == 0 else no_op)
     torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same on every device
     prepare, task = prepare_inner if args.what == "inner" else prepare_outer, task_of_links(args, style)
-    system, objective, save_links, rows = prepare(args, style, task, examples, readings)
+    sources = sources_of(args, style)
+    system = load_system(args, style, sources)
+    objective, save_links, rows = prepare(args, system, task, examples, known)
     if not args.keep_activations:
         checkpoint_activations(system)
     if rank == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.what == "inner":
-            copy_agent(sources_of(args, style)[args.role], args.task, args.out)
-    settings = settings_of(args, style, world, system, rows)
-    run = Run(args.out, task, settings, objective, save_links, args.save_every, rank)
+            copy_agent(sources[args.role], args.task, args.out)
+    run = Run(args.out, task, settings_of(args, system, sources, rows, world), objective, save_links, args.save_every, rank)
     run.count_positions(system.agents)
-    losses = train(args, objective, rows, run, world)
+
+    def loss_at(step, part):
+        number = (step * args.accumulate + part) * world + rank
+        return objective(batch_of(rows, args.seed, number, args.batch_size))
+
+    losses = fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, run)
     if rank == 0:
         run.report(losses, args.plot)
 
@@ -258,9 +240,9 @@ def main():
     args = arguments()
     style = checked(args)
     rank, world, wait = join_others(args)
-    readings = reader(args)
+    known = {}
     for stage in stages(args, style):
-        train_links(stage, style, rank, world, readings)
+        train_links(stage, style, rank, world, known)
         wait()  # until its files are there
     if rank == 0 and args.what == "system":
         print(f"system of {args.style}: --checkpoint {args.out}")
@@ -269,5 +251,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command(main, "a smaller --batch-size with more --accumulate for the same steps, a shorter --max-length, or fewer "
-            "--latent-steps")
+    command(main, "a smaller --batch-size with more --accumulate, a shorter --max-length, or fewer --latent-steps")

@@ -94,12 +94,10 @@ def tiny_rows(count=8192, rounds=3):
     rng = random.Random("lessons")  # a seed: another text would make other chains
     for _ in range(count):
         chain = random_chain(rng, length_up_to(3 * rounds, rng))
-        notes = {role: [] for role in ROLES}
-        for step in range(1, 3 * rounds + 1):
-            role, done = ROLES[(step - 1) % 3], min(step, len(chain.steps))
-            notes[role].append(note(role, chain, done, chain.value(done)))
-        yield {"question": chain.question, "plan": notes["planner"], "refined_plan": notes["critic"],
-               "answer": notes["solver"]}
+        plan, refined_plan, answer = (
+            [note(role, chain, min(step, len(chain.steps)), chain.value(step)) for step in range(first, 3 * rounds + 1, 3)]
+            for first, role in enumerate(ROLES, 1))
+        yield {"question": chain.question, "plan": plan, "refined_plan": refined_plan, "answer": answer}
 
 
 def texts_of(row, role, candidates):

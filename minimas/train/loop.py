@@ -9,7 +9,6 @@ import math
 import signal
 import time
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from statistics import fmean
 
 import torch
@@ -23,7 +22,6 @@ from .save import suffix
 
 # The order of the rows
 
-@lru_cache(maxsize=2)  # a batch can end one pass over the rows and begin the next
 def permutation(n, seed, epoch):
     """The order of n rows in one pass over them. It depends on nothing else, so that a resumed training repeats it."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
@@ -32,7 +30,8 @@ def permutation(n, seed, epoch):
 def batch_of(rows, seed, number, size):
     """Batch `number` (from 0) of `size` rows, of an endless series of permutations of the rows."""
     places = [divmod(place, len(rows)) for place in range(number * size, (number + 1) * size)]
-    return [rows[permutation(len(rows), seed, epoch)[i]] for epoch, i in places]
+    orders = {epoch: permutation(len(rows), seed, epoch) for epoch in {epoch for epoch, _ in places}}
+    return [rows[orders[epoch][i]] for epoch, i in places]
 
 
 # The folder
@@ -49,7 +48,7 @@ class Run:
     """The folder of a training: training.pt, from which it resumes; metrics.jsonl, one line per step; and the links.
 
     settings     all that the weights depend on: a training resumes only under the same settings
-    objective    the module whose parameters are trained (not its DistributedDataParallel wrapper)
+    objective    the module whose parameters are trained
     save_links   writes the links to the folder
     In a group of processes only rank 0 writes.
     """
@@ -142,20 +141,16 @@ def adamw(module, lr):
     return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def warm_cosine(optimizer, steps, warm_up):
-    """The schedule of a learning rate: it rises for warm_up steps, then follows a cosine down to 0."""
-    rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-
-
 def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=None):
     """Take `steps` steps down the mean over parts of loss_at(step, part); returns the losses.
 
+    warm_up  steps in which the learning rate rises, before it follows a cosine down to 0
     name  label of the progress bar
     run   a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
     Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` saves the last state.
     """
-    schedules = [warm_cosine(optimizer, steps, warm_up) for optimizer in optimizers]
+    rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     first, losses = run.resume(optimizers, schedules) if run else 0, []
     quiet, alone = run is not None and run.rank > 0, run is not None and not torch.distributed.is_initialized()
     with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar, \
@@ -169,8 +164,7 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
                 if run:
                     run.save(step)
                 raise InputError(f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are "
-                                 "kept: start from them with --init checkpoint, a lower --lr and another --out; "
-                                 "at step 1 try --dtype float32")
+                                 "kept: start from them with a lower --lr and another --out, at step 1 with --dtype float32")
             lr = schedules[0].get_last_lr()[0]
             for stepper in (*optimizers, *schedules):
                 stepper.step()
@@ -182,7 +176,7 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
 def set_gradients(loss_at, step, parts, optimizers, clip):
     """Put the gradients of a step in place, clipped to the norm `clip`; returns its loss and their norm before.
 
-    The loss is averaged over the parts and over all processes.
+    Both are averaged over the parts and over all processes. A parameter without a gradient has none in any process.
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -191,10 +185,11 @@ def set_gradients(loss_at, step, parts, optimizers, clip):
         loss = loss_at(step, part) / parts
         loss.backward()
         total = total + loss.detach()
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-        total = total / torch.distributed.get_world_size()
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    if torch.distributed.is_initialized():
+        for value in total, *(p.grad for p in parameters if p.grad is not None):
+            torch.distributed.all_reduce(value)
+            value /= torch.distributed.get_world_size()
     return total.item(), torch.nn.utils.clip_grad_norm_(parameters, clip).item()
 
 

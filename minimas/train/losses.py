@@ -11,12 +11,12 @@ Letters: B rows, N tokens of the longest reply, T tokens, D width, n tokens of a
 """
 
 import copy
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..agent import left_pad
@@ -51,11 +51,9 @@ def prefill_with_gradient(agent, prompts, room=0, last=1):
 
 def reply_ending(tokenizer):
     """What ends an assistant's reply: the first word that the template writes after it, else the eos token."""
-    mark = "[reply]"
-    try:
+    text = mark = "[reply]"
+    with suppress(Exception):
         text = tokenizer.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
-    except Exception:
-        text = mark
     return next(iter(text.partition(mark)[2].split()), tokenizer.named.get("eos_token", ""))
 
 
@@ -124,7 +122,7 @@ class TokenLoss(torch.autograd.Function):
         return (gradient[:, None] * torch.cat(ctx.saved_tensors)).to(ctx.saved_tensors[0].dtype), None, None
 
 
-class InnerLoss(nn.Module):
+class InnerLoss(torch.nn.Module):
     """The loss of one agent's inner link on a batch of its TargetTurns; `mse` is the weight w of the squared error."""
 
     def __init__(self, system, role, mse=0.0, longest=MAX_POSITIONS, date=DATE):
@@ -143,7 +141,7 @@ class InnerLoss(nn.Module):
         return mean_of_rows(losses, ids)
 
 
-class OuterLoss(nn.Module):
+class OuterLoss(torch.nn.Module):
     """The loss of all outer links on a batch of TrainExamples. Unless `teacher` is set, only the last agent's texts count.
 
     settings       completed Settings, of which rounds, latent_steps and date are used
@@ -154,7 +152,7 @@ class OuterLoss(nn.Module):
 
     def __init__(self, system, settings, teacher=False, other_rounds=0.0, longest=MAX_POSITIONS):
         super().__init__()
-        self.links = nn.ModuleList(system.outer_links.values()).requires_grad_(True)
+        self.links = torch.nn.ModuleList(system.outer_links.values()).requires_grad_(True)
         self.system, self.settings, self.longest = system, settings, longest
         self.teacher, self.other_rounds = teacher, other_rounds
 

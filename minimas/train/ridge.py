@@ -9,12 +9,10 @@ gain at the scale of the embeddings.
 Letters: n tokens, D width of the source, E width of the target.
 """
 
-from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from ..agent import check_finite
@@ -34,7 +32,7 @@ def embedding_scale(agent):
 
 def start_gain(link, agent):
     """Set the last gain of a new link to the scale of the token embeddings of `agent`, which reads its output."""
-    nn.init.constant_((link.post_ln if isinstance(link, InnerLink) else link.ln_target).weight, embedding_scale(agent))
+    torch.nn.init.constant_((link.post_ln if isinstance(link, InnerLink) else link.ln_target).weight, embedding_scale(agent))
 
 
 # Reading
@@ -78,11 +76,10 @@ def set_inner_link(agent, readings, strength=0.01):
     link, D = agent.inner_link, agent.model.config.hidden_size
     W, mean_u, s, b = regression(((F.layer_norm(reading.h, (D,)), agent.model.embed(reading.ids)) for reading in readings),
                                  strength)
-    nn.init.eye_(link.proj1.weight).mul_(SMALL)
-    for parameter, value in ((link.proj1.bias, -SMALL * mean_u), (link.proj2.weight, 2 * LARGE / SMALL * W),
-                             (link.proj2.bias, torch.zeros_like(b)), (link.post_ln.weight, s), (link.post_ln.bias, b),
-                             (link.pre_ln.weight, torch.ones_like(b)), (link.pre_ln.bias, torch.zeros_like(b))):
-        parameter.copy_(value)
+    ones, zeros = torch.ones(D), torch.zeros(D)
+    link.load_state_dict({
+        "pre_ln.weight": ones, "pre_ln.bias": zeros, "proj1.weight": SMALL * torch.eye(D), "proj1.bias": -SMALL * mean_u,
+        "proj2.weight": 2 * LARGE / SMALL * W, "proj2.bias": zeros, "post_ln.weight": s, "post_ln.bias": b})
 
 
 @torch.no_grad()
@@ -101,11 +98,10 @@ def set_outer_link(system, edge, readings, strength=0.01):
             yield source.inner_link(reading.h[places]), y[:len(places)].to(reading.h.device)
 
     W, mean_x, s, b = regression(pairs(), strength)
-    for parameter, value in ((link.residual_proj.weight, W), (link.residual_proj.bias, -W @ mean_x),
-                             (link.ln_target.weight, s), (link.ln_target.bias, b)):
-        parameter.copy_(value)
-    nn.init.zeros_(link.proj2.weight)
-    nn.init.zeros_(link.proj2.bias)
+    start = {"residual_proj.weight": W, "residual_proj.bias": -W @ mean_x, "ln_target.weight": s, "ln_target.bias": b}
+    link.load_state_dict(start, strict=False)
+    for parameter in link.proj2.parameters():
+        parameter.zero_()
 
 
 def regression(pairs, strength):
@@ -129,14 +125,11 @@ def overlapping_tokens(source, target, reply):
     """
     ours, theirs = (agent.tokenizer.fast.encode(reply, add_special_tokens=False) for agent in (source, target))
     embeddings = target.model.embed(torch.tensor(theirs.ids, dtype=torch.long, device=target.device))
-    starts, ends = [start for start, _ in theirs.offsets], [end for _, end in theirs.offsets]  # in the order of the text
-    places, means = [], []
-    for i, (start, end) in enumerate(ours.offsets):
-        first, last = bisect_right(ends, start), bisect_left(starts, end)
-        if first < last and start < end:
-            places.append(i)
-            means.append(embeddings[first:last].mean(0))
-    return places, torch.stack(means) if means else embeddings[:0]
+    a, b = (torch.tensor(ids.offsets, device=target.device).reshape(-1, 2) for ids in (ours, theirs))  # starts, ends
+    overlap = (a[:, :1] < b[:, 1]) & (b[:, 0] < a[:, 1:]) & (a[:, :1] < a[:, 1:])  # (tokens of ours, of theirs)
+    paired = overlap.any(1)
+    weights = overlap[paired].to(embeddings)
+    return paired.nonzero()[:, 0].tolist(), weights @ embeddings / weights.sum(1, keepdim=True)
 
 
 def moments(pairs):

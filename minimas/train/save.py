@@ -1,8 +1,9 @@
 """Writes the released layout, which load.py reads. Each file is written whole or not at all."""
 
 import json
-import os
 import shutil
+from contextlib import suppress
+from functools import partial
 
 import torch
 
@@ -32,21 +33,13 @@ def copy_agent(source, task, folder):
     for name, file in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            (link_or_copy if name in weights else copy)(file, target)
-        elif target.stat().st_size != file.stat().st_size:
+        if target.exists() and target.stat().st_size != file.stat().st_size:
             raise InputError(f"{target} belongs to another agent than {source}: give another folder")
-
-
-def copy(file, target):
-    write_atomic(target, lambda path: shutil.copyfile(file, path))
-
-
-def link_or_copy(file, target):
-    try:
-        os.link(file.resolve(), target)
-    except OSError:  # another file system, or one without hard links
-        copy(file, target)
+        if name in weights and not target.exists():
+            with suppress(OSError):  # another file system, or one without hard links
+                target.hardlink_to(file.resolve())
+        if not target.exists():
+            write_atomic(target, partial(shutil.copyfile, file))
 
 
 def save_link(link, file, dtype=torch.bfloat16):

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from ..agent import Agent
@@ -90,7 +89,8 @@ def train_agent(system, role, seed, steps, batch=64):
         operations = shuffled[:2 + int(19 * step / (0.4 * steps))]
         exercises = turns(rng, role, batch, operations=operations, whole=step < 0.75 * steps)
         h, ids = forced_turns(system, role, exercises)
-        return F.cross_entropy(agent.model.logits(h[:, :-1]).flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
+        scores = agent.model.logits(h[:, :-1])
+        return torch.nn.functional.cross_entropy(scores.flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
 
     matrices = [p for p in agent.model.layers.parameters() if p.ndim == 2]
     others = [p for p in agent.model.parameters() if not any(p is matrix for matrix in matrices)]
