@@ -31,6 +31,7 @@ from minimas.train.ridge import read, set_inner_link, set_outer_link, start_gain
 from minimas.train.tiny import accuracy, turns
 
 ROWS, HELD_OUT, PROMPTS, STEPS = 256, 64, 32, 16  # rows to fit on, of the cosine, prompts and latent steps to follow
+TURNS = 512  # held-out turns of each tiny agent
 LAMBDA = 1e-5  # as the authors' code sets it
 
 
@@ -107,7 +108,7 @@ def tiny(args):
     fitting, links, figures = {}, {}, {}
     for role, agent in system.agents.items():
         given = [example.turn(system.style, role, r) for example in examples for r in (1, 2, 3)]
-        held_out = turns(random.Random(f"held out {role}"), role, 512, split="test")
+        held_out = turns(random.Random(f"held out {role}"), role, TURNS, split="test")
         fitting[role], prompts = read(system, role, given), prompts_of(system, role, held_out)
         links[role] = {"trained": agent.inner_link} | links_of(agent, fitting[role])
         readings, texts = read(system, role, held_out), greedy_texts(agent, prompts, 5)  # a note is five tokens
