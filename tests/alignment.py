@@ -56,7 +56,10 @@ def at_norm(norm, W=None):
 
 
 def links_of(agent, fitting):
-    """{name: link} of an agent, without a trained one; `fitting` are the Readings that the closed form is made from."""
+    """{name: link} of an agent, without a trained one; `fitting` are the Readings that the closed form is made from.
+
+    The last one is no link, since it needs the vocabulary: the mean embedding under the probabilities of the head.
+    """
     model, mean = agent.model, agent.model.embed(torch.cat([reading.ids for reading in fitting])).mean(0)
     W_in = model.embed(torch.arange(model.config.vocab_size))
     norm = W_in.norm(dim=-1).mean()
@@ -66,7 +69,8 @@ def links_of(agent, fitting):
     set_inner_link(agent, fitting)
     agent.inner_link = trained
     return {"closed form": closed, "LatentMAS": at_norm(norm, alignment(W_in, model.lm_head.weight)),
-            "h itself": at_norm(norm), "random start": new, "mean embedding": lambda h: mean.expand_as(h)}
+            "h itself": at_norm(norm), "random start": new, "mean embedding": lambda h: mean.expand_as(h),
+            "expected token": lambda h: model.logits(h).softmax(-1) @ W_in}
 
 
 # Figures
@@ -139,7 +143,7 @@ def real(args):
     agent = load_agent(folder, "math", "cpu", torch.float32, plain=True)
     system = System(style, {"agent": agent}, {})
     fit, held_out = ([example.turn(style, "agent") for example in load_examples(file, style, style.order, limit=limit)]
-                     for file, limit in ((args.fit, ROWS), (args.held_out, HELD_OUT)))
+                     for file, limit in ((args.fit, args.rows), (args.held_out, HELD_OUT)))
     D, links = agent.model.config.hidden_size, links_of(agent, read(system, "agent", fit))
     if args.trained:
         links = {"trained": load_inner_link(args.trained, "math", D, "cpu", torch.float32)} | links
@@ -165,6 +169,7 @@ def main():
     own.add_argument("--model", required=True, help="the name of a model's folder")
     own.add_argument("--fit", required=True, help="rows that the closed form is made from")
     own.add_argument("--held-out", required=True, help="other rows")
+    own.add_argument("--rows", type=int, default=ROWS, help=f"of them, the first so many (default {ROWS})")
     own.add_argument("--trained", type=Path, help="a folder that `python -m minimas.train inner` wrote")
     own.set_defaults(run=real)
     torch.manual_seed(0)  # of the random start

@@ -1,6 +1,8 @@
 """tests/alignment.py: the map of LatentMAS, and what the figures of the tiny system's links must be."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,24 @@ def test_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["alignment.py", "tiny", "--chains", "16"])
     alignment.main()
     lines = capsys.readouterr().out.rstrip("\n").split("\n")
-    names = ["link", "trained", "closed form", "LatentMAS", "h itself", "random start", "mean embedding"]
+    names = ["link", "trained", "closed form", "LatentMAS", "h itself", "random start", "mean embedding",
+             "expected token"]
     assert [line[:16].strip() for line in lines] == names
     assert float(lines[1].split()[-1]) == pytest.approx(100, abs=30)
+
+
+def test_command_for_a_real_agent(monkeypatch, capsys, tmp_path):
+    """A tiny agent takes its place."""
+    rows = [{"question": f"{n} +5 *3", "answer": f"a+5={n}."} for n in range(10)] * 4
+    for name in "fit", "held-out":
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder = Path(minimas.__file__).parent / "tiny"
+    monkeypatch.setattr("sys.argv", ["alignment.py", "real", str(folder), "--model", "planner", "--fit",
+                                     str(tmp_path / "fit.jsonl"), "--held-out", str(tmp_path / "held-out.jsonl"),
+                                     "--rows", "20", "--trained", str(folder / "planner")])
+    alignment.main()
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert lines[0].split() == ["link", "cosine", "k=1", "k=2", "k=4", "k=8", "k=16", "mean"]
+    found = {line[:16].strip(): [float(cell) for cell in line[16:].split()] for line in lines[1:]}
+    assert len(found) == 7 and all(len(row) == 7 for row in found.values())
+    assert found["expected token"][1] > found["random start"][1]
