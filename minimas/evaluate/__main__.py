@@ -38,7 +38,10 @@ from .runs import join_others
 
 def numbers(text):
     """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
-    return tuple(int(number) for number in text.split(","))
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
 
 
 def arguments():
