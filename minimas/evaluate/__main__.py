@@ -14,6 +14,7 @@ its share of the batches and writes a part of its own; the first process merges 
 
 import gc
 import itertools
+from argparse import ArgumentTypeError
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +42,7 @@ def numbers(text):
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
-        raise InputError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
+        raise ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
 
 
 def arguments():
