@@ -88,13 +88,16 @@ def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys):
     args, steps = [*TINY, "--steps", "12", "--save-every", "5", "--out"], {tmp_path / "early": 1, tmp_path / "late": 6}
     start = lambda out: subprocess.Popen([sys.executable, "-m", "minimas.train", *args, str(out)],
                                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for out, child in {out: start(out) for out in steps}.items():  # both at once, one for each of two cores
-        metrics = out / "metrics.jsonl"
-        while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < steps[out]):
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        assert steps[out] <= metrics.read_bytes().count(b"\n") < 12
+    children = {out: start(out) for out in steps}  # both at once, one for each of two cores
+    taken = lambda out: (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
+    while children:
+        for out, child in list(children.items()):
+            if child.poll() is not None or taken(out) >= steps[out]:
+                child.send_signal(signal.SIGKILL)
+                child.wait()
+                assert steps[out] <= taken(out) < 12
+                del children[out]
+        time.sleep(0.005)
     for out in steps:
         run(monkeypatch, capsys, *args, out, "--resume")
         assert same(state(out), state(unbroken[0])) and curve(out) == curve(unbroken[0])
