@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import random
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,9 @@ def same(args):
         equal, choices, tokens, left_out, generated = 0, 0, 0, 0, 0
         records = records[:args.limit]
         for i, record in enumerate(tqdm(records, file.name)):
-            prompt, = system.prompts("agent", system.style.questions([record["question"]]), {}, first["date"])
+            names = re.findall(r"def (\w+)\(", record["question"]) if first["task"] == "code" else []  # HumanEval asks for the last
+            question = system.style.questions([record["question"]], [names[-1] if names else ""], first["dataset"])
+            prompt, = system.prompts("agent", question, {}, first["date"])
             prompt, ids = tokenizer.encode("".join(prompt)), tokenizer.encode(record["texts"][0])
             whole = record["tokens"][0] < first["max_new_tokens"]
             ids += tokenizer.encode(reply_ending(tokenizer)) if whole else []
