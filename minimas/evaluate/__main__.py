@@ -23,14 +23,14 @@ import torch
 from tqdm import tqdm
 
 from ..cli import add_answering, checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
-from ..common import InputError, no_op, warn
+from ..common import InputError, aligned, no_op, warn
 from ..look.needs import check_memory, needs_text
 from ..recurse import load_mas_system
 from ..styles import Settings, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import POINT, gather, graded, line_of, make_record, read_lines, record_key, settings_line
-from .report import plot, summary, table_text, write_csv
+from .report import plot, summary, write_csv
 from .run_tests import check_tests
 from .runs import join_others
 
@@ -172,7 +172,7 @@ def show(args, records, points, n, graders):
         write_csv(args.csv, rows)
     if args.plot:
         plot(args.plot, rows, graders[0])
-    print(table_text(rows))
+    print(aligned([[*rows[0]], *([*map(str, row.values())] for row in rows)]))
 
 
 def main():

@@ -21,7 +21,6 @@ from ..agent import load_agent
 from ..cli import checkpoints, command, make_parser, names, pairs, writable_file
 from ..common import InputError, check_known, no_op, read_json, warn
 from ..evaluate.runs import depends_on, digest, join_others
-from ..link import OuterLink
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
 from ..prompts import TASKS
 from ..recurse import System
@@ -29,7 +28,7 @@ from ..styles import Settings, style_named
 from .examples import load_examples
 from .loop import Run, adamw, batch_of, files_of, fit
 from .losses import InnerLoss, OuterLoss, checkpoint_activations
-from .ridge import read, set_inner_link, set_outer_link, start_gain
+from .ridge import new_outer_links, read, set_inner_link, set_outer_link, start_gain
 from .save import copy_agent, save_inner_link, save_outer_links, suffix
 
 # What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option means something for
@@ -177,12 +176,7 @@ def first_links(args, style, agents):
     if args.init == "checkpoint":
         links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, agents)
         return {edge: link.float() for edge, link in links.items()}
-    links = {}
-    for source, target in style.edges:
-        widths = [agents[role].model.config.hidden_size for role in (source, target)]
-        links[source, target] = OuterLink(*widths).to(agents[source].device)
-        start_gain(links[source, target], agents[target])
-    return links
+    return new_outer_links(style.edges, agents)
 
 
 def starts(args, task):
@@ -224,8 +218,8 @@ def train_links(args, style, rank, world, known):
         args.out.mkdir(parents=True, exist_ok=True)
         if args.what == "inner":
             copy_agent(sources[args.role], args.task, args.out)
-    run = Run(args.out, task, settings_of(args, system, sources, rows, world), objective, save_links, args.save_every, rank)
-    run.count_positions(system.agents)
+    settings = settings_of(args, system, sources, rows, world)
+    run = Run(args.out, task, settings, system.agents, objective, save_links, args.save_every, rank)
 
     def loss_at(step, part):
         number = (step * args.accumulate + part) * world + rank

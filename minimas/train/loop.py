@@ -48,21 +48,21 @@ class Run:
     """The folder of a training: training.pt, from which it resumes; metrics.jsonl, one line per step; and the links.
 
     settings     all that the weights depend on: a training resumes only under the same settings
+    agents       {role: Agent}: the positions that they read are counted from now on
     objective    the module whose parameters are trained
     save_links   writes the links to the folder
     In a group of processes only rank 0 writes.
     """
 
-    def __init__(self, folder, task, settings, objective, save_links, save_every, rank=0):
+    def __init__(self, folder, task, settings, agents, objective, save_links, save_every, rank=0):
         self.state_file, self.metrics_file = files_of(folder, task)
         self.settings, self.objective, self.save_links = settings, objective, save_links
         self.steps, self.save_every, self.rank = settings["steps"], save_every, rank
         self.positions, self.started = 0, 0.0
 
-    def count_positions(self, agents):
-        """Count the positions that agents read from now on."""
         def count(_, args):
             self.positions += args[1].numel()
+
         for agent in agents.values():
             agent.model.register_forward_pre_hook(count)
 
@@ -120,18 +120,14 @@ class Run:
         """Print the outcome and plot the loss; `losses` are those of steps taken now, none if all were taken before."""
         if self.steps == 0:
             self.save(0)
-        elif plot and self.metrics_file.read_text():
-            self.plot_loss(plot)
         what, style, role = (self.settings[name] for name in ("what", "style", "role"))
+        curve = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
+        if plot and curve:
+            size = -(-len(curve) // 400)  # each point is the mean of consecutive steps, so that there are at most 400
+            means = [(i + size / 2, fmean(curve[i:i + size])) for i in range(0, len(curve), size)]
+            save_charts(plot, [(f"loss, {what} of {style}", "steps", {self.settings["data"]: means})])
         loss = f", loss {losses[-1]:.4f}" if losses else ""
         print(f"{what} of {style}: {self.steps} steps{loss}; --checkpoint {role or 'links'}={self.metrics_file.parent}")
-
-    def plot_loss(self, file):
-        """The loss curve; each point is the mean of consecutive steps, so that there are at most 400."""
-        losses = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
-        size = -(-len(losses) // 400)
-        means = [(i + size / 2, fmean(losses[i:i + size])) for i in range(0, len(losses), size)]
-        save_charts(file, [("loss, {what} of {style}".format(**self.settings), "steps", {self.settings["data"]: means})])
 
 
 # Steps

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ..agent import Agent
 from ..common import read_json
 from ..config import read_config
-from ..link import InnerLink, OuterLink
+from ..link import InnerLink
 from ..load import load_generation_config, load_model
 from ..recurse import System, load_mas_system
 from ..styles import STYLES, Settings
@@ -28,7 +28,7 @@ from ..tokenizer import load_tokenizer
 from .examples import TargetTurn, TrainExample
 from .loop import adamw, fit
 from .losses import IGNORED, InnerLoss, OuterLoss, forced_turns
-from .ridge import embedding_scale, read, set_outer_link, start_gain
+from .ridge import embedding_scale, new_outer_links, read, set_outer_link, start_gain
 from .save import save_inner_link, save_outer_links, write_json
 
 
@@ -187,8 +187,7 @@ def new_system(out, seed):
     for role in ROLES:
         write_agent(out / role, role, seed)
     agents, style = {role: new_agent(out / role) for role in ROLES}, STYLES["tiny"]
-    width = {role: agent.model.config.hidden_size for role, agent in agents.items()}
-    return System(style, agents, {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges})
+    return System(style, agents, new_outer_links(style.edges, agents))
 
 
 def train_inner_link(system, role, seed, steps, batch):
