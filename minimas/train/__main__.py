@@ -142,7 +142,7 @@ def load_system(args, style, sources):
     return System(style, agents, {}, args.task)
 
 
-def prepare_inner(args, system, task, examples, known):
+def prepare_inner(args, system, task, examples, known, ridge):
     """The objective of the agent's inner link, what saves that link, and the rows to train on: TargetTurns."""
     agent = system.agents[args.role]
     if agent.inner_link is None:
@@ -150,38 +150,29 @@ def prepare_inner(args, system, task, examples, known):
     link = agent.inner_link.float()
     if args.init == "random":
         start_gain(link, agent)
-    elif args.init == "ridge" and starts(args, task):
+    elif ridge:
         set_inner_link(agent, readings_of(args, system, args.role, examples, known))
     turns = [example.turn(system.style, args.role) for example in examples]
     objective = InnerLoss(system, args.role, args.mse, args.max_length, args.date)
     return objective, partial(save_inner_link, args.out, system.style, task, link), turns
 
 
-def prepare_outer(args, system, task, examples, known):
+def prepare_outer(args, system, task, examples, known, ridge):
     """The objective of the outer links, which the system gets, what saves them, and the rows to train on: TrainExamples."""
     style, teacher = system.style, args.latents == "teacher"
     latent_steps = args.latent_steps or (TEACHER_LATENTS if teacher else None)
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
-    system.outer_links = first_links(args, style, system.agents)
+    if args.init == "checkpoint":
+        links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, system.agents)
+        system.outer_links = {edge: link.float() for edge, link in links.items()}
+    else:
+        system.outer_links = new_outer_links(style.edges, system.agents)
     system.check_links(settings)
-    if args.init == "ridge" and starts(args, task):
+    if ridge:
         for edge in style.edges:
             set_outer_link(system, edge, readings_of(args, system, edge[0], examples, known))
     objective = OuterLoss(system, settings, teacher, args.supervise_all, args.max_length)
     return objective, partial(save_outer_links, args.out, style, task, system.outer_links), examples
-
-
-def first_links(args, style, agents):
-    """{edge: OuterLink} in float32: the checkpoint's, or random ones."""
-    if args.init == "checkpoint":
-        links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, agents)
-        return {edge: link.float() for edge, link in links.items()}
-    return new_outer_links(style.edges, agents)
-
-
-def starts(args, task):
-    """Whether a training has no state yet: a resumed one has its links there."""
-    return not files_of(args.out, task)[0].exists()
 
 
 def readings_of(args, system, role, examples, known):
@@ -211,7 +202,8 @@ def train_links(args, style, rank, world, known):
     prepare, task = prepare_inner if args.what == "inner" else prepare_outer, task_of_links(args, style)
     sources = sources_of(args, style)
     system = load_system(args, style, sources)
-    objective, save_links, rows = prepare(args, system, task, examples, known)
+    ridge = args.init == "ridge" and not files_of(args.out, task)[0].exists()  # a resumed training has its links there
+    objective, save_links, rows = prepare(args, system, task, examples, known, ridge)
     if not args.keep_activations:
         checkpoint_activations(system)
     if rank == 0:

@@ -67,10 +67,19 @@ class Run:
             agent.model.register_forward_pre_hook(count)
 
     def resume(self, optimizers, schedules):
-        """Load the last state that was saved, if there is one; returns the number of steps taken before."""
+        """Load the last state that was saved, if there is one; returns the number of steps taken before.
+
+        InputError if the state is damaged, or that of a training under other settings.
+        """
         self.steppers, step = (*optimizers, *schedules), 0
         if self.state_file.exists():
-            state = self.read_state()
+            try:
+                state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+                state["settings"], state["steppers"]
+            except Exception as e:  # a damaged file can raise anything
+                raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
+                                 "give another --out") from e
+            unchanged(self.state_file, state["settings"], self.settings, "--out")
             self.objective.load_state_dict(state["links"])
             for stepper, saved in zip(self.steppers, state["steppers"]):
                 stepper.load_state_dict(saved)
@@ -81,17 +90,6 @@ class Run:
             write_atomic(self.metrics_file, lambda file: file.write_text("".join(before[:step])))
         self.started = time.perf_counter()
         return step
-
-    def read_state(self):
-        """The state in the folder; InputError if it is damaged, or that of a training under other settings."""
-        try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            state["settings"], state["steppers"]
-        except Exception as e:  # a damaged file can raise anything
-            raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
-                             "give another --out") from e
-        unchanged(self.state_file, state["settings"], self.settings, "--out")
-        return state
 
     def record_step(self, step, loss, lr, norm):
         """Write the metrics of a step, and the state every save_every steps; returns what the progress bar shows."""

@@ -49,8 +49,9 @@ def write_agent(folder, role, seed):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def new_agent(folder):
-    """The Agent of a folder without weights: untrained, in float32, with a new inner link."""
+def new_agent(folder, role, seed):
+    """An untrained Agent in float32, with a new inner link; its folder gets all files except its weights and its link."""
+    write_agent(folder, role, seed)
     family, config, _ = read_config(folder)
     model = family(config)
     for name, parameter in model.named_parameters():
@@ -184,9 +185,7 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
 
 def new_system(out, seed):
     """The untrained System; its agents' folders lack only weights and links."""
-    for role in ROLES:
-        write_agent(out / role, role, seed)
-    agents, style = {role: new_agent(out / role) for role in ROLES}, STYLES["tiny"]
+    agents, style = {role: new_agent(out / role, role, seed) for role in ROLES}, STYLES["tiny"]
     return System(style, agents, new_outer_links(style.edges, agents))
 
 
