@@ -1,4 +1,4 @@
-"""Small things that every module may use: the error for bad input, warnings, checks of text and JSON, atomic writes.
+"""Small things that every module may use: the error for bad input, warnings, checks of text and JSON, tables, atomic writes.
 
 It imports nothing but the standard library, so that `import minimas` stays light.
 """
@@ -76,19 +76,19 @@ def entry(file, value, *path, type_):
     return value
 
 
+def aligned(rows):
+    """A table as text, from rows of texts; the first column begins at the left, the others end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+
+
 # Files
 
-def within(folder, name):
-    """folder / name; InputError if a manifest names a file outside of its folder."""
-    path = PureWindowsPath(name)  # the stricter kind: both slashes, and drives
+def required(folder, name):
+    """The path of a file that a folder must have. A manifest may not name one outside of its folder."""
+    path, file = PureWindowsPath(name), folder / name  # the stricter kind of path: both slashes, and drives
     if path.anchor or ".." in path.parts:
         raise InputError(f"a manifest of {folder} names a file outside, {name!r}: expected a path within; fetch it again")
-    return folder / name
-
-
-def required(folder, name):
-    """The path of a file that a folder must have."""
-    file = within(folder, name)
     if not file.is_file():
         raise InputError(f"{folder} has no {name}: a checkpoint in the released layout needs it; fetch the folder again")
     return file

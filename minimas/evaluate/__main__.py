@@ -23,14 +23,14 @@ import torch
 from tqdm import tqdm
 
 from ..cli import add_answering, checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
-from ..common import InputError, no_op, warn
+from ..common import InputError, aligned, no_op, warn
 from ..look.needs import check_memory, needs_text
 from ..recurse import load_mas_system
 from ..styles import Settings, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import POINT, gather, graded, line_of, make_record, read_lines, record_key, settings_line
-from .report import plot, summary, table_text, write_csv
+from .report import plot, summary, write_csv
 from .run_tests import check_tests
 from .runs import join_others
 
@@ -111,15 +111,10 @@ def answer_in_pieces(system, questions, settings, size):
         torch.cuda.empty_cache()
 
 
-def batches_of(points, n):
-    """The run in order: [(the Settings of a point, the indices of a batch of the n questions), ...]."""
-    size, everything = points[0].batch_size, range(n)
-    return [(point, everything[i:i + size]) for point in points for i in everything[::size]]
-
-
 def answer_batches(system, batches, examples, questions, graders, finished, file, quiet=False):
     """Answer batches, and append a record of each question to `file`.
 
+    batches   [(the Settings of a point, the indices of a batch of the questions), ...]
     finished  the keys of records that exist already
     quiet     show no bar
     """
@@ -172,7 +167,7 @@ def show(args, records, points, n, graders):
         write_csv(args.csv, rows)
     if args.plot:
         plot(args.plot, rows, graders[0])
-    print(table_text(rows))
+    print(aligned([[*rows[0]], *([*map(str, row.values())] for row in rows)]))
 
 
 def main():
@@ -202,10 +197,11 @@ def main():
     check_memory(args, style, points, 1)  # more at once are asked in pieces if memory runs out
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
                              task=examples[0].task, offload=args.offload, plain=args.plain)
-    own_batches = batches_of(points, len(examples))[rank::world]
+    everything, size = range(len(examples)), points[0].batch_size
+    batches = [(point, everything[i:i + size]) for point in points for i in everything[::size]]  # the run in order
     own_file = file if rank == 0 else file.with_name(f"{file.name}.part{rank}")
     with torch.no_grad():
-        answer_batches(system, own_batches, examples, questions, graders, finished, own_file, quiet=rank > 0)
+        answer_batches(system, batches[rank::world], examples, questions, graders, finished, own_file, quiet=rank > 0)
     wait()
     if rank == 0:
         show(args, gather(file, settings), points, len(examples), graders)

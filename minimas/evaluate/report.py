@@ -33,13 +33,6 @@ def summary(records, point, graders):
     return row | {"tokens": round(tokens, 1), "seconds": round(sum(record["seconds"] for record in records) / n, 3)}
 
 
-def table_text(rows):
-    """The table as text, its cells aligned to the right."""
-    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells)
-
-
 def write_csv(file, rows):
     """Write the table to a file."""
     with open(file, "w", newline="", encoding="utf-8") as out:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..cli import checkpoints
-from ..common import InputError
+from ..common import InputError, aligned
 from ..link import InnerLink, OuterLink
 from ..load import (agent_patterns, checkpoint_folder, decoder_without_weights, devices_by_role, download, links_task,
                     usable_dtype)
@@ -143,9 +143,3 @@ def files_of(source, *patterns):
 def size(n):
     """Bytes as text; `?` for infinity."""
     return "?" if n == float("inf") else f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.2f} MB"
-
-
-def aligned(rows):
-    """Rows of texts as lines; the first column begins at the left, the others end at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

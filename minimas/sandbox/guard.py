@@ -120,15 +120,13 @@ def kill(process):
 def end(program):
     """Kill the program and all that it started, again and again until nothing is left that could start more."""
     kill(-program)  # its group
-    while True:
-        for process in descendants():
-            kill(process)
-        try:
+    with suppress(ChildProcessError):  # raised by waitpid when none is left
+        while True:
+            for process in descendants():
+                kill(process)
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        except ChildProcessError:
-            return
-        time.sleep(0.005)
+            time.sleep(0.005)
 
 
 def main(folder, seconds, megabytes):

@@ -12,6 +12,7 @@ import hashlib
 import random
 import re
 from dataclasses import dataclass
+from functools import reduce
 
 from ..common import InputError
 
@@ -56,10 +57,7 @@ class Chain:
 
     def value(self, n):
         """The value after the first n steps."""
-        value = self.start
-        for step in self.steps[:n]:
-            value = apply_step(value, step)
-        return value
+        return reduce(apply_step, self.steps[:n], self.start)
 
 
 def apply_step(value, step):

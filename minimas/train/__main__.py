@@ -21,7 +21,6 @@ from ..agent import load_agent
 from ..cli import checkpoints, command, make_parser, names, pairs, writable_file
 from ..common import InputError, check_known, no_op, read_json, warn
 from ..evaluate.runs import depends_on, digest, join_others
-from ..link import OuterLink
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
 from ..prompts import TASKS
 from ..recurse import System
@@ -29,7 +28,7 @@ from ..styles import Settings, style_named
 from .examples import load_examples
 from .loop import Run, adamw, batch_of, files_of, fit
 from .losses import InnerLoss, OuterLoss, checkpoint_activations
-from .ridge import read, set_inner_link, set_outer_link, start_gain
+from .ridge import new_outer_links, read, set_inner_link, set_outer_link, start_gain
 from .save import copy_agent, save_inner_link, save_outer_links, suffix
 
 # What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option means something for
@@ -143,7 +142,7 @@ def load_system(args, style, sources):
     return System(style, agents, {}, args.task)
 
 
-def prepare_inner(args, system, task, examples, known):
+def prepare_inner(args, system, task, examples, known, ridge):
     """The objective of the agent's inner link, what saves that link, and the rows to train on: TargetTurns."""
     agent = system.agents[args.role]
     if agent.inner_link is None:
@@ -151,43 +150,29 @@ def prepare_inner(args, system, task, examples, known):
     link = agent.inner_link.float()
     if args.init == "random":
         start_gain(link, agent)
-    elif args.init == "ridge" and starts(args, task):
+    elif ridge:
         set_inner_link(agent, readings_of(args, system, args.role, examples, known))
     turns = [example.turn(system.style, args.role) for example in examples]
     objective = InnerLoss(system, args.role, args.mse, args.max_length, args.date)
     return objective, partial(save_inner_link, args.out, system.style, task, link), turns
 
 
-def prepare_outer(args, system, task, examples, known):
+def prepare_outer(args, system, task, examples, known, ridge):
     """The objective of the outer links, which the system gets, what saves them, and the rows to train on: TrainExamples."""
     style, teacher = system.style, args.latents == "teacher"
     latent_steps = args.latent_steps or (TEACHER_LATENTS if teacher else None)
     settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
-    system.outer_links = first_links(args, style, system.agents)
+    if args.init == "checkpoint":
+        links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, system.agents)
+        system.outer_links = {edge: link.float() for edge, link in links.items()}
+    else:
+        system.outer_links = new_outer_links(style.edges, system.agents)
     system.check_links(settings)
-    if args.init == "ridge" and starts(args, task):
+    if ridge:
         for edge in style.edges:
             set_outer_link(system, edge, readings_of(args, system, edge[0], examples, known))
     objective = OuterLoss(system, settings, teacher, args.supervise_all, args.max_length)
     return objective, partial(save_outer_links, args.out, style, task, system.outer_links), examples
-
-
-def first_links(args, style, agents):
-    """{edge: OuterLink} in float32: the checkpoint's, or random ones."""
-    if args.init == "checkpoint":
-        links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, agents)
-        return {edge: link.float() for edge, link in links.items()}
-    links = {}
-    for source, target in style.edges:
-        widths = [agents[role].model.config.hidden_size for role in (source, target)]
-        links[source, target] = OuterLink(*widths).to(agents[source].device)
-        start_gain(links[source, target], agents[target])
-    return links
-
-
-def starts(args, task):
-    """Whether a training has no state yet: a resumed one has its links there."""
-    return not files_of(args.out, task)[0].exists()
 
 
 def readings_of(args, system, role, examples, known):
@@ -217,15 +202,16 @@ def train_links(args, style, rank, world, known):
     prepare, task = prepare_inner if args.what == "inner" else prepare_outer, task_of_links(args, style)
     sources = sources_of(args, style)
     system = load_system(args, style, sources)
-    objective, save_links, rows = prepare(args, system, task, examples, known)
+    ridge = args.init == "ridge" and not files_of(args.out, task)[0].exists()  # a resumed training has its links there
+    objective, save_links, rows = prepare(args, system, task, examples, known, ridge)
     if not args.keep_activations:
         checkpoint_activations(system)
     if rank == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.what == "inner":
             copy_agent(sources[args.role], args.task, args.out)
-    run = Run(args.out, task, settings_of(args, system, sources, rows, world), objective, save_links, args.save_every, rank)
-    run.count_positions(system.agents)
+    settings = settings_of(args, system, sources, rows, world)
+    run = Run(args.out, task, settings, system.agents, objective, save_links, args.save_every, rank)
 
     def loss_at(step, part):
         number = (step * args.accumulate + part) * world + rank

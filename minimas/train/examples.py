@@ -50,7 +50,7 @@ def load_examples(data, style, roles, columns=None, task="math", limit=None, ans
     """The TrainExamples of a data set for these roles of a style, in the order of its rows.
 
     columns       {role, question, fn_name, type or task_family: the name of its column in the data}
-    task          math, choice or code, for rows without a task_family
+    task          math, choice or code, for rows whose task_family is none of these
     limit         the number of rows to read
     answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
                   while the inner link of that role learns from all that it writes
@@ -65,8 +65,10 @@ def load_examples(data, style, roles, columns=None, task="math", limit=None, ans
         candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
     for row in islice(example_rows(data, columns), limit):
         texts = {role: texts_of(row, role, tried) for role, tried in candidates.items()}
-        fn_name, own_task, typed = fn_name_of(row), task_of(row, task), row.text("question").strip()
+        fn_name, family = fn_name_of(row), row.text("task_family", required=False).strip().lower()
+        typed = row.text("question").strip()
         if typed and all(texts.values()):
+            own_task = family if family in TASKS else task
             examples.append(TrainExample(style.question(typed, fn_name, task=own_task), texts))
         else:
             empty.append(str(row))
@@ -126,9 +128,3 @@ def fn_name_of(row):
     if not kind:
         return fn_name
     return fn_name or None if kind.strip().lower() in ("function", "functional") else ""
-
-
-def task_of(row, task):
-    """The task of a row's Question: its task_family if that is one, else `task`."""
-    family = row.text("task_family", required=False).strip().lower()
-    return family if family in TASKS else task

@@ -48,29 +48,38 @@ class Run:
     """The folder of a training: training.pt, from which it resumes; metrics.jsonl, one line per step; and the links.
 
     settings     all that the weights depend on: a training resumes only under the same settings
+    agents       {role: Agent}: the positions that they read are counted from now on
     objective    the module whose parameters are trained
     save_links   writes the links to the folder
     In a group of processes only rank 0 writes.
     """
 
-    def __init__(self, folder, task, settings, objective, save_links, save_every, rank=0):
+    def __init__(self, folder, task, settings, agents, objective, save_links, save_every, rank=0):
         self.state_file, self.metrics_file = files_of(folder, task)
         self.settings, self.objective, self.save_links = settings, objective, save_links
         self.steps, self.save_every, self.rank = settings["steps"], save_every, rank
         self.positions, self.started = 0, 0.0
 
-    def count_positions(self, agents):
-        """Count the positions that agents read from now on."""
         def count(_, args):
             self.positions += args[1].numel()
+
         for agent in agents.values():
             agent.model.register_forward_pre_hook(count)
 
     def resume(self, optimizers, schedules):
-        """Load the last state that was saved, if there is one; returns the number of steps taken before."""
+        """Load the last state that was saved, if there is one; returns the number of steps taken before.
+
+        InputError if the state is damaged, or that of a training under other settings.
+        """
         self.steppers, step = (*optimizers, *schedules), 0
         if self.state_file.exists():
-            state = self.read_state()
+            try:
+                state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+                state["settings"], state["steppers"]
+            except Exception as e:  # a damaged file can raise anything
+                raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
+                                 "give another --out") from e
+            unchanged(self.state_file, state["settings"], self.settings, "--out")
             self.objective.load_state_dict(state["links"])
             for stepper, saved in zip(self.steppers, state["steppers"]):
                 stepper.load_state_dict(saved)
@@ -81,17 +90,6 @@ class Run:
             write_atomic(self.metrics_file, lambda file: file.write_text("".join(before[:step])))
         self.started = time.perf_counter()
         return step
-
-    def read_state(self):
-        """The state in the folder; InputError if it is damaged, or that of a training under other settings."""
-        try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            state["settings"], state["steppers"]
-        except Exception as e:  # a damaged file can raise anything
-            raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
-                             "give another --out") from e
-        unchanged(self.state_file, state["settings"], self.settings, "--out")
-        return state
 
     def record_step(self, step, loss, lr, norm):
         """Write the metrics of a step, and the state every save_every steps; returns what the progress bar shows."""
@@ -120,18 +118,14 @@ class Run:
         """Print the outcome and plot the loss; `losses` are those of steps taken now, none if all were taken before."""
         if self.steps == 0:
             self.save(0)
-        elif plot and self.metrics_file.read_text():
-            self.plot_loss(plot)
         what, style, role = (self.settings[name] for name in ("what", "style", "role"))
+        curve = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
+        if plot and curve:
+            size = -(-len(curve) // 400)  # each point is the mean of consecutive steps, so that there are at most 400
+            means = [(i + size / 2, fmean(curve[i:i + size])) for i in range(0, len(curve), size)]
+            save_charts(plot, [(f"loss, {what} of {style}", "steps", {self.settings["data"]: means})])
         loss = f", loss {losses[-1]:.4f}" if losses else ""
         print(f"{what} of {style}: {self.steps} steps{loss}; --checkpoint {role or 'links'}={self.metrics_file.parent}")
-
-    def plot_loss(self, file):
-        """The loss curve; each point is the mean of consecutive steps, so that there are at most 400."""
-        losses = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
-        size = -(-len(losses) // 400)
-        means = [(i + size / 2, fmean(losses[i:i + size])) for i in range(0, len(losses), size)]
-        save_charts(file, [("loss, {what} of {style}".format(**self.settings), "steps", {self.settings["data"]: means})])
 
 
 # Steps

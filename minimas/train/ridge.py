@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..agent import check_finite
-from ..link import InnerLink
+from ..link import InnerLink, OuterLink
 from ..tokenizer import DATE
 from .losses import IGNORED, MAX_POSITIONS, forced_turns
 
@@ -33,6 +33,16 @@ def embedding_scale(agent):
 def start_gain(link, agent):
     """Set the last gain of a new link to the scale of the token embeddings of `agent`, which reads its output."""
     torch.nn.init.constant_((link.post_ln if isinstance(link, InnerLink) else link.ln_target).weight, embedding_scale(agent))
+
+
+def new_outer_links(edges, agents):
+    """{edge: OuterLink} in float32 for edges between agents {role: Agent}: random, each on the device of its source."""
+    links = {}
+    for source, target in edges:
+        D, D_target = (agents[role].model.config.hidden_size for role in (source, target))
+        links[source, target] = OuterLink(D, D_target).to(agents[source].device)
+        start_gain(links[source, target], agents[target])
+    return links
 
 
 # Reading

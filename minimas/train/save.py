@@ -50,7 +50,6 @@ def save_link(link, file, dtype=torch.bfloat16):
 
 def save_inner_link(folder, style, task, link):
     """Write an inner link into its agent's folder; task is math or code if the style has links for each, else None."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "adapter_config.json", {"adapter_type": link.adapter_type})
     file = f"adapter{suffix(task)}.pt"
     save_link(link, folder / file)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ..agent import Agent
 from ..common import read_json
 from ..config import read_config
-from ..link import InnerLink, OuterLink
+from ..link import InnerLink
 from ..load import load_generation_config, load_model
 from ..recurse import System, load_mas_system
 from ..styles import STYLES, Settings
@@ -28,7 +28,7 @@ from ..tokenizer import load_tokenizer
 from .examples import TargetTurn, TrainExample
 from .loop import adamw, fit
 from .losses import IGNORED, InnerLoss, OuterLoss, forced_turns
-from .ridge import embedding_scale, read, set_outer_link, start_gain
+from .ridge import embedding_scale, new_outer_links, read, set_outer_link, start_gain
 from .save import save_inner_link, save_outer_links, write_json
 
 
@@ -49,8 +49,9 @@ def write_agent(folder, role, seed):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def new_agent(folder):
-    """The Agent of a folder without weights: untrained, in float32, with a new inner link."""
+def new_agent(folder, role, seed):
+    """An untrained Agent in float32, with a new inner link; its folder gets all files except its weights and its link."""
+    write_agent(folder, role, seed)
     family, config, _ = read_config(folder)
     model = family(config)
     for name, parameter in model.named_parameters():
@@ -184,11 +185,8 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
 
 def new_system(out, seed):
     """The untrained System; its agents' folders lack only weights and links."""
-    for role in ROLES:
-        write_agent(out / role, role, seed)
-    agents, style = {role: new_agent(out / role) for role in ROLES}, STYLES["tiny"]
-    width = {role: agent.model.config.hidden_size for role, agent in agents.items()}
-    return System(style, agents, {edge: OuterLink(*(width[role] for role in edge)) for edge in style.edges})
+    agents, style = {role: new_agent(out / role, role, seed) for role in ROLES}, STYLES["tiny"]
+    return System(style, agents, new_outer_links(style.edges, agents))
 
 
 def train_inner_link(system, role, seed, steps, batch):
