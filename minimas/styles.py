@@ -70,15 +70,15 @@ class Style:
 
         given   {role, or "links": folder or hub id}, or one folder that holds a folder for each, named as the role or as
                 the released repository; for a style of one agent that agent itself
-        needed  which of them that one folder must hold; by default all, and links if the style has some or the folder does
+        needed  which of them are wanted; by default all, and links if the style has some or that one folder does
         Raises InputError on an unknown role and on a folder that is missing.
         """
         if given is None or isinstance(given, dict):
             check_known("checkpoint of", given or {}, (*self.order, "links"))
             sources = self.checkpoints | (given or {})
-            if open := [role for role in self.order if not sources[role]]:
-                raise InputError(f"{open[0]} has no folder or hub id: give one with --checkpoint {open[0]}=PATH")
-            return sources
+            if lacking := [name for name in needed or sources if not sources.get(name)]:
+                raise InputError(f"{lacking[0]} has no folder or hub id: give one with --checkpoint {lacking[0]}=PATH")
+            return {name: sources[name] for name in needed or sources}
         if len(self.order) == 1:
             return {self.order[0]: given}
         folder, found = Path(given).expanduser(), {}

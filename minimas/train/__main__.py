@@ -129,8 +129,7 @@ def roles_with_texts(args, style):
 def sources_of(args, style):
     """{role, or "links": folder or hub id} of what a training loads."""
     needed = [args.role] if args.what == "inner" else [*style.order, *(["links"] if args.init == "checkpoint" else [])]
-    sources = style.sources(checkpoints(args), needed)
-    return {name: sources[name] for name in needed}
+    return style.sources(checkpoints(args), needed)
 
 
 def load_system(args, style, sources):
