@@ -117,3 +117,13 @@ def test_single(folder):
     assert done.returncode == 0 and done.stdout.splitlines()[0] == result.text.splitlines()[0], done.stderr
     with pytest.raises(InputError, match="agent has no folder or hub id"):
         minimas.load_mas_system("single")
+
+
+def test_sources_that_are_needed():
+    """Only what a training loads must have a folder; links that it starts from must have one, too."""
+    single = STYLES["single"]
+    assert single.sources({"agent": "x"}) == single.sources({"agent": "x"}, ["agent"]) == {"agent": "x"}
+    with pytest.raises(InputError, match="^links has no folder or hub id: give one with --checkpoint links=PATH$"):
+        single.sources({"agent": "x"}, ["agent", "links"])
+    with pytest.raises(InputError, match="^agent has no folder or hub id"):
+        single.sources()
