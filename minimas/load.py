@@ -65,7 +65,7 @@ def download(repository, patterns, repo_type="model", **options):
         raise InputError(f"{repository} is not on the hub, or private and closed to you: check its name and HF_TOKEN") from e
     except Exception as e:  # whatever else the network stack raises becomes a sentence, not a traceback
         why = (str(e) or type(e).__name__).splitlines()[0]
-        if isinstance(e, LocalEntryNotFoundError):  # the client's text for it is long
+        if isinstance(e, (LocalEntryNotFoundError, AttributeError)):  # a long text; threads of a client that was closed
             why = "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "no connection"
         instead = {"model": "a folder with --checkpoint (none has this name); --style tiny runs offline",
                    "dataset": "a local file of the same columns; --dataset tiny runs offline"}
