@@ -54,6 +54,7 @@ def test_links_of_the_tiny_planner():
     assert alignment.followed(agent, trained, prompts, [text[:2] for text in texts], 2)[1] == 0, "no text"
 
 
+@pytest.mark.slow
 def test_command(monkeypatch, capsys):
     monkeypatch.setattr(alignment, "ROWS", 32)
     monkeypatch.setattr(alignment, "TURNS", 32)

@@ -102,6 +102,7 @@ def hub(tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style, task", [("sequential_light", "code"), ("mixture", "math")])
 def test_only_config_json_is_fetched(hub, tmp_path, monkeypatch, capsys, style, task):
     standin.connect(monkeypatch, hub, tmp_path)

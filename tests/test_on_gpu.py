@@ -17,6 +17,7 @@ def stage(seconds, **programs):
     return seconds, {name: ["-c", PRELUDE + program] for name, program in programs.items()}
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["on_gpu.py", str(tmp_path / "out"), "--small", "--device", "cpu"])
     hangs = "note(a=1); subprocess.Popen(['sleep', '60']); print('@ {\"torn', flush=True); time.sleep(60)"
@@ -32,6 +33,7 @@ def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch, capsys
     assert len(lines) == 4 and any("all is well" in line for line in lines) and any("needs CUDA" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_keeps(tmp_path):
     """The file holds what the part that still runs has reported."""
     kept = []
