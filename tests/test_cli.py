@@ -87,6 +87,7 @@ def test_bad_input_ends_every_command_with_2(module, monkeypatch, capsys):
     assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("minimas: ")
 
 
+@pytest.mark.slow
 def test_a_reader_who_has_seen_enough_ends_it_quietly():
     ask = f"{sys.executable} -m minimas.recurse --prompt '{CHAIN}' --peek"
     done = subprocess.run(["bash", "-c", f"{ask} | head -n 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)

@@ -303,6 +303,7 @@ def test_without_pyarrow(client, monkeypatch):
     assert not client.revisions and load("gpqa", limit=1)[0], "only these sets need it"
 
 
+@pytest.mark.slow
 def test_the_environment_is_heard(client, tmp_path):
     """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE,
     in a process that only they tell of the stand-in; and no torch is loaded.

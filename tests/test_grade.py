@@ -169,6 +169,7 @@ def alive(child):
     return Path(f"/proc/{child.pid}").exists()
 
 
+@pytest.mark.slow
 def test_math_verify_that_hangs_is_stopped():
     """The child is killed, and the next question finds another."""
     grader = MathVerify(hang)
@@ -181,6 +182,7 @@ def test_math_verify_that_hangs_is_stopped():
         MathVerify(no_module).ask("1", "1")
 
 
+@pytest.mark.slow
 def test_math_verify_that_died_is_started_anew():
     grader = MathVerify(answer_once)
     assert grader.ask("1", "1")
