@@ -119,7 +119,7 @@ def out_of_memory(error):
 LESS_MEMORY = "fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload"
 
 
-def ended(f, less=LESS_MEMORY):
+def exit_status(f, less=LESS_MEMORY):
     """Call f() -> the exit status that it deserves: None, 130 on Ctrl-C, 2 if a sentence on stderr says what is to be mended.
 
     less: what to try when memory runs out
@@ -137,7 +137,7 @@ def ended(f, less=LESS_MEMORY):
 
 
 def command(main, less=LESS_MEMORY):
-    """Run a command's main(), and leave with the exit status of `ended` if there is one.
+    """Run a command's main(), and leave with the exit status of `exit_status` if there is one.
 
     A file that fails is a sentence and status 2, too. A reader of the output who has seen enough (| head) makes it 141, as
     the shell has it.
@@ -147,7 +147,7 @@ def command(main, less=LESS_MEMORY):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=errors)
     try:
-        if status := ended(main, less):
+        if status := exit_status(main, less):
             raise SystemExit(status)
     except OSError as e:
         with suppress(OSError):  # what is left of the output is dropped; it would fail again at exit
@@ -174,6 +174,6 @@ def converse(answer):
 
     with suppress(EOFError):
         while True:
-            if ended(turn) == 130:
+            if exit_status(turn) == 130:
                 print(file=sys.stderr)
     print(file=sys.stderr)

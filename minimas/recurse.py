@@ -331,8 +331,8 @@ def checked_settings(args, style):
     if args.fn_name is not None and args.task != "code":
         raise InputError(f"--fn-name names a function, but the task is {args.task}: add --task code, or leave it out")
     if (args.peek or args.trace) and args.channel == "text":
-        raise InputError(f"{'--peek' if args.peek else '--trace'} shows latents, and with --channel text there are none: "
-                         "leave one of them out")
+        option = "--peek" if args.peek else "--trace"
+        raise InputError(f"{option} shows latents, and with --channel text there are none: leave one of them out")
     if args.trace is not None:
         writable_file("--trace", args.trace)
     return Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)}).completed(style)
@@ -353,7 +353,8 @@ def print_answers(system, questions, settings, args):
     """Answer Questions, print each Result, and make the page of --trace of them."""
     traced, results = args.trace is not None, []
     try:
-        for result in system.answer_all(questions, settings, traced, args.peek or traced, progress=True):
+        for result in system.answer_all(questions, settings, keep_latents=traced, keep_states=args.peek or traced,
+                                        progress=True):
             if traced:
                 results.append(result)
             peek_rows = logit_lens(system, result.states) if args.peek else None

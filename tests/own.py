@@ -44,14 +44,15 @@ def same(args):
         equal, choices, tokens, left_out, generated = 0, 0, 0, 0, 0
         records = records[:args.limit]
         for i, record in enumerate(tqdm(records, file.name)):
-            names = re.findall(r"def (\w+)\(", record["question"]) if first["task"] == "code" else []  # HumanEval asks for the last
-            question = system.style.questions([record["question"]], [names[-1] if names else ""], first["dataset"])
+            defined = re.findall(r"def (\w+)\(", record["question"]) if first["task"] == "code" else []
+            fn_name = defined[-1] if defined else ""  # HumanEval asks for the last function that a question begins
+            question = system.style.questions([record["question"]], [fn_name], first["dataset"])
             prompt, = system.prompts("agent", question, {}, first["date"])
             prompt, ids = tokenizer.encode("".join(prompt)), tokenizer.encode(record["texts"][0])
             whole = record["tokens"][0] < first["max_new_tokens"]
             ids += tokenizer.encode(reply_ending(tokenizer)) if whole else []
             if len(ids) != record["tokens"][0]:
-                left_out += 1  # another spelling of the text in tokens, or blanks at its ends, that the record does not hold
+                left_out += 1  # the text has another spelling in tokens, or had blanks at its ends
                 continue
             read = torch.tensor([prompt + ids])
             with torch.no_grad():
@@ -63,7 +64,8 @@ def same(args):
                                      repetition_penalty=1.0, eos_token_id=[*system.agents["agent"].generation_config.eos_ids])
                 generated += text[0, len(prompt):].tolist() == ids
         print(f"{file}: {equal} of {len(records) - left_out} texts are transformers' own; it chooses {choices} of {tokens} "
-              f"tokens otherwise; {left_out} left out; generate writes {generated} of {min(args.generate, len(records))} alike")
+              f"tokens otherwise; {left_out} left out")
+        print(f"generate writes {generated} of {min(args.generate, len(records))} alike")
 
 
 # What a link carries: the repeating task
@@ -128,7 +130,7 @@ def losses(system, rows, settings, edit=own):
     """
     last, questions = system.style.order[-1], system.style.questions([row["question"] for row in rows])
     for turn in recurse(system, questions, settings):
-        if (settings.rounds - turn.round, turn.role) in ((0, role) for role in sources(system)):
+        if turn.round == settings.rounds and turn.role in sources(system):
             edit(turn, questions)
     agent = system.agents[last]
     h, ids = teacher_forced(agent, turn.prompts, [row["answer"] for row in rows])
@@ -184,7 +186,8 @@ def passed(system, rows, n, settings, edit):
 def bits_text(words, bits):
     """A cell: words right, bits of all words, and the most bits of the first k words with their k."""
     best = max(bits)
-    return (f"{100 * words:5.1f} % " if words is not None else "") + f"{bits[-1]:7.2f} {best:6.2f} k={bits.index(best) + 1:2}"
+    right = f"{100 * words:5.1f} % " if words is not None else ""
+    return f"{right}{bits[-1]:7.2f} {best:6.2f} k={bits.index(best) + 1:2}"
 
 
 # Whether latents help
