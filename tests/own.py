@@ -93,7 +93,8 @@ def write_words(args):
         write_style(args, name, dict(zip(roles, agents)), {"system": "You repeat words."} | prompts, 4, 24)
     solve = {"system": "You are a helpful assistant.", "thinker": "{question}\nThink it through step by step.",
              "writer": "{question}\nNotes: {thinker}\nSolve it step by step."}
-    write_style(args, "solve", {"thinker": SMOL, "writer": SMOL}, solve, 8, 256)
+    for name, thinker in (("solve", SMOL), ("solve-unlike", QWEN)):
+        write_style(args, name, {"thinker": thinker, "writer": SMOL}, solve, 8, 256)
 
 
 def write_style(args, name, agents, prompts, latent_steps, max_new_tokens):
@@ -146,7 +147,8 @@ def sources(system):
 
 def loaded(args):
     """The system, its settings and the rows that a command names."""
-    system = minimas.load_mas_system(str(args.style), checkpoints=args.links, device="cpu", plain=True)
+    dtype = getattr(torch, args.dtype)
+    system = minimas.load_mas_system(str(args.style), checkpoints=args.links, device="cpu", dtype=dtype, plain=True)
     settings = minimas.Settings(latent_steps=args.latent_steps, retry=False).completed(system.style)
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
     return system, settings, rows
@@ -225,6 +227,7 @@ def main():
         one.add_argument("links", help="the folder that `train system` wrote")
         one.add_argument("data", type=Path)
         one.add_argument("--latent-steps", type=int)
+        one.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
         one.set_defaults(run=run)
         if run is carried:
             one.add_argument("--controls", action="store_true", help="no latents and the text channel, too")
