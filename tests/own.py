@@ -4,6 +4,7 @@
     python tests/own.py words FOLDER OUT                           styles and rows of the repeating task
     python tests/own.py carried STYLE.json LINKS TEST.jsonl        what of the words passes the links
     python tests/own.py helps STYLE.json LINKS DATA.jsonl          the loss of an answer, with and without latents
+    python tests/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without latents
 
 Letters: n words of a question, m latents, B questions.
 """
@@ -21,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 import minimas
+from minimas.evaluate.report import interval
 from minimas.recurse import recurse
 from minimas.train.losses import IGNORED, TokenLoss, reply_ending, teacher_forced
 
@@ -147,18 +149,23 @@ def sources(system):
 
 def loaded(args):
     """The system, its settings and the rows that a command names."""
-    dtype = getattr(torch, args.dtype)
-    system = minimas.load_mas_system(str(args.style), checkpoints=args.links, device="cpu", dtype=dtype, plain=True)
+    system = minimas.load_mas_system(str(args.style), checkpoints=args.links, device="cpu", dtype=args.dtype, plain=True)
     settings = minimas.Settings(latent_steps=args.latent_steps, retry=False).completed(system.style)
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
     return system, settings, rows
 
 
-def words_right(system, rows, settings, edit=own):
-    """The part of the words, over all rows, that stand at their place in the greedy text."""
+def answers(system, rows, settings, edit=own):
+    """The Results of rows, as they come; `edit` as in losses."""
     hearing = sources(system)
     edit_last = lambda turn, questions: edit(turn, questions) if turn.role in hearing else None
-    results = system.answer_all(system.style.questions([row["question"] for row in rows]), settings, edit=edit_last)
+    questions = system.style.questions([row["question"] for row in rows])
+    return system.answer_all(questions, settings, edit=edit_last)
+
+
+def words_right(system, rows, settings, edit=own):
+    """The part of the words, over all rows, that stand at their place in the greedy text."""
+    results = answers(system, rows, settings, edit)
     right = [sum(map(str.__eq__, result.text.split(), row["answer"].split())) for result, row in zip(results, rows)]
     return sum(right) / sum(len(row["answer"].split()) for row in rows)
 
@@ -208,6 +215,35 @@ def helps(args):
         print(f"{name} - own: {statistics.fmean(difference):+.4f} +- {width:.4f}")
 
 
+def solved(args):
+    """Percent of questions solved with what the last agent can hear, with 95 % intervals, tokens and seconds a question.
+
+    The answer of a text is its last number.
+    """
+    system, settings, rows = loaded(args)
+    rows, settings = rows[args.skip:args.skip + args.limit], replace(settings, batch_size=20)
+    writer = str(system.style.checkpoints[system.style.order[-1]])
+    alone = minimas.load_mas_system("single", checkpoints=writer, device="cpu", dtype=args.dtype, plain=True)
+    print("heard   solved  95 %            tokens   seconds")
+    for name, asked, edit, channel in (("own", system, own, "latent"), ("other", system, other, "latent"),
+                                       ("none", system, empty, "latent"), ("text", system, own, "text"),
+                                       ("alone", alone, own, "latent")):
+        results = answers(asked, rows, replace(settings, channel=channel, rounds=1), edit)
+        results = [*tqdm(results, name, len(rows))]
+        share = statistics.fmean(last_number(r.text) == last_number(row["answer"]) for r, row in zip(results, rows))
+        low, high = interval(share, len(rows))
+        tokens, seconds = (statistics.fmean(values) for values in zip(*((r.new_tokens + r.heard_tokens, r.seconds)
+                                                                        for r in results)))
+        share, low, high = 100 * share, 100 * low, 100 * high
+        print(f"{name:6} {share:5.1f} %  {low:4.1f} to {high:4.1f}  {tokens:8.1f}  {seconds:8.2f}", flush=True)
+
+
+def last_number(text):
+    """The last number in a text, None if there is none."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -221,7 +257,7 @@ def main():
     one.add_argument("folder", type=Path)
     one.add_argument("out", type=Path)
     one.set_defaults(run=write_words)
-    for run in (carried, helps):
+    for run in (carried, helps, solved):
         one = commands.add_parser(run.__name__)
         one.add_argument("style", type=Path)
         one.add_argument("links", help="the folder that `train system` wrote")
