@@ -1,16 +1,21 @@
 """The script for a GPU: a part that raises or hangs costs no other, and the checks see a mistake."""
 
 import json
+import os
+import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import checkpoints
 import gpu_checks
 import on_gpu
+from minimas import generate as generate_module
 
-PRELUDE = f"import sys, time, subprocess; sys.path.insert(0, {str(on_gpu.HERE)!r}); from on_gpu import note; "
+PRELUDE = f"import os, sys, time, subprocess; sys.path.insert(0, {str(on_gpu.HERE)!r}); from on_gpu import note; "
 
 
 def stage(seconds, **programs):
@@ -40,6 +45,20 @@ def test_what_a_killed_run_keeps(tmp_path):
     on_gpu.run_stage(*stage(0, slow="note(a=1); time.sleep(60)")[1:], [], tmp_path, time.monotonic() + 3,
                      lambda name, known: kept.append((known["status"], known.get("a"))))
     assert ("running", 1) in kept and kept[-1] == ("ended", 1)
+
+
+@pytest.mark.slow
+def test_what_ends_the_script_ends_its_parts(tmp_path):
+    stages, report = [stage(30, hangs="note(pid=os.getpid()); time.sleep(60)")], tmp_path / "on_gpu.json"
+    program = f"import sys; sys.path.insert(0, {str(on_gpu.HERE)!r}); import on_gpu; on_gpu.main({stages!r})"
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path, "--device", "cpu"]) as script:
+        while not (report.is_file() and "pid" in (part := json.loads(report.read_text())["parts"].get("hangs", {}))):
+            assert script.poll() is None
+            time.sleep(0.1)
+        script.terminate()
+        assert script.wait(20) == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(part["pid"], 0)
 
 
 def test_the_limits_fit_the_time_of_a_device():
