@@ -82,3 +82,37 @@ def test_the_checks_see_a_mistake(tmp_path, monkeypatch, part):
         assert gpu_checks.compare(folder, "cpu")["wrong"] == []
         wrong = gpu_checks.compare(folder, "cpu", spoil=spoil)["wrong"]
     assert any("float32" in what for what in wrong) and all("prefill" not in what for what in wrong) == (part == "post_ln")
+
+
+def test_angles_of_the_truth_may_differ_by_their_rounding(tmp_path, monkeypatch):
+    """In float64, too, rotations are float32, which a GPU rounds otherwise in the last bit."""
+    folder, loaded = gpu_checks.make_agent(tmp_path, "llama", {"num_hidden_layers": 1}), []
+
+    def load(*args, load_agent=gpu_checks.load_agent, **options):
+        agent = load_agent(*args, **options)
+        agent.model.frequency *= 1 + len(loaded) * off
+        loaded.append(agent)
+        return agent
+    monkeypatch.setattr(gpu_checks, "load_agent", load)
+    for off, right in (2 ** -23, True), (1e-3, False):
+        loaded.clear()
+        wrong = []
+        with torch.no_grad():
+            gpu_checks.true_agent(folder, "cpu", True, {}, wrong)
+        assert right == (not wrong)
+
+
+def test_links_are_checked_as_they_run(monkeypatch):
+    """With gradients kernels are not used."""
+    seen = []
+    monkeypatch.setattr(gpu_checks, "fused", lambda link: lambda h: seen.append(torch.is_grad_enabled()) or link(h))
+    assert gpu_checks.links(SimpleNamespace(device="cpu", small=True)) == [] and set(seen) == {False}
+
+
+def test_a_machine_that_memcheck_does_not_support(monkeypatch, tmp_path, capsys):
+    (tmp_path / "memcheck.log").write_text("========= Error: Device not supported\n")
+    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: True)
+    monkeypatch.setattr(gpu_checks.shutil, "which", lambda name, path=None: name)
+    monkeypatch.setattr(gpu_checks.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    assert not gpu_checks.memcheck(SimpleNamespace(device="cuda", work=tmp_path))
+    assert "skipped" in capsys.readouterr().out
