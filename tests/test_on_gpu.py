@@ -116,3 +116,35 @@ def test_a_machine_that_memcheck_does_not_support(monkeypatch, tmp_path, capsys)
     monkeypatch.setattr(gpu_checks.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     assert not gpu_checks.memcheck(SimpleNamespace(device="cuda", work=tmp_path))
     assert "skipped" in capsys.readouterr().out
+
+
+@pytest.fixture
+def gpu_speed():
+    pytest.importorskip("transformers", reason="needs transformers: pip install '.[oracle]'")
+    import gpu_speed
+    return gpu_speed
+
+
+def test_the_start_is_timed_as_an_agent_runs(gpu_speed, tmp_path, monkeypatch, capsys):
+    """With gradients neither kernels nor graphs are used. What was timed before the end is told at once."""
+    seen = []
+    monkeypatch.setattr(generate_module, "generate",
+                        lambda *_: seen.append((torch.is_grad_enabled(), capsys.readouterr().out)))
+    monkeypatch.setattr(sys, "argv", ["-c", str(checkpoints.make_agent(tmp_path, "llama")), "cpu"])
+    with torch.enable_grad():  # puts back what START changes
+        exec(gpu_speed.START, {})
+    assert [enabled for enabled, _ in seen] == [False] * 3 and '"load"' in seen[0][1] and '"first token"' in seen[1][1]
+
+
+def test_the_memory_of_a_long_prompt_has_its_cache(gpu_speed, tmp_path, monkeypatch):
+    """Nothing is held when it begins to be measured."""
+    folder, agents, held = checkpoints.make_agent(tmp_path, "llama", vocab_size=1000), [], []
+    folders = dict.fromkeys(("planner", "critic", "solver"), folder)
+    monkeypatch.setattr(gpu_speed, "agent_folders", lambda _: (folders, None))
+    monkeypatch.setattr(gpu_speed, "load_agent",
+                        lambda *args, load=gpu_speed.load_agent: agents.append(load(*args)) or agents[-1])
+    monkeypatch.setattr(gpu_speed.bench_train, "peak",
+                        lambda work, device: held.append(agents[-1].prefix_cache) or (work(), 1.0, 1))
+    with torch.no_grad():
+        gpu_speed.long(SimpleNamespace(device="cpu", small=True))
+    assert held == [None] * 3
