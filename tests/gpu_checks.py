@@ -272,10 +272,10 @@ def tests(options):
         def pytest_runtest_logreport(self, report):
             if report.when == "call" or not report.passed:
                 counts[report.outcome] = counts.get(report.outcome, 0) + 1
-            if report.failed:
-                print(report.longreprtext)  # now, as pytest tells it at its end, which may not come
-                failed.append(report.nodeid)
-            note(counts=counts, failed=failed, summary=f"{counts} {failed[:3] if failed else ''}")
+                if report.failed:
+                    print(report.longreprtext)  # now, as pytest tells it at its end, which may not come
+                    failed.append(report.nodeid)
+                note(counts=counts, failed=failed, summary=f"{counts} {failed[:3] if failed else ''}")
     which = ["test_link.py"] if options.small else ["test_kernels.py", "test_fast.py", "test_link.py"]
     parallel = ["-n", "6"] if find_spec("xdist") and not options.small else []
     code = pytest.main(["-v", "--tb=short", "--no-summary", "-p", "no:cacheprovider", *parallel,
