@@ -236,8 +236,11 @@ def main():
     card = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     versions = {"python": platform.python_version(), "torch": torch.__version__,
                 "transformers": transformers.__version__, "on": card}
-    print(json.dumps({"against": ratios, "size": args.size, "style": args.style, "device": args.device,
-                      "dtype": args.dtype, "batch": args.batch, "versions": versions}))
+    result = {"against": ratios, "seconds": time, "bytes": memory, "losses": losses, "gradients_apart": apart,
+              "size": args.size, "style": args.style, "device": args.device, "dtype": args.dtype, "batch": args.batch,
+              "versions": versions}
+    print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

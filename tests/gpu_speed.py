@@ -7,7 +7,6 @@ What a figure should be is a bar; it is printed beside the figure.
 Letters: B rows, T tokens of a prompt, S positions, D width, m latent steps.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -28,9 +27,9 @@ import torch.nn.functional as F
 import transformers
 
 import bench
+import bench_train
 import checkpoints
 import minimas
-from bench_train import peak
 from minimas import link as link_module
 from minimas.agent import load_agent
 from minimas.cache import KVCache, masks
@@ -38,7 +37,7 @@ from minimas.fast import linear
 from minimas.fast import prepare as prepare_module
 from minimas.llama import rope_cos_sin
 from minimas.styles import STYLES, Settings
-from on_gpu import HERE, note, part_options
+from on_gpu import note, part_options
 
 STYLE = "sequential_light"
 WORTH = 1.15  # a kernel must beat torch's operations in a graph by this factor at some number of rows
@@ -68,11 +67,6 @@ def system(options):
     started = time.perf_counter()
     agent_folders(options)
     note(seconds_to_draw=time.perf_counter() - started, summary="drawn")
-
-
-def bandwidth(options):
-    """Bytes per second of large copies; on a CPU, where it only fills the place, of reading."""
-    return bench.copy_bandwidth("cuda") if options.device == "cuda" else bench.read_bandwidth()
 
 
 def needed(agent, B, T, S):
@@ -133,7 +127,7 @@ def race(options):
 
 def of_steps(options, ours, models, prompts, B, m, n):
     """Prefill, latent step and text token of each agent, and the part of the copy bandwidth at which steps read."""
-    bytes_per_second, found = bandwidth(options), {}
+    bytes_per_second, found = bench.copy_bandwidth("cuda") if options.device == "cuda" else bench.read_bandwidth(), {}
     note(copy_bandwidth=bytes_per_second)
     for role, asked in prompts.items():
         agent, S = ours.system.agents[role], ours.system.agents[role].embed(asked)[0].shape[1]
@@ -157,7 +151,7 @@ def memory_of_a_run(options, ours, asked, prompts, B, m, n):
         T = agent.embed(prompts[role])[0].shape[1]
         cache, work = needed(agent, B, T, T + (n if role == ours.system.style.order[-1] else m))
         required, widest = required + cache, max(widest, work)
-    _, _, taken = peak(lambda: ours.run(asked), options.device)
+    _, _, taken = bench_train.peak(lambda: ours.run(asked), options.device)
     note(memory={"bytes": taken, "caches": required, "widest": widest})
     bar(f"memory of a run / its shapes, batch {B}", taken / (required + widest), most=1.1)
 
@@ -297,8 +291,8 @@ def ways(options):
     (folders, dtype), layers, table = agent_folders(options), 1 if options.small else 8, {}
     counts = {"planner": (1,)} if options.small else {"planner": (1, 32, 8), "critic": (1, 32), "solver": (1, 32)}
     for role, rows in counts.items():
-        kernels_run = options.device == "cuda"  # an interpreter of kernels would take minutes here
-        quick, plain = (load(folders[role], options, dtype, with_kernels) for with_kernels in (kernels_run, False))
+        quick, plain = (load(folders[role], options, dtype, with_kernels)  # an interpreter of them would take minutes
+                        for with_kernels in (options.device == "cuda", False))
         bare = load_agent(folders[role], "math", torch.device(options.device), dtype, plain=True)
         for B in rows:
             started = time.perf_counter()
@@ -335,12 +329,13 @@ def long(options):
     for role in STYLES[STYLE].order:
         agent = load_agent(folders[role], "math", torch.device(options.device), dtype)
         asked = [[torch.randint(0, 1000, (T,), generator=torch.Generator().manual_seed(0))]]
-        think = lambda n: (agent.release(), agent.think(asked, n))[1]
+        think = lambda n: (agent.drop_prefix(), agent.think(asked, n))[1]
         think(3)  # compiles
-        prefill = median_seconds(lambda: think(1), options.device)
-        H, seconds, taken = peak(lambda: think(m + 1), options.device)
+        agent.release()  # or its cache would not count
+        H, _, taken = bench_train.peak(lambda: think(m + 1), options.device)  # captures
+        prefill, whole = (median_seconds(lambda: think(n), options.device, times) for n, times in ((1, 3), (m + 1, 1)))
         cache, widest = needed(agent, 1, T, T + m + 1)
-        table[role] = {"prefill, seconds": prefill, "step, milliseconds": 1e3 * (seconds - prefill) / m,
+        table[role] = {"prefill, seconds": prefill, "step, milliseconds": 1e3 * (whole - prefill) / m,
                        "bytes": taken, "cache": cache, "widest": widest, "finite": bool(H.isfinite().all())}
         note(long=table)
         bar(f"{role}, memory / its shapes", taken / (cache + widest), most=1.1)
@@ -348,34 +343,35 @@ def long(options):
 
 def train(options):
     """A training step of the outer links, two layers of each agent, beside transformers with all rows at once."""
-    command = [sys.executable, HERE / "bench_train.py", "--device", options.device, "--repeats", "1", "--only", "batched",
-               *(("--size", "small", "--batch", "2") if options.small else ("--size", "wide"))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    print(done.stdout)
-    if done.returncode:
-        sys.exit(f"bench_train.py ended with {done.returncode}")
-    against = json.loads(done.stdout.strip().splitlines()[-1])["against"]["batched"]
-    note(train=against, table=done.stdout.splitlines()[:-1],
-         summary=f"batched / minimas: time {against['time_ratio']}, memory {against['memory_ratio']}")
+    small = ("--size", "small", "--batch", "2") if options.small else ("--size", "wide")
+    arguments = ["bench_train.py", "--device", options.device, "--repeats", "1", "--only", "batched", *small]
+    with patch.object(sys, "argv", arguments), torch.enable_grad():
+        result = bench_train.main()
+    against = result["against"]["batched"]
+    note(train=result, summary=f"batched / minimas: time {against['time_ratio']}, memory {against['memory_ratio']}")
 
 
 START = """
-import json, sys, time
-times = [time.perf_counter()]
-mark = lambda: times.append(time.perf_counter())
+import json, pathlib, sys, time
+started, found = time.perf_counter(), {}
+
+def mark(name):
+    found[name] = time.perf_counter() - started - sum(found.values())
+    told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items())
+    print("\\n@", json.dumps({"start": found, "summary": told}), flush=True)
+
 import torch
 from minimas.agent import load_agent
 from minimas.generate import generate
 from minimas.styles import Settings
-mark()
-agent = load_agent(__import__("pathlib").Path(sys.argv[1]), "math", torch.device(sys.argv[2]), None)
+torch.set_grad_enabled(False)  # or neither kernels nor graphs would be used
+mark("import")
+agent = load_agent(pathlib.Path(sys.argv[1]), "math", torch.device(sys.argv[2]), None)
 agent.generation_config.eos_ids = ()
-mark()
-for n in 1, 17, 17:
+mark("load")
+for n, name in (1, "first token"), (17, "17 tokens, kernels compiled and captured"), (17, "17 tokens again"):
     generate(agent, [[torch.arange(100)]], [0], Settings(max_new_tokens=n, temperature=0.0))
-    mark()
-names = "import", "load", "first token", "17 tokens, kernels compiled and captured", "17 tokens again"
-print(json.dumps(dict(zip(names, (b - a for a, b in zip(times, times[1:]))))))
+    mark(name)
 """
 
 
@@ -383,10 +379,7 @@ def start(options):
     """Seconds from the start of a process that has compiled nothing before; files are in main memory."""
     folders, _ = agent_folders(options)
     environment = os.environ | {"TRITON_CACHE_DIR": str(options.work / "triton")}
-    done = subprocess.run([sys.executable, "-c", START, folders["planner"], options.device], stdout=subprocess.PIPE,
-                          text=True, env=environment, check=True)
-    found = json.loads(done.stdout)
-    note(start=found, summary=", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items()))
+    subprocess.run([sys.executable, "-c", START, folders["planner"], options.device], env=environment, check=True)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     PYTHONPATH=. python tests/on_gpu.py OUT --only llama tests   # some parts
     PYTHONPATH=. python tests/on_gpu.py /tmp/dry --small --device cpu
 
-Parts are processes of gpu_checks.py and gpu_speed.py, in the order of worth. Those of a stage run at once, and no other
-beside them. A part that fails costs no other, and one that is still running when the time of its stage is over is ended:
-what a stage leaves of its time, later ones may use. Prints a line for each part, and rewrites OUT/on_gpu.json every second.
-The exit status is 1 if a part failed or was ended. A bar that is missed is printed, but is no failure.
+Parts are processes of gpu_checks.py and gpu_speed.py, in the order of worth; the last may use all the time that is left.
+Those of a stage run at once, and no other beside them. A part that fails costs no other, and one that still runs when the
+time of its stage is over is ended: what a stage leaves of its time, later ones may use. Prints a line for each part, and
+rewrites OUT/on_gpu.json every second. The exit status is 1 if a part failed or was ended, but not for a missed bar.
 """
 
 import argparse
@@ -32,11 +32,11 @@ STAGES = [  # seconds, and {part: its command}; together 540 seconds
     (100, {"batch-1": [SPEED, "race", "1"]}),
     (100, {"batch-32": [SPEED, "race", "32"]}),
     (40, {"kernels": [SPEED, "kernels"]}),
-    (65, {"compile": [SPEED, "ways"]}),
     (25, {"link-speed": [SPEED, "links"]}),
     (30, {"long": [SPEED, "long"]}),
     (25, {"train": [SPEED, "train"]}),
     (25, {"start": [SPEED, "start"]}),
+    (65, {"compile": [SPEED, "ways"]}),
 ]
 
 
@@ -70,12 +70,12 @@ def results(log):
 
 
 def start(name, command, options, work, threads):
-    """The process of a part, in a group of its own with all that it starts; its output goes to work/NAME.log."""
+    """The process of a part, in a group (no session) of its own with all that it starts; its output: work/NAME.log."""
     environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(work / f"{name}.log", "wb") as log:
         return subprocess.Popen([sys.executable, *map(str, command), *options, "--work", str(work)], stdout=log,
-                                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, process_group=0,
                                 env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path})
 
 
@@ -97,21 +97,24 @@ def run_stage(commands, options, work, until, keep):
     """Run parts at once; keep(name, what is known of it) every second. Those that still run at the time `until` are ended."""
     started, threads = time.monotonic(), max(1, (os.cpu_count() or 1) // len(commands))
     running = {name: start(name, command, options, work, threads) for name, command in commands.items()}
-    while running:
-        time.sleep(0.1 if time.monotonic() < started + 2 else 1)
-        for name, child in list(running.items()):
-            code, late = child.poll(), time.monotonic() > until
-            log, seconds = work / f"{name}.log", round(time.monotonic() - started, 1)
-            known = {"status": "running", "seconds": seconds, **results(log)}
-            if code is not None or late:
-                end(child)
-                del running[name]
-                known = {**known, **results(log), "status": status(code, known)}
-                if known["status"] not in ("ok", "skipped"):
-                    known["log"] = log.read_text(errors="replace")[-4000:]
-                line = known.get("summary") or known.get("skipped") or known.get("log", "").strip().split("\n")[-1]
-                print(f"{name:14s}{known['status']:9s}{seconds:6.1f} s  {line}", flush=True)
-            keep(name, known)
+    try:
+        while running:
+            time.sleep(0.1 if time.monotonic() < started + 2 else 1)
+            for name, child in list(running.items()):
+                code, late = child.poll(), time.monotonic() > until
+                log, seconds = work / f"{name}.log", round(time.monotonic() - started, 1)
+                known = {"status": "running", "seconds": seconds, **results(log)}
+                if code is not None or late:
+                    end(running.pop(name))
+                    known = {**known, **results(log), "status": status(code, known)}
+                    if known["status"] not in ("ok", "skipped"):
+                        known["log"] = log.read_text(errors="replace")[-20000:]
+                    line = known.get("summary") or known.get("skipped") or known.get("log", "").strip().split("\n")[-1]
+                    print(f"{name:14s}{known['status']:9s}{seconds:6.1f} s  {line}", flush=True)
+                keep(name, known)
+    finally:  # SIGTERM and Ctrl-C leave none behind
+        for child in running.values():
+            end(child)
 
 
 def main(stages=STAGES):
@@ -122,6 +125,7 @@ def main(stages=STAGES):
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     report, begun, until = {"command": sys.argv[1:], "parts": {}}, time.monotonic(), time.monotonic()
 
     def keep(name, known):
@@ -133,7 +137,7 @@ def main(stages=STAGES):
 
     memory = Path("/dev/shm")  # the weights of a system are 9 GB
     place = memory if memory.is_dir() and not args.small and shutil.disk_usage(memory).free > 2 ** 35 else None
-    with tempfile.TemporaryDirectory(dir=place) as work:
+    with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as work:
         for seconds, commands in stages:
             until += seconds * (1 + args.small)
             commands = {name: command for name, command in commands.items() if not args.only or name in args.only}

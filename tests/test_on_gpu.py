@@ -1,16 +1,21 @@
 """The script for a GPU: a part that raises or hangs costs no other, and the checks see a mistake."""
 
 import json
+import os
+import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import checkpoints
 import gpu_checks
 import on_gpu
+from minimas import generate as generate_module
 
-PRELUDE = f"import sys, time, subprocess; sys.path.insert(0, {str(on_gpu.HERE)!r}); from on_gpu import note; "
+PRELUDE = f"import os, sys, time, subprocess; sys.path.insert(0, {str(on_gpu.HERE)!r}); from on_gpu import note; "
 
 
 def stage(seconds, **programs):
@@ -42,6 +47,20 @@ def test_what_a_killed_run_keeps(tmp_path):
     assert ("running", 1) in kept and kept[-1] == ("ended", 1)
 
 
+@pytest.mark.slow
+def test_what_ends_the_script_ends_its_parts(tmp_path):
+    stages, report = [stage(30, hangs="note(pid=os.getpid()); time.sleep(60)")], tmp_path / "on_gpu.json"
+    program = f"import sys; sys.path.insert(0, {str(on_gpu.HERE)!r}); import on_gpu; on_gpu.main({stages!r})"
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path, "--device", "cpu"]) as script:
+        while not (report.is_file() and "pid" in (part := json.loads(report.read_text())["parts"].get("hangs", {}))):
+            assert script.poll() is None
+            time.sleep(0.1)
+        script.terminate()
+        assert script.wait(20) == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(part["pid"], 0)
+
+
 def test_the_limits_fit_the_time_of_a_device():
     assert sum(seconds for seconds, _ in on_gpu.STAGES) == 540
 
@@ -63,3 +82,69 @@ def test_the_checks_see_a_mistake(tmp_path, monkeypatch, part):
         assert gpu_checks.compare(folder, "cpu")["wrong"] == []
         wrong = gpu_checks.compare(folder, "cpu", spoil=spoil)["wrong"]
     assert any("float32" in what for what in wrong) and all("prefill" not in what for what in wrong) == (part == "post_ln")
+
+
+def test_angles_of_the_truth_may_differ_by_their_rounding(tmp_path, monkeypatch):
+    """In float64, too, rotations are float32, which a GPU rounds otherwise in the last bit."""
+    folder, loaded = gpu_checks.make_agent(tmp_path, "llama", {"num_hidden_layers": 1}), []
+
+    def load(*args, load_agent=gpu_checks.load_agent, **options):
+        agent = load_agent(*args, **options)
+        agent.model.frequency *= 1 + len(loaded) * off
+        loaded.append(agent)
+        return agent
+    monkeypatch.setattr(gpu_checks, "load_agent", load)
+    for off, right in (2 ** -23, True), (1e-3, False):
+        loaded.clear()
+        wrong = []
+        with torch.no_grad():
+            gpu_checks.true_agent(folder, "cpu", True, {}, wrong)
+        assert right == (not wrong)
+
+
+def test_links_are_checked_as_they_run(monkeypatch):
+    """With gradients kernels are not used."""
+    seen = []
+    monkeypatch.setattr(gpu_checks, "fused", lambda link: lambda h: seen.append(torch.is_grad_enabled()) or link(h))
+    assert gpu_checks.links(SimpleNamespace(device="cpu", small=True)) == [] and set(seen) == {False}
+
+
+def test_a_machine_that_memcheck_does_not_support(monkeypatch, tmp_path, capsys):
+    (tmp_path / "memcheck.log").write_text("========= Error: Device not supported\n")
+    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: True)
+    monkeypatch.setattr(gpu_checks.shutil, "which", lambda name, path=None: name)
+    monkeypatch.setattr(gpu_checks.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    assert not gpu_checks.memcheck(SimpleNamespace(device="cuda", work=tmp_path))
+    assert "skipped" in capsys.readouterr().out
+
+
+@pytest.fixture
+def gpu_speed():
+    pytest.importorskip("transformers", reason="needs transformers: pip install '.[oracle]'")
+    import gpu_speed
+    return gpu_speed
+
+
+def test_the_start_is_timed_as_an_agent_runs(gpu_speed, tmp_path, monkeypatch, capsys):
+    """With gradients neither kernels nor graphs are used. What was timed before the end is told at once."""
+    seen = []
+    monkeypatch.setattr(generate_module, "generate",
+                        lambda *_: seen.append((torch.is_grad_enabled(), capsys.readouterr().out)))
+    monkeypatch.setattr(sys, "argv", ["-c", str(checkpoints.make_agent(tmp_path, "llama")), "cpu"])
+    with torch.enable_grad():  # puts back what START changes
+        exec(gpu_speed.START, {})
+    assert [enabled for enabled, _ in seen] == [False] * 3 and '"load"' in seen[0][1] and '"first token"' in seen[1][1]
+
+
+def test_the_memory_of_a_long_prompt_has_its_cache(gpu_speed, tmp_path, monkeypatch):
+    """Nothing is held when it begins to be measured."""
+    folder, agents, held = checkpoints.make_agent(tmp_path, "llama", vocab_size=1000), [], []
+    folders = dict.fromkeys(("planner", "critic", "solver"), folder)
+    monkeypatch.setattr(gpu_speed, "agent_folders", lambda _: (folders, None))
+    monkeypatch.setattr(gpu_speed, "load_agent",
+                        lambda *args, load=gpu_speed.load_agent: agents.append(load(*args)) or agents[-1])
+    monkeypatch.setattr(gpu_speed.bench_train, "peak",
+                        lambda work, device: held.append(agents[-1].prefix_cache) or (work(), 1.0, 1))
+    with torch.no_grad():
+        gpu_speed.long(SimpleNamespace(device="cpu", small=True))
+    assert held == [None] * 3
