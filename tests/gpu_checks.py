@@ -255,7 +255,7 @@ def memcheck(options):
         command = [tool, "--target-processes", "application-only", "--error-exitcode", "9", "--print-limit", "5", *command]
         more = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     code = subprocess.run(command, env=os.environ | more).returncode
-    if code and log.is_file() and "Device not supported" in log.read_text(errors="replace"):  # as under gVisor
+    if code and log.is_file() and "Device not supported" in log.read_text(errors="replace"):  # as in some containers
         return note(skipped="compute-sanitizer does not support this machine")
     note(memcheck=checked, summary=("memcheck found nothing" if checked else "the kernels can be called") * (code == 0))
     return ["errors"] if code else []
