@@ -66,8 +66,8 @@ def answer_form(section, question, task):
 def prompt(section, role, question, task, has_feedback):
     """System text, and the pieces of the user message, for `role` in a section of prompts.json, or in one of that form.
 
-    has_feedback: something was sent to this role already. If there is a `ROLE_with_feedback`, that template is taken, which
-    has a slot for it; else one for the question's data set, else the role's own.
+    has_feedback: this role has heard somebody who speaks after it, or itself. If there is a `ROLE_with_feedback`, that
+    template is taken, which has a slot for it; else one for the question's data set, else the role's own.
     """
     table = section if isinstance(section, dict) else PROMPTS[section]
     context, text = PROMPTS["context"][task], question.text
@@ -77,9 +77,8 @@ def prompt(section, role, question, task, has_feedback):
         text = text.rstrip()
         if "choose the correct option" in text.lower():
             context = PROMPTS["context"]["math"]  # as the release does when the question says so itself
-    system = table.get("system") or PROMPTS["system_deliberation" if section == "deliberation" else "system"]
-    names = [f"{role}_with_feedback"] if has_feedback else []
-    names += [f"{role}_{question.dataset}", role]
+    system = table.get("system", PROMPTS["system_deliberation" if section == "deliberation" else "system"])
+    names = [f"{role}_with_feedback"] * has_feedback + [f"{role}_{question.dataset}", role]
     template = next(table[name] for name in names if name in table)
     code = {"": "program", None: "unnamed_function"}.get(question.fn_name, "function")  # what code to write
     templates = {"context": context, "final": answer_form(section, text, task), "interface": PROMPTS["interface"][code]}
@@ -89,8 +88,7 @@ def prompt(section, role, question, task, has_feedback):
 def answer_retry(section, task):
     """What is appended to a text without an answer, so that the agent goes on with one; None if that was never trained.
     """
-    section = section if isinstance(section, dict) else PROMPTS[section]
-    return section.get("answer_retry", PROMPTS["answer_retry"]).get(task)
+    return (PROMPTS[section] if isinstance(section, str) else {}).get("answer_retry", PROMPTS["answer_retry"]).get(task)
 
 
 def wrap(tokenizer, system, pieces, date):

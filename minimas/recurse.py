@@ -193,9 +193,10 @@ class System:
 
     def prompts(self, role, questions, inbox, date=DATE):
         """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
-        heard, tokenizer, prompts = any(target == role for _, target in inbox), self.agents[role].tokenizer, []
+        order, tokenizer, prompts = self.style.order, self.agents[role].tokenizer, []
+        fed_back = any(target == role and order.index(source) >= order.index(role) for source, target in inbox)
         for b, question in enumerate(questions):
-            pieces = wrap(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, heard), date)
+            pieces = wrap(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, fed_back), date)
             if unheard := [p.role for p in pieces if isinstance(p, Slot) and (p.role, role) not in inbox]:
                 raise InputError(f"the prompt of {role} has a slot for {unheard[0]}, who has sent it nothing: "
                                  "the style needs an edge between them")
@@ -374,7 +375,7 @@ def main():
         return print(needs_text(args, style, [settings], args.task))
     typed = [] if sys.stdin and sys.stdin.isatty() and not args.prompt else read_questions(args.prompt)
     questions = style.questions(typed, [fn_name] * len(typed))
-    check_memory(args, style, [settings], min(len(typed), settings.batch_size))
+    check_memory(args, style, [settings], min(len(typed) or 1, settings.batch_size))
     system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
                              task=args.task, offload=args.offload, plain=args.plain)
     if questions:

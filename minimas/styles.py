@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 
-from .common import InputError, check_known, check_text, read_json, required
+from .common import InputError, check_known, check_text, read_json
 from .prompts import FIELD, FIELDS, PROMPTS, Question
 from .sandbox.tools import TOOLS
 from .tiny.task import with_labels
@@ -87,8 +87,7 @@ class Style:
             places = [folder / name, folder / Path(self.checkpoints.get(name, name)).name]
             found[name] = next((place for place in places if place.is_dir()), None)
             if found[name] is None:
-                raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for "
-                                 f"{', '.join(needed)}; or name a single one as ROLE=PATH")
+                raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: give one, or {name}=PATH")
         return found
 
 
@@ -132,9 +131,9 @@ class Settings:
         for name, least in lowest.items():
             value = getattr(settings, name)
             if (value is not None or name != "top_k") and not (isinstance(value, Integral) and value >= least):
-                raise InputError(f"{name} is {value}, expected a whole number from {least} up")
+                raise InputError(f"{name} is {value!r}, expected a whole number from {least} up")
         if not (isinstance(settings.temperature, Real) and 0 <= settings.temperature < float("inf")):
-            raise InputError(f"temperature is {settings.temperature}, expected a number from 0 up")
+            raise InputError(f"temperature is {settings.temperature!r}, expected a number from 0 up")
         if not 0 < settings.top_p <= 1:
             raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
         check_known("channel", [settings.channel], ("latent", "text"))
@@ -148,6 +147,8 @@ class Settings:
 
 REWRITES = {"tiny": with_labels}  # section of prompts.json -> what turns a question as typed into what agents read
 TYPES = {"order": list, "edges": list, "agents": dict, "prompts": (str, dict), "links": (str, type(None))}
+TAKEN = (*FIELDS, "system", "links", "answer_retry")  # names that mean something else in a prompt or a folder
+SECTIONS = {name: {*table.get("text", table)} for name, table in PROMPTS.items() if isinstance(table, dict)}
 
 
 def style_from(entry, file):
@@ -156,46 +157,54 @@ def style_from(entry, file):
     InputError names the key that is wrong.
     """
     check_known(f"{file}: key", entry, [*TYPES, *(field.name for field in fields(Style)[4:])])
-    for key, types in TYPES.items():
+    for key, types in (TYPES | dict.fromkeys(("calls_tools", "links_by_task"), (bool, type(None)))).items():
         if not isinstance(entry.get(key), types):
             raise InputError(f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form")
     order, edges, agents, prompts, links = (entry.get(key) for key in TYPES)
-    check_roles(file, order, edges, agents)
-    if isinstance(prompts, str):
-        check_known(f"{file}: prompts", [prompts], PROMPTS)
-    else:
-        check_prompts(file, order, edges, prompts)
+    for sentence in wrong_roles(order, edges, agents, prompts):
+        raise InputError(f"{file}: {sentence}")
     sources = agents | ({"links": links} if links else {})
     checkpoints = {name: file.parent / source if source and (file.parent / source).is_dir() else source
                    for name, source in sources.items()}
     keys = {(source, target): key[0] if key else f"outer_{source}_{target}" for source, target, *key in edges}
+    if len({*keys.values()}) < len(edges):
+        raise InputError(f"{file}: edges is {edges}, expected each link once, under a name of its own")
     more = {key: value for key, value in entry.items() if key not in TYPES}
     return Style(tuple(order), keys, checkpoints, prompts, **more)
 
 
-def check_roles(file, order, edges, agents):
-    """InputError unless roles are different names, each with an agent, and edges lead from one to another."""
-    if not order or not all(re.fullmatch("[a-z_]{2,}", str(role)) and order.count(role) == 1 for role in order):
-        raise InputError(f"{file}: order is {order}, expected different names in lower-case letters, the writer's last")
-    if wrong := [edge for edge in edges if not (isinstance(edge, list) and len(edge) in (2, 3) and {*edge[:2]} <= {*order})]:
-        raise InputError(f"{file}: edges has {wrong[0]}, expected [source, target], two of {', '.join(order)}")
+def wrong_roles(order, edges, agents, prompts):
+    """Yield a sentence for each value that is wrong. Only the first one counts: a check relies on those before it."""
+    names = [role for role in order if re.fullmatch("[a-z_]{2,}", str(role)) and role not in TAKEN]
+    if not order or [*dict.fromkeys(names)] != order:
+        yield f"order is {order}, expected different names of letters a-z and _, two or more, none of {', '.join(TAKEN)}"
+    for edge in edges:
+        if not (isinstance(edge, list) and [*map(type, edge)] in ([str] * 2, [str] * 3) and {*edge[:2]} <= {*order}):
+            yield f"edges has {edge}, expected [source, target], two of {', '.join(order)}"
     for role in [*order, *agents]:
         if role not in order or not isinstance(agents.get(role), str):
-            raise InputError(f"{file}: agents.{role} is {agents.get(role, 'missing')!r}, expected a folder or hub id each for "
-                             f"{', '.join(order)}, and no others")
+            yield f"agents.{role} is {agents.get(role, 'missing')!r}, expected a folder or hub id each for {', '.join(order)}"
+    if isinstance(prompts, dict):
+        yield from wrong_prompts(order, edges, prompts)
+    elif not {*order} <= SECTIONS.get(prompts, {*()}):
+        yield f"prompts is {prompts!r}, expected texts, or a section of prompts.json that has one for {', '.join(order)}"
 
 
-def check_prompts(file, order, edges, prompts):
-    """InputError unless there is a prompt for each role, with slots for what it hears only."""
+def wrong_prompts(order, edges, prompts):
+    """The same for prompts: one for each role, with slots for what it can have heard, and for each edge a slot."""
+    more = ["system", *(f"{b}_with_feedback" for a, b, *_ in edges if order.index(a) >= order.index(b))]
     for name in [*order, *prompts]:
         role, text = name.removesuffix("_with_feedback"), prompts.get(name)
-        if not isinstance(text, str) or role not in (*order, "system"):
-            raise InputError(f"{file}: prompts.{name} is {text!r}, expected a text each for {', '.join(order)}; "
-                             "beside them there may be system, and ROLE_with_feedback")
-        heard = [edge[0] for edge in edges if edge[1] == role]
+        if not isinstance(text, str) or name not in (*order, *more):
+            yield f"prompts.{name} is {text!r}, expected texts for {', '.join(order)}, perhaps {', '.join(more)}"
+        heard = [source for source, target, *_ in edges
+                 if target == role and (name != role or order.index(source) < order.index(role))]
         if unheard := [slot for slot in FIELD.findall(text) if slot not in (*FIELDS, *heard)]:
-            raise InputError(f"{file}: prompts.{name} has {{{unheard[0]}}}, expected {', '.join((*FIELDS, *heard))}: "
-                             f"correct it, or add an edge from there to {role}")
+            yield (f"prompts.{name} has {{{unheard[0]}}}, expected {', '.join((*FIELDS, *heard))}: correct it, add an edge "
+                   f"from there to {role}, or move the slot of a later role to {role}_with_feedback")
+    for source, target, *_ in edges:
+        if not any(f"{{{source}}}" in prompts.get(name, "") for name in (target, f"{target}_with_feedback")):
+            yield f"edges has [{source}, {target}], but no prompt of {target} has {{{source}}}: add it, or leave out the edge"
 
 
 FILE = Path(__file__).with_name("styles.json")
@@ -204,7 +213,8 @@ STYLES = {name: style_from(entry, FILE) for name, entry in read_json(FILE).items
 
 def style_named(name):
     """The Style of that name, or in a .json file; InputError if there is none."""
-    if str(name).endswith(".json"):
-        return style_from(read_json(required(Path(name).parent, Path(name).name)), Path(name))
-    check_known("style", [name], [*STYLES, "a .json file of your own"])
+    file = Path(name).expanduser()
+    if file.suffix == ".json" and file.is_file():
+        return style_from(read_json(file), file)
+    check_known("style", [str(name)], [*STYLES, "the path of a .json file"])
     return STYLES[name]

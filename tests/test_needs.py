@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import minimas
 import standin
 from minimas import recurse
 from minimas.evaluate import __main__ as evaluate
+from minimas.link import OuterLink
 from minimas.look import needs
 from minimas.styles import STYLES
 
@@ -83,6 +85,14 @@ def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
         largest, S = max(made[role])
         room = 9 if args.channel == "text" or role == entry.order[-1] else 4
         assert 2 * needs.needs_of(args, entry, points, prompt=S - room)[role].cache == largest, role
+
+
+def test_an_agent_that_hears_itself_has_an_outer_link_for_it(monkeypatch):
+    args, entry, points = planned(monkeypatch)
+    own = replace(entry, edges=entry.edges | {("critic", "critic"): "outer_22"})
+    D = (before := needs.needs_of(args, entry, points)["critic"]).model.config.hidden_size
+    with_itself = needs.needs_of(args, own, points)["critic"].links
+    assert with_itself - before.links == nbytes(OuterLink(D, D).parameters())
 
 
 def test_agents_that_send_nothing_make_no_cache(folders, monkeypatch):

@@ -9,8 +9,11 @@ import pytest
 
 import minimas
 from minimas.common import InputError
+from minimas.evaluate.runs import fingerprint
+from minimas.prompts import Question, prompt
 from minimas.recurse import System
 from minimas.styles import STYLES, style_named
+from minimas.train.ridge import new_outer_links
 
 ROLES = ("planner", "critic", "solver")
 OWN = {"order": list(ROLES), "edges": [["planner", "critic"], ["critic", "solver"], ["solver", "planner"]],
@@ -88,12 +91,24 @@ def test_without_links_text_passes_and_latents_name_the_command(folder):
     ({"agents": {"planner": "x"}}, "agents.critic is 'missing'"), ({"agents": OWN["agents"] | {"x": "y"}}, "agents.x is 'y'"),
     ({"agents": OWN["agents"] | {"critic": 3}}, "agents.critic is 3"), ({"links": 3}, "links is 3"),
     ({"prompts": {"planner": "{question}"}}, "prompts.critic is None"), ({"prompts": 3}, "prompts is 3"),
-    ({"prompts": "mine"}, "prompts 'mine' is not known"),
+    ({"prompts": "mine"}, "prompts is 'mine'"), ({"prompts": "mixture"}, "prompts is 'mixture'.* planner, critic, solver"),
+    ({"prompts": "final"}, "prompts is 'final'"), ({"prompts": "system"}, "prompts is 'system'"),
+    ({"order": ["planner", "critic", "links"]}, "order is .* none of .*links"),
+    ({"order": ["planner", "critic", "question"]}, "order is .* none of question, "),
+    ({"order": ["planner", "critic", "answer_retry"]}, "order is .* none of .*answer_retry"),
+    ({"edges": [[["planner"], "critic"]]}, "edges has \\[\\['planner'\\], 'critic'\\]"),
+    ({"edges": [["planner", "critic", 1]]}, "edges has \\['planner', 'critic', 1\\]"),
+    ({"edges": OWN["edges"] + [["planner", "critic"]]}, "each link once, under a name of its own"),
+    ({"edges": [[*edge, "same"] for edge in OWN["edges"]]}, "each link once, under a name of its own"),
+    ({"edges": OWN["edges"] + [["planner", "solver"]]}, "planner, solver\\], but no prompt of solver has {planner}"),
+    ({"prompts": OWN["prompts"] | {"critic_with_feedback": "{planner}"}}, "prompts.critic_with_feedback is '{planner}'"),
+    ({"prompts": OWN["prompts"] | {"planner": "{solver}"}}, "prompts.planner has {solver}.* planner_with_feedback"),
+    ({"links_by_task": "false"}, "links_by_task is 'false'"), ({"calls_tools": "no"}, "calls_tools is 'no'"),
     ({"prompts": OWN["prompts"] | {"critic": "{writer}"}}, "prompts.critic has {writer}"),
     ({"prompts": OWN["prompts"] | {"critic": "{solver}"}}, "prompts.critic has {solver}"),
     ({"prompts": OWN["prompts"] | {"author": "x"}}, "prompts.author is 'x'"),
-    ({"temprature": 1}, "key 'temprature' is not known"), ({"latent_steps": "many"}, "latent_steps is many"),
-    ({"temperature": "hot"}, "temperature is hot"), ({"task": "maths"}, "task 'maths' is not known")])
+    ({"temprature": 1}, "key 'temprature' is not known"), ({"latent_steps": "many"}, "latent_steps is 'many'"),
+    ({"temperature": "hot"}, "temperature is 'hot'"), ({"task": "maths"}, "task 'maths' is not known")])
 def test_a_wrong_file_is_refused_by_key(folder, changes, complaint):
     with pytest.raises(InputError, match=complaint):
         file = write(folder, **changes)
@@ -127,3 +142,48 @@ def test_sources_that_are_needed():
         single.sources({"agent": "x"}, ["agent", "links"])
     with pytest.raises(InputError, match="^agent has no folder or hub id"):
         single.sources()
+
+
+def pieces(system, key, **options):
+    """What a role reads in a round: texts, and LATENTS where it hears somebody."""
+    result, = system.run(["7 +5"], keep_states=True, retry=False, max_new_tokens=2, **options)
+    return ["LATENTS" if not isinstance(piece, str) else piece for piece in result.stages[key][1]]
+
+
+@pytest.mark.parametrize("late", ["solver", "critic"])
+def test_feedback_is_what_a_later_role_or_oneself_sent(folder, late):
+    """ROLE_with_feedback is read from the second round on, also by a role that hears an earlier one in the first."""
+    file = write(folder, edges=OWN["edges"] + [[late, "critic"]], prompts=OWN["prompts"] | {
+        "critic_with_feedback": f"critic {{question}} notes {{planner}} {{{late}}}"})
+    own = minimas.load_mas_system(file, device="cpu")
+    system = System(own.style, own.agents, new_outer_links(own.style.edges, own.agents))
+    assert pieces(system, (1, "critic"), rounds=2).count("LATENTS") == 1
+    assert pieces(system, (2, "critic"), rounds=2).count("LATENTS") == 2
+
+
+def test_a_file_that_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="^style 'none.json' is not known, expected one of .*the path of a .json file$"):
+        style_named("none.json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path)
+    assert style_named("~/own.json").checkpoints == {role: f"agents/{role}" for role in ROLES}
+
+
+def test_an_empty_system_text_is_none_at_all(folder):
+    texts = {}
+    for system_text in ("", None):
+        prompts = {key: value for key, value in (OWN["prompts"] | {"system": system_text}).items() if value is not None}
+        style = style_named(write(folder, prompts=prompts))
+        texts[system_text] = prompt(style.prompts, "planner", Question("7"), "math", False)
+    assert texts[""][0] == "" and texts[None][0] == "You are a helpful assistant."
+
+
+def test_another_hub_id_is_another_run(tmp_path):
+    """A style's file may name another model when a run is continued; what lies beside a model's files is not part of it."""
+    hashes = {fingerprint([source]) for source in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B")}
+    assert len(hashes) == 2 and "" not in hashes
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint([tmp_path])
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "adapter.pt").write_text("x")
+    assert fingerprint([tmp_path]) == before != fingerprint([str(tmp_path / "runs")])

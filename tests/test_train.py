@@ -451,7 +451,10 @@ def links_of(folder):
             if not file.name.startswith("training")}
 
 
-@pytest.mark.parametrize("steps", [(), ("--inner-steps", "2", "--steps", "2", "--rounds", "2", "--save-every", "1")], ids=str)
+STEPS = ("--inner-steps", "2", "--steps", "2", "--rounds", "2", "--save-every", "1")
+
+
+@pytest.mark.parametrize("steps", [(), STEPS], ids=str)
 def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
     """From base folders to a folder that --checkpoint takes. A command that was killed resumes to the same links, and in
     closed form each agent reads its texts once.
@@ -477,3 +480,54 @@ def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert all(torch.equal(ours[name][key], theirs[name][key]) for key in ours[name]), name
+
+
+def test_a_system_goes_on_where_it_was_ended(interruptible, tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the last step of a stage ends the command, not the stage alone. The folder may then lie elsewhere, but the
+    style may not send another number of latents.
+    """
+    args, whole, seen = [*base_style(tmp_path), *STEPS], loop.set_gradients, []
+
+    def set_gradients(loss_at, step, *rest):
+        seen.append(step)
+        if len(seen) in (2, 8):  # the last step of the planner's link, and of the outer links
+            signal.raise_signal(signal.SIGINT)
+        return whole(loss_at, step, *rest)
+    monkeypatch.setattr(loop, "set_gradients", set_gradients)
+    for out, resume, taken in ("out", [], 2), ("out", ["--resume"], 8):
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, capsys, *args, "--out", tmp_path / out, *resume)
+        assert end.value.code == 130 and len(seen) == taken
+    assert state(tmp_path / "out" / "links")["step"] == 2
+    (tmp_path / "out").rename(tmp_path / "moved")
+    run(monkeypatch, capsys, *args, "--out", tmp_path / "moved", "--resume")
+    assert len(seen) == 8
+    style = json.loads((tmp_path / "mine.json").read_text())
+    (tmp_path / "mine.json").write_text(json.dumps(style | {"latent_steps": 4}))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, *args, "--out", tmp_path / "moved", "--resume")
+    assert "latent_steps: 3 there, 4 now" in capsys.readouterr().err
+
+
+def test_a_setting_out_of_range_is_refused_before_any_link_is_made(tmp_path, monkeypatch, capsys):
+    args = base_style(tmp_path)
+    style = json.loads((tmp_path / "mine.json").read_text())
+    (tmp_path / "mine.json").write_text(json.dumps(style | {"temperature": "0"}))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, *args, "--out", tmp_path / "out")
+    assert "temperature is '0', expected a number" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk(tmp_path):
+    """torch has no OSError of its own for it."""
+    resource = pytest.importorskip("resource")
+    link, before = InnerLink(64), resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+        with pytest.raises(OSError, match="adapter.pt.partial cannot be written whole"):
+            save.save_link(link, tmp_path / "adapter.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not list(tmp_path.iterdir())

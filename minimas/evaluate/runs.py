@@ -36,14 +36,14 @@ def digest(value):
 
 
 def fingerprint(sources, out=None):
-    """A hash of the files that would be loaded from those sources that are local folders, "" if there are none.
+    """A hash of hub ids, and of the files that would be loaded from the sources that are local folders; "" if there are none.
 
     It takes their names, sizes, beginnings and ends, where a .pt file has checksums of all that it holds; it leaves out
-    those in the folder `out`.
+    those in the folder `out`. A folder within another one is not looked into: it may hold what a command writes.
     """
-    seen = b""
+    seen = " ".join(str(source) for source in sources if not Path(source).expanduser().is_dir()).encode()
     for folder in (Path(source).expanduser().resolve() for source in sources):
-        for file in sorted(folder.rglob("*")):
+        for file in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
             if file.suffix in LOADED and file.is_file() and not (out and file.is_relative_to(out.resolve())):
                 seen += f"{file.relative_to(folder)} {file.stat().st_size} ".encode() + beginning_and_end(file)
     return hashlib.sha256(seen).hexdigest()[:16] if seen else ""

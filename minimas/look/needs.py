@@ -52,11 +52,12 @@ def needs_of(args, style, points, prompt=PROMPT, dtype=None):
         cache = max((rows * nbytes(getattr(c, name) for c in model.make_cache(1, S) for name in c.tensors)
                      for point in points for rows, S in caches(style, role, point, prompt)), default=0)
         needs[role] = Need(device, model, nbytes(model.parameters()) - tied, cache)
-    for source, target in [*zip(needs, needs), *style.edges]:
-        D, D_target = (needs[role].model.config.hidden_size for role in (source, target))
-        with torch.device("meta"):
-            link = InnerLink(D) if source == target else OuterLink(D, D_target)
-        needs[source].links += nbytes(link.to(needs[source].model.norm.weight.dtype).parameters())
+    widths = {role: need.model.config.hidden_size for role, need in needs.items()}
+    with torch.device("meta"):
+        links = [*((role, InnerLink(D)) for role, D in widths.items()),
+                 *((source, OuterLink(widths[source], widths[target])) for source, target in style.edges)]
+    for role, link in links:
+        needs[role].links += nbytes(link.to(needs[role].model.norm.weight.dtype).parameters())
     return needs
 
 

@@ -34,7 +34,7 @@ from .save import copy_agent, save_inner_link, save_outer_links, suffix
 # What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option means something for
 OPTIONS = read_json(Path(__file__).with_name("options.json"))
 TYPES = {"int": int, "float": float, "Path": Path, "names": names}
-NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # may change on --resume
+NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations", "made")  # may change on --resume
 MAX_SEED = 10 ** 12  # `permutation` multiplies it by a million, and torch takes 64 bits
 TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
 
@@ -47,6 +47,7 @@ def arguments():
         known = {name: TYPES[value] if name == "type" else value
                  for name, value in settings.items() if name not in ("for", "range")}
         parser.add_argument(option, **known)
+    parser.set_defaults(made=None)
     args = parser.parse_args()
     for option in OPTIONS:
         name = option.lstrip("-").replace("-", "_")
@@ -82,19 +83,25 @@ def checked(args):
                          "train it from --init random")
     if args.plot:
         writable_file("--plot", args.plot)
+    if args.what != "inner":
+        args.latent_steps = args.latent_steps or (TEACHER_LATENTS if args.latents == "teacher" else style.latent_steps)
+        Settings(rounds=args.rounds, latent_steps=args.latent_steps).completed(style)  # refuse what is out of range now
     for stage in stages(args, style):
         check_folder(stage, task_of_links(stage, style))
     return style
 
 
 def stages(args, style):
-    """The trainings that a command consists of, each as its args: for a system the inner link of each role, then the rest."""
+    """The trainings that a command consists of, each as its args: for a system the inner link of each role, then the rest.
+
+    made   {role: folder} of the agents that a system's first trainings made, in place of --checkpoint
+    """
     if args.what != "system":
         return [args]
     stage = lambda **changes: argparse.Namespace(**vars(args) | changes)
     inner = [stage(what="inner", role=role, out=args.out / role, steps=args.inner_steps,
                    init="random" if args.inner_steps else "ridge") for role in style.order]
-    return [*inner, stage(what="outer", out=args.out / "links", checkpoint=[f"{one.role}={one.out}" for one in inner])]
+    return [*inner, stage(what="outer", out=args.out / "links", made={one.role: one.out for one in inner})]
 
 
 def check_folder(args, task):
@@ -129,7 +136,7 @@ def roles_with_texts(args, style):
 def sources_of(args, style):
     """{role, or "links": folder or hub id} of what a training loads."""
     needed = [args.role] if args.what == "inner" else [*style.order, *(["links"] if args.init == "checkpoint" else [])]
-    return style.sources(checkpoints(args), needed)
+    return style.sources(args.made or checkpoints(args), needed)
 
 
 def load_system(args, style, sources):
@@ -159,8 +166,7 @@ def prepare_inner(args, system, task, examples, known, ridge):
 def prepare_outer(args, system, task, examples, known, ridge):
     """The objective of the outer links, which the system gets, what saves them, and the rows to train on: TrainExamples."""
     style, teacher = system.style, args.latents == "teacher"
-    latent_steps = args.latent_steps or (TEACHER_LATENTS if teacher else None)
-    settings = Settings(rounds=args.rounds, latent_steps=latent_steps, date=args.date).completed(style)
+    settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, date=args.date).completed(style)
     if args.init == "checkpoint":
         links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, system.agents)
         system.outer_links = {edge: link.float() for edge, link in links.items()}

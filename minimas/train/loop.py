@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..common import InputError, warn, write_atomic
 from ..evaluate.runs import unchanged
 from ..look.plot import save_charts
-from .save import suffix
+from .save import suffix, write_state
 
 
 # The order of the rows
@@ -78,7 +78,7 @@ class Run:
                 state["settings"], state["steppers"]
             except Exception as e:  # a damaged file can raise anything
                 raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
-                                 "give another --out") from e
+                                 "delete it to begin this training anew with --resume, or give another --out") from e
             unchanged(self.state_file, state["settings"], self.settings, "--out")
             self.objective.load_state_dict(state["links"])
             for stepper, saved in zip(self.steppers, state["steppers"]):
@@ -112,7 +112,7 @@ class Run:
         state = {"settings": self.settings, "step": step, "links": self.objective.state_dict(),
                  "random": torch.get_rng_state(), "steppers": [stepper.state_dict() for stepper in self.steppers]}
         self.save_links()  # before the state: if killed in between, --resume takes the steps and writes the links again
-        write_atomic(self.state_file, lambda file: torch.save(state, file))
+        write_atomic(self.state_file, lambda file: write_state(state, file))
 
     def report(self, losses, plot):
         """Print the outcome and plot the loss; `losses` are those of steps taken now, none if all were taken before."""
@@ -150,9 +150,6 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
     with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar, \
             delayed_interrupt() if alone else nullcontext() as interrupt:
         for step in bar:
-            if interrupt:
-                run.save(step)
-                raise KeyboardInterrupt
             loss, norm = set_gradients(loss_at, step, parts, optimizers, clip)
             if not math.isfinite(loss + norm):
                 if run:
@@ -164,6 +161,9 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
                 stepper.step()
             losses.append(loss)
             bar.set_postfix(loss=f"{loss:.4f}", **(run.record_step(step + 1, loss, lr, norm) if run else {}))
+            if interrupt:  # the last step, too: the next training of a system must not begin
+                run.save(step + 1)
+                raise KeyboardInterrupt
     return losses
 
 

@@ -42,10 +42,18 @@ def copy_agent(source, task, folder):
             write_atomic(target, partial(shutil.copyfile, file))
 
 
+def write_state(state, path):
+    """torch.save, with an OSError as other files have it if the disk is full."""
+    try:
+        torch.save(state, path)
+    except RuntimeError as e:  # torch's own file writer knows no other
+        raise OSError(f"{path} cannot be written whole") from e
+
+
 def save_link(link, file, dtype=torch.bfloat16):
     """Write a link's state dict in the released format, in `dtype`."""
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in link.state_dict().items()}
-    write_atomic(file, lambda path: torch.save(state, path))
+    write_atomic(file, partial(write_state, state))
 
 
 def save_inner_link(folder, style, task, link):
