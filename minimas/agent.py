@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from .cache import KVCache
-from .common import InputError, no_op
+from .common import InputError, no_op, warn_once
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
 from .link import InnerLink, fused
@@ -93,10 +93,16 @@ class Agent:
         return left_pad([self.embed_pieces(self.tokens(pieces)) for pieces in prompts])
 
     def tokens(self, pieces):
-        """The pieces with texts as token ids; texts that touch are one text to the tokenizer."""
-        row = []
+        """The pieces with texts as token ids; texts that touch are one text to the tokenizer.
+
+        Warns of a prompt that is longer than what the model was made for. It is read all the same, as by transformers.
+        """
+        row, longest = [], self.model.config.max_position_embeddings
         for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
             row += [torch.tensor(self.tokenizer.encode("".join(group)), dtype=torch.long)] if is_text else group
+        if longest and sum(map(len, row)) > longest:
+            warn_once(f"a prompt is longer than the {longest} positions that this {type(self.model).__name__} was made for, so "
+                      "what follows may be worthless: shorten the question, or lower --latent-steps or --max-new-tokens")
         return row
 
     def embed_pieces(self, pieces):

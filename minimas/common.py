@@ -5,6 +5,7 @@ It imports nothing but the standard library, so that `import minimas` stays ligh
 
 import json
 import sys
+from functools import cache
 from pathlib import PureWindowsPath
 
 JSON_TYPES = {bool: "true or false", dict: "an object", list: "a list", str: "a string", int: "a whole number"}
@@ -27,6 +28,9 @@ def no_op(*_):
 def warn(sentence):
     """Print a warning to stderr."""
     print(f"minimas: {sentence}", file=sys.stderr)
+
+
+warn_once = cache(warn)  # each sentence once in a process
 
 
 def upcast(x):

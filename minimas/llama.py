@@ -33,6 +33,7 @@ class Config:
     rope_parameters: dict
     head_dim: int | None = None  # d: D / H where config.json does not say
     tie_word_embeddings: bool = False
+    max_position_embeddings: int | None = None  # positions that the model was made for; more of them are possible
 
     def __post_init__(self):
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads

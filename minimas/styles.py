@@ -6,13 +6,14 @@ same loop. Repository names and link keys are those of the release (huggingface.
 package, and `single` is one agent that is asked once.
 """
 
-import re
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 
 from .common import InputError, check_known, check_text, read_json
-from .prompts import FIELD, FIELDS, PROMPTS, Question
+from .compat.style_file import wrong_prompts, wrong_roles
+from .prompts import Question
 from .sandbox.tools import TOOLS
 from .tiny.task import with_labels
 from .tokenizer import DATE
@@ -147,8 +148,7 @@ class Settings:
 
 REWRITES = {"tiny": with_labels}  # section of prompts.json -> what turns a question as typed into what agents read
 TYPES = {"order": list, "edges": list, "agents": dict, "prompts": (str, dict), "links": (str, type(None))}
-TAKEN = (*FIELDS, "system", "links", "answer_retry")  # names that mean something else in a prompt or a folder
-SECTIONS = {name: {*table.get("text", table)} for name, table in PROMPTS.items() if isinstance(table, dict)}
+FLAGS = dict.fromkeys(("calls_tools", "links_by_task"), (bool, type(None)))
 
 
 def style_from(entry, file):
@@ -157,11 +157,11 @@ def style_from(entry, file):
     InputError names the key that is wrong.
     """
     check_known(f"{file}: key", entry, [*TYPES, *(field.name for field in fields(Style)[4:])])
-    for key, types in (TYPES | dict.fromkeys(("calls_tools", "links_by_task"), (bool, type(None)))).items():
+    for key, types in (TYPES | FLAGS).items():
         if not isinstance(entry.get(key), types):
             raise InputError(f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form")
     order, edges, agents, prompts, links = (entry.get(key) for key in TYPES)
-    for sentence in wrong_roles(order, edges, agents, prompts):
+    for sentence in chain(wrong_roles(order, edges, agents), wrong_prompts(order, edges, prompts)):
         raise InputError(f"{file}: {sentence}")
     sources = agents | ({"links": links} if links else {})
     checkpoints = {name: file.parent / source if source and (file.parent / source).is_dir() else source
@@ -171,40 +171,6 @@ def style_from(entry, file):
         raise InputError(f"{file}: edges is {edges}, expected each link once, under a name of its own")
     more = {key: value for key, value in entry.items() if key not in TYPES}
     return Style(tuple(order), keys, checkpoints, prompts, **more)
-
-
-def wrong_roles(order, edges, agents, prompts):
-    """Yield a sentence for each value that is wrong. Only the first one counts: a check relies on those before it."""
-    names = [role for role in order if re.fullmatch("[a-z_]{2,}", str(role)) and role not in TAKEN]
-    if not order or [*dict.fromkeys(names)] != order:
-        yield f"order is {order}, expected different names of letters a-z and _, two or more, none of {', '.join(TAKEN)}"
-    for edge in edges:
-        if not (isinstance(edge, list) and [*map(type, edge)] in ([str] * 2, [str] * 3) and {*edge[:2]} <= {*order}):
-            yield f"edges has {edge}, expected [source, target], two of {', '.join(order)}"
-    for role in [*order, *agents]:
-        if role not in order or not isinstance(agents.get(role), str):
-            yield f"agents.{role} is {agents.get(role, 'missing')!r}, expected a folder or hub id each for {', '.join(order)}"
-    if isinstance(prompts, dict):
-        yield from wrong_prompts(order, edges, prompts)
-    elif not {*order} <= SECTIONS.get(prompts, {*()}):
-        yield f"prompts is {prompts!r}, expected texts, or a section of prompts.json that has one for {', '.join(order)}"
-
-
-def wrong_prompts(order, edges, prompts):
-    """The same for prompts: one for each role, with slots for what it can have heard, and for each edge a slot."""
-    more = ["system", *(f"{b}_with_feedback" for a, b, *_ in edges if order.index(a) >= order.index(b))]
-    for name in [*order, *prompts]:
-        role, text = name.removesuffix("_with_feedback"), prompts.get(name)
-        if not isinstance(text, str) or name not in (*order, *more):
-            yield f"prompts.{name} is {text!r}, expected texts for {', '.join(order)}, perhaps {', '.join(more)}"
-        heard = [source for source, target, *_ in edges
-                 if target == role and (name != role or order.index(source) < order.index(role))]
-        if unheard := [slot for slot in FIELD.findall(text) if slot not in (*FIELDS, *heard)]:
-            yield (f"prompts.{name} has {{{unheard[0]}}}, expected {', '.join((*FIELDS, *heard))}: correct it, add an edge "
-                   f"from there to {role}, or move the slot of a later role to {role}_with_feedback")
-    for source, target, *_ in edges:
-        if not any(f"{{{source}}}" in prompts.get(name, "") for name in (target, f"{target}_with_feedback")):
-            yield f"edges has [{source}, {target}], but no prompt of {target} has {{{source}}}: add it, or leave out the edge"
 
 
 FILE = Path(__file__).with_name("styles.json")

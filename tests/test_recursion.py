@@ -119,6 +119,13 @@ def test_no_latent_steps_leave_slots_empty(system):
     assert {latents.shape[0] for latents in result.latents.values()} == {0} and result.new_tokens
 
 
+def test_a_prompt_longer_than_the_context_is_told_once(system, monkeypatch, capsys):
+    for longest, told in (7, 1), (7, 0), (4000, 0):
+        monkeypatch.setattr(system.agents["critic"].model.config, "max_position_embeddings", longest)
+        text = system.run(QUESTIONS[:2], rounds=1, latent_steps=2, max_new_tokens=2)[0].text
+        assert capsys.readouterr().err.count("longer than the 7 positions") == told and text
+
+
 def test_a_row_does_not_depend_on_its_neighbours(system):
     """Greedy and sampled: alone, in a batch, in another order, the same tokens."""
     questions = ["What is 2 + 2?",

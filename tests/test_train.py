@@ -518,6 +518,16 @@ def test_a_setting_out_of_range_is_refused_before_any_link_is_made(tmp_path, mon
     assert "temperature is '0', expected a number" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_links_that_the_writer_never_hears(tmp_path, monkeypatch, capsys):
+    args = base_style(tmp_path)
+    style = json.loads((tmp_path / "mine.json").read_text())
+    prompts = style["prompts"] | {"critic": "critic {question}", "solver": "solver {question}"}
+    (tmp_path / "mine.json").write_text(json.dumps(style | {"edges": [["solver", "planner"]], "prompts": prompts}))
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, capsys, *args, "--out", tmp_path / "out", "--steps", "1", "--rounds", "1")
+    assert end.value.code == 2 and "nothing that a link sends reaches the last agent" in capsys.readouterr().err
+
+
 def test_a_full_disk(tmp_path):
     """torch has no OSError of its own for it."""
     resource = pytest.importorskip("resource")

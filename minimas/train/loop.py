@@ -177,6 +177,8 @@ def set_gradients(loss_at, step, parts, optimizers, clip):
     total = 0
     for part in range(parts):
         loss = loss_at(step, part) / parts
+        if not loss.requires_grad:
+            raise InputError("nothing that a link sends reaches the last agent: give more --rounds, or an edge to it")
         loss.backward()
         total = total + loss.detach()
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
