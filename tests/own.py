@@ -125,14 +125,15 @@ def empty(turn, questions):
 
 
 @torch.no_grad()
-def losses(system, rows, settings, edit=own):
+def losses(system, rows, settings, edit=own, think=None):
     """The last agent's cross-entropies in nats of B answers (B, N), zero where a row has no token, and where it has one.
 
     The last column is the token that ends an answer.
     edit     what the last agent hears of the others, as in System.run; what they hear of each other stays
+    think    as in recurse
     """
     last, questions = system.style.order[-1], system.style.questions([row["question"] for row in rows])
-    for turn in recurse(system, questions, settings):
+    for turn in recurse(system, questions, settings, think=think):
         if turn.round == settings.rounds and turn.role in sources(system):
             edit(turn, questions)
     agent = system.agents[last]
@@ -204,9 +205,19 @@ def bits_text(words, bits):
 def helps(args):
     """Mean loss per token of the answers with own, other's and no latents, and paired differences with 95 % intervals."""
     system, settings, rows = loaded(args)
-    rows, found = rows[args.skip:args.skip + args.limit], {}
+    rows, found, thought = rows[args.skip:args.skip + args.limit], {}, {}
+
+    def think(r, role, prompts):
+        """The first agent has heard nobody in round 1: it need not think again for the next edit."""
+        if (r, role) != (1, system.style.order[0]):
+            return system.agents[role].think(prompts, settings.latent_steps)
+        key = repr(prompts)
+        if key not in thought:
+            thought[key] = system.agents[role].think(prompts, settings.latent_steps)
+        return thought[key]
+
     for edit in (own, other, empty):
-        parts = [losses(system, rows[i:i + 8], settings, edit) for i in tqdm(range(0, len(rows), 8), edit.__name__)]
+        parts = [losses(system, rows[i:i + 8], settings, edit, think) for i in tqdm(range(0, len(rows), 8), edit.__name__)]
         found[edit.__name__] = torch.cat([loss.sum(1) / kept.sum(1) for loss, kept in parts])
         print(f"{edit.__name__:6} {found[edit.__name__].mean():.4f}", flush=True)
     for name in ("other", "empty"):
