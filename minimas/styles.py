@@ -88,7 +88,8 @@ class Style:
             places = [folder / name, folder / Path(self.checkpoints.get(name, name)).name]
             found[name] = next((place for place in places if place.is_dir()), None)
             if found[name] is None:
-                raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: give one, or {name}=PATH")
+                raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for "
+                                 f"{', '.join(needed)}; or name a single one as ROLE=PATH")
         return found
 
 
