@@ -97,12 +97,14 @@ def write_words(args):
              "writer": "{question}\nNotes: {thinker}\nSolve it step by step."}
     for name, thinker in (("solve", SMOL), ("solve-unlike", QWEN)):
         write_style(args, name, {"thinker": thinker, "writer": SMOL}, solve, 8, 256)
+    solve["thinker_with_feedback"] = "{question}\nThink it through step by step, after this attempt: {writer}"
+    write_style(args, "solve-loop", {"thinker": SMOL, "writer": SMOL}, solve, 8, 256, back=[["writer", "thinker"]])
 
 
-def write_style(args, name, agents, prompts, latent_steps, max_new_tokens):
-    """Write NAME.json, a style in which each agent hears the one before it."""
+def write_style(args, name, agents, prompts, latent_steps, max_new_tokens, back=()):
+    """Write NAME.json, a style in which each agent hears the one before it, and later rounds those that `back` says."""
     roles = [*agents]
-    style = {"order": roles, "edges": [*zip(roles, roles[1:])], "prompts": prompts,
+    style = {"order": roles, "edges": [*zip(roles, roles[1:]), *back], "prompts": prompts,
              "agents": {role: str((args.folder / agent).absolute()) for role, agent in agents.items()},
              "rounds": 1, "latent_steps": latent_steps, "max_new_tokens": max_new_tokens, "temperature": 0.0}
     (args.out / f"{name}.json").write_text(json.dumps(style, indent=2), encoding="utf-8")
@@ -151,7 +153,7 @@ def sources(system):
 def loaded(args):
     """The system, its settings and the rows that a command names."""
     system = minimas.load_mas_system(str(args.style), checkpoints=args.links, device="cpu", dtype=args.dtype, plain=True)
-    settings = minimas.Settings(latent_steps=args.latent_steps, retry=False).completed(system.style)
+    settings = minimas.Settings(rounds=args.rounds, latent_steps=args.latent_steps, retry=False).completed(system.style)
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
     return system, settings, rows
 
@@ -239,7 +241,8 @@ def solved(args):
     for name, asked, edit, channel in (("own", system, own, "latent"), ("other", system, other, "latent"),
                                        ("none", system, empty, "latent"), ("text", system, own, "text"),
                                        ("alone", alone, own, "latent")):
-        results = answers(asked, rows, replace(settings, channel=channel, rounds=1), edit)
+        rounds = 1 if asked is alone else settings.rounds
+        results = answers(asked, rows, replace(settings, channel=channel, rounds=rounds), edit)
         results = [*tqdm(results, name, len(rows))]
         share = statistics.fmean(last_number(r.text) == last_number(row["answer"]) for r, row in zip(results, rows))
         low, high = interval(share, len(rows))
@@ -274,6 +277,7 @@ def main():
         one.add_argument("links", help="the folder that `train system` wrote")
         one.add_argument("data", type=Path)
         one.add_argument("--latent-steps", type=int)
+        one.add_argument("--rounds", type=int)
         one.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
         one.set_defaults(run=run)
         if run is carried:
