@@ -78,7 +78,7 @@ def prompt(section, role, question, task, has_feedback):
         if "choose the correct option" in text.lower():
             context = PROMPTS["context"]["math"]  # as the release does when the question says so itself
     system = table.get("system", PROMPTS["system_deliberation" if section == "deliberation" else "system"])
-    names = [f"{role}_with_feedback"] * has_feedback + [f"{role}_{question.dataset}", role]
+    names = [*([f"{role}_with_feedback"] if has_feedback else []), f"{role}_{question.dataset}", role]
     template = next(table[name] for name in names if name in table)
     code = {"": "program", None: "unnamed_function"}.get(question.fn_name, "function")  # what code to write
     templates = {"context": context, "final": answer_form(section, text, task), "interface": PROMPTS["interface"][code]}
