@@ -27,7 +27,7 @@ from minimas.recurse import recurse
 from minimas.train.losses import IGNORED, TokenLoss, reply_ending, teacher_forced
 
 LENGTHS = (1, 2, 4, 8, 16)  # n
-WORDS, BITS = Path(__file__).with_name("words.txt"), 8  # 256 words, one token each after a space; the bits of a word
+WORDS = Path(__file__).with_name("words.txt")  # 256 words, one token each after a space
 PER_LENGTH, TRAINING = 32, 4000
 SMOL, QWEN = "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"
 
@@ -74,31 +74,37 @@ def same(args):
 
 def write_words(args):
     """Write the rows to train and to test on, and a style for each system."""
-    words, draw = WORDS.read_text().split(), random.Random(0)
-    question = lambda n: " ".join(draw.choice(words) for _ in range(n))
-    test = {n: [] for n in LENGTHS}
-    for n, texts in test.items():
-        while len(texts) < PER_LENGTH:
-            texts += [text for text in [question(n)] if text not in texts]
-    asked = {text for texts in test.values() for text in texts}
-    training = []
-    while len(training) < TRAINING:
-        training += [text for text in [question(draw.choice(LENGTHS))] if text not in asked]
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, texts in (("train", training), ("test", [text for n in LENGTHS for text in test[n]])):
-        lines = [json.dumps({"question": text, "answer": text}) + "\n" for text in texts]
-        (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    for name, agents in (("like", [SMOL] * 2), ("unlike", [QWEN, SMOL]), ("hops", [SMOL] * 3)):
+    write_rows(args.out, "", WORDS.read_text().split(), " ", LENGTHS)
+    write_rows(args.out, "digits-", "0123456789", "", LENGTHS[1:])  # one digit leaves none to test on
+    for name, agents in (("like", [SMOL] * 2), ("unlike", [QWEN, SMOL]), ("hops", [SMOL] * 3), ("digits", [QWEN, SMOL])):
         roles = ["reader", "relay", "writer"] if len(agents) == 3 else ["reader", "writer"]
-        heard = ["question", *roles]
-        prompts = {role: f"Repeat these words, and write nothing else:\n{{{source}}}" for role, source in zip(roles, heard)}
-        write_style(args, name, dict(zip(roles, agents)), {"system": "You repeat words."} | prompts, 4, 24)
+        heard, what = ["question", *roles], "digits" if name == "digits" else "words"
+        prompts = {role: f"Repeat these {what}, and write nothing else:\n{{{source}}}" for role, source in zip(roles, heard)}
+        write_style(args, name, dict(zip(roles, agents)), {"system": f"You repeat {what}."} | prompts, 4, 24)
     solve = {"system": "You are a helpful assistant.", "thinker": "{question}\nThink it through step by step.",
              "writer": "{question}\nNotes: {thinker}\nSolve it step by step."}
     for name, thinker in (("solve", SMOL), ("solve-unlike", QWEN)):
         write_style(args, name, {"thinker": thinker, "writer": SMOL}, solve, 8, 256)
     solve["thinker_with_feedback"] = "{question}\nThink it through step by step, after this attempt: {writer}"
     write_style(args, "solve-loop", {"thinker": SMOL, "writer": SMOL}, solve, 8, 256, back=[["writer", "thinker"]])
+
+
+def write_rows(folder, prefix, symbols, between, lengths):
+    """Write PREFIXtrain.jsonl and PREFIXtest.jsonl, PER_LENGTH questions of each length in it that are not trained on."""
+    draw = random.Random(0)
+    question = lambda n: between.join(draw.choice(symbols) for _ in range(n))
+    test = {n: [] for n in lengths}
+    for n, texts in test.items():
+        while len(texts) < PER_LENGTH:
+            texts += [text for text in [question(n)] if text not in texts]
+    asked = {text for texts in test.values() for text in texts}
+    training = []
+    while len(training) < TRAINING:
+        training += [text for text in [question(draw.choice(lengths))] if text not in asked]
+    for name, texts in (("train", training), ("test", [text for n in lengths for text in test[n]])):
+        lines = [json.dumps({"question": text, "answer": text}) + "\n" for text in texts]
+        (folder / f"{prefix}{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def write_style(args, name, agents, prompts, latent_steps, max_new_tokens, back=()):
@@ -166,11 +172,16 @@ def answers(system, rows, settings, edit=own):
     return system.answer_all(questions, settings, edit=edit_last)
 
 
+def symbols(text):
+    """The words of a text; digits are words of their own."""
+    return re.findall(r"\d|\S+", text)
+
+
 def words_right(system, rows, settings, edit=own):
     """The part of the words, over all rows, that stand at their place in the greedy text."""
-    results = answers(system, rows, settings, edit)
-    right = [sum(map(str.__eq__, result.text.split(), row["answer"].split())) for result, row in zip(results, rows)]
-    return sum(right) / sum(len(row["answer"].split()) for row in rows)
+    results, asked = answers(system, rows, settings, edit), [symbols(row["answer"]) for row in rows]
+    right = [sum(map(str.__eq__, symbols(result.text), words)) for result, words in zip(results, asked)]
+    return sum(right) / sum(map(len, asked))
 
 
 def carried(args):
@@ -178,8 +189,8 @@ def carried(args):
     system, settings, rows = loaded(args)
     settings = replace(settings, batch_size=PER_LENGTH)
     print(" n  m  own: words right, bits of n words, of the first k   other   none   text: words right")
-    for n in LENGTHS:
-        asked = [row for row in rows if len(row["answer"].split()) == n]
+    for n in sorted({len(symbols(row["answer"])) for row in rows}):
+        asked = [row for row in rows if len(symbols(row["answer"])) == n]
         cells = [bits_text(words_right(system, asked, settings, edit), passed(system, asked, n, settings, edit))
                  for edit in (own, other)]
         if args.controls:
@@ -189,10 +200,11 @@ def carried(args):
 
 
 def passed(system, rows, n, settings, edit):
-    """Bits of the first 1 to n words that the last agent knows: 8 for each, minus its cross-entropy of them."""
+    """Bits of the first 1 to n words that the last agent knows: those of a word, times k, minus its cross-entropy of k."""
     loss, _ = losses(system, rows, settings, edit)
     nats = loss.cumsum(1).mean(0)[-n - 1:-1]  # the first word can be several tokens, each other is one
-    return [BITS * k - loss / math.log(2) for k, loss in enumerate(nats.tolist(), 1)]
+    bits = math.log2(10 if rows[0]["answer"].isdigit() else 256)
+    return [bits * k - loss / math.log(2) for k, loss in enumerate(nats.tolist(), 1)]
 
 
 def bits_text(words, bits):
