@@ -43,7 +43,7 @@ def same(args):
     for file in args.records:
         first, *records = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
         system.task = first["task"]
-        equal, choices, tokens, left_out, generated = 0, 0, 0, 0, 0
+        equal, margins, tokens, left_out, generated = 0, [], 0, 0, 0
         records = records[:args.limit]
         for i, record in enumerate(tqdm(records, file.name)):
             defined = re.findall(r"def (\w+)\(", record["question"]) if first["task"] == "code" else []
@@ -58,15 +58,16 @@ def same(args):
                 continue
             read = torch.tensor([prompt + ids])
             with torch.no_grad():
-                chosen = peer(read, logits_to_keep=len(ids) + 1).logits[0, :-1].argmax(-1)
-            wrong = (chosen != torch.tensor(ids)).sum().item()
-            equal, choices, tokens = equal + (wrong == 0), choices + wrong, tokens + len(ids)
+                logits = peer(read, logits_to_keep=len(ids) + 1).logits[0, :-1]
+            behind = logits.amax(-1) - logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+            otherwise = behind[behind > 0].tolist()
+            equal, margins, tokens = equal + (not otherwise), margins + otherwise, tokens + len(ids)
             if i < args.generate:
                 text = peer.generate(read[:, :len(prompt)], max_new_tokens=first["max_new_tokens"], do_sample=False,
                                      repetition_penalty=1.0, eos_token_id=[*system.agents["agent"].generation_config.eos_ids])
                 generated += text[0, len(prompt):].tolist() == ids
-        print(f"{file}: {equal} of {len(records) - left_out} texts are transformers' own; it chooses {choices} of {tokens} "
-              f"tokens otherwise; {left_out} left out")
+        print(f"{file}: {equal} of {len(records) - left_out} texts are transformers' own; it chooses {len(margins)} of {tokens} "
+              f"tokens otherwise, by at most {max(margins, default=0):.1e} in the logit; {left_out} left out")
         print(f"generate writes {generated} of {min(args.generate, len(records))} alike")
 
 
