@@ -155,14 +155,14 @@ def test_settings_of_the_released_runner():
     light, scaled = ({name: tuple(settings_for(name, style, "released")[key] for key in ("latent_steps", "batch_size"))
                       for name in ("math500", "medqa", "gpqa", "mbppplus")}
                      for style in ("sequential_light", "sequential_scaled"))
-    assert light == {"math500": (48, 32), "medqa": (32, 16), "gpqa": (32, 16), "mbppplus": (16, 16)}
-    assert scaled == {"math500": (32, 16), "medqa": (48, 16), "gpqa": (48, 16), "mbppplus": (16, 16)}
+    assert light == {"math500": ([48], 32), "medqa": ([32], 16), "gpqa": ([32], 16), "mbppplus": ([16], 16)}
+    assert scaled == {"math500": ([32], 16), "medqa": ([48], 16), "gpqa": ([48], 16), "mbppplus": ([16], 16)}
     for name in "gpqa", "medqa", "mbppplus":
         assert settings_for(name, "mixture", "released") == settings_for(name, "mixture")
     assert settings_for("math500", "mixture", "released") == settings_for("math500", "mixture") | {"grader": "released"}
     assert settings_for("math500", "sequential_light", "released") == {
         "grader": "released", "rollouts": 1, "max_new_tokens": 1000, "temperature": 0.6,
-        "latent_steps": 48, "batch_size": 32}
+        "latent_steps": [48], "batch_size": 32}
     assert "latent_steps" not in settings_for("math500", "sequential_light"), (
         "nothing of it is left behind in the table")
     for name, protocol, complaint in [

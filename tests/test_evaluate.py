@@ -147,16 +147,17 @@ def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeyp
         short.read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x'))
     run(monkeypatch, capsys, *options(data, out, *limit))
     assert records(out) == records(short)
-    (tmp_path / "mine.json").write_text("[1, 2]")
+    others = {"mine.json": "[1, 2]", "row.jsonl": '{"index": 1, "problem": "a row of data"}\n', "style.json": '{"order": []}\n'}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text().replace("+1", "+2"))
     out.write_text(short.read_text().replace(json.dumps(str(data)), json.dumps(str(other))))
-    cases = (data, "mine.json", "not a file of records"), (other, "records.jsonl", "rows_hash: ")
-    for asked, name, complaint in cases:
-        with pytest.raises(SystemExit) as end:
-            run(monkeypatch, capsys, *options(asked, tmp_path / name, *limit))
-        assert end.value.code == 2 and complaint in capsys.readouterr().err
-    assert (tmp_path / "mine.json").read_text() == "[1, 2]"
+    for name, text in others.items():
+        for more in (), ("--regrade",):
+            assert "not a file of records" in refused(monkeypatch, capsys, *options(data, tmp_path / name, *limit, *more))
+            assert (tmp_path / name).read_text() == text
+    assert "rows_hash: " in refused(monkeypatch, capsys, *options(other, out, *limit))
 
 
 def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):

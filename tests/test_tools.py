@@ -19,7 +19,7 @@ from minimas.generate import generate
 from minimas.sandbox import tools
 from minimas.sandbox.python import run_guarded, run_python
 from minimas.sandbox.search import search
-from minimas.sandbox.tools import call_at_end, result_text
+from minimas.sandbox.tools import FINAL_CALL, result_text
 
 
 @pytest.mark.parametrize("text, call", [
@@ -28,7 +28,8 @@ from minimas.sandbox.tools import call_at_end, result_text
     ("<python> <search>x</search>", ("search", "x")), ("<python>a</python> and", None), ("<python>a</search>", None),
     ("a</python>", None), ("", None)])
 def test_what_is_a_call(text, call):
-    assert call_at_end(text) == call
+    found = FINAL_CALL.search(text)
+    assert (found and (found[1].lower(), found[2].strip())) == call
 
 
 def test_results_are_cut_and_defused(monkeypatch):
@@ -105,10 +106,16 @@ def test_search(stand_in):
 
 
 @pytest.mark.parametrize("status, content", [
-    (429, "{}"), (500, ""), (200, "not json"), (200, "[]"), (200, '{"results": [1]}'), (200, "{}")])
+    (429, "{}"), (500, ""), (200, "not json"), (200, "[]"), (200, '{"results": [1]}'), (200, "{}"), (200, "[" * 100_000)])
 def test_search_trouble_becomes_a_text(stand_in, status, content):
     stand_in.replies[:] = [(status, content)]
     assert search("x").startswith("[search error] ")
+
+
+def test_search_whose_reply_breaks_off(stand_in, monkeypatch):
+    monkeypatch.setattr(stand_in, "end_headers", lambda self: (self.send_header("Content-Length", "9"), self.flush_headers()))
+    stand_in.replies[:] = [(200, "{}")]
+    assert search("x").startswith("[search error] IncompleteRead")
 
 
 def test_search_without_key_or_network(monkeypatch):

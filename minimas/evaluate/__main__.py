@@ -14,7 +14,6 @@ its share of the batches and writes a part of its own; the first process merges 
 
 import gc
 import itertools
-from argparse import ArgumentTypeError
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -37,12 +36,9 @@ from .runs import join_others
 
 # Options
 
-def numbers(text):
-    """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
+def whole_numbers(text):
+    """The value of an option that lists them, 1,2,3, as a tuple; argparse makes a sentence of a ValueError and this name."""
+    return tuple(map(int, text.split(",")))
 
 
 def arguments():
@@ -54,8 +50,8 @@ def arguments():
     add("--task", help="of a local file: math, choice or code (default: the style's)")
     add("--limit", type=int, help="only the first LIMIT questions")
     add("--protocol", default="paper", help="the source of default settings: paper (default) or released")
-    add("--rounds", type=numbers, help="rounds of recursion, one number or several: 1,2,3 (default: the style's)")
-    add("--latent-steps", type=numbers, help="latents an agent thinks per turn, or several: 16,32 (default: style's)")
+    add("--rounds", type=whole_numbers, help="rounds of recursion, one number or several: 1,2,3 (default: the style's)")
+    add("--latent-steps", type=whole_numbers, help="latents an agent thinks a turn, or several: 16,32 (default: style's)")
     add("--channel", type=names, help="what agents send: latent (default), text, or latent,text")
     add("--rollouts", type=int, help="texts per question, from the same latents: pass@k asks for one right of k")
     add("--batch-size", type=int, help="questions at once (default 8)")
@@ -77,9 +73,8 @@ def plan(args, style):
     options |= settings_for(args.dataset, args.style, args.protocol, args.task)
     options |= {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
     graders = graders_for(options.pop("grader"), args.grader, args.allow_code_execution)
-    grid = [value if isinstance(value, (tuple, list)) else (value,) for value in map(options.pop, POINT)]
     points = []
-    for channel, rounds, latent_steps in itertools.product(*grid):
+    for channel, rounds, latent_steps in itertools.product(*map(options.pop, POINT)):
         steps = latent_steps if channel == "latent" else 0  # a text channel has none: one point for all their numbers
         points.append(Settings(channel=channel, rounds=rounds, latent_steps=steps, **options).completed(style))
     if not points:
@@ -132,8 +127,7 @@ def answer_batches(system, batches, examples, questions, graders, finished, file
                 out.flush()
                 verdicts += record["right"][graders[0]]
                 bar.set_postfix_str(f"{sum(verdicts) / len(verdicts):.1%} right", refresh=False)
-                bar.update()
-            bar.update(len(batch) - len(missing))
+            bar.update(len(batch))
 
 
 # The command

@@ -70,7 +70,7 @@ def is_correct(example, text, answer, grader):
         if answer is None:
             return False
         tests = example.tests() if callable(example.tests) else example.tests
-        return passes(example.program(answer), tests, example.fn_name or "")
+        return passes(example.program(answer), tests, example.fn_name)
     return same_text(answer, example.gold) if grader == "text" else answer == example.gold
 
 

@@ -61,16 +61,17 @@ def line_of(record):
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def read_lines(file):
+def read_lines(file, beginning=b'{"minimas"'):
     """The lines of a file of records, as dicts, without a last one that was cut off when its writer was killed.
 
+    beginning   of the file: of settings, or in a part of records
     Raises InputError if the file holds something else.
     """
-    *lines, cut = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
     try:
-        if cut and not lines and not cut.startswith(b'{"minimas"'[:len(cut)]):
-            raise ValueError("its first line does not hold settings")
-        return [dict(json.loads(line)) for line in lines]
+        if not lines[0].startswith(beginning[:len(lines[0])]):
+            raise ValueError(f"it does not begin with {beginning.decode()}")
+        return [dict(json.loads(line)) for line in lines[:-1]]
     except (ValueError, TypeError) as e:
         raise InputError(f"{file} is not a file of records ({e}): give another name with --out") from e
 
@@ -87,7 +88,7 @@ def gather(file, settings, regrade=None):
             part.unlink()
         parts = []
     before, *lines = read_lines(file) or [settings]
-    lines += [line for part in parts for line in read_lines(part)]
+    lines += [line for part in parts for line in read_lines(part, b'{"index"')]
     if lines:  # else that run found out that it could not begin
         unchanged(file, before, settings, "--out", regrade=bool(regrade))
     if foreign := [line for line in lines if not RECORD <= line.keys()]:

@@ -23,23 +23,23 @@ def tests_at_once():
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def passes(program, tests, fn_name="", seconds=10, megabytes=1024):
+def passes(program, tests, fn_name="", seconds=10):
     """Whether a Python program passes all its tests, which run in parallel, one on each CPU, until one of them fails.
 
     A test is a script (a str) that runs after the program, or a case: (stdin, stdout) of the program, or with `fn_name`
     (arguments, result) of that function or method of a class Solution, in JSON, one argument a line. Any further items
-    of a case are right, too. The limits are for each test. Raises InputError if there are no tests.
+    of a case are right, too. Each test has its own `seconds`. Raises InputError if there are no tests.
     """
     if not tests:
         raise InputError("a code question has no tests, so that its answer cannot be graded: leave the question out")
     with ThreadPoolExecutor(tests_at_once()) as pool:
-        runs = [pool.submit(passes_one, program, test, fn_name, seconds, megabytes) for test in tests]
+        runs = [pool.submit(passes_one, program, test, fn_name, seconds) for test in tests]
         passed = all(run.result() for run in as_completed(runs))
         pool.shutdown(wait=False, cancel_futures=True)
     return passed
 
 
-def passes_one(program, test, fn_name, seconds, megabytes):
+def passes_one(program, test, fn_name, seconds):
     """Whether a program passes one test.
 
     A random mark is printed after the last line of a script or the return of a function, so that a program that merely
@@ -47,15 +47,15 @@ def passes_one(program, test, fn_name, seconds, megabytes):
     """
     mark = secrets.token_hex(16)
     if isinstance(test, str):
-        output, ending = run_guarded(script_after(program, test, fn_name, mark), seconds, megabytes)
+        output, ending = run_guarded(script_after(program, test, fn_name, mark), seconds)
         return ending == "" and output.endswith(mark)
     given, *expected = test
     if not fn_name:
         code = f"exec({COMMON!r})\nexec(compile({program!r}, 'answer.py', 'exec'))"
-        output, ending = run_guarded(code, seconds, megabytes, stdin=given)
+        output, ending = run_guarded(code, seconds, stdin=given)
         return ending == "" and any(same_output(output, text) for text in expected)
     code = (MODULE + CALL).format(common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark)
-    output, ending = run_guarded(code, seconds, megabytes)
+    output, ending = run_guarded(code, seconds)
     try:
         return ending == "" and from_json(output.rpartition(mark)[2]) in map(from_json, expected)
     except (ValueError, RecursionError):  # a result may be nested thousands deep

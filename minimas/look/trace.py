@@ -38,9 +38,7 @@ def page(system, results):
         tokens = [token_text(writer, token) for token in result.token_ids]
         seconds, _ = list(result.stages.values())[-1]
         questions.append({"result": result, "turns": turns(system, result), "tokens": tokens, "seconds": seconds})
-    sizes = {role: agent.model.config.hidden_size for role, agent in system.agents.items()}
-    template = environment().get_template("trace.html")
-    return template.render(order=system.style.order, hidden_sizes=sizes, edges=system.style.edges, questions=questions)
+    return environment().get_template("trace.html").render(system=system, questions=questions)
 
 
 def turns(system, result):

@@ -98,12 +98,9 @@ def watch(program, work, seconds, megabytes):
     """Wait until the program ends or has to be stopped; returns a text that says how it ended."""
     deadline, caller, pause = time.monotonic() + seconds, os.getppid(), 0.005
     while True:
-        try:
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == program:
-                    return f"ended with status {os.waitstatus_to_exitcode(ended[1])}"
-        except ChildProcessError:
-            return "was lost"
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == program:
+                return f"ended with status {os.waitstatus_to_exitcode(ended[1])}"
         if time.monotonic() > deadline or os.getppid() != caller:
             return f"stopped after {seconds} seconds"
         if reason := excess(work, megabytes):

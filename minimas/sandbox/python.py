@@ -18,17 +18,16 @@ SYMPY = "import contextlib\nwith contextlib.suppress(ImportError):\n    import s
 
 def run_guarded(code, seconds=10, megabytes=1024, stdin=""):
     """Run a Python program under guard.py; returns (all that it printed, "" if it ended well, else how it ended)."""
-    folder = tempfile.mkdtemp()
+    folder = Path(tempfile.mkdtemp())
+    work, given, output = folder / "work", folder / "stdin", folder / "output"  # stdin is a file: programs ask for its size
     try:
-        for name, content in ("program.py", code), ("stdin", stdin):
-            (Path(folder) / name).write_text(content, encoding="utf-8", errors="replace", newline="")
-        work = Path(folder) / "work"
         work.mkdir()
-        command = [sys.executable, "-I", str(GUARD), folder, str(seconds), str(megabytes)]
+        for file, content in (folder / "program.py", code), (given, stdin):
+            file.write_text(content, encoding="utf-8", errors="replace", newline="")
+        command = [sys.executable, "-I", str(GUARD), str(folder), str(seconds), str(megabytes)]
         settings = {"HOME": str(work), "TMPDIR": str(work), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        output = Path(folder) / "output"
-        with open(Path(folder) / "stdin", "rb") as given, open(output, "ab") as printed:
-            guard = subprocess.Popen(command, env=settings, stdin=given, stdout=subprocess.PIPE, stderr=printed,
+        with open(given, "rb") as source, open(output, "ab") as printed:
+            guard = subprocess.Popen(command, env=settings, stdin=source, stdout=subprocess.PIPE, stderr=printed,
                                      text=True, start_new_session=True)
         try:
             ending = guard.communicate(timeout=seconds + LATE)[0].strip()

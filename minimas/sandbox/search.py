@@ -19,7 +19,7 @@ def search(query):
         with urllib.request.urlopen(request, timeout=20) as reply:
             found = json.load(reply)["results"][:MAX_PAGES]
         pages = [page_text(n, p.get("title", ""), p.get("url", ""), p.get("content", "")) for n, p in enumerate(found, 1)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except Exception as e:  # a reply may break off, be no JSON, or be nested too deep
         return f"[search error] {type(e).__name__}: {e}"
     return "\n".join([f"Query: {query}", *(["Results:", *pages] if pages else ["[no search results]"])])
 
