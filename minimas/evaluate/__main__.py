@@ -14,6 +14,7 @@ its share of the batches and writes a part of its own; the first process merges 
 
 import gc
 import itertools
+from argparse import ArgumentTypeError
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -36,9 +37,12 @@ from .runs import join_others
 
 # Options
 
-def whole_numbers(text):
-    """The value of an option that lists them, 1,2,3, as a tuple; argparse makes a sentence of a ValueError and this name."""
-    return tuple(map(int, text.split(",")))
+def numbers(text):
+    """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
 
 
 def arguments():
@@ -50,8 +54,8 @@ def arguments():
     add("--task", help="of a local file: math, choice or code (default: the style's)")
     add("--limit", type=int, help="only the first LIMIT questions")
     add("--protocol", default="paper", help="the source of default settings: paper (default) or released")
-    add("--rounds", type=whole_numbers, help="rounds of recursion, one number or several: 1,2,3 (default: the style's)")
-    add("--latent-steps", type=whole_numbers, help="latents an agent thinks a turn, or several: 16,32 (default: style's)")
+    add("--rounds", type=numbers, help="rounds of recursion, one number or several: 1,2,3 (default: the style's)")
+    add("--latent-steps", type=numbers, help="latents an agent thinks a turn, or several: 16,32 (default: style's)")
     add("--channel", type=names, help="what agents send: latent (default), text, or latent,text")
     add("--rollouts", type=int, help="texts per question, from the same latents: pass@k asks for one right of k")
     add("--batch-size", type=int, help="questions at once (default 8)")
