@@ -143,7 +143,7 @@ def load_system(args, style, sources):
     """
     devices, new_inner = devices_by_role(style.order, args.device), args.what == "inner" and args.init != "checkpoint"
     agents = {role: load_agent(sources[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True,
-                               untrained=new_inner) for role in style.order if role in sources}
+                               untrained=new_inner, role=role) for role in style.order if role in sources}
     system = System(style, agents, {}, args.task)
     if "links" in sources:
         links = load_outer_links(sources["links"], args.task, style.edges, agents)
