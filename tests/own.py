@@ -24,7 +24,7 @@ from tqdm import tqdm
 import minimas
 from minimas.evaluate.report import interval
 from minimas.recurse import recurse
-from minimas.train.losses import IGNORED, reply_ending, teacher_forced, token_losses
+from minimas.train.losses import IGNORED, TokenLoss, reply_ending, teacher_forced
 
 LENGTHS = (1, 2, 4, 8, 16)  # n
 WORDS = Path(__file__).with_name("words.txt")  # 256 words, one token each after a space
@@ -148,7 +148,7 @@ def losses(system, rows, settings, edit=own, think=None):
     h, ids = teacher_forced(agent, turn.prompts, [row["answer"] for row in rows])
     kept = ids != IGNORED
     return torch.zeros(kept.shape).masked_scatter(
-        kept, token_losses(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight)), kept
+        kept, TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight)), kept
 
 
 def sources(system):

@@ -26,7 +26,7 @@ from ..tokenizer import DATE
 
 IGNORED = -100  # stands where a row has no token
 MAX_POSITIONS = 4096  # of a prompt and its reply, as in the released recipe
-SCORES_AT_ONCE = 64  # states whose scores over the vocabulary are in memory together
+SCORES_AT_ONCE = 128  # states whose scores over the vocabulary are in memory together
 
 
 # Teacher forcing
@@ -91,18 +91,32 @@ def mean_of_rows(losses, ids):
 def next_token_loss(agent, h, ids):
     """Cross-entropy of tokens (B, N) under the states h (B, N + 1, D) of teacher_forced; the head is frozen."""
     kept = ids != IGNORED
-    return mean_of_rows(token_losses(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight), ids)
+    return mean_of_rows(TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight), ids)
 
 
-def token_losses(h, ids, head):
+class TokenLoss(torch.autograd.Function):
     """Cross-entropies (n,) of states (n, D) against tokens (n,) under a frozen head (V, D).
 
-    The n V scores would be the largest tensor of a training step. Only SCORES_AT_ONCE rows of them exist at a time, and
-    the backward pass computes them again.
+    The n V scores would be the largest tensor of a training step. Only SCORES_AT_ONCE rows of them exist at a time: the
+    forward pass also computes their gradient (softmax minus one-hot, times the head), and keeps its n D numbers only.
     """
-    loss = lambda part, target: F.cross_entropy(upcast(part @ head.T), target, reduction="none")
-    parts = zip(h.split(SCORES_AT_ONCE), ids.split(SCORES_AT_ONCE))
-    return torch.cat([checkpoint(loss, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    @staticmethod
+    def forward(ctx, h, ids, head):
+        losses, gradients = [], []
+        for part, target in zip(h.split(SCORES_AT_ONCE), ids.split(SCORES_AT_ONCE)):
+            log_p = upcast(part @ head.T).log_softmax(-1)
+            losses.append(-log_p.gather(1, target[:, None])[:, 0])
+            if ctx.needs_input_grad[0]:
+                p = log_p.exp_()
+                p[torch.arange(len(part), device=p.device), target] -= 1
+                gradients.append(p.to(head.dtype) @ head)
+        ctx.save_for_backward(*gradients)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (gradient[:, None] * torch.cat(ctx.saved_tensors)).to(ctx.saved_tensors[0].dtype), None, None
 
 
 class InnerLoss(torch.nn.Module):
