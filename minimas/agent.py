@@ -202,16 +202,17 @@ class Agent:
                 p.data = data
 
 
-def load_agent(source, task, device, dtype, offload=False, plain=False, untrained=False):
+def load_agent(source, task, device, dtype, offload=False, plain=False, untrained=False, role="agent"):
     """The agent of a folder or repository in the released layout.
 
     task       math, choice or code: which inner link is taken if there are several
     offload    keep the weights in main memory while the agent rests
     plain      leave out the fast path; it needs weights that stay where they are, so an offloaded agent has none
     untrained  give it a new inner link: the folder may be that of a base model
+    role       its name in the error if there is no such folder or repository
     Raises InputError if the folder is not whole.
     """
-    folder = checkpoint_folder(source, *agent_patterns(task))
+    folder = checkpoint_folder(source, *agent_patterns(task), role=role)
     model, tokenizer = load_model(folder, device, dtype, "cpu" if offload else None), load_tokenizer(folder)
     D = model.config.hidden_size
     inner_link = InnerLink(D).to(device) if untrained else load_inner_link(folder, task, D, device, model.norm.weight.dtype)

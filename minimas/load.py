@@ -32,17 +32,21 @@ WEIGHTS = ("model.safetensors", "model-*.safetensors")
 
 # Folders
 
-def checkpoint_folder(source, *patterns):
+def checkpoint_folder(source, *patterns, role="checkpoint"):
     """The local folder of a checkpoint. Of a hub repository only the files that match the patterns are downloaded.
 
     source  a folder, or a hub id such as Qwen/Qwen3-1.7B
+    role    whose it is, for the InputError if it is neither
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise InputError(f"{source} is not a folder, nor a hub id like Qwen/Qwen3-1.7B: give one that holds a checkpoint")
-    return download(str(source), patterns)
+        raise InputError(f"{role}: {source} is not a folder, nor a hub id like Qwen/Qwen3-1.7B: give one of a checkpoint")
+    try:
+        return download(str(source), patterns)
+    except InputError as e:
+        raise InputError(f"{role}: there is no folder {source}, and as a hub id it cannot be loaded either: {e}") from e
 
 
 def agent_patterns(task):
@@ -67,7 +71,7 @@ def download(repository, patterns, repo_type="model", **options):
         why = (str(e) or type(e).__name__).splitlines()[0]
         if isinstance(e, (LocalEntryNotFoundError, AttributeError)):  # a long text; threads of a client that was closed
             why = "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "no connection"
-        instead = {"model": "a folder with --checkpoint (none has this name); --style tiny runs offline",
+        instead = {"model": "a folder with --checkpoint; --style tiny runs offline",
                    "dataset": "a local file of the same columns; --dataset tiny runs offline"}
         raise InputError(f"{repository} cannot be fetched from the hub ({why}): check the network, or give "
                          f"{instead[repo_type]}") from e
@@ -241,7 +245,7 @@ def load_outer_links(source, task, edges, agents):
     A link is put on the device of its source. Raises InputError if the manifest lacks a link, or a link does not fit its
     agents.
     """
-    manifest = required(checkpoint_folder(source, "outerlink_config.json"), "outerlink_config.json")
+    manifest = required(checkpoint_folder(source, "outerlink_config.json", role="links"), "outerlink_config.json")
     config = read_json(manifest)
     in_task = ["tasks", links_task(task)] if "tasks" in config else []
     adapters = entry(manifest, config, *in_task, "adapters", type_=list)

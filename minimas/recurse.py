@@ -300,8 +300,8 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     task = task or style.task
     check_known("task", [task], TASKS)
     sources, devices = style.sources(checkpoints), devices_by_role(style.order, device)
-    agents = {role: load_agent(sources[role], task, devices[role], usable_dtype(dtype, devices[role]), offload, plain)
-              for role in style.order}
+    agents = {role: load_agent(sources[role], task, devices[role], usable_dtype(dtype, devices[role]), offload, plain,
+                               role=role) for role in style.order}
     links = load_outer_links(sources["links"], task, style.edges, agents) if "links" in sources else {}
     return System(style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task)
 

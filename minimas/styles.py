@@ -6,7 +6,7 @@ same loop. Repository names and link keys are those of the release (huggingface.
 package, and `single` is one agent that is asked once.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
@@ -157,7 +157,7 @@ def style_from(entry, file):
 
     InputError names the key that is wrong.
     """
-    check_known(f"{file}: key", entry, [*TYPES, *(field.name for field in fields(Style)[4:])])
+    check_known(f"{file}: key", entry, [*TYPES, *(field.name for field in fields(Style) if field.default is not MISSING)])
     for key, types in (TYPES | FLAGS).items():
         if not isinstance(entry.get(key), types):
             raise InputError(f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form")

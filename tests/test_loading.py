@@ -83,6 +83,18 @@ def test_shards(folder):
         assert torch.equal(states(folder / "copy"), expected)
 
 
+@pytest.mark.parametrize("name", ("model.safetensors", "tokenizer.json"))
+def test_a_copy_does_not_keep_a_file_of_another_agent(folder, name):
+    """Not even one of the same size."""
+    copy_agent(folder, "math", folder / "copy")
+    file, content = folder / "copy" / name, bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()  # it may be a hard link
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} belongs to another agent"):
+        copy_agent(folder, "math", folder / "copy")
+
+
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_atomic(tmp_path / "x", lambda path: path.write_text("half") and path.write_text(None))

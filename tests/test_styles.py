@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import constants
 
 import minimas
+from minimas import recurse
 from minimas.common import InputError
 from minimas.evaluate.runs import fingerprint
 from minimas.prompts import Question, prompt
 from minimas.recurse import System
 from minimas.styles import STYLES, style_named
+from minimas.train import __main__ as train
 from minimas.train.ridge import new_outer_links
 
 ROLES = ("planner", "critic", "solver")
@@ -68,6 +71,16 @@ def test_the_commands_take_a_file(folder, tmp_path):
                               capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])["style"] == str(file)
+
+
+@pytest.mark.parametrize("module, args", [
+    (recurse, ["--prompt", "7 +5"]), (train, ["inner", "--role", "critic", "--data", "tiny", "--limit", "4", "--out", "runs"])])
+def test_an_agent_that_is_neither_a_folder_nor_on_the_hub(module, args, folder, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    file = write(folder, agents=OWN["agents"] | {"critic": "models/x"})
+    monkeypatch.setattr(sys, "argv", ["", *args, "--style", str(file), "--device", "cpu"])
+    with pytest.raises(InputError, match="critic: there is no folder models/x, and as a hub id it cannot be loaded either: "):
+        module.main()
 
 
 def test_without_links_text_passes_and_latents_name_the_command(folder):

@@ -518,6 +518,16 @@ def test_a_setting_out_of_range_is_refused_before_any_link_is_made(tmp_path, mon
     assert "temperature is '0', expected a number" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_system_is_not_written_over_its_agents(tmp_path, monkeypatch, capsys):
+    args, before = [*base_style(tmp_path), "--ridge-rows", "4"], sorted(tmp_path.rglob("*"))
+    for out in tmp_path / "critic", tmp_path / "solver" / "made", tmp_path:
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, capsys, *args, "--out", out)
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and f"--out {out} is, holds or lies in the folder of " in err and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_links_that_the_writer_never_hears(tmp_path, monkeypatch, capsys):
     args = base_style(tmp_path)
     style = json.loads((tmp_path / "mine.json").read_text())

@@ -46,7 +46,7 @@ def needs_of(args, style, points, prompt=PROMPT, dtype=None):
     """
     sources, needs = style.sources(checkpoints(args)), {}
     for role, device in devices_by_role(style.order, args.device).items():
-        model, stored = decoder_without_weights(checkpoint_folder(sources[role], "config.json"))
+        model, stored = decoder_without_weights(checkpoint_folder(sources[role], "config.json", role=role))
         model.to(usable_dtype(dtype or args.dtype, device) or stored)
         tied = model.lm_head.weight.nbytes * model.config.tie_word_embeddings  # the head is the embedding: counted once
         cache = max((rows * nbytes(getattr(c, name) for c in model.make_cache(1, S) for name in c.tensors)

@@ -78,10 +78,10 @@ def length_up_to(longest, rng):
     return rng.choices(range(1, longest + 1), weights=range(1, longest + 1))[0]
 
 
-def questions(split, per_length, seed=12345, lengths=range(2, 10)):
-    """A fixed list of Chains, `per_length` different ones of each length, shortest first."""
+def questions(split, per_length, seed=12345):
+    """A fixed list of Chains, `per_length` different ones of each length from 2 to 9, shortest first."""
     rng, chains = random.Random(seed), {}
-    for length in lengths:
+    for length in range(2, 10):
         wanted = len(chains) + per_length
         while len(chains) < wanted:
             chain = random_chain(rng, length, split)

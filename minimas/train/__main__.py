@@ -34,7 +34,7 @@ from .save import copy_agent, save_inner_link, save_outer_links, suffix
 # What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option means something for
 OPTIONS = read_json(Path(__file__).with_name("options.json"))
 TYPES = {"int": int, "float": float, "Path": Path, "names": names}
-NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations", "made")  # may change on --resume
+NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # may change on --resume
 MAX_SEED = 10 ** 12  # `permutation` multiplies it by a million, and torch takes 64 bits
 TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
 
@@ -42,31 +42,26 @@ TEACHER_LATENTS = 80  # states that a given text sends at most, as in the releas
 # Options
 
 def arguments():
+    """The options; InputError if one means nothing for this kind of training, or its value is out of range."""
     parser = make_parser("train", "Train the links of a recursive multi-agent system; its agents stay as they are.")
     for option, settings in OPTIONS.items():
         known = {name: TYPES[value] if name == "type" else value
                  for name, value in settings.items() if name not in ("for", "range")}
         parser.add_argument(option, **known)
-    parser.set_defaults(made=None)
     args = parser.parse_args()
-    for option in OPTIONS:
+    for option, settings in OPTIONS.items():
         name = option.lstrip("-").replace("-", "_")
-        check_option(option, getattr(args, name), parser.get_default(name), args.what)
+        value, expected = getattr(args, name), settings.get("range")
+        if value != parser.get_default(name) and args.what not in settings.get("for", [args.what]):
+            raise InputError(f"{option} means nothing for `train {args.what}`: leave it out")
+        if expected and value is not None and not (0 <= value < math.inf and (value or expected == "from 0 up")):
+            raise InputError(f"{option} is {value}, expected a finite number {expected}")
     if abs(args.seed) > MAX_SEED:
         raise InputError(f"--seed is {args.seed}, expected a number below {MAX_SEED}")
     if args.steps is None:
         args.steps = 0 if args.what == "system" else 20000
     args.init = args.init or {"inner": "random"}.get(args.what, "ridge")
     return args
-
-
-def check_option(option, value, default, what):
-    """InputError if an option has no meaning for this kind of training, or its value is out of its range."""
-    if value != default and what not in OPTIONS[option].get("for", [what]):
-        raise InputError(f"{option} means nothing for `train {what}`: leave it out")
-    expected = OPTIONS[option].get("range")
-    if expected and value is not None and not (0 <= value < math.inf and (value or expected == "from 0 up")):
-        raise InputError(f"{option} is {value}, expected a finite number {expected}")
 
 
 def checked(args):
@@ -86,22 +81,30 @@ def checked(args):
     if args.what != "inner":
         args.latent_steps = args.latent_steps or (TEACHER_LATENTS if args.latents == "teacher" else style.latent_steps)
         Settings(rounds=args.rounds, latent_steps=args.latent_steps).completed(style)  # refuse what is out of range now
-    for stage in stages(args, style):
+    for stage, _ in stages(args, style):
         check_folder(stage, task_of_links(stage, style))
     return style
 
 
 def stages(args, style):
-    """The trainings that a command consists of, each as its args: for a system the inner link of each role, then the rest.
+    """The trainings that a command consists of: (its args, {role, or "links": folder or hub id} of what it loads) of each.
 
-    made   {role: folder} of the agents that a system's first trainings made, in place of --checkpoint
+    A system has one training for the inner link of each role, and one for the outer links between the agents made so.
+    InputError if a system would be written over the agents that it is made from.
     """
+    links = ["links"] if args.init == "checkpoint" else []
+    sources = style.sources(checkpoints(args), [args.role] if args.what == "inner" else [*style.order, *links])
     if args.what != "system":
-        return [args]
-    stage = lambda **changes: argparse.Namespace(**vars(args) | changes)
-    inner = [stage(what="inner", role=role, out=args.out / role, steps=args.inner_steps,
-                   init="random" if args.inner_steps else "ridge") for role in style.order]
-    return [*inner, stage(what="outer", out=args.out / "links", made={one.role: one.out for one in inner})]
+        return [(args, sources)]
+    out, stage = args.out.resolve(), lambda **changes: argparse.Namespace(**vars(args) | changes)
+    for role, base in sources.items():
+        folder = Path(base).expanduser().resolve()
+        if folder.is_dir() and (out.is_relative_to(folder) or folder.is_relative_to(out)):
+            raise InputError(f"--out {args.out} is, holds or lies in the folder of {role}, {base}: give a folder of its own")
+    made, init = {role: args.out / role for role in style.order}, "random" if args.inner_steps else "ridge"
+    inner = [(stage(what="inner", role=role, out=folder, steps=args.inner_steps, init=init), {role: sources[role]})
+             for role, folder in made.items()]
+    return [*inner, (stage(what="outer", out=args.out / "links"), made)]
 
 
 def check_folder(args, task):
@@ -133,19 +136,21 @@ def roles_with_texts(args, style):
     return style.order if args.latents == "teacher" or args.init == "ridge" else style.order[-1:]
 
 
-def sources_of(args, style):
-    """{role, or "links": folder or hub id} of what a training loads."""
-    needed = [args.role] if args.what == "inner" else [*style.order, *(["links"] if args.init == "checkpoint" else [])]
-    return style.sources(args.made or checkpoints(args), needed)
-
-
 def load_system(args, style, sources):
-    """The System without outer links, its agents in the plain form; for an inner link the one agent, with a new one."""
-    roles, new = ([args.role], args.init != "checkpoint") if args.what == "inner" else (style.order, False)
-    devices = devices_by_role(style.order, args.device)
+    """The System of a training, its agents in the plain form: all with outer links, or the one whose inner link is trained.
+
+    The links to train are new, or those of the checkpoint.
+    """
+    devices, new_inner = devices_by_role(style.order, args.device), args.what == "inner" and args.init != "checkpoint"
     agents = {role: load_agent(sources[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True,
-                               untrained=new) for role in roles}
-    return System(style, agents, {}, args.task)
+                               untrained=new_inner, role=role) for role in style.order if role in sources}
+    system = System(style, agents, {}, args.task)
+    if "links" in sources:
+        links = load_outer_links(sources["links"], args.task, style.edges, agents)
+        system.outer_links = {edge: link.float() for edge, link in links.items()}
+    elif args.what == "outer":
+        system.outer_links = new_outer_links(style.edges, agents)
+    return system
 
 
 def prepare_inner(args, system, task, examples, known, ridge):
@@ -164,14 +169,9 @@ def prepare_inner(args, system, task, examples, known, ridge):
 
 
 def prepare_outer(args, system, task, examples, known, ridge):
-    """The objective of the outer links, which the system gets, what saves them, and the rows to train on: TrainExamples."""
+    """The objective of the outer links, what saves them, and the rows to train on: TrainExamples."""
     style, teacher = system.style, args.latents == "teacher"
     settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, date=args.date).completed(style)
-    if args.init == "checkpoint":
-        links = load_outer_links(sources_of(args, style)["links"], args.task, style.edges, system.agents)
-        system.outer_links = {edge: link.float() for edge, link in links.items()}
-    else:
-        system.outer_links = new_outer_links(style.edges, system.agents)
     system.check_links(settings)
     if ridge:
         for edge in style.edges:
@@ -199,13 +199,12 @@ def settings_of(args, system, sources, rows, world):
     return depends_on(system.style, sources.values(), rows, options | {"processes": world}, args.out)
 
 
-def train_links(args, style, rank, world, known):
-    """One training: of an inner link, or of all outer links."""
+def train_links(args, style, sources, rank, world, known):
+    """One training: of an inner link, or of all outer links; `sources` are those of `stages`."""
     examples = load_examples(args.data, style, roles_with_texts(args, style), pairs("--columns", args.columns), args.task,
                              args.limit, answer_first=args.what == "outer", tell=warn if rank == 0 else no_op)
     torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same on every device
     prepare, task = prepare_inner if args.what == "inner" else prepare_outer, task_of_links(args, style)
-    sources = sources_of(args, style)
     system = load_system(args, style, sources)
     ridge = args.init == "ridge" and not files_of(args.out, task)[0].exists()  # a resumed training has its links there
     objective, save_links, rows = prepare(args, system, task, examples, known, ridge)
@@ -232,8 +231,8 @@ def main():
     style = checked(args)
     rank, world, wait = join_others(args)
     known = {}
-    for stage in stages(args, style):
-        train_links(stage, style, rank, world, known)
+    for stage, sources in stages(args, style):
+        train_links(stage, style, sources, rank, world, known)
         wait()  # until its files are there
     if rank == 0 and args.what == "system":
         print(f"system of {args.style}: --checkpoint {args.out}")

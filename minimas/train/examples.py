@@ -40,8 +40,8 @@ class TrainExample:
 
     def turn(self, style, role, r=1):
         """The TargetTurn of `role` in round r: sources before it in the order have spoken in round r, others in r - 1."""
-        sources = [source for source, target in style.edges if target == role]
-        rounds = {source: r if style.order.index(source) < style.order.index(role) else r - 1 for source in sources}
+        rounds = {source: r if style.order.index(source) < style.order.index(role) else r - 1
+                  for source, target in style.edges if target == role}
         inbox = {source: self.text(source, n) for source, n in rounds.items() if n}
         return TargetTurn(self.question, inbox, self.text(role, r))
 
@@ -91,13 +91,13 @@ def example_rows(data, columns):
     return (Row(cells, data, n, columns) for n, cells in enumerate(rows, 1))
 
 
-def tiny_rows(count=8192, rounds=3):
-    """Random chains of at most 3 * rounds steps with every agent's note in every round, in the released columns."""
+def tiny_rows():
+    """8192 random chains of at most nine steps, with every agent's note in each of three rounds, in the released columns."""
     rng = random.Random("lessons")  # a seed: another text would make other chains
-    for _ in range(count):
-        chain = random_chain(rng, length_up_to(3 * rounds, rng))
+    for _ in range(8192):
+        chain = random_chain(rng, length_up_to(9, rng))
         plan, refined_plan, answer = (
-            [note(role, chain, min(step, len(chain.steps)), chain.value(step)) for step in range(first, 3 * rounds + 1, 3)]
+            [note(role, chain, min(step, len(chain.steps)), chain.value(step)) for step in range(first, 10, 3)]
             for first, role in enumerate(ROLES, 1))
         yield {"question": chain.question, "plan": plan, "refined_plan": refined_plan, "answer": answer}
 

@@ -58,7 +58,7 @@ class Run:
         self.state_file, self.metrics_file = files_of(folder, task)
         self.settings, self.objective, self.save_links = settings, objective, save_links
         self.steps, self.save_every, self.rank = settings["steps"], save_every, rank
-        self.positions, self.started = 0, 0.0
+        self.positions, self.started = 0, time.perf_counter()
 
         def count(_, args):
             self.positions += args[1].numel()
@@ -66,29 +66,30 @@ class Run:
         for agent in agents.values():
             agent.model.register_forward_pre_hook(count)
 
-    def resume(self, optimizers, schedules):
-        """Load the last state that was saved, if there is one; returns the number of steps taken before.
+    def saved_state(self):
+        """The last state that was saved; InputError if it is damaged, or that of a training under other settings."""
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+            settings, _ = state["settings"], state["steppers"]
+        except Exception as e:  # a damaged file can raise anything
+            raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
+                             "delete it to begin this training anew with --resume, or give another --out") from e
+        unchanged(self.state_file, settings, self.settings, "--out")
+        return state
 
-        InputError if the state is damaged, or that of a training under other settings.
-        """
-        self.steppers, step = (*optimizers, *schedules), 0
+    def resume(self, steppers):
+        """Put links, optimizers, schedules and metrics back to the last state -> its step; 0 if none was saved."""
+        self.steppers, step = steppers, 0
         if self.state_file.exists():
-            try:
-                state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-                state["settings"], state["steppers"]
-            except Exception as e:  # a damaged file can raise anything
-                raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
-                                 "delete it to begin this training anew with --resume, or give another --out") from e
-            unchanged(self.state_file, state["settings"], self.settings, "--out")
+            state = self.saved_state()
+            step = state["step"]
             self.objective.load_state_dict(state["links"])
-            for stepper, saved in zip(self.steppers, state["steppers"]):
+            for stepper, saved in zip(steppers, state["steppers"]):
                 stepper.load_state_dict(saved)
             torch.set_rng_state(state["random"])
-            step = state["step"]
         if self.rank == 0:  # metrics of steps after the state are dropped: these steps are taken again
             before = self.metrics_file.read_text().splitlines(keepends=True) if self.metrics_file.exists() else []
             write_atomic(self.metrics_file, lambda file: file.write_text("".join(before[:step])))
-        self.started = time.perf_counter()
         return step
 
     def record_step(self, step, loss, lr, norm):
@@ -145,7 +146,8 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
     """
     rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
-    first, losses = run.resume(optimizers, schedules) if run else 0, []
+    steppers = [*optimizers, *schedules]
+    first, losses = run.resume(steppers) if run else 0, []
     quiet, alone = run is not None and run.rank > 0, run is not None and not torch.distributed.is_initialized()
     with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar, \
             delayed_interrupt() if alone else nullcontext() as interrupt:
@@ -157,7 +159,7 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
                 raise InputError(f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are "
                                  "kept: start from them with a lower --lr and another --out, at step 1 with --dtype float32")
             lr = schedules[0].get_last_lr()[0]
-            for stepper in (*optimizers, *schedules):
+            for stepper in steppers:
                 stepper.step()
             losses.append(loss)
             bar.set_postfix(loss=f"{loss:.4f}", **(run.record_step(step + 1, loss, lr, norm) if run else {}))

@@ -13,7 +13,7 @@ Letters: B rows, N tokens of the longest reply, T tokens, D width, n tokens of a
 import copy
 from contextlib import suppress
 from functools import partial
-from itertools import takewhile
+from itertools import dropwhile
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +40,8 @@ def prefill_with_gradient(agent, prompts, room=0, last=1):
     prompts = [agent.tokens(pieces) for pieces in prompts]
     x, positions = left_pad([agent.embed_pieces(pieces) for pieces in prompts])
     cache, T = agent.model.make_cache(len(x)), x.shape[1]
-    texts = [sum(map(len, takewhile(lambda piece: not piece.is_floating_point(), pieces))) for pieces in prompts]
-    start = min(T - sum(map(len, pieces)) + text for pieces, text in zip(prompts, texts))
-    start = start if x.requires_grad and start < T - last else 0
+    rest = max(sum(map(len, dropwhile(lambda piece: not piece.is_floating_point(), pieces))) for pieces in prompts)
+    start = T - rest if x.requires_grad and rest > last else 0
     if start:
         with torch.no_grad():
             agent.model(x[:, :start], positions[:, :start], cache, last=1)
@@ -76,10 +75,8 @@ def teacher_forced(agent, prompts, replies, longest=MAX_POSITIONS):
 
 def forced_turns(system, role, turns, longest=MAX_POSITIONS, date=DATE):
     """teacher_forced on B TargetTurns of `role`, with the messages of other agents in the prompts as text."""
-    prompts = []
-    for turn in turns:
-        inbox = {(source, role): [text] for source, text in turn.inbox.items()}  # as in recurse, for one question
-        prompts += system.prompts(role, [turn.question], inbox, date)
+    inboxes = [{(source, role): [text] for source, text in turn.inbox.items()} for turn in turns]  # as in recurse
+    prompts = [system.prompts(role, [turn.question], inbox, date)[0] for turn, inbox in zip(turns, inboxes)]
     return teacher_forced(system.agents[role], prompts, [turn.reply for turn in turns], longest)
 
 

@@ -120,9 +120,17 @@ def regression(pairs, strength):
     With C the covariance of x, W minimises
 
         mean over pairs of |(y - b) / s - W (x - mean x)|^2  +  strength tr(C) / D |W|^2
+
+    Uses running sums in float64: the pairs of 256 replies of 500 tokens would themselves take 2 GB at width 2048.
     """
-    mean_x, b, C, C_xy, variance_y = moments(pairs)
-    s = variance_y.sqrt() + 1e-12
+    n = sum_x = sum_y = sum_xx = sum_xy = sum_yy = 0
+    for x, y in pairs:
+        x, y, n = x.double(), y.double(), n + len(x)
+        sum_x, sum_y = sum_x + x.sum(0), sum_y + y.sum(0)
+        sum_xx, sum_xy, sum_yy = sum_xx + x.T @ x, sum_xy + x.T @ y, sum_yy + y.square().sum(0)
+    mean_x, b = sum_x / n, sum_y / n
+    C, C_xy = sum_xx / n - mean_x.outer(mean_x), sum_xy / n - mean_x.outer(b)  # covariances (D, D), (D, E)
+    s = (sum_yy / n - b.square()).clamp(min=0).sqrt() + 1e-12  # rounding can make the variance negative
     penalty = strength * C.diagonal().mean() + 1e-12  # never zero, not even if all pairs are the same
     return torch.linalg.solve(C + penalty * torch.eye(len(C), device=C.device), C_xy / s).T, mean_x, s, b
 
@@ -140,18 +148,3 @@ def overlapping_tokens(source, target, reply):
     paired = overlap.any(1)
     weights = overlap[paired].to(embeddings)
     return paired.nonzero()[:, 0].tolist(), weights @ embeddings / weights.sum(1, keepdim=True)
-
-
-def moments(pairs):
-    """Batches of x (n, D), y (n, E) -> means of x, y; covariances of x (D, D) and of x with y (D, E); variances of y.
-
-    Uses running sums in float64: the pairs of 256 replies of 500 tokens would themselves take 2 GB at width 2048.
-    """
-    n = sum_x = sum_y = sum_xx = sum_xy = sum_yy = 0
-    for x, y in pairs:
-        x, y, n = x.double(), y.double(), n + len(x)
-        sum_x, sum_y = sum_x + x.sum(0), sum_y + y.sum(0)
-        sum_xx, sum_xy, sum_yy = sum_xx + x.T @ x, sum_xy + x.T @ y, sum_yy + y.square().sum(0)
-    mean_x, mean_y = sum_x / n, sum_y / n
-    variance_y = (sum_yy / n - mean_y.square()).clamp(min=0)  # rounding can make it negative
-    return mean_x, mean_y, sum_xx / n - mean_x.outer(mean_x), sum_xy / n - mean_x.outer(mean_y), variance_y

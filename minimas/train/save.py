@@ -1,5 +1,6 @@
 """Writes the released layout, which load.py reads. Each file is written whole or not at all."""
 
+import filecmp
 import json
 import shutil
 from contextlib import suppress
@@ -24,8 +25,8 @@ def add_task(file, paradigm, task, entry):
 def copy_agent(source, task, folder):
     """Put an agent's files (all but its links) into `folder`, so that only an inner link is missing there.
 
-    Weights become hard links if the file system allows it. Files that are there already are kept. InputError if one has
-    another size, since it is then another agent's; contents are not compared, which would be slow for weights.
+    Weights become hard links if the file system allows it. Files that are there already are kept. InputError if one is not
+    equal to the agent's own; it is read whole then, unless it is that very file.
     """
     here = checkpoint_folder(source, *agent_patterns(task))
     weights = weight_files(here)
@@ -33,7 +34,7 @@ def copy_agent(source, task, folder):
     for name, file in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and target.stat().st_size != file.stat().st_size:
+        if target.exists() and not (target.samefile(file) or filecmp.cmp(target, file, shallow=False)):
             raise InputError(f"{target} belongs to another agent than {source}: give another folder")
         if name in weights and not target.exists():
             with suppress(OSError):  # another file system, or one without hard links

@@ -166,27 +166,22 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
     """Train and save everything, measure it, and return the report. `scale` shortens every phase, for tests."""
     torch.manual_seed(seed)
     started, steps = time.perf_counter(), lambda n: max(1, round(n * scale))
-    system = new_system(out, seed)
-    for role, agent in system.agents.items():
+    agents, style = {role: new_agent(out / role, role, seed) for role in ROLES}, STYLES["tiny"]
+    system = System(style, agents, new_outer_links(style.edges, agents))
+    for role, agent in agents.items():
         train_agent(system, role, seed, steps(700), batch)
         save_agent(out / role, agent)
-    for role, agent in system.agents.items():
+    for role, agent in agents.items():
         train_inner_link(system, role, seed, steps(400), batch)
-        save_inner_link(out / role, system.style, None, agent.inner_link)
+        save_inner_link(out / role, style, None, agent.inner_link)
     train_outer_links(system, seed, steps(1000), steps(300), batch)
-    save_outer_links(out / "links", system.style, None, system.outer_links)
+    save_outer_links(out / "links", style, None, system.outer_links)
     minutes = round((time.perf_counter() - started) / 60, 1)
     mastered = {role: round(100 * mastery(system, role), 1) for role in ROLES}
     report = {"seed": seed, "training_minutes": minutes, "validation exercises right": mastered,
               **evaluate(out, split, per_length)}
     write_json(out / "report.json", report)
     return report
-
-
-def new_system(out, seed):
-    """The untrained System; its agents' folders lack only weights and links."""
-    agents, style = {role: new_agent(out / role, role, seed) for role in ROLES}, STYLES["tiny"]
-    return System(style, agents, new_outer_links(style.edges, agents))
 
 
 def train_inner_link(system, role, seed, steps, batch):
