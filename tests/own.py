@@ -35,15 +35,18 @@ SMOL, QWEN = "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"
 # One agent alone: the texts of minimas and the choices of transformers
 
 def same(args):
-    """For each file of records: how many texts are transformers' greedy texts, by reading them, and by `generate`."""
+    """For each file of records: how many texts are transformers' greedy texts, by reading them, and by `generate`.
+
+    Records keep texts without their tokens. One that has another spelling in tokens is written again, alone, to have them.
+    """
     from transformers import AutoModelForCausalLM
-    system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu", plain=True)
-    tokenizer = system.agents["agent"].tokenizer
+    system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu")
+    tokenizer, eos_ids = system.agents["agent"].tokenizer, [*system.agents["agent"].generation_config.eos_ids]
     peer = AutoModelForCausalLM.from_pretrained(args.agent, dtype=torch.float32).eval()
     for file in args.records:
         first, *records = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-        system.task = first["task"]
-        equal, margins, tokens, left_out, generated = 0, [], 0, 0, 0
+        system.task, again, margins, tokens, generated = first["task"], [], [], 0, 0
+        settings = minimas.Settings(max_new_tokens=first["max_new_tokens"], temperature=0.0, retry=False)
         records = records[:args.limit]
         for i, record in enumerate(tqdm(records, file.name)):
             defined = re.findall(r"def (\w+)\(", record["question"]) if first["task"] == "code" else []
@@ -51,24 +54,29 @@ def same(args):
             question = system.style.questions([record["question"]], [fn_name], first["dataset"])
             prompt, = system.prompts("agent", question, {}, first["date"])
             prompt, ids = tokenizer.encode("".join(prompt)), tokenizer.encode(record["texts"][0])
-            whole = record["tokens"][0] < first["max_new_tokens"]
-            ids += tokenizer.encode(reply_ending(tokenizer)) if whole else []
-            if len(ids) != record["tokens"][0]:
-                left_out += 1  # the text has another spelling in tokens, or had blanks at its ends
-                continue
-            read = torch.tensor([prompt + ids])
-            with torch.no_grad():
-                logits = peer(read, logits_to_keep=len(ids) + 1).logits[0, :-1]
-            behind = logits.amax(-1) - logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
-            otherwise = behind[behind > 0].tolist()
-            equal, margins, tokens = equal + (not otherwise), margins + otherwise, tokens + len(ids)
+            ids += tokenizer.encode(reply_ending(tokenizer)) if record["tokens"][0] < first["max_new_tokens"] else []
+            if len(ids) != record["tokens"][0] or behind(peer, prompt, ids):
+                result, = system.answer_all(question, settings.completed(system.style))
+                again.append(result.text == record["texts"][0])
+                ids = result.token_ids
+            margins.append(behind(peer, prompt, ids))
+            tokens += len(ids)
             if i < args.generate:
-                text = peer.generate(read[:, :len(prompt)], max_new_tokens=first["max_new_tokens"], do_sample=False,
-                                     repetition_penalty=1.0, eos_token_id=[*system.agents["agent"].generation_config.eos_ids])
+                text = peer.generate(torch.tensor([prompt]), max_new_tokens=first["max_new_tokens"], do_sample=False,
+                                     repetition_penalty=1.0, eos_token_id=eos_ids)
                 generated += text[0, len(prompt):].tolist() == ids
-        print(f"{file}: {equal} of {len(records) - left_out} texts are transformers' own; it chooses {len(margins)} of {tokens} "
-              f"tokens otherwise, by at most {max(margins, default=0):.1e} in the logit; {left_out} left out")
+        print(f"{file}: {margins.count([])} of {len(records)} texts are transformers' own; it chooses "
+              f"{len(sum(margins, []))} of {tokens} tokens otherwise, by at most {max(sum(margins, [0]))} in the logit; "
+              f"{len(again)} were written again, {again.count(False)} of them otherwise")
         print(f"generate writes {generated} of {min(args.generate, len(records))} alike")
+
+
+@torch.no_grad()
+def behind(peer, prompt, ids):
+    """By how much the peer prefers another token to that of a text, for each token where it does."""
+    logits = peer(torch.tensor([prompt + ids]), logits_to_keep=len(ids) + 1).logits[0, :-1]
+    margins = logits.amax(-1) - logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    return margins[margins > 0].tolist()
 
 
 # What a link carries: the repeating task
