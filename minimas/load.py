@@ -42,7 +42,7 @@ def checkpoint_folder(source, *patterns, role="checkpoint"):
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise InputError(f"{role}: {source} is not a folder, nor a hub id like Qwen/Qwen3-1.7B: give one of a checkpoint")
+        raise InputError(f"{role}: {source} is not a folder, nor a hub id like Qwen/Qwen3-1.7B: give that of a checkpoint")
     try:
         return download(str(source), patterns)
     except InputError as e:

@@ -19,7 +19,7 @@ from minimas.generate import generate
 from minimas.sandbox import tools
 from minimas.sandbox.python import run_guarded, run_python
 from minimas.sandbox.search import search
-from minimas.sandbox.tools import FINAL_CALL, result_text
+from minimas.sandbox.tools import call_at_end, result_text
 
 
 @pytest.mark.parametrize("text, call", [
@@ -28,8 +28,7 @@ from minimas.sandbox.tools import FINAL_CALL, result_text
     ("<python> <search>x</search>", ("search", "x")), ("<python>a</python> and", None), ("<python>a</search>", None),
     ("a</python>", None), ("", None)])
 def test_what_is_a_call(text, call):
-    found = FINAL_CALL.search(text)
-    assert (found and (found[1].lower(), found[2].strip())) == call
+    assert call_at_end(text) == call
 
 
 def test_results_are_cut_and_defused(monkeypatch):

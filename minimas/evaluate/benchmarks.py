@@ -118,7 +118,7 @@ def examples_of(rows, task, read):
 def settings_for(name, style, protocol="paper", task=None):
     """The settings of a benchmark for a style: {"grader": ..., "rollouts": ..., other fields of styles.Settings}.
 
-    rounds, latent_steps and channel are lists: of what is measured.
+    rounds, latent_steps and channel are lists of the values to measure.
     protocol  paper, or released, which adds the released runner's latent_steps and batch_size for sequential styles;
               it has math500, gpqa, medqa and mbppplus only (its seed is 42, the default here)
     task      of a local file (None: math), for which there is only the grader of its task

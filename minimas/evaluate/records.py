@@ -64,7 +64,7 @@ def line_of(record):
 def read_lines(file, beginning=b'{"minimas"'):
     """The lines of a file of records, as dicts, without a last one that was cut off when its writer was killed.
 
-    beginning   of the file: of settings, or in a part of records
+    beginning   how its first line begins: with settings, in a part with a record
     Raises InputError if the file holds something else.
     """
     lines = file.read_bytes().split(b"\n") if file.exists() else [b""]

@@ -16,6 +16,11 @@ MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
 
 
+def call_at_end(text):
+    """(tool, argument) if the text ends with a closed call, else None."""
+    return (call := FINAL_CALL.search(text)) and (call[1].lower(), call[2].strip())
+
+
 class ToolCalls:
     """The calls in a batch of B texts while they are written: generate asks for a `reply` after every token.
 
@@ -33,10 +38,10 @@ class ToolCalls:
         if not closed:
             return []
         text = self.tokenizer.decode(ids, strip=False)
-        call = FINAL_CALL.search(text[:len(text) - len(tail) + closed[0]])  # that token may go on after the tag
+        call = call_at_end(text[:len(text) - len(tail) + closed[0]])  # that token may go on after the tag
         if call is None:
             return []
-        result = self.tokenizer.encode(result_text(call[1].lower(), call[2].strip(), self.made[b], self.allowed))
+        result = self.tokenizer.encode(result_text(*call, self.made[b], self.allowed))
         self.made[b] += 1
         self.inserted[b] += len(result)
         return result

@@ -96,12 +96,14 @@ def stages(args, style):
     sources = style.sources(checkpoints(args), [args.role] if args.what == "inner" else [*style.order, *links])
     if args.what != "system":
         return [(args, sources)]
-    out, stage = args.out.resolve(), lambda **changes: argparse.Namespace(**vars(args) | changes)
+    out = args.out.resolve()
     for role, base in sources.items():
         folder = Path(base).expanduser().resolve()
         if folder.is_dir() and (out.is_relative_to(folder) or folder.is_relative_to(out)):
             raise InputError(f"--out {args.out} is, holds or lies in the folder of {role}, {base}: give a folder of its own")
-    made, init = {role: args.out / role for role in style.order}, "random" if args.inner_steps else "ridge"
+    stage = lambda **changes: argparse.Namespace(**vars(args) | changes)
+    made = {role: args.out / role for role in style.order}
+    init = "random" if args.inner_steps else "ridge"
     inner = [(stage(what="inner", role=role, out=folder, steps=args.inner_steps, init=init), {role: sources[role]})
              for role, folder in made.items()]
     return [*inner, (stage(what="outer", out=args.out / "links"), made)]
