@@ -1,8 +1,8 @@
 """minimas: recursive multi-agent systems (RecursiveMAS, arXiv 2604.25917) in plain PyTorch.
 
-    import minimas
-    system = minimas.load_mas_system("tiny")
-    print(system.run(["7 +5 *3 -4 +8"])[0].answer)
+import minimas
+system = minimas.load_mas_system("tiny")
+print(system.run(["7 +5 *3 -4 +8"])[0].answer)
 """
 
 import os
@@ -20,5 +20,6 @@ def __getattr__(name):
     # On first use: `import minimas` stays light, and `python -m minimas.recurse` finds its module not yet imported.
     if name in __all__:
         from . import recurse
+
         return getattr(recurse, name)
     raise AttributeError(f"module 'minimas' has no attribute {name!r}")

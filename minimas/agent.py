@@ -25,7 +25,13 @@ from .common import InputError, no_op, warn_once
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
 from .link import InnerLink, fused
-from .load import agent_patterns, checkpoint_folder, load_generation_config, load_inner_link, load_model
+from .load import (
+    agent_patterns,
+    checkpoint_folder,
+    load_generation_config,
+    load_inner_link,
+    load_model,
+)
 from .tokenizer import load_tokenizer
 
 
@@ -52,8 +58,10 @@ def check_finite(finite, what, model):
     """InputError unless `finite`: what a model computes is NaN or infinite."""
     if not finite:
         dtype = str(model.norm.weight.dtype).removeprefix("torch.")
-        raise InputError(f"{what} are not finite: {dtype} overflows, or weights or links are damaged; "
-                         "try --dtype float32, and fetch the files again if that does not help")
+        raise InputError(
+            f"{what} are not finite: {dtype} overflows, or weights or links are damaged; "
+            "try --dtype float32, and fetch the files again if that does not help"
+        )
 
 
 class PrefixCache(NamedTuple):
@@ -62,6 +70,7 @@ class PrefixCache(NamedTuple):
     The size is what was asked for. With graphs the cache may be larger, as earlier questions were longer, but no answer
     may depend on earlier questions, not even by rounding.
     """
+
     beginnings: list[list[int]]
     cache: list
     S: int
@@ -78,9 +87,15 @@ class Agent:
 
     def __init__(self, model, tokenizer, inner_link, generation_config, device, offload=False):
         self.model, self.tokenizer, self.inner_link = model, tokenizer, inner_link
-        self.generation_config, self.device, self.offload = generation_config, torch.device(device), offload
+        self.generation_config, self.device, self.offload = (
+            generation_config,
+            torch.device(device),
+            offload,
+        )
         self.graphs, self.sync_every, self.prefix_cache = None, 1, None
-        tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids without an embedding
+        tokenizer.embedding_rows = len(
+            model.embed_tokens.weight
+        )  # encode refuses ids without an embedding
 
     # Prompts
 
@@ -99,16 +114,27 @@ class Agent:
         """
         row, longest = [], self.model.config.max_position_embeddings
         for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
-            row += [torch.tensor(self.tokenizer.encode("".join(group)), dtype=torch.long)] if is_text else group
+            row += (
+                [torch.tensor(self.tokenizer.encode("".join(group)), dtype=torch.long)]
+                if is_text
+                else group
+            )
         if longest and sum(map(len, row)) > longest:
-            warn_once(f"a prompt is longer than the {longest} positions that this {type(self.model).__name__} was made for, so "
-                      "what follows may be worthless: shorten the question, or lower --latent-steps or --max-new-tokens")
+            warn_once(
+                f"a prompt is longer than the {longest} positions that this {type(self.model).__name__} was made for, so "
+                "what follows may be worthless: shorten the question, or lower --latent-steps or --max-new-tokens"
+            )
         return row
 
     def embed_pieces(self, pieces):
         """Token ids and latents -> (T, D)."""
         w, embed = self.model.embed_tokens.weight, self.model.embed
-        return torch.cat([piece.to(w) if piece.is_floating_point() else embed(piece.to(w.device)) for piece in pieces])
+        return torch.cat(
+            [
+                piece.to(w) if piece.is_floating_point() else embed(piece.to(w.device))
+                for piece in pieces
+            ]
+        )
 
     # Reading
 
@@ -120,12 +146,17 @@ class Agent:
         may be kept (no offload).
         """
         prompts = [self.tokens(pieces) for pieces in prompts]
-        rows, beginnings = [self.embed_pieces(pieces) for pieces in prompts], [pieces[0].tolist() for pieces in prompts]
+        rows, beginnings = (
+            [self.embed_pieces(pieces) for pieces in prompts],
+            [pieces[0].tolist() for pieces in prompts],
+        )
         S, previous = max(map(len, rows)) + room, self.prefix_cache
         self.drop_prefix()  # until the cache is whole again
         if previous and len(previous.beginnings) == len(rows) and S <= previous.S:
             cache, S, pairs = previous.cache, previous.S, zip(beginnings, previous.beginnings)
-            shared = [min(len(commonprefix(pair)), len(row) - 1) for pair, row in zip(pairs, rows)]  # at least one is read
+            shared = [
+                min(len(commonprefix(pair)), len(row) - 1) for pair, row in zip(pairs, rows)
+            ]  # at least one is read
             for c in cache:
                 c.filled = max(shared)
         else:
@@ -172,7 +203,9 @@ class Agent:
         prefill: takes the place of Agent.prefill in training (losses.prefill_with_gradient)
         """
         if not m:
-            return self.model.embed_tokens.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
+            return self.model.embed_tokens.weight.new_zeros(
+                len(prompts), 0, self.model.config.hidden_size
+            )
         h, positions, cache = (prefill or self.prefill)(prompts, m)
 
         def next_input(h, positions):
@@ -202,7 +235,9 @@ class Agent:
                 p.data = data
 
 
-def load_agent(source, task, device, dtype, offload=False, plain=False, untrained=False, role="agent"):
+def load_agent(
+    source, task, device, dtype, offload=False, plain=False, untrained=False, role="agent"
+):
     """The agent of a folder or repository in the released layout.
 
     task       math, choice or code: which inner link is taken if there are several
@@ -213,10 +248,19 @@ def load_agent(source, task, device, dtype, offload=False, plain=False, untraine
     Raises InputError if the folder is not whole.
     """
     folder = checkpoint_folder(source, *agent_patterns(task), role=role)
-    model, tokenizer = load_model(folder, device, dtype, "cpu" if offload else None), load_tokenizer(folder)
+    model, tokenizer = (
+        load_model(folder, device, dtype, "cpu" if offload else None),
+        load_tokenizer(folder),
+    )
     D = model.config.hidden_size
-    inner_link = InnerLink(D).to(device) if untrained else load_inner_link(folder, task, D, device, model.norm.weight.dtype)
-    agent = Agent(model, tokenizer, inner_link, load_generation_config(folder, tokenizer), device, offload)
+    inner_link = (
+        InnerLink(D).to(device)
+        if untrained
+        else load_inner_link(folder, task, D, device, model.norm.weight.dtype)
+    )
+    agent = Agent(
+        model, tokenizer, inner_link, load_generation_config(folder, tokenizer), device, offload
+    )
     if not (plain or offload):
         agent.model, agent.inner_link = prepare(model), inner_link and fused(inner_link)
         if agent.device.type == "cuda":

@@ -4,22 +4,35 @@ import re
 import textwrap
 
 # Words may follow the name of a block whose fence begins its line. A fence within a line of code does not end it.
-BLOCK = re.compile(r"(^[ \t]*)?```[ \t]*+([\w+-]*+)(?(1)[^`\n]*|[ \t]*)\n"
-                   r"(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"(^[ \t]*)?```[ \t]*+([\w+-]*+)(?(1)[^`\n]*|[ \t]*)\n"
+    r"(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
 
 # Text in a command of its own is no word with the letter before it: C \text{warfarin}, but not C\text{arbon}
-TEXT_AFTER = re.compile(r"(?<=\b[A-D])(?:(?:[\s}~]|\\[ ,;:]|\\q?quad\b)+\\text[a-z]*\s*\{|\\text[a-z]*\s*\{(?=[\s(]))")
+TEXT_AFTER = re.compile(
+    r"(?<=\b[A-D])(?:(?:[\s}~]|\\[ ,;:]|\\q?quad\b)+\\text[a-z]*\s*\{|\\text[a-z]*\s*\{(?=[\s(]))"
+)
 # A letter and its text, unless a second letter follows it as an answer: A, B or (A) and (B)
-OPTION = re.compile(r"\s*(?:(?:option|choice|answer)\b(?:\s*is\b)?[\s:]*)?[(\[]?\s*([A-D])"
-                    r"(?!\W*(?:(?:and|or)\W+[A-D]\b|(?-i:[A-D])\W*(?:$|[,/&]|and\b|or\b)))"
-                    r"(?:\s*(?:[.):;\]–—]|$)|(?<=(?-i:[A-D]))(?:\s*[(,]|\s+-))", re.IGNORECASE)
+OPTION = re.compile(
+    r"\s*(?:(?:option|choice|answer)\b(?:\s*is\b)?[\s:]*)?[(\[]?\s*([A-D])"
+    r"(?!\W*(?:(?:and|or)\W+[A-D]\b|(?-i:[A-D])\W*(?:$|[,/&]|and\b|or\b)))"
+    r"(?:\s*(?:[.):;\]–—]|$)|(?<=(?-i:[A-D]))(?:\s*[(,]|\s+-))",
+    re.IGNORECASE,
+)
 
 
 def boxed(text):
     r"""The content of the last \boxed{...} that is closed; None if there is none, or if it is empty."""
-    starts, found = [], None  # for each open brace: where its box begins, None for a brace that is not a box
+    starts, found = (
+        [],
+        None,
+    )  # for each open brace: where its box begins, None for a brace that is not a box
     for brace in re.finditer(r"\\\\?boxed\s*\{|\\.|[{}]", text, re.DOTALL):
-        if len(brace[0]) == 2:  # \{ and \} belong to a set; \\ is a line break, so that \\{ ends in a real brace
+        if (
+            len(brace[0]) == 2
+        ):  # \{ and \} belong to a set; \\ is a line break, so that \\{ ends in a real brace
             continue
         if brace[0] != "}":
             starts.append(brace.end() if len(brace[0]) > 1 else None)
@@ -37,8 +50,11 @@ def letter(text):
 
 def code_block(text):
     """The last Markdown block of Python that is not empty, else the last of any; an open one runs to the end."""
-    blocks = [(name.lower() in ("python", "py", "python3"), textwrap.dedent(code).strip("\n"))
-              for _, name, code in BLOCK.findall(text.replace("\r\n", "\n")) if code.strip()]
+    blocks = [
+        (name.lower() in ("python", "py", "python3"), textwrap.dedent(code).strip("\n"))
+        for _, name, code in BLOCK.findall(text.replace("\r\n", "\n"))
+        if code.strip()
+    ]
     return max(reversed(blocks), key=lambda block: block[0], default=(False, None))[1]
 
 

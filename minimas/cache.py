@@ -39,15 +39,17 @@ def plain_causal(positions, last, window):
 
 
 class KVCache:
-    """Keys and values of one attention layer, allocated for S positions and written in place: position p is in slot p.
-    """
+    """Keys and values of one attention layer, allocated for S positions and written in place: position p is in slot p."""
+
     tensors = ("k", "v")
 
     def __init__(self, B, K, S, d, like, window=None):
         self.window = window
         # The last slot takes what padding writes and is never read. Zeros, since a masked weight of 0 times NaN is NaN.
         self.k, self.v = like.new_zeros(B, K, S + 1, d), like.new_zeros(B, K, S + 1, d)
-        self.filled = 0  # slots that may hold a token: an upper bound over the rows, kept on the host
+        self.filled = (
+            0  # slots that may hold a token: an upper bound over the rows, kept on the host
+        )
 
     @property
     def capacity(self):
@@ -60,12 +62,20 @@ class KVCache:
 
     def sees_all(self, positions):
         """Whether each row's one token sees all slots that are filled. On CUDA nobody asks: the host would have to wait."""
-        return (self.window is None and positions.shape[1] == 1 and positions.device.type == "cpu"
-                and bool((positions == self.filled_after(positions) - 1).all()))
+        return (
+            self.window is None
+            and positions.shape[1] == 1
+            and positions.device.type == "cpu"
+            and bool((positions == self.filled_after(positions) - 1).all())
+        )
 
     def mask(self, positions, last):
         """Keys are the slots up to the last one filled: (B, 1, last, filled)."""
-        if self.filled == 0 and plain_causal(positions, last, self.window) or self.sees_all(positions):
+        if (
+            self.filled == 0
+            and plain_causal(positions, last, self.window)
+            or self.sees_all(positions)
+        ):
             return None
         slots = torch.arange(self.filled_after(positions), device=positions.device)
         return causal_mask(positions[:, -last:], slots.expand(len(positions), -1), self.window)
@@ -76,26 +86,34 @@ class KVCache:
         slots = torch.where(positions < 0, self.capacity, positions)
         write_slots(self.k, slots, k)
         write_slots(self.v, slots, v)
-        return self.k[:, :, :self.filled], self.v[:, :, :self.filled]
+        return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
 
     def grow(self, n):
         """Make room for n more positions."""
         self.k, self.v = (torch.nn.functional.pad(x, (0, 0, 0, n)) for x in (self.k, self.v))
-        self.k[:, :, -n - 1] = self.v[:, :, -n - 1] = 0  # the old padding slot is an ordinary one from now on
+        self.k[:, :, -n - 1] = self.v[:, :, -n - 1] = (
+            0  # the old padding slot is an ordinary one from now on
+        )
 
 
 class WindowCache:
     """The same for a sliding window: only the last `window` keys are kept, position p in slot p modulo window."""
+
     tensors = ("k", "v", "positions")
 
     def __init__(self, B, K, window, d, like):
         self.window = window
-        self.k, self.v = like.new_zeros(B, K, window + 1, d), like.new_zeros(B, K, window + 1, d)  # one slot for padding
+        self.k, self.v = (
+            like.new_zeros(B, K, window + 1, d),
+            like.new_zeros(B, K, window + 1, d),
+        )  # one slot for padding
         self.positions = torch.full((B, window + 1), -1, device=like.device)
 
     def slots(self, positions):
         """Where to write positions (B, T) -> (B, T); the slot `window` takes what is not kept."""
-        last = positions.amax(1, keepdim=True)  # of a long chunk only the end is kept: no two keys may share a slot
+        last = positions.amax(
+            1, keepdim=True
+        )  # of a long chunk only the end is kept: no two keys may share a slot
         kept = (positions >= 0) & (positions > last - self.window)
         return torch.where(kept, positions % self.window, self.window)
 
@@ -135,11 +153,14 @@ class GrowingCache:
     def update(self, k, v, positions):
         """Append k, v (B, K, T, d) -> all keys and values, (B, K, S, d)."""
         self.chunks = [*self.chunks, (k, v, positions)]
-        return torch.cat([chunk[0] for chunk in self.chunks], 2), torch.cat([chunk[1] for chunk in self.chunks], 2)
+        return torch.cat([chunk[0] for chunk in self.chunks], 2), torch.cat(
+            [chunk[1] for chunk in self.chunks], 2
+        )
 
 
 class DeltaCache:
     """The cache of a Gated DeltaNet layer: the last inputs of its convolution and its state, but no keys."""
+
     tensors, window = ("conv", "state"), None
 
     def __init__(self, conv, state):
@@ -157,8 +178,13 @@ class DeltaCache:
         With kernel 4, memory m0 m1 m2 and a row padded by two, m0 m1 m2 | - - x2 x3 becomes m0 m0 m0 m1 m2 x2 x3.
         """
         n = self.conv.shape[2]
-        columns, padding = torch.arange(n + x.shape[2], device=x.device), (positions < 0).sum(1, keepdim=True)
-        source = torch.where(columns < padding + n, (columns - padding).clamp(min=0), columns)  # (B, kernel - 1 + T)
+        columns, padding = (
+            torch.arange(n + x.shape[2], device=x.device),
+            (positions < 0).sum(1, keepdim=True),
+        )
+        source = torch.where(
+            columns < padding + n, (columns - padding).clamp(min=0), columns
+        )  # (B, kernel - 1 + T)
         x = torch.cat([self.conv, x], 2).gather(2, source[:, None].expand(-1, x.shape[1], -1))
         return x, x[:, :, -n:]
 
@@ -175,12 +201,15 @@ def attention_cache(B, K, S, d, like, window=None):
     """The cache of one attention layer: growing if S is None, else for S positions, or a shorter window."""
     if S is None:
         return GrowingCache(window)
-    return KVCache(B, K, S, d, like, window) if window is None or window >= S else WindowCache(B, K, window, d, like)
+    return (
+        KVCache(B, K, S, d, like, window)
+        if window is None or window >= S
+        else WindowCache(B, K, window, d, like)
+    )
 
 
 def masks(cache, positions, last):
-    """The mask of each layer of a model, made once for all layers of one kind; the last layer's has `last` rows only.
-    """
+    """The mask of each layer of a model, made once for all layers of one kind; the last layer's has `last` rows only."""
     made, rows = {}, [positions.shape[1]] * (len(cache) - 1) + [last]
     for c, n in zip(cache, rows):
         if (type(c), c.window, n) not in made:
@@ -199,6 +228,7 @@ def write_slots(memory, slots, new):
 
 # Operations on the caches of all layers, when the batch changes
 
+
 def first_rows(cache, B):
     """Cache objects for the first B rows, in the same memory."""
     copies = [copy.copy(c) for c in cache]
@@ -213,8 +243,8 @@ def keep_rows(cache, rows):
     for c in cache:
         for name in c.tensors:
             memory = getattr(c, name)
-            memory[:len(rows)] = memory[rows]
-            setattr(c, name, memory[:len(rows)])
+            memory[: len(rows)] = memory[rows]
+            setattr(c, name, memory[: len(rows)])
 
 
 def repeat_rows(cache, few, k):

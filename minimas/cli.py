@@ -19,6 +19,7 @@ from .tokenizer import DATE
 
 # Options
 
+
 def names(text):
     """The value of an option that lists names, a,b,c, as a tuple."""
     return tuple(name for name in text.split(",") if name)
@@ -44,13 +45,33 @@ def make_parser(module, description):
     parser = argparse.ArgumentParser(prog=f"python -m minimas.{module}", description=description)
     parser.error = refuse
     add = parser.add_argument
-    add("--style", default="tiny", help=f"the system: {', '.join(STYLES)}, or a .json file (default tiny)")
-    add("--checkpoint", action="append", default=[], metavar="ROLE=PATH", help="take this role, or links, from this folder "
-        "or hub id; repeat for more; or one PATH with a folder for each; for style single the PATH or hub id of the agent")
-    add("--device", help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)")
-    add("--dtype", help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)")
+    add(
+        "--style",
+        default="tiny",
+        help=f"the system: {', '.join(STYLES)}, or a .json file (default tiny)",
+    )
+    add(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="ROLE=PATH",
+        help="take this role, or links, from this folder "
+        "or hub id; repeat for more; or one PATH with a folder for each; for style single the PATH or hub id of the agent",
+    )
+    add(
+        "--device",
+        help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)",
+    )
+    add(
+        "--dtype",
+        help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)",
+    )
     add("--seed", type=int, default=42, help="seed of all random numbers (default 42)")
-    add("--date", default=DATE, help=f"the date that chat templates tell their agents (default {DATE})")
+    add(
+        "--date",
+        default=DATE,
+        help=f"the date that chat templates tell their agents (default {DATE})",
+    )
     add("--version", action="version", version=f"minimas {__version__}")
     return parser
 
@@ -59,29 +80,68 @@ def add_answering(parser):
     """Add the options of commands whose agents answer questions; returns the parser."""
     add = parser.add_argument
     add("--plain", action="store_true", help="do without the fast path: slower, the same answers")
-    add("--offload", action="store_true", help="keep only the weights of the working agent on the device")
-    add("--needs", action="store_true", help="print how large the files are and what memory is needed, and load nothing")
+    add(
+        "--offload",
+        action="store_true",
+        help="keep only the weights of the working agent on the device",
+    )
+    add(
+        "--needs",
+        action="store_true",
+        help="print how large the files are and what memory is needed, and load nothing",
+    )
     add("--max-new-tokens", type=int, help="the most tokens of an answer (default: the style's)")
-    add("--temperature", type=float, help="0 always takes the likeliest token (default: the style's)")
-    add("--top-p", type=float, default=0.95, help="sample from the likeliest tokens that reach this sum (default 0.95)")
-    add("--top-k", type=int, help="and from no more tokens than this, 0 for all (default: generation_config.json's)")
-    add("--tools", type=names, default=(), help="what style deliberation may call: python, search or python,search")
-    add("--no-retry", dest="retry", action="store_false", help="do not ask again when a text holds no answer")
+    add(
+        "--temperature",
+        type=float,
+        help="0 always takes the likeliest token (default: the style's)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="sample from the likeliest tokens that reach this sum (default 0.95)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        help="and from no more tokens than this, 0 for all (default: generation_config.json's)",
+    )
+    add(
+        "--tools",
+        type=names,
+        default=(),
+        help="what style deliberation may call: python, search or python,search",
+    )
+    add(
+        "--no-retry",
+        dest="retry",
+        action="store_false",
+        help="do not ask again when a text holds no answer",
+    )
     return parser
 
 
 def checkpoints(args):
     """--checkpoint as load_mas_system takes it: one folder or hub id, or {role: path}; InputError if it is neither."""
-    if len(args.checkpoint) == 1 and (only := args.checkpoint[0]) and (Path(only).expanduser().is_dir() or "=" not in only):
+    if (
+        len(args.checkpoint) == 1
+        and (only := args.checkpoint[0])
+        and (Path(only).expanduser().is_dir() or "=" not in only)
+    ):
         return only
     return pairs("--checkpoint", args.checkpoint, "ROLE=PATH, or one folder of all roles")
 
 
 def read_questions(prompts):
     """The questions of --prompt, those from stdin included; InputError if there are none."""
-    questions = [question for text in prompts for question in (stdin_lines() if text == "-" else [text])]
+    questions = [
+        question for text in prompts for question in (stdin_lines() if text == "-" else [text])
+    ]
     if not questions:
-        raise InputError("there is no question: give one with --prompt, or one a line on stdin with --prompt -")
+        raise InputError(
+            "there is no question: give one with --prompt, or one a line on stdin with --prompt -"
+        )
     return questions
 
 
@@ -93,6 +153,7 @@ def stdin_lines():
 
 # Files
 
+
 def writable_file(option, name, make_folder=False):
     """The Path of a file that a command is going to write; InputError if it cannot be written. It is not changed."""
     file = Path(name)
@@ -103,10 +164,14 @@ def writable_file(option, name, make_folder=False):
             if not file.is_file():
                 raise OSError("it is not an ordinary file")
             file.open("a").close()
-        NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.").close()  # may files be made here, with such a name?
+        NamedTemporaryFile(
+            dir=file.parent, prefix=f"{file.name}."
+        ).close()  # may files be made here, with such a name?
     except OSError as e:
-        raise InputError(f"{option} {str(name)!r} cannot be written ({e.strerror or e}): "
-                         "give a file in an existing folder that you may write to") from e
+        raise InputError(
+            f"{option} {str(name)!r} cannot be written ({e.strerror or e}): "
+            "give a file in an existing folder that you may write to"
+        ) from e
     return file
 
 
@@ -116,7 +181,9 @@ def out_of_memory(error):
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-LESS_MEMORY = "fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload"
+LESS_MEMORY = (
+    "fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload"
+)
 
 
 def exit_status(f, less=LESS_MEMORY):
@@ -143,18 +210,26 @@ def command(main, less=LESS_MEMORY):
     the shell has it.
     """
     # A question may hold what is not UTF-8: Style.questions says so. An answer may hold what the terminal's encoding lacks.
-    for stream, errors in (sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"):
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=errors)
     try:
         if status := exit_status(main, less):
             raise SystemExit(status)
     except OSError as e:
-        with suppress(OSError):  # what is left of the output is dropped; it would fail again at exit
+        with suppress(
+            OSError
+        ):  # what is left of the output is dropped; it would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError):
             raise SystemExit(141) from None
-        warn(f"{e.filename or 'a file'} cannot be read or written ({e.strerror or e}): check permissions and disk space")
+        warn(
+            f"{e.filename or 'a file'} cannot be read or written ({e.strerror or e}): check permissions and disk space"
+        )
         raise SystemExit(2) from None
 
 
@@ -167,7 +242,9 @@ def converse(answer):
         import readline  # input() edits lines with it
 
     def turn():
-        with redirect_stdout(sys.stdout if sys.stdout.isatty() else sys.stderr):  # the sign is no result
+        with redirect_stdout(
+            sys.stdout if sys.stdout.isatty() else sys.stderr
+        ):  # the sign is no result
             typed = input("> ")
         if typed.strip():
             answer(typed)

@@ -8,7 +8,13 @@ import sys
 from functools import cache
 from pathlib import PureWindowsPath
 
-JSON_TYPES = {bool: "true or false", dict: "an object", list: "a list", str: "a string", int: "a whole number"}
+JSON_TYPES = {
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a whole number",
+}
 
 
 class InputError(ValueError):
@@ -17,7 +23,9 @@ class InputError(ValueError):
 
 def check_known(what, found, known):
     """InputError if one of the names that were found is not known."""
-    if unknown := [name for name in found if name not in [*known]]:  # a list, since what was found may be unhashable
+    if unknown := [
+        name for name in found if name not in [*known]
+    ]:  # a list, since what was found may be unhashable
         raise InputError(f"{what} {unknown[0]!r} is not known, expected one of {', '.join(known)}")
 
 
@@ -40,13 +48,16 @@ def upcast(x):
 
 # Text and JSON
 
+
 def check_text(text, what):
     """InputError if a text holds a lone surrogate, which no tokenizer and no file can take."""
     try:
         text.encode()
     except UnicodeEncodeError as e:
-        raise InputError(f"{what} is not valid text (a lone surrogate at character {e.start}): "
-                         "correct it and save it as UTF-8") from e
+        raise InputError(
+            f"{what} is not valid text (a lone surrogate at character {e.start}): "
+            "correct it and save it as UTF-8"
+        ) from e
 
 
 def parse_json(data, place):
@@ -54,8 +65,13 @@ def parse_json(data, place):
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         value = json.loads(text)
-    except (ValueError, RecursionError) as e:  # RecursionError: brackets thousands deep; int limits are ValueErrors
-        raise InputError(f"{place} is not readable JSON ({e}): correct it and save it as UTF-8, or fetch it again") from e
+    except (
+        ValueError,
+        RecursionError,
+    ) as e:  # RecursionError: brackets thousands deep; int limits are ValueErrors
+        raise InputError(
+            f"{place} is not readable JSON ({e}): correct it and save it as UTF-8, or fetch it again"
+        ) from e
     if "\\u" in text:  # only an escape can spell a lone surrogate
         check_text(json.dumps(value, ensure_ascii=False), place)
     return value
@@ -73,28 +89,42 @@ def entry(file, value, *path, type_):
     """value[path[0]][path[1]]... of a JSON file, which is of `type_`; InputError names what is missing or of another type."""
     for key in path:
         if not isinstance(value, dict) or key not in value:
-            raise InputError(f"{file} has no {'.'.join(path)}: expected a file of the released layout; fetch it again")
+            raise InputError(
+                f"{file} has no {'.'.join(path)}: expected a file of the released layout; fetch it again"
+            )
         value = value[key]
     if type(value) is not type_:
-        raise InputError(f"{file}: {'.'.join(path)} is {value!r:.80}, expected {JSON_TYPES[type_]}; fetch the file again")
+        raise InputError(
+            f"{file}: {'.'.join(path)} is {value!r:.80}, expected {JSON_TYPES[type_]}; fetch the file again"
+        )
     return value
 
 
 def aligned(rows):
     """A table as text, from rows of texts; the first column begins at the left, the others end at the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
 
 
 # Files
 
+
 def required(folder, name):
     """The path of a file that a folder must have. A manifest may not name one outside of its folder."""
-    path, file = PureWindowsPath(name), folder / name  # the stricter kind of path: both slashes, and drives
+    path, file = (
+        PureWindowsPath(name),
+        folder / name,
+    )  # the stricter kind of path: both slashes, and drives
     if path.anchor or ".." in path.parts:
-        raise InputError(f"a manifest of {folder} names a file outside, {name!r}: expected a path within; fetch it again")
+        raise InputError(
+            f"a manifest of {folder} names a file outside, {name!r}: expected a path within; fetch it again"
+        )
     if not file.is_file():
-        raise InputError(f"{folder} has no {name}: a checkpoint in the released layout needs it; fetch the folder again")
+        raise InputError(
+            f"{folder} has no {name}: a checkpoint in the released layout needs it; fetch the folder again"
+        )
     return file
 
 

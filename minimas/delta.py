@@ -41,14 +41,21 @@ def chunked(q, k, v, g, beta, S, C=64):
     solve gives them all, as U - W S_0 (the WY form, section 3 of the paper).
     """
     T = q.shape[2]
-    q, k, v, g, beta = (F.pad(x, (0, 0) * (x.ndim - 3) + (0, -T % C)).unflatten(2, (-1, C)) for x in (q, k, v, g, beta))
+    q, k, v, g, beta = (
+        F.pad(x, (0, 0) * (x.ndim - 3) + (0, -T % C)).unflatten(2, (-1, C))
+        for x in (q, k, v, g, beta)
+    )
     since_start = g.cumsum(-1)  # (B, H, chunks, C): log decay from the chunk's start to the token
     whole = since_start[..., -1:]  # (B, H, chunks, 1): over the whole chunk
     ahead = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-    decay = (since_start[..., :, None] - since_start[..., None, :]).masked_fill(ahead, -torch.inf).exp()  # from s to t
+    decay = (
+        (since_start[..., :, None] - since_start[..., None, :]).masked_fill(ahead, -torch.inf).exp()
+    )  # from s to t
     A = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
     rhs = beta[..., None] * torch.cat([v, k * since_start[..., None].exp()], -1)
-    U, W = torch.linalg.solve_triangular(A, rhs, upper=False, unitriangular=True).split([v.shape[-1], k.shape[-1]], -1)
+    U, W = torch.linalg.solve_triangular(A, rhs, upper=False, unitriangular=True).split(
+        [v.shape[-1], k.shape[-1]], -1
+    )
     scores = (q @ k.mT) * decay
     q_start = q * since_start[..., None].exp()  # reads the state that the chunk begins with
     k_end = k * (whole - since_start)[..., None].exp()  # writes to the state that it ends with

@@ -25,6 +25,7 @@ from .llama import rope_cos_sin, rope_frequencies
 @dataclass(kw_only=True)
 class Config(llama.Config):
     """The fields that Gemma 3 has besides Llama's."""
+
     query_pre_attn_scalar: float = 256
     sliding_window: int = 4096
     layer_types: list[str] | None = None  # per layer sliding_attention or full_attention
@@ -41,11 +42,15 @@ class Config(llama.Config):
         super().__post_init__()
         self.layer_types = self.layer_types or [
             "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention"
-            for i in range(self.num_hidden_layers)]
+            for i in range(self.num_hidden_layers)
+        ]
 
     @property
     def windows(self):
-        return [self.sliding_window if kind == "sliding_attention" else None for kind in self.layer_types]
+        return [
+            self.sliding_window if kind == "sliding_attention" else None
+            for kind in self.layer_types
+        ]
 
 
 class OffsetRMSNorm(nn.Module):
@@ -56,7 +61,9 @@ class OffsetRMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
 
     def forward(self, x):
-        return F.rms_norm(upcast(x), self.weight.shape, 1 + upcast(self.weight), self.eps).to(x.dtype)
+        return F.rms_norm(upcast(x), self.weight.shape, 1 + upcast(self.weight), self.eps).to(
+            x.dtype
+        )
 
 
 class Attention(llama.Attention):
@@ -64,8 +71,11 @@ class Attention(llama.Attention):
 
     def __init__(self, c):
         super().__init__(c)
-        self.scale = c.query_pre_attn_scalar ** -0.5
-        self.q_norm, self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps), OffsetRMSNorm(self.d, c.rms_norm_eps)
+        self.scale = c.query_pre_attn_scalar**-0.5
+        self.q_norm, self.k_norm = (
+            OffsetRMSNorm(self.d, c.rms_norm_eps),
+            OffsetRMSNorm(self.d, c.rms_norm_eps),
+        )
 
     def heads(self, x):
         q, k, v = super().heads(x)
@@ -94,12 +104,13 @@ class Block(nn.Module):
 
     def forward(self, x, positions, rope, mask, cache):
         y = self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
-        x = x[:, -y.shape[1]:] + self.post_attention_layernorm(y)
+        x = x[:, -y.shape[1] :] + self.post_attention_layernorm(y)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
 class Gemma3(nn.Module):
     """The decoder; its methods are those of llama.Llama, with the same shapes."""
+
     make_cache, logits = llama.Llama.make_cache, llama.Llama.logits
 
     def __init__(self, config):
@@ -115,12 +126,19 @@ class Gemma3(nn.Module):
 
     def embed(self, ids):
         w = self.embed_tokens.weight
-        scale = torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype).item()  # rounded to the weights' dtype, as in transformers
+        scale = torch.tensor(
+            w.shape[1] ** 0.5, dtype=w.dtype
+        ).item()  # rounded to the weights' dtype, as in transformers
         return self.embed_tokens(ids) * scale
 
     def forward(self, x, positions, cache, last=None):
         types, last = self.config.layer_types, last or x.shape[1]
-        rope = {kind: rope_cos_sin(positions, self.get_buffer(f"frequency_{kind}")) for kind in set(types)}
-        for layer, kind, mask, layer_cache in zip(self.layers, types, masks(cache, positions, last), cache):
+        rope = {
+            kind: rope_cos_sin(positions, self.get_buffer(f"frequency_{kind}"))
+            for kind in set(types)
+        }
+        for layer, kind, mask, layer_cache in zip(
+            self.layers, types, masks(cache, positions, last), cache
+        ):
             x = layer(x, positions, rope[kind], mask, layer_cache)
         return self.norm(x[:, -last:])

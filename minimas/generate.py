@@ -46,6 +46,7 @@ def generate(agent, prompts, seeds, settings, tick=no_op, reply=None):
 
 class Inputs(NamedTuple):
     """What the next step reads, by row."""
+
     x: torch.Tensor  # (rows, T, D): the last token, and a reply after it
     positions: torch.Tensor  # (rows, T)
     uniforms: torch.Tensor  # (rows, n)
@@ -67,7 +68,9 @@ class Batch:
         self.S = self.prompts[0].shape[1] + settings.max_new_tokens  # positions that may be needed
         self.cache = agent.make_cache(len(seeds), self.S)
         self.ids, self.rows = [[] for _ in seeds], list(range(len(seeds)))
-        n = -(-settings.max_new_tokens // UNIFORMS) * UNIFORMS if settings.temperature else 1  # greedy: none is looked at
+        n = (
+            -(-settings.max_new_tokens // UNIFORMS) * UNIFORMS if settings.temperature else 1
+        )  # greedy: none is looked at
         self.uniforms = uniforms(seeds, n).to(agent.device)
 
     # Steps
@@ -80,14 +83,18 @@ class Batch:
         if k > 1:
             repeat_rows(self.cache, of_prompts, k)
         h, positions = h.repeat_interleave(k, 0), positions.repeat_interleave(k, 0)
-        self.inputs, first = self.draw(h, positions, self.uniforms, torch.zeros_like(positions[:, :1]))
+        self.inputs, first = self.draw(
+            h, positions, self.uniforms, torch.zeros_like(positions[:, :1])
+        )
         return first[:, None]
 
     def draw(self, h, positions, uniforms, token_index):
         """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are drawn from the last of them."""
         u = uniforms.gather(1, token_index)[:, 0] if self.sampling[0] else None
         tokens = sample(self.model.logits(h[:, -1]), u, *self.sampling)
-        x = self.model.embed(tokens[:, None].clamp(min=0))  # -1: not finite, which `append` will find
+        x = self.model.embed(
+            tokens[:, None].clamp(min=0)
+        )  # -1: not finite, which `append` will find
         return Inputs(x, positions[:, -1:] + 1, uniforms, token_index + 1), tokens
 
     def take_steps(self, times, tick):
@@ -95,7 +102,9 @@ class Batch:
         cache = self.cache  # a graph is captured over these very objects
 
         def step(x, positions, uniforms, token_index):
-            return self.draw(self.model(x, positions, cache, last=1), positions, uniforms, token_index)
+            return self.draw(
+                self.model(x, positions, cache, last=1), positions, uniforms, token_index
+            )
 
         kind = "text", *self.sampling, self.uniforms.shape[1]
         state, tokens = self.agent.steps(step, self.inputs, times, cache, tick, *kind)
@@ -110,7 +119,11 @@ class Batch:
         written = tokens.tolist()  # here the host waits for the device; in the steps it never does
         for i, b in enumerate(self.rows):
             if b is not None:
-                check_finite(-1 not in written[i], f"the scores that {type(self.model).__name__} gives to tokens", self.model)
+                check_finite(
+                    -1 not in written[i],
+                    f"the scores that {type(self.model).__name__} gives to tokens",
+                    self.model,
+                )
                 end = next((n for n, token in enumerate(written[i], 1) if token in eos_ids), None)
                 self.ids[b] += written[i][:end]
                 if end is None:
@@ -123,9 +136,11 @@ class Batch:
         With graphs some ended rows stay, numbered None, to fill the batch up to a power of two: few sizes, few graphs.
         """
         rows, graphs = self.rows, self.agent.graphs
-        size = min(len(rows), 1 << (len(unfinished) - 1).bit_length()) if graphs else len(unfinished)
+        size = (
+            min(len(rows), 1 << (len(unfinished) - 1).bit_length()) if graphs else len(unfinished)
+        )
         ended = [i for i in range(len(rows)) if i not in unfinished]
-        stay = sorted(unfinished + ended[:size - len(unfinished)])
+        stay = sorted(unfinished + ended[: size - len(unfinished)])
         if len(stay) < len(rows):
             index = torch.tensor(stay, device=self.inputs.x.device)
             keep_rows(self.cache, index)
@@ -143,8 +158,13 @@ class Batch:
             if ids:
                 self.ids[b] += ids
         x, positions, *others = self.inputs
-        embedded = [self.model.embed(torch.tensor(ids, dtype=torch.long, device=x.device)) for ids in replies]
-        self.inputs = Inputs(*left_pad([torch.cat(pair) for pair in zip(x, embedded)], positions), *others)
+        embedded = [
+            self.model.embed(torch.tensor(ids, dtype=torch.long, device=x.device))
+            for ids in replies
+        ]
+        self.inputs = Inputs(
+            *left_pad([torch.cat(pair) for pair in zip(x, embedded)], positions), *others
+        )
 
     def make_room(self):
         """Let the cache grow if it has fewer than S positions; graphs of its old memory are discarded."""

@@ -24,6 +24,7 @@ from .fast.linear import PackedLinear, few_rows, kernels_for
 
 class InnerLink(nn.Module):
     """(..., D) hidden states after the final norm -> (..., D) input embeddings of the same agent."""
+
     adapter_type = "ln_res_adapter"
 
     def __init__(self, D):
@@ -38,6 +39,7 @@ class InnerLink(nn.Module):
 
 class OuterLink(nn.Module):
     """(..., D) outputs of the sender's inner link -> (..., D_target) input embeddings of the receiver."""
+
     adapter_type = "outer_ln_res_adapter"
 
     def __init__(self, D, D_target):
@@ -48,7 +50,9 @@ class OuterLink(nn.Module):
 
     def forward(self, h):
         h = h.to(self.proj1.weight.dtype)
-        return self.ln_target(self.proj2(F.gelu(self.proj1(self.ln_source(h)))) + self.residual_proj(h))
+        return self.ln_target(
+            self.proj2(F.gelu(self.proj1(self.ln_source(h)))) + self.residual_proj(h)
+        )
 
 
 class FusedInnerLink(nn.Module):
@@ -60,16 +64,25 @@ class FusedInnerLink(nn.Module):
         self.dtype, self.post_ln = link.proj1.weight.dtype, link.post_ln
         weight, bias = folded(link.pre_ln, link.proj1)
         self.kernels = kernels_for(weight)
-        self.proj1, self.proj2 = PackedLinear([weight], [bias]), PackedLinear([link.proj2.weight], [link.proj2.bias])
+        self.proj1, self.proj2 = (
+            PackedLinear([weight], [bias]),
+            PackedLinear([link.proj2.weight], [link.proj2.bias]),
+        )
 
     def forward(self, h):
         h = h.to(self.dtype)
         if few_rows(h, self.kernels):
             rows, linear = h.reshape(-1, self.D), self.kernels.linear
-            y = linear(rows, self.proj1.weight, self.proj1.bias, norm="layer", eps=self.eps, act="gelu")
+            y = linear(
+                rows, self.proj1.weight, self.proj1.bias, norm="layer", eps=self.eps, act="gelu"
+            )
             y = linear(y, self.proj2.weight, self.proj2.bias, residual=rows)
-            return self.kernels.norm(y, self.post_ln.weight, self.post_ln.eps, self.post_ln.bias).view_as(h)
-        return self.post_ln(h + self.proj2(F.gelu(self.proj1(F.layer_norm(h, (self.D,), eps=self.eps)))))
+            return self.kernels.norm(
+                y, self.post_ln.weight, self.post_ln.eps, self.post_ln.bias
+            ).view_as(h)
+        return self.post_ln(
+            h + self.proj2(F.gelu(self.proj1(F.layer_norm(h, (self.D,), eps=self.eps))))
+        )
 
 
 class FusedOuterLink(nn.Module):
@@ -80,18 +93,34 @@ class FusedOuterLink(nn.Module):
 
     def __init__(self, link):
         super().__init__()
-        self.dtype, self.eps, self.ln_target = link.proj1.weight.dtype, link.ln_source.eps, link.ln_target
+        self.dtype, self.eps, self.ln_target = (
+            link.proj1.weight.dtype,
+            link.ln_source.eps,
+            link.ln_target,
+        )
         (weight, self.bias), residual = folded(link.ln_source, link.proj1), link.residual_proj
         self.kernels, self.sizes = kernels_for(weight), (len(weight), len(residual.weight))
-        self.merged = PackedLinear([weight, residual.weight], [torch.zeros_like(self.bias), residual.bias])
-        self.merged_bias = torch.cat([self.bias, residual.bias])  # for the kernel, whose norm is inside
+        self.merged = PackedLinear(
+            [weight, residual.weight], [torch.zeros_like(self.bias), residual.bias]
+        )
+        self.merged_bias = torch.cat(
+            [self.bias, residual.bias]
+        )  # for the kernel, whose norm is inside
         self.proj2 = PackedLinear([link.proj2.weight], [link.proj2.bias])
 
     def forward(self, h):
         h = h.to(self.dtype)
         if few_rows(h, self.kernels):
             rows, linear, n = h.reshape(-1, h.shape[-1]), self.kernels.linear, self.sizes[0]
-            y = linear(rows, self.merged.weight, self.merged_bias, norm="layer", eps=self.eps, act="gelu", normed=n)
+            y = linear(
+                rows,
+                self.merged.weight,
+                self.merged_bias,
+                norm="layer",
+                eps=self.eps,
+                act="gelu",
+                normed=n,
+            )
             y = linear(y[:, :n], self.proj2.weight, self.proj2.bias, residual=y[:, n:])
             y = self.kernels.norm(y, self.ln_target.weight, self.ln_target.eps, self.ln_target.bias)
             return y.view(*h.shape[:-1], -1)
@@ -109,7 +138,9 @@ def folded(norm, linear):
     """
     W, dtype = upcast(linear.weight), linear.weight.dtype
     V = W * upcast(norm.weight)
-    return (V - V.mean(1, keepdim=True)).to(dtype), (W @ upcast(norm.bias) + upcast(linear.bias)).to(dtype)
+    return (V - V.mean(1, keepdim=True)).to(dtype), (
+        W @ upcast(norm.bias) + upcast(linear.bias)
+    ).to(dtype)
 
 
 def fused(link):

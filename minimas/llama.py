@@ -23,6 +23,7 @@ from .common import upcast
 @dataclass(kw_only=True)
 class Config:
     """The fields of config.json that the decoder reads, under their names there."""
+
     vocab_size: int
     hidden_size: int  # D
     intermediate_size: int
@@ -33,7 +34,9 @@ class Config:
     rope_parameters: dict
     head_dim: int | None = None  # d: D / H where config.json does not say
     tie_word_embeddings: bool = False
-    max_position_embeddings: int | None = None  # positions that the model was made for; more of them are possible
+    max_position_embeddings: int | None = (
+        None  # positions that the model was made for; more of them are possible
+    )
 
     def __post_init__(self):
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
@@ -53,7 +56,9 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
 
     def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # inside, the mean of squares is float32
+        return F.rms_norm(
+            x, self.weight.shape, self.weight, self.eps
+        )  # inside, the mean of squares is float32
 
 
 def rope_frequencies(rope_parameters, d):
@@ -102,12 +107,20 @@ def attend(q, k, v, mask, scale):
     if mask is None and q.shape[2] > 1:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return y.transpose(1, 2).flatten(2)
-    q, group = q if mask is None else q[:, :, -mask.shape[2]:], q.shape[1] // k.shape[1]
-    if q.shape[2] == 1:  # the H / K heads of a group become queries of one head: no copies of k and v
-        y = F.scaled_dot_product_attention(q.reshape(len(q), -1, group, q.shape[3]), k, v, attn_mask=mask, scale=scale)
+    q, group = q if mask is None else q[:, :, -mask.shape[2] :], q.shape[1] // k.shape[1]
+    if (
+        q.shape[2] == 1
+    ):  # the H / K heads of a group become queries of one head: no copies of k and v
+        y = F.scaled_dot_product_attention(
+            q.reshape(len(q), -1, group, q.shape[3]), k, v, attn_mask=mask, scale=scale
+        )
         return y.flatten(1)[:, None]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
+    return (
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        .transpose(1, 2)
+        .flatten(2)
+    )
 
 
 class Attention(nn.Module):
@@ -115,7 +128,7 @@ class Attention(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.d, self.scale = c.head_dim, c.head_dim ** -0.5
+        self.d, self.scale = c.head_dim, c.head_dim**-0.5
         self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * self.d, bias=False)
         self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
         self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * self.d, bias=False)
@@ -164,7 +177,7 @@ class Block(nn.Module):
 
     def forward(self, x, positions, rope, mask, cache):
         y = self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
-        x = x[:, -y.shape[1]:] + y  # the last layer computes only the tokens that are asked for
+        x = x[:, -y.shape[1] :] + y  # the last layer computes only the tokens that are asked for
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -181,12 +194,17 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(c, attention(c)) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        self.register_buffer("frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False)
+        self.register_buffer(
+            "frequency", rope_frequencies(c.rope_parameters, c.head_dim), persistent=False
+        )
 
     def make_cache(self, B, S=None):
         """One cache per layer for B rows: S positions allocated at once, or growing and differentiable if S is None."""
         c = self.config
-        return [attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window) for window in c.windows]
+        return [
+            attention_cache(B, c.num_key_value_heads, S, c.head_dim, self.norm.weight, window)
+            for window in c.windows
+        ]
 
     def embed(self, ids):
         """Token ids (...) -> embeddings (..., D)."""

@@ -12,6 +12,7 @@ from . import llama
 @dataclass(kw_only=True)
 class Config(llama.Config):
     """Llama's fields, and the window."""
+
     sliding_window: int | None = 4096  # transformers' default; null means none
     num_key_value_heads: int | None = 8
 

@@ -23,6 +23,7 @@ class Question:
     task      math, choice or code, if it is not the system's: for training; an answer is read by the system's task
     typed     the question as the user typed it
     """
+
     text: str
     fn_name: str | None = ""
     dataset: str | None = None
@@ -33,10 +34,17 @@ class Question:
 @dataclass(frozen=True)
 class Slot:
     """The place in a prompt for what `role` sent."""
+
     role: str
 
 
-FIELDS = ("question", "fn_name", "context", "final", "interface")  # what a template may name besides roles
+FIELDS = (
+    "question",
+    "fn_name",
+    "context",
+    "final",
+    "interface",
+)  # what a template may name besides roles
 FIELD = re.compile(r"\{([a-z_]{2,})\}")  # \boxed{1} and \boxed{A} in the strings are not fields
 
 
@@ -76,19 +84,36 @@ def prompt(section, role, question, task, has_feedback):
     elif task == "choice":
         text = text.rstrip()
         if "choose the correct option" in text.lower():
-            context = PROMPTS["context"]["math"]  # as the release does when the question says so itself
-    system = table.get("system", PROMPTS["system_deliberation" if section == "deliberation" else "system"])
-    names = [*([f"{role}_with_feedback"] if has_feedback else []), f"{role}_{question.dataset}", role]
+            context = PROMPTS["context"][
+                "math"
+            ]  # as the release does when the question says so itself
+    system = table.get(
+        "system", PROMPTS["system_deliberation" if section == "deliberation" else "system"]
+    )
+    names = [
+        *([f"{role}_with_feedback"] if has_feedback else []),
+        f"{role}_{question.dataset}",
+        role,
+    ]
     template = next(table[name] for name in names if name in table)
-    code = {"": "program", None: "unnamed_function"}.get(question.fn_name, "function")  # what code to write
-    templates = {"context": context, "final": answer_form(section, text, task), "interface": PROMPTS["interface"][code]}
+    code = {"": "program", None: "unnamed_function"}.get(
+        question.fn_name, "function"
+    )  # what code to write
+    templates = {
+        "context": context,
+        "final": answer_form(section, text, task),
+        "interface": PROMPTS["interface"][code],
+    }
     return system, fill(template, templates, {"question": text, "fn_name": question.fn_name or ""})
 
 
 def answer_retry(section, task):
-    """What is appended to a text without an answer, so that the agent goes on with one; None if that was never trained.
-    """
-    return (PROMPTS[section] if isinstance(section, str) else {}).get("answer_retry", PROMPTS["answer_retry"]).get(task)
+    """What is appended to a text without an answer, so that the agent goes on with one; None if that was never trained."""
+    return (
+        (PROMPTS[section] if isinstance(section, str) else {})
+        .get("answer_retry", PROMPTS["answer_retry"])
+        .get(task)
+    )
 
 
 def wrap(tokenizer, system, pieces, date):
@@ -97,14 +122,20 @@ def wrap(tokenizer, system, pieces, date):
     Raises InputError if the template leaves out the user message, or drops or repeats a slot.
     """
     if not tokenizer.roles:
-        raise InputError("the chat template leaves out the user message: minimas needs one that shows a message's text")
+        raise InputError(
+            "the chat template leaves out the user message: minimas needs one that shows a message's text"
+        )
     n = 0
     while any(f"[slot {n}]" in p for p in pieces if isinstance(p, str)):
         n += 1
     mark = f"[slot {n}]"  # occurs in no piece; its brackets keep it from overlapping itself or its neighbours
     slots = [p for p in pieces if isinstance(p, Slot)]
-    texts = tokenizer.chat(system, "".join(mark if isinstance(p, Slot) else p for p in pieces), date).split(mark)
+    texts = tokenizer.chat(
+        system, "".join(mark if isinstance(p, Slot) else p for p in pieces), date
+    ).split(mark)
     if len(texts) != len(slots) + 1:
-        raise InputError(f"the chat template shows the user message's {len(slots)} slot(s) {len(texts) - 1} times: "
-                         "minimas needs a template that shows each once")
+        raise InputError(
+            f"the chat template shows the user message's {len(slots)} slot(s) {len(texts) - 1} times: "
+            "minimas needs a template that shows each once"
+        )
     return [p for pair in zip(texts, [*slots, ""]) for p in pair if p != ""]

@@ -24,7 +24,15 @@ from tqdm import tqdm
 
 from .agent import check_finite, load_agent
 from .answers import extract
-from .cli import add_answering, checkpoints, command, converse, make_parser, read_questions, writable_file
+from .cli import (
+    add_answering,
+    checkpoints,
+    command,
+    converse,
+    make_parser,
+    read_questions,
+    writable_file,
+)
 from .common import InputError, check_known, no_op, write_atomic
 from .generate import generate
 from .link import fused
@@ -38,10 +46,19 @@ from .sandbox.tools import ToolCalls
 from .styles import STYLES, Settings, style_named
 from .tokenizer import DATE
 
-__all__ = ["STYLES", "Result", "Settings", "System", "Turn", "load_mas_system", "recurse"]  # what pydoc shows
+__all__ = [
+    "STYLES",
+    "Result",
+    "Settings",
+    "System",
+    "Turn",
+    "load_mas_system",
+    "recurse",
+]  # what pydoc shows
 
 
 # The recursion
+
 
 @dataclass
 class Turn:
@@ -52,6 +69,7 @@ class Turn:
     decoded   for each question, the number of tokens that the agent decoded to send; 0 for latents and in the last turn
     states    H (B, m, D), the hidden states that it thinks; None on the text channel and in the last turn
     """
+
     round: int
     role: str
     prompts: list
@@ -74,20 +92,35 @@ def recurse(system, questions, settings, tick=no_op, think=None):
     system.drop_prefixes()
     for r in range(1, settings.rounds + 1):
         for role in style.order:
-            agent, prompts = system.agents[role], system.prompts(role, questions, inbox, settings.date)
+            agent, prompts = (
+                system.agents[role],
+                system.prompts(role, questions, inbox, settings.date),
+            )
             if (r, role) == (settings.rounds, style.order[-1]):
                 system.drop_prefixes()
                 yield Turn(r, role, prompts, sent={}, decoded=[0] * len(questions))
                 return
             with agent.at_work():
                 if settings.channel == "latent":
-                    H = think(r, role, prompts) if think else agent.think(prompts, settings.latent_steps, tick)  # (B, m, D)
+                    H = (
+                        think(r, role, prompts)
+                        if think
+                        else agent.think(prompts, settings.latent_steps, tick)
+                    )  # (B, m, D)
                     if not think:
-                        check_finite(H.isfinite().all(), f"the states of {role} in round {r}", agent.model)
-                    turn = Turn(r, role, prompts, send_latents(system, role, H), [0] * len(questions), H)
+                        check_finite(
+                            H.isfinite().all(), f"the states of {role} in round {r}", agent.model
+                        )
+                    turn = Turn(
+                        r, role, prompts, send_latents(system, role, H), [0] * len(questions), H
+                    )
                 else:
-                    ids = generate(agent, prompts, seeds(questions, settings.seed, r, role), settings, tick)
-                    turn = Turn(r, role, prompts, send_texts(system, role, ids), [len(row) for row in ids])
+                    ids = generate(
+                        agent, prompts, seeds(questions, settings.seed, r, role), settings, tick
+                    )
+                    turn = Turn(
+                        r, role, prompts, send_texts(system, role, ids), [len(row) for row in ids]
+                    )
             yield turn
             inbox |= turn.sent
 
@@ -110,10 +143,15 @@ def send_texts(system, role, ids):
 
 def through(link, latents):
     """A link applied to latents (B, m, D), or to all of B of unequal length at once."""
-    return link(latents) if torch.is_tensor(latents) else link(torch.cat(latents)).split([len(own) for own in latents])
+    return (
+        link(latents)
+        if torch.is_tensor(latents)
+        else link(torch.cat(latents)).split([len(own) for own in latents])
+    )
 
 
 # A system
+
 
 @dataclass
 class Result:
@@ -130,6 +168,7 @@ class Result:
     states        {(round, role): (m, D)}, the hidden states that an agent thought, if kept
     stages        {(round, role): (seconds from the batch's start to the end of the turn, its prompt)}, if kept
     """
+
     question: str
     text: str
     answer: str | None
@@ -171,35 +210,68 @@ class System:
         """
         return list(self.stream(questions, **options))
 
-    def stream(self, questions, *, keep_latents=False, keep_states=False, fn_names=None, dataset=None, progress=False,
-               edit=no_op, **options):
+    def stream(
+        self,
+        questions,
+        *,
+        keep_latents=False,
+        keep_states=False,
+        fn_names=None,
+        dataset=None,
+        progress=False,
+        edit=no_op,
+        **options,
+    ):
         """The same as an iterator: the results of a batch come as soon as it is done."""
         settings = Settings(**options).completed(self.style)
         questions = self.style.questions(questions, fn_names, dataset)
         return self.answer_all(questions, settings, keep_latents, keep_states, progress, edit)
 
     @torch.no_grad()
-    def answer_all(self, questions, settings, keep_latents=False, keep_states=False, progress=False, edit=no_op):
+    def answer_all(
+        self, questions, settings, keep_latents=False, keep_states=False, progress=False, edit=no_op
+    ):
         """Iterate over the Results of Questions under completed Settings, batch by batch."""
-        batches = [questions[i:i + settings.batch_size] for i in range(0, len(questions), settings.batch_size)]
-        per_turn = settings.latent_steps if settings.channel == "latent" else settings.max_new_tokens
-        per_batch = (settings.rounds * len(self.style.order) - 1) * per_turn + settings.max_new_tokens
-        with tqdm(total=len(batches) * per_batch, unit="token", leave=False, disable=not progress) as bar:
+        batches = [
+            questions[i : i + settings.batch_size]
+            for i in range(0, len(questions), settings.batch_size)
+        ]
+        per_turn = (
+            settings.latent_steps if settings.channel == "latent" else settings.max_new_tokens
+        )
+        per_batch = (
+            settings.rounds * len(self.style.order) - 1
+        ) * per_turn + settings.max_new_tokens
+        with tqdm(
+            total=len(batches) * per_batch, unit="token", leave=False, disable=not progress
+        ) as bar:
             for i, batch in enumerate(batches):
                 with self.lock:
-                    results = self.answer(batch, settings, keep_latents, keep_states, bar.update, edit)
+                    results = self.answer(
+                        batch, settings, keep_latents, keep_states, bar.update, edit
+                    )
                 yield from results
                 bar.update((i + 1) * per_batch - bar.n)  # texts that ended early
 
     def prompts(self, role, questions, inbox, date=DATE):
         """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
         order, tokenizer, prompts = self.style.order, self.agents[role].tokenizer, []
-        fed_back = any(target == role and order.index(source) >= order.index(role) for source, target in inbox)
+        fed_back = any(
+            target == role and order.index(source) >= order.index(role) for source, target in inbox
+        )
         for b, question in enumerate(questions):
-            pieces = wrap(tokenizer, *prompt(self.style.prompts, role, question, question.task or self.task, fed_back), date)
-            if unheard := [p.role for p in pieces if isinstance(p, Slot) and (p.role, role) not in inbox]:
-                raise InputError(f"the prompt of {role} has a slot for {unheard[0]}, who has sent it nothing: "
-                                 "the style needs an edge between them")
+            pieces = wrap(
+                tokenizer,
+                *prompt(self.style.prompts, role, question, question.task or self.task, fed_back),
+                date,
+            )
+            if unheard := [
+                p.role for p in pieces if isinstance(p, Slot) and (p.role, role) not in inbox
+            ]:
+                raise InputError(
+                    f"the prompt of {role} has a slot for {unheard[0]}, who has sent it nothing: "
+                    "the style needs an edge between them"
+                )
             prompts.append([inbox[p.role, role][b] if isinstance(p, Slot) else p for p in pieces])
         return prompts
 
@@ -208,7 +280,9 @@ class System:
         for agent in self.agents.values():
             agent.drop_prefix()
 
-    def answer(self, questions, settings, keep_latents=False, keep_states=False, tick=no_op, edit=no_op):
+    def answer(
+        self, questions, settings, keep_latents=False, keep_states=False, tick=no_op, edit=no_op
+    ):
         """One batch of Questions -> its Results, settings.rollouts for each question. Settings must be completed."""
         self.check_links(settings)
         started, k = time.perf_counter(), settings.rollouts
@@ -217,38 +291,74 @@ class System:
             edit(turn, questions)
             key, device = (turn.round, turn.role), self.agents[turn.role].device
             if key == (settings.rounds, self.style.order[-1]):
-                texts, ids, new_tokens = self.write(turn.role, questions, turn.prompts, settings, tick)
+                texts, ids, new_tokens = self.write(
+                    turn.role, questions, turn.prompts, settings, tick
+                )
             if keep_states and device.type == "cuda":
                 torch.cuda.synchronize(device)  # the work is done then, not only launched
             for b, own in enumerate(kept):
                 own["heard_tokens"] += turn.decoded[b]
                 if keep_latents:
-                    own["latents"] |= {(turn.round, *edge): own_copy(sent[b]) for edge, sent in turn.sent.items()}
+                    own["latents"] |= {
+                        (turn.round, *edge): own_copy(sent[b]) for edge, sent in turn.sent.items()
+                    }
                 if keep_states:
-                    own["stages"][key] = time.perf_counter() - started, [own_copy(piece) for piece in turn.prompts[b]]
+                    own["stages"][key] = (
+                        time.perf_counter() - started,
+                        [own_copy(piece) for piece in turn.prompts[b]],
+                    )
                     own["states"] |= {} if turn.states is None else {key: own_copy(turn.states[b])}
         seconds = (time.perf_counter() - started) / len(texts)
         asked = [question.typed for question in questions for _ in range(k)]
-        return [Result(asked[i], text, extract(text, self.task), ids[i], new_tokens[i], seconds, **kept[i // k])
-                for i, text in enumerate(texts)]
+        return [
+            Result(
+                asked[i],
+                text,
+                extract(text, self.task),
+                ids[i],
+                new_tokens[i],
+                seconds,
+                **kept[i // k],
+            )
+            for i, text in enumerate(texts)
+        ]
 
     def check_links(self, settings):
         """InputError if latents are to be sent through links that are not there."""
         if settings.channel == "text" or settings.rounds == len(self.style.order) == 1:
             return
-        missing = [f"inner link of {role}" for role, agent in self.agents.items() if agent.inner_link is None]
-        missing += [f"outer link from {' to '.join(edge)}" for edge in self.style.edges if edge not in self.outer_links]
+        missing = [
+            f"inner link of {role}"
+            for role, agent in self.agents.items()
+            if agent.inner_link is None
+        ]
+        missing += [
+            f"outer link from {' to '.join(edge)}"
+            for edge in self.style.edges
+            if edge not in self.outer_links
+        ]
         if missing:
-            raise InputError(f"there is no {missing[0]}, which latents need: make it with `python -m minimas.train "
-                             f"{missing[0][:5]}` (docs/training.md), or take --channel text")
+            raise InputError(
+                f"there is no {missing[0]}, which latents need: make it with `python -m minimas.train "
+                f"{missing[0][:5]}` (docs/training.md), or take --channel text"
+            )
 
     def write(self, role, questions, prompts, settings, tick=no_op):
         """The last turn: B prompts -> texts, their token ids, and how many were generated; k rollouts a question."""
-        agent, text_seeds = self.agents[role], seeds(questions, settings.seed, rollouts=settings.rollouts)
-        calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds)) if self.style.calls_tools else None
+        agent, text_seeds = (
+            self.agents[role],
+            seeds(questions, settings.seed, rollouts=settings.rollouts),
+        )
+        calls = (
+            ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
+            if self.style.calls_tools
+            else None
+        )
         with agent.at_work():
             ids = generate(agent, prompts, text_seeds, settings, tick, calls and calls.reply)
-            new_tokens = [len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)]
+            new_tokens = [
+                len(row) - (calls.inserted[b] if calls else 0) for b, row in enumerate(ids)
+            ]
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
                 self.retry(agent, texts, ids, new_tokens, text_seeds, settings)
@@ -265,7 +375,9 @@ class System:
             return
         settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)
         asked = [f"{texts[b]}\n{request}" for b in lost]
-        others = [~text_seeds[b] & (1 << 63) - 1 for b in lost]  # complements: random numbers that the text did not use
+        others = [
+            ~text_seeds[b] & (1 << 63) - 1 for b in lost
+        ]  # complements: random numbers that the text did not use
         prompts = [[torch.tensor(agent.tokenizer.encode(text, special=True))] for text in asked]
         more = generate(agent, prompts, others, settings)
         for b, text, new in zip(lost, asked, more):
@@ -278,8 +390,17 @@ def own_copy(message):
     return message.clone() if torch.is_tensor(message) else message
 
 
-def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, task=None, offload=False, plain=False,
-                    trust_remote_code=None):
+def load_mas_system(
+    style="tiny",
+    *,
+    checkpoints=None,
+    device=None,
+    dtype=None,
+    task=None,
+    offload=False,
+    plain=False,
+    trust_remote_code=None,
+):
     """Load the agents and links of a style as a System.
 
     style        a name in STYLES, or a .json file of that form (docs/extending.md)
@@ -300,29 +421,76 @@ def load_mas_system(style="tiny", *, checkpoints=None, device=None, dtype=None, 
     task = task or style.task
     check_known("task", [task], TASKS)
     sources, devices = style.sources(checkpoints), devices_by_role(style.order, device)
-    agents = {role: load_agent(sources[role], task, devices[role], usable_dtype(dtype, devices[role]), offload, plain,
-                               role=role) for role in style.order}
-    links = load_outer_links(sources["links"], task, style.edges, agents) if "links" in sources else {}
-    return System(style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task)
+    agents = {
+        role: load_agent(
+            sources[role],
+            task,
+            devices[role],
+            usable_dtype(dtype, devices[role]),
+            offload,
+            plain,
+            role=role,
+        )
+        for role in style.order
+    }
+    links = (
+        load_outer_links(sources["links"], task, style.edges, agents) if "links" in sources else {}
+    )
+    return System(
+        style, agents, links if plain else {edge: fused(link) for edge, link in links.items()}, task
+    )
 
 
 # The command
 
+
 def arguments():
     parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
     add = parser.add_argument
-    add("--prompt", action="append", default=[], metavar="TEXT",
-        help="a question, repeat for more; - for lines of stdin (default, on a terminal: ask for one after another)")
-    add("--task", help="the kind of answer: math, choice or code (default: the style's, mostly math)")
-    add("--fn-name", help="with --task code: the name of the function to write (default: a whole program)")
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a question, repeat for more; - for lines of stdin (default, on a terminal: ask for one after another)",
+    )
+    add(
+        "--task",
+        help="the kind of answer: math, choice or code (default: the style's, mostly math)",
+    )
+    add(
+        "--fn-name",
+        help="with --task code: the name of the function to write (default: a whole program)",
+    )
     add("--rounds", type=int, help="rounds of recursion (default: the style's, mostly 3)")
-    add("--latent-steps", type=int, help="latents that an agent thinks per turn (default: the style's)")
+    add(
+        "--latent-steps",
+        type=int,
+        help="latents that an agent thinks per turn (default: the style's)",
+    )
     add("--batch-size", type=int, default=8, help="questions at once (default 8)")
-    add("--rollouts", type=int, default=1, help="texts per question, from the same latents (default 1)")
-    add("--channel", default="latent", help="what agents send: latent (default), or text for comparison")
+    add(
+        "--rollouts",
+        type=int,
+        default=1,
+        help="texts per question, from the same latents (default 1)",
+    )
+    add(
+        "--channel",
+        default="latent",
+        help="what agents send: latent (default), or text for comparison",
+    )
     add("--json", action="store_true", help="print one JSON object per answer")
-    add("--peek", action="store_true", help="show what agents think, by the logit lens: the tokens closest to each state")
-    add("--trace", metavar="FILE.html", help="write a page that shows each turn: its prompt, latents, time and text")
+    add(
+        "--peek",
+        action="store_true",
+        help="show what agents think, by the logit lens: the tokens closest to each state",
+    )
+    add(
+        "--trace",
+        metavar="FILE.html",
+        help="write a page that shows each turn: its prompt, latents, time and text",
+    )
     return parser.parse_args()
 
 
@@ -330,10 +498,14 @@ def checked_settings(args, style):
     """The Settings of a run; InputError if options do not go together, or --trace cannot be written."""
     args.task = args.task or style.task
     if args.fn_name is not None and args.task != "code":
-        raise InputError(f"--fn-name names a function, but the task is {args.task}: add --task code, or leave it out")
+        raise InputError(
+            f"--fn-name names a function, but the task is {args.task}: add --task code, or leave it out"
+        )
     if (args.peek or args.trace) and args.channel == "text":
         option = "--peek" if args.peek else "--trace"
-        raise InputError(f"{option} shows latents, and with --channel text there are none: leave one of them out")
+        raise InputError(
+            f"{option} shows latents, and with --channel text there are none: leave one of them out"
+        )
     if args.trace is not None:
         writable_file("--trace", args.trace)
     return Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)}).completed(style)
@@ -342,10 +514,17 @@ def checked_settings(args, style):
 def result_text(result, settings, as_json, peek_rows=None):
     """What is printed for a Result: its text and answer, or a JSON object; and the rows of --peek, if they are given."""
     if as_json:
-        line = {name: getattr(result, name) for name in ("question", "text", "answer", "new_tokens", "seconds")}
+        line = {
+            name: getattr(result, name)
+            for name in ("question", "text", "answer", "new_tokens", "seconds")
+        }
         line |= {"rounds": settings.rounds, "latent_steps": settings.latent_steps}
-        return json.dumps(line if peek_rows is None else line | {"peek": peek_rows}, ensure_ascii=False)
-    in_text = result.answer is None or "\n" in result.answer  # a code block is not repeated below its text
+        return json.dumps(
+            line if peek_rows is None else line | {"peek": peek_rows}, ensure_ascii=False
+        )
+    in_text = (
+        result.answer is None or "\n" in result.answer
+    )  # a code block is not repeated below its text
     text = result.text if in_text else f"{result.text}\nanswer: {result.answer}"
     return f"{table(peek_rows)}\n\n{text}" if peek_rows else text
 
@@ -354,17 +533,24 @@ def print_answers(system, questions, settings, args):
     """Answer Questions, print each Result, and make the page of --trace of them."""
     traced, results = args.trace is not None, []
     try:
-        for result in system.answer_all(questions, settings, keep_latents=traced, keep_states=args.peek or traced,
-                                        progress=True):
+        for result in system.answer_all(
+            questions, settings, keep_latents=traced, keep_states=args.peek or traced, progress=True
+        ):
             if traced:
                 results.append(result)
             peek_rows = logit_lens(system, result.states) if args.peek else None
             tqdm.write(result_text(result, settings, args.json, peek_rows))
             if result.answer is None:
-                tqdm.write(f"minimas: no answer in the form that task {args.task} asks for", file=sys.stderr)
+                tqdm.write(
+                    f"minimas: no answer in the form that task {args.task} asks for",
+                    file=sys.stderr,
+                )
     finally:
         if results:  # those that there are, if the run is broken off
-            write_atomic(Path(args.trace), lambda file: file.write_text(page(system, results), encoding="utf-8"))
+            write_atomic(
+                Path(args.trace),
+                lambda file: file.write_text(page(system, results), encoding="utf-8"),
+            )
 
 
 def main():
@@ -373,15 +559,26 @@ def main():
     settings, fn_name = checked_settings(args, style), args.fn_name or ""
     if args.needs:
         return print(needs_text(args, style, [settings], args.task))
-    typed = [] if sys.stdin and sys.stdin.isatty() and not args.prompt else read_questions(args.prompt)
+    typed = (
+        [] if sys.stdin and sys.stdin.isatty() and not args.prompt else read_questions(args.prompt)
+    )
     questions = style.questions(typed, [fn_name] * len(typed))
     check_memory(args, style, [settings], min(len(typed) or 1, settings.batch_size))
-    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
-                             task=args.task, offload=args.offload, plain=args.plain)
+    system = load_mas_system(
+        args.style,
+        checkpoints=checkpoints(args),
+        device=args.device,
+        dtype=args.dtype,
+        task=args.task,
+        offload=args.offload,
+        plain=args.plain,
+    )
     if questions:
         print_answers(system, questions, settings, args)
     else:
-        converse(lambda typed: print_answers(system, style.questions([typed], [fn_name]), settings, args))
+        converse(
+            lambda typed: print_answers(system, style.questions([typed], [fn_name]), settings, args)
+        )
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Style:
     calls_tools     the last agent may write tool calls into its answer
     links_by_task   there is one set of links for code and one for everything else
     """
+
     order: tuple[str, ...]
     edges: dict[tuple[str, str], str]
     checkpoints: dict[str, str | Path]
@@ -60,10 +61,14 @@ class Style:
         texts = list(texts)
         for text in texts:
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"a question is {text!r}, empty or no text: type something to be answered")
+                raise InputError(
+                    f"a question is {text!r}, empty or no text: type something to be answered"
+                )
             check_text(text, f"the question {text!r}")
         if fn_names is not None and len(fn_names) != len(texts):
-            raise InputError(f"{len(fn_names)} fn_names for {len(texts)} questions: give one for each")
+            raise InputError(
+                f"{len(fn_names)} fn_names for {len(texts)} questions: give one for each"
+            )
         return [self.question(*pair, dataset) for pair in zip(texts, fn_names or [""] * len(texts))]
 
     def sources(self, given=None, needed=None):
@@ -78,18 +83,24 @@ class Style:
             check_known("checkpoint of", given or {}, (*self.order, "links"))
             sources = self.checkpoints | (given or {})
             if lacking := [name for name in needed or sources if not sources.get(name)]:
-                raise InputError(f"{lacking[0]} has no folder or hub id: give one with --checkpoint {lacking[0]}=PATH")
+                raise InputError(
+                    f"{lacking[0]} has no folder or hub id: give one with --checkpoint {lacking[0]}=PATH"
+                )
             return {name: sources[name] for name in needed or sources}
         if len(self.order) == 1:
             return {self.order[0]: given}
         folder, found = Path(given).expanduser(), {}
-        needed = needed or dict.fromkeys([*self.checkpoints, *(["links"] if (folder / "links").is_dir() else [])])
+        needed = needed or dict.fromkeys(
+            [*self.checkpoints, *(["links"] if (folder / "links").is_dir() else [])]
+        )
         for name in needed:
             places = [folder / name, folder / Path(self.checkpoints.get(name, name)).name]
             found[name] = next((place for place in places if place.is_dir()), None)
             if found[name] is None:
-                raise InputError(f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for "
-                                 f"{', '.join(needed)}; or name a single one as ROLE=PATH")
+                raise InputError(
+                    f"{folder} holds no folder {places[0].name} or {places[1].name}: expected one each for "
+                    f"{', '.join(needed)}; or name a single one as ROLE=PATH"
+                )
         return found
 
 
@@ -111,6 +122,7 @@ class Settings:
     tools           python, search, or both: what an agent of a style that calls tools may call
     date            the date that Llama's chat template tells its agent
     """
+
     rounds: int | None = None
     latent_steps: int | None = None
     max_new_tokens: int | None = None
@@ -128,27 +140,52 @@ class Settings:
     def completed(self, style):
         """The same with the values of a Style filled in; InputError names a setting that is out of range."""
         defaults = ("rounds", "latent_steps", "max_new_tokens", "temperature")
-        settings = replace(self, **{name: getattr(style, name) for name in defaults if getattr(self, name) is None})
-        lowest = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1, "top_k": 0, "batch_size": 1, "rollouts": 1}
+        settings = replace(
+            self, **{name: getattr(style, name) for name in defaults if getattr(self, name) is None}
+        )
+        lowest = {
+            "rounds": 1,
+            "latent_steps": 0,
+            "max_new_tokens": 1,
+            "top_k": 0,
+            "batch_size": 1,
+            "rollouts": 1,
+        }
         for name, least in lowest.items():
             value = getattr(settings, name)
-            if (value is not None or name != "top_k") and not (isinstance(value, Integral) and value >= least):
+            if (value is not None or name != "top_k") and not (
+                isinstance(value, Integral) and value >= least
+            ):
                 raise InputError(f"{name} is {value!r}, expected a whole number from {least} up")
-        if not (isinstance(settings.temperature, Real) and 0 <= settings.temperature < float("inf")):
-            raise InputError(f"temperature is {settings.temperature!r}, expected a number from 0 up")
+        if not (
+            isinstance(settings.temperature, Real) and 0 <= settings.temperature < float("inf")
+        ):
+            raise InputError(
+                f"temperature is {settings.temperature!r}, expected a number from 0 up"
+            )
         if not 0 < settings.top_p <= 1:
             raise InputError(f"top_p is {settings.top_p}, expected more than 0 and at most 1")
         check_known("channel", [settings.channel], ("latent", "text"))
         check_known("tool", settings.tools, TOOLS)
         if settings.tools and not style.calls_tools:
-            raise InputError("tools are given, but this style's agents call none: leave them out, or use style deliberation")
+            raise InputError(
+                "tools are given, but this style's agents call none: leave them out, or use style deliberation"
+            )
         return settings
 
 
 # The table, and files of its form
 
-REWRITES = {"tiny": with_labels}  # section of prompts.json -> what turns a question as typed into what agents read
-TYPES = {"order": list, "edges": list, "agents": dict, "prompts": (str, dict), "links": (str, type(None))}
+REWRITES = {
+    "tiny": with_labels
+}  # section of prompts.json -> what turns a question as typed into what agents read
+TYPES = {
+    "order": list,
+    "edges": list,
+    "agents": dict,
+    "prompts": (str, dict),
+    "links": (str, type(None)),
+}
 FLAGS = dict.fromkeys(("calls_tools", "links_by_task"), (bool, type(None)))
 
 
@@ -157,19 +194,32 @@ def style_from(entry, file):
 
     InputError names the key that is wrong.
     """
-    check_known(f"{file}: key", entry, [*TYPES, *(field.name for field in fields(Style) if field.default is not MISSING)])
+    check_known(
+        f"{file}: key",
+        entry,
+        [*TYPES, *(field.name for field in fields(Style) if field.default is not MISSING)],
+    )
     for key, types in (TYPES | FLAGS).items():
         if not isinstance(entry.get(key), types):
-            raise InputError(f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form")
+            raise InputError(
+                f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form"
+            )
     order, edges, agents, prompts, links = (entry.get(key) for key in TYPES)
     for sentence in chain(wrong_roles(order, edges, agents), wrong_prompts(order, edges, prompts)):
         raise InputError(f"{file}: {sentence}")
     sources = agents | ({"links": links} if links else {})
-    checkpoints = {name: file.parent / source if source and (file.parent / source).is_dir() else source
-                   for name, source in sources.items()}
-    keys = {(source, target): key[0] if key else f"outer_{source}_{target}" for source, target, *key in edges}
+    checkpoints = {
+        name: file.parent / source if source and (file.parent / source).is_dir() else source
+        for name, source in sources.items()
+    }
+    keys = {
+        (source, target): key[0] if key else f"outer_{source}_{target}"
+        for source, target, *key in edges
+    }
     if len({*keys.values()}) < len(edges):
-        raise InputError(f"{file}: edges is {edges}, expected each link once, under a name of its own")
+        raise InputError(
+            f"{file}: edges is {edges}, expected each link once, under a name of its own"
+        )
     more = {key: value for key, value in entry.items() if key not in TYPES}
     return Style(tuple(order), keys, checkpoints, prompts, **more)
 

@@ -14,8 +14,21 @@ from .common import InputError, check_text, read_json, required
 from .compat.template import compile_template, date_as, find_template
 from .compat.tokens import add_tokens
 
-DATE = "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that a run can be repeated
-CLEANED = " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"  # clean_up_tokenization_spaces strips them
+DATE = (
+    "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that a run can be repeated
+)
+CLEANED = (
+    " .",
+    " ?",
+    " !",
+    " ,",
+    " ' ",
+    " n't",
+    " 'm",
+    " 's",
+    " 've",
+    " 're",
+)  # clean_up_tokenization_spaces strips them
 
 
 class Tokenizer:
@@ -40,8 +53,10 @@ class Tokenizer:
         """
         ids = self.fast.encode(text, add_special_tokens=special).ids
         if self.embedding_rows and (last := max(ids, default=0)) >= self.embedding_rows:
-            raise InputError(f"the text has token {last}, {self.fast.id_to_token(last)!r}, but the agent has embeddings "
-                             f"for {self.embedding_rows}: fetch its tokenizer.json and weights again, or leave that token out")
+            raise InputError(
+                f"the text has token {last}, {self.fast.id_to_token(last)!r}, but the agent has embeddings "
+                f"for {self.embedding_rows}: fetch its tokenizer.json and weights again, or leave that token out"
+            )
         return ids
 
     def decode(self, ids, strip=True):
@@ -63,8 +78,10 @@ class Tokenizer:
             messages = [{"role": "system", "content": system}] if system else []
             return self.render([*messages, {"role": "user", "content": user}], date)
         except Exception as e:  # a template is a program, it can raise anything
-            raise InputError("the chat template refuses a system and a user message: "
-                             f"{(str(e) or type(e).__name__).splitlines()[0]}") from e
+            raise InputError(
+                "the chat template refuses a system and a user message: "
+                f"{(str(e) or type(e).__name__).splitlines()[0]}"
+            ) from e
 
     @cached_property
     def roles(self):
@@ -78,9 +95,16 @@ class Tokenizer:
 
     def render(self, messages, date, add_generation_prompt=True):
         """The template's text for messages. It raises anything if it fails, TemplateError if it refuses them."""
-        text = self.template.render(messages=messages, tools=None, documents=None, enable_thinking=False, date_string=date,
-                                    add_generation_prompt=add_generation_prompt,
-                                    strftime_now=partial(date_as, date), **self.named)
+        text = self.template.render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            enable_thinking=False,
+            date_string=date,
+            add_generation_prompt=add_generation_prompt,
+            strftime_now=partial(date_as, date),
+            **self.named,
+        )
         if not text.strip():
             raise TemplateError("its text is blank")
         check_text(text, "what it renders")
@@ -97,11 +121,17 @@ def load_tokenizer(folder):
     fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
     config = read_json(required(folder, "tokenizer_config.json"))
-    fast.encode_special_tokens = bool(config.get("split_special_tokens"))  # true: those in a text are read as its letters
+    fast.encode_special_tokens = bool(
+        config.get("split_special_tokens")
+    )  # true: those in a text are read as its letters
     named = add_tokens(fast, folder, config)
     place, template = find_template(folder, config)
     try:
         return Tokenizer(fast, named, template.decode(), config.get("clean_up_tokenization_spaces"))
-    except Exception as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
+    except (
+        Exception
+    ) as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
         why = (str(e) or type(e).__name__).splitlines()[0]
-        raise InputError(f"{place} is damaged, it is not a Jinja template ({why}): fetch it again") from e
+        raise InputError(
+            f"{place} is damaged, it is not a Jinja template ({why}): fetch it again"
+        ) from e

@@ -30,12 +30,18 @@ from minimas.train.examples import load_examples
 from minimas.train.ridge import read, set_inner_link, set_outer_link, start_gain
 from minimas.train.tiny import accuracy, turns
 
-ROWS, HELD_OUT, PROMPTS, STEPS = 256, 64, 32, 16  # rows to fit on, of the cosine, prompts and latent steps to follow
+ROWS, HELD_OUT, PROMPTS, STEPS = (
+    256,
+    64,
+    32,
+    16,
+)  # rows to fit on, of the cosine, prompts and latent steps to follow
 TURNS = 512  # held-out turns of each tiny agent
 LAMBDA = 1e-5  # as the authors' code sets it
 
 
 # Links
+
 
 def alignment(W_in, W_out, strength=LAMBDA):
     """W_a (D, D) of LatentMAS (arXiv 2511.20639) in float64, which minimises |W_out W_a - W_in|^2 + strength |W_a|^2.
@@ -49,9 +55,11 @@ def alignment(W_in, W_out, strength=LAMBDA):
 
 def at_norm(norm, W=None):
     """The link h -> h W, scaled to this norm; without W it is h itself."""
+
     def link(h):
         e = h if W is None else h @ W.to(h)
         return e * (norm / e.norm(dim=-1, keepdim=True).clamp(min=1e-6))
+
     return link
 
 
@@ -60,7 +68,10 @@ def links_of(agent, fitting):
 
     The last one is no link, since it needs the vocabulary: the mean embedding under the probabilities of the head.
     """
-    model, mean = agent.model, agent.model.embed(torch.cat([reading.ids for reading in fitting])).mean(0)
+    model, mean = (
+        agent.model,
+        agent.model.embed(torch.cat([reading.ids for reading in fitting])).mean(0),
+    )
     W_in = model.embed(torch.arange(model.config.vocab_size))
     norm = W_in.norm(dim=-1).mean()
     trained, new = agent.inner_link, InnerLink(model.config.hidden_size).requires_grad_(False)
@@ -68,12 +79,18 @@ def links_of(agent, fitting):
     agent.inner_link = closed = InnerLink(model.config.hidden_size).requires_grad_(False)
     set_inner_link(agent, fitting)
     agent.inner_link = trained
-    return {"closed form": closed, "LatentMAS": at_norm(norm, alignment(W_in, model.lm_head.weight)),
-            "h itself": at_norm(norm), "random start": new, "mean embedding": lambda h: mean.expand_as(h),
-            "expected token": lambda h: model.logits(h).softmax(-1) @ W_in}
+    return {
+        "closed form": closed,
+        "LatentMAS": at_norm(norm, alignment(W_in, model.lm_head.weight)),
+        "h itself": at_norm(norm),
+        "random start": new,
+        "mean embedding": lambda h: mean.expand_as(h),
+        "expected token": lambda h: model.logits(h).softmax(-1) @ W_in,
+    }
 
 
 # Figures
+
 
 def prompts_of(system, role, turns):
     """The prompts of TargetTurns, with what others said as text."""
@@ -83,7 +100,10 @@ def prompts_of(system, role, turns):
 
 def cosine(agent, link, readings):
     """Mean over all tokens of the cosine of link(h_t) and the embedding of token t+1."""
-    cosines = [F.cosine_similarity(link(reading.h), agent.model.embed(reading.ids), dim=-1) for reading in readings]
+    cosines = [
+        F.cosine_similarity(link(reading.h), agent.model.embed(reading.ids), dim=-1)
+        for reading in readings
+    ]
     return torch.cat(cosines).mean().item()
 
 
@@ -99,15 +119,22 @@ def followed(agent, link, prompts, texts, m):
     """
     agent.inner_link = link
     found = agent.model.logits(agent.think(prompts, m + 1)).argmax(-1).tolist()
-    hits = [[row[k] == text[k] for row, text in zip(found, texts) if k < len(text)] for k in range(1, m + 1)]
+    hits = [
+        [row[k] == text[k] for row, text in zip(found, texts) if k < len(text)]
+        for k in range(1, m + 1)
+    ]
     return [100 * sum(row) / max(1, len(row)) for row in hits]
 
 
 # Commands
 
+
 def tiny(args):
     """Print a row for each kind of link: of each agent the cosine and how many latents follow, and the correct answers."""
-    system, chains = load_mas_system("tiny", device="cpu", plain=True), questions("test", args.chains // 8)
+    system, chains = (
+        load_mas_system("tiny", device="cpu", plain=True),
+        questions("test", args.chains // 8),
+    )
     examples = load_examples("tiny", system.style, system.style.order, limit=ROWS)
     fitting, links, figures = {}, {}, {}
     for role, agent in system.agents.items():
@@ -115,10 +142,17 @@ def tiny(args):
         held_out = turns(random.Random(f"held out {role}"), role, TURNS, split="test")
         fitting[role], prompts = read(system, role, given), prompts_of(system, role, held_out)
         links[role] = {"trained": agent.inner_link} | links_of(agent, fitting[role])
-        readings, texts = read(system, role, held_out), greedy_texts(agent, prompts, 5)  # a note is five tokens
-        figures[role] = {name: (cosine(agent, link, readings), sum(followed(agent, link, prompts, texts, 4)) / 4)
-                         for name, link in links[role].items()}
-    print(f"{'link':<16}" + "".join(f"{role:>9}{'follows':>9}" for role in links) + f"{'correct':>9}")
+        readings, texts = (
+            read(system, role, held_out),
+            greedy_texts(agent, prompts, 5),
+        )  # a note is five tokens
+        figures[role] = {
+            name: (cosine(agent, link, readings), sum(followed(agent, link, prompts, texts, 4)) / 4)
+            for name, link in links[role].items()
+        }
+    print(
+        f"{'link':<16}" + "".join(f"{role:>9}{'follows':>9}" for role in links) + f"{'correct':>9}"
+    )
     for name in tqdm(figures[role], "answers", leave=False):
         for role, agent in system.agents.items():
             agent.inner_link = links[role][name]
@@ -142,8 +176,13 @@ def real(args):
     style, folder = STYLES["single"], args.folder / args.model
     agent = load_agent(folder, "math", "cpu", torch.float32, plain=True)
     system = System(style, {"agent": agent}, {})
-    fit, held_out = ([example.turn(style, "agent") for example in load_examples(file, style, style.order, limit=limit)]
-                     for file, limit in ((args.fit, args.rows), (args.held_out, HELD_OUT)))
+    fit, held_out = (
+        [
+            example.turn(style, "agent")
+            for example in load_examples(file, style, style.order, limit=limit)
+        ]
+        for file, limit in ((args.fit, args.rows), (args.held_out, HELD_OUT))
+    )
     D, links = agent.model.config.hidden_size, links_of(agent, read(system, "agent", fit))
     if args.trained:
         links = {"trained": load_inner_link(args.trained, "math", D, "cpu", torch.float32)} | links
@@ -169,8 +208,12 @@ def main():
     own.add_argument("--model", required=True, help="the name of a model's folder")
     own.add_argument("--fit", required=True, help="rows that the closed form is made from")
     own.add_argument("--held-out", required=True, help="other rows")
-    own.add_argument("--rows", type=int, default=ROWS, help=f"of them, the first so many (default {ROWS})")
-    own.add_argument("--trained", type=Path, help="a folder that `python -m minimas.train inner` wrote")
+    own.add_argument(
+        "--rows", type=int, default=ROWS, help=f"of them, the first so many (default {ROWS})"
+    )
+    own.add_argument(
+        "--trained", type=Path, help="a folder that `python -m minimas.train inner` wrote"
+    )
     own.set_defaults(run=real)
     torch.manual_seed(0)  # of the random start
     args = parser.parse_args()

@@ -28,6 +28,7 @@ def folders(tmp_path_factory):
         if style not in made:
             made[style] = checkpoints.make_system(tmp_path_factory.mktemp(style), style)
         return made[style]
+
     return folder
 
 
@@ -48,8 +49,10 @@ def captures(monkeypatch):
             f()
             for c, attributes in zip(cache, now):
                 vars(c).update(attributes)
+
         made.append(f)
         return replay
+
     monkeypatch.setattr(graphs, "capture", capture)
     return made
 
@@ -66,7 +69,9 @@ def gpu(captures, monkeypatch):
             gpu.in_step = True
             run()
             gpu.in_step = False
+
         return replay
+
     monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     for module in prepare, link:

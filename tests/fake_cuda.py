@@ -21,12 +21,30 @@ HOST, DEVICE = torch.device("cpu"), torch.device("cuda:0")
 PACKAGE = str(Path(minimas.__file__).parent)
 INDEXING = torch.Tensor.__getitem__, torch.Tensor.__setitem__
 MOVING = torch.Tensor.to, torch.Tensor.copy_
-READING = torch.equal, torch.nonzero, *(getattr(torch.Tensor, name) for name in (
-    "__bool__", "__float__", "__index__", "__int__", "cpu", "equal", "item", "nonzero", "numpy", "tolist"))
+READING = (
+    torch.equal,
+    torch.nonzero,
+    *(
+        getattr(torch.Tensor, name)
+        for name in (
+            "__bool__",
+            "__float__",
+            "__index__",
+            "__int__",
+            "cpu",
+            "equal",
+            "item",
+            "nonzero",
+            "numpy",
+            "tolist",
+        )
+    ),
+)
 
 
 class FakeTensor(torch.Tensor):
     """A CPU tensor that says it is on cuda:0."""
+
     device = property(lambda self: DEVICE)
     is_cuda, is_cpu = property(lambda self: True), property(lambda self: False)
 
@@ -49,19 +67,32 @@ class FakeCUDA(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-        ours, others = ([t for t in tensors if isinstance(t, FakeTensor) is one] for one in (True, False))
-        if function in (torch.device, torch._C._nn._parse_to):  # they only read a name; the second is Module.to's
+        tensors = [
+            value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)
+        ]
+        ours, others = (
+            [t for t in tensors if isinstance(t, FakeTensor) is one] for one in (True, False)
+        )
+        if function in (
+            torch.device,
+            torch._C._nn._parse_to,
+        ):  # they only read a name; the second is Module.to's
             return function(*args, **kwargs)
-        if function is torch._has_compatible_shallow_copy_type:  # so Module.to asks whether it can keep a parameter
+        if (
+            function is torch._has_compatible_shallow_copy_type
+        ):  # so Module.to asks whether it can keep a parameter
             return not (ours and others)
         named = destination(function, args, kwargs)
         to = named or (DEVICE if ours else HOST)
         # Torch itself moves what is copied, and an index of the host into a tensor of the device, but not the reverse.
         moves = function in MOVING or function in INDEXING and isinstance(args[0], FakeTensor)
         if ours and any(t.ndim for t in others) and not moves:
-            raise RuntimeError(f"{function.__name__} is given tensors of the host and of the device")
-        if ours and (to == HOST or function in READING or function in INDEXING and any_bool(args[1])):
+            raise RuntimeError(
+                f"{function.__name__} is given tensors of the host and of the device"
+            )
+        if ours and (
+            to == HOST or function in READING or function in INDEXING and any_bool(args[1])
+        ):
             self.note("read")
         if to == DEVICE and (function is torch.tensor or others and moves):
             self.note("written")
@@ -74,18 +105,27 @@ class FakeCUDA(TorchFunctionMode):
         return tree_map(lambda value: placed(value, to), result)
 
     def note(self, what):
-        callers = [frame.name for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
+        callers = [
+            frame.name for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)
+        ]
         self.passed.append((what, callers[-1] if callers else "", self.in_step))
 
 
 def destination(function, args, kwargs):
     """The device that a call names, itself or as that of a tensor to which another one is to be moved; else None."""
-    named = [torch.device(value) for value in (*args, kwargs.get("device")) if isinstance(value, torch.device) or
-             isinstance(value, str) and value in ("cpu", "cuda:0")]
+    named = [
+        torch.device(value)
+        for value in (*args, kwargs.get("device"))
+        if isinstance(value, torch.device) or isinstance(value, str) and value in ("cpu", "cuda:0")
+    ]
     if function in MOVING:  # x.to(y) goes to the device of y, x.copy_(y) to that of x
         target = args[:1] if function is torch.Tensor.copy_ else args[1:2]
         named += [value.device for value in target if isinstance(value, torch.Tensor)]
-    named = [HOST] if function is torch.Tensor.cpu else [device for device in named if device.type != "meta"]
+    named = (
+        [HOST]
+        if function is torch.Tensor.cpu
+        else [device for device in named if device.type != "meta"]
+    )
     return named[0] if named else None
 
 
@@ -99,6 +139,10 @@ def on_host(value):
 
 def placed(value, device):
     """A result, if it is a tensor, as one of that device."""
-    if not isinstance(value, torch.Tensor) or value.is_meta or isinstance(value, FakeTensor) is (device == DEVICE):
+    if (
+        not isinstance(value, torch.Tensor)
+        or value.is_meta
+        or isinstance(value, FakeTensor) is (device == DEVICE)
+    ):
         return value
     return value.as_subclass(FakeTensor) if device == DEVICE else real(value)

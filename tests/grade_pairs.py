@@ -14,15 +14,29 @@ from minimas.evaluate.latex import same_latex
 
 
 def main(folder):
-    lines = [line for file in sorted(Path(folder).glob("*.jsonl"))
-             for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    pairs = [(row["answer"], row["gold"], row["equal"]) for row in map(json.loads, lines) if "equal" in row]
+    lines = [
+        line
+        for file in sorted(Path(folder).glob("*.jsonl"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
+    pairs = [
+        (row["answer"], row["gold"], row["equal"])
+        for row in map(json.loads, lines)
+        if "equal" in row
+    ]
     unread = sum(same_latex(answer, gold) is None for answer, gold, _ in pairs)
-    print(f"{'grader':12} {'right':>6} {'false accepts':>14} {'false rejects':>14} {'unread':>7}   of {len(pairs)}")
+    print(
+        f"{'grader':12} {'right':>6} {'false accepts':>14} {'false rejects':>14} {'unread':>7}   of {len(pairs)}"
+    )
     for grader in GRADERS:
         verdicts = [(same_math(answer, gold, grader), equal) for answer, gold, equal in pairs]
-        counts = [sum(found == equal for found, equal in verdicts), verdicts.count((True, False)),
-                  verdicts.count((False, True)), 0 if grader == "released" else unread]
+        counts = [
+            sum(found == equal for found, equal in verdicts),
+            verdicts.count((True, False)),
+            verdicts.count((False, True)),
+            0 if grader == "released" else unread,
+        ]
         print("{:12} {:6} {:14} {:14} {:7}".format(grader, *counts))
 
 

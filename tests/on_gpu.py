@@ -25,10 +25,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CHECKS, SPEED = HERE / "gpu_checks.py", HERE / "gpu_speed.py"
 STAGES = [  # seconds, and {part: its command}; together 540 seconds
-    (130, {"tests": [CHECKS, "tests"], "links": [CHECKS, "links"], "memcheck": [CHECKS, "memcheck"],
-           **{kind: [CHECKS, "family", kind]
-              for kind in ("qwen3", "llama", "qwen2", "mistral", "gemma3", "qwen3_5_text")},
-           "system": [SPEED, "system"]}),
+    (
+        130,
+        {
+            "tests": [CHECKS, "tests"],
+            "links": [CHECKS, "links"],
+            "memcheck": [CHECKS, "memcheck"],
+            **{
+                kind: [CHECKS, "family", kind]
+                for kind in ("qwen3", "llama", "qwen2", "mistral", "gemma3", "qwen3_5_text")
+            },
+            "system": [SPEED, "system"],
+        },
+    ),
     (100, {"batch-1": [SPEED, "race", "1"]}),
     (100, {"batch-32": [SPEED, "race", "32"]}),
     (40, {"kernels": [SPEED, "kernels"]}),
@@ -41,6 +50,7 @@ STAGES = [  # seconds, and {part: its command}; together 540 seconds
 
 
 # What a part calls
+
 
 def part_options():
     """The command line of a part: its name, its argument if it takes one, and what on_gpu.py was told."""
@@ -60,6 +70,7 @@ def note(**values):
 
 # Running them
 
+
 def results(log):
     """All that a part has reported in its log so far."""
     found = {}
@@ -71,12 +82,24 @@ def results(log):
 
 def start(name, command, options, work, threads):
     """The process of a part, in a group (no session) of its own with all that it starts; its output: work/NAME.log."""
-    environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
-    path = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **os.environ,
+    }
+    path = os.pathsep.join(
+        [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     with open(work / f"{name}.log", "wb") as log:
-        return subprocess.Popen([sys.executable, *map(str, command), *options, "--work", str(work)], stdout=log,
-                                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, process_group=0,
-                                env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path})
+        return subprocess.Popen(
+            [sys.executable, *map(str, command), *options, "--work", str(work)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path},
+        )
 
 
 def end(child):
@@ -96,7 +119,9 @@ def status(code, found):
 def run_stage(commands, options, work, until, keep):
     """Run parts at once; keep(name, what is known of it) every second. Those that still run at the time `until` are ended."""
     started, threads = time.monotonic(), max(1, (os.cpu_count() or 1) // len(commands))
-    running = {name: start(name, command, options, work, threads) for name, command in commands.items()}
+    running = {
+        name: start(name, command, options, work, threads) for name, command in commands.items()
+    }
     try:
         while running:
             time.sleep(0.1 if time.monotonic() < started + 2 else 1)
@@ -109,7 +134,11 @@ def run_stage(commands, options, work, until, keep):
                     known = {**known, **results(log), "status": status(code, known)}
                     if known["status"] not in ("ok", "skipped"):
                         known["log"] = log.read_text(errors="replace")[-20000:]
-                    line = known.get("summary") or known.get("skipped") or known.get("log", "").strip().split("\n")[-1]
+                    line = (
+                        known.get("summary")
+                        or known.get("skipped")
+                        or known.get("log", "").strip().split("\n")[-1]
+                    )
                     print(f"{name:14s}{known['status']:9s}{seconds:6.1f} s  {line}", flush=True)
                 keep(name, known)
     finally:  # SIGTERM and Ctrl-C leave none behind
@@ -118,15 +147,28 @@ def run_stage(commands, options, work, until, keep):
 
 
 def main(stages=STAGES):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="the folder for on_gpu.json")
-    parser.add_argument("--only", nargs="+", choices=[name for _, commands in stages for name in commands], metavar="PART")
-    parser.add_argument("--small", action="store_true", help="miniature sizes, in twice the time: for a busy CPU")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[name for _, commands in stages for name in commands],
+        metavar="PART",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="miniature sizes, in twice the time: for a busy CPU"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    report, begun, until = {"command": sys.argv[1:], "parts": {}}, time.monotonic(), time.monotonic()
+    report, begun, until = (
+        {"command": sys.argv[1:], "parts": {}},
+        time.monotonic(),
+        time.monotonic(),
+    )
 
     def keep(name, known):
         report["parts"][name] = known
@@ -136,11 +178,19 @@ def main(stages=STAGES):
         partial.replace(args.out / "on_gpu.json")
 
     memory = Path("/dev/shm")  # the weights of a system are 9 GB
-    place = memory if memory.is_dir() and not args.small and shutil.disk_usage(memory).free > 2 ** 35 else None
+    place = (
+        memory
+        if memory.is_dir() and not args.small and shutil.disk_usage(memory).free > 2**35
+        else None
+    )
     with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as work:
         for seconds, commands in stages:
             until += seconds * (1 + args.small)
-            commands = {name: command for name, command in commands.items() if not args.only or name in args.only}
+            commands = {
+                name: command
+                for name, command in commands.items()
+                if not args.only or name in args.only
+            }
             if commands:
                 options = ["--device", args.device, *["--small"] * args.small]
                 run_stage(commands, options, Path(work), until, keep)

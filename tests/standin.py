@@ -24,6 +24,7 @@ def serve(root):
     tokens     what came as Authorization
     failing    {repository: (status, code)}
     """
+
     class Handler(http.server.BaseHTTPRequestHandler):
         asked, revisions, tokens, failing = set(), set(), set(), {}
 
@@ -37,7 +38,12 @@ def serve(root):
             path = unquote(self.path.split("?")[0])
             if api := API.fullmatch(path):
                 kind, organisation, repository, what, revision = api.groups()
-                folder, name = root.joinpath("datasets" if kind == "datasets" else "", organisation, repository), None
+                folder, name = (
+                    root.joinpath(
+                        "datasets" if kind == "datasets" else "", organisation, repository
+                    ),
+                    None,
+                )
             elif file := FILE.fullmatch(path):
                 kind, organisation, repository, revision, name = file.groups()
                 folder = root.joinpath(kind or "", organisation, repository)
@@ -55,18 +61,42 @@ def serve(root):
             content = (folder / name).read_bytes()
             if body:
                 self.asked.add(f"{repository}/{name}")
-            self.reply(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit(revision)}, body)
+            self.reply(
+                content,
+                {
+                    "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                    "X-Repo-Commit": commit(revision),
+                },
+                body,
+            )
 
         def listing(self, folder, what, revision):
             """The reply of the API: what commit a revision is, or the files of a commit."""
-            files = [(path.relative_to(folder).as_posix(), path.read_bytes())
-                     for path in sorted(folder.rglob("*")) if path.is_file()]
+            files = [
+                (path.relative_to(folder).as_posix(), path.read_bytes())
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            ]
             if what == "tree":
-                return json.dumps([{"type": "file", "path": name, "size": len(content),
-                                    "oid": hashlib.sha256(content).hexdigest()} for name, content in files]).encode()
+                return json.dumps(
+                    [
+                        {
+                            "type": "file",
+                            "path": name,
+                            "size": len(content),
+                            "oid": hashlib.sha256(content).hexdigest(),
+                        }
+                        for name, content in files
+                    ]
+                ).encode()
             self.revisions.add((folder.name, revision))
-            return json.dumps({"id": f"{folder.parent.name}/{folder.name}", "sha": commit(revision),
-                               "siblings": [{"rfilename": name} for name, _ in files]}).encode()
+            return json.dumps(
+                {
+                    "id": f"{folder.parent.name}/{folder.name}",
+                    "sha": commit(revision),
+                    "siblings": [{"rfilename": name} for name, _ in files],
+                }
+            ).encode()
 
         def reply(self, content, headers, body):
             self.send_response(200)
@@ -86,8 +116,9 @@ def serve(root):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever,
-                     args=(0.01,), daemon=True).start()  # shutdown() waits that many seconds
+    threading.Thread(
+        target=server.serve_forever, args=(0.01,), daemon=True
+    ).start()  # shutdown() waits that many seconds
     Handler.url, Handler.root = f"http://127.0.0.1:{server.server_port}", root
     yield Handler
     server.shutdown()
@@ -96,7 +127,11 @@ def serve(root):
 
 def commit(revision):
     """The commit of a revision: itself, or a made-up one for a branch."""
-    return revision if re.fullmatch("[0-9a-f]{40}", revision) else hashlib.sha1(revision.encode()).hexdigest()
+    return (
+        revision
+        if re.fullmatch("[0-9a-f]{40}", revision)
+        else hashlib.sha1(revision.encode()).hexdigest()
+    )
 
 
 def connect(monkeypatch, hub, cache):
@@ -107,7 +142,11 @@ def connect(monkeypatch, hub, cache):
     # the environment of a machine without network may say otherwise
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("time.sleep", pauses.append)
     return pauses

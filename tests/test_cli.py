@@ -30,31 +30,56 @@ def test_json_and_stdin(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("7 +5\n\n7 *3\n"))
     main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert ([row["question"] for row in rows] == ["7 +5", "7 *3", "1 +1"]
-            and [row["answer"] for row in rows] == ["2", "1", "2"])
-    assert all(set(row) == {"question", "text", "answer", "rounds", "latent_steps", "new_tokens", "seconds"}
-               for row in rows)
+    assert [row["question"] for row in rows] == ["7 +5", "7 *3", "1 +1"] and [
+        row["answer"] for row in rows
+    ] == ["2", "1", "2"]
+    assert all(
+        set(row)
+        == {"question", "text", "answer", "rounds", "latent_steps", "new_tokens", "seconds"}
+        for row in rows
+    )
     assert {(row["rounds"], row["latent_steps"], row["new_tokens"]) for row in rows} == {(2, 5, 6)}
 
 
 def test_only_a_line_feed_ends_a_question(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffone page\x0cand the next\u2028\n\nanother\n"))
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("\ufeffone page\x0cand the next\u2028\n\nanother\n")
+    )
     assert cli.read_questions(["-"]) == ["one page\x0cand the next\u2028", "another"]
 
 
-@pytest.mark.parametrize("args, complaint", [
-    (["--prompt", "what is love"], "cannot read 'what is love'"), (["--prompt", ""], "empty"), ([], "--prompt"),
-    (["--prompt", CHAIN, "--rounds", "0"], "rounds is 0"), (["--prompt", CHAIN, "--rounds", "two"], "--rounds"),
-    (["--prompt", CHAIN, "--style", "x"], "style 'x'"), (["--prompt", CHAIN, "--checkpoint", "planner"], "ROLE=PATH"),
-    (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"),
-    (["--prompt", CHAIN, "--device", "abacus"], "abacus"), (["--prompt", "-"], "no question"),
-    (["--prompt", CHAIN, "--checkpoint", ""], "ROLE=PATH"),
-    (["--prompt", CHAIN, "--checkpoint", "planner=a", "--checkpoint", "planner=b"], "gives planner twice"),
-    (["--prompt", CHAIN, "--device", "planner=cpu,critic,solver=cpu"], "expected ROLE=DEVICE,ROLE=DEVICE"),
-    (["--prompt", CHAIN, "--device", "planner=cpu,critic=cpu,solver=cpu,solver=cuda"], "each role once"),
-    (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"), (["--prompt", "7 +5\udce9"], "is not valid text"),
-    (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
-    (["--prompt", CHAIN, "--no-such-option"], "--no-such-option")])
+@pytest.mark.parametrize(
+    "args, complaint",
+    [
+        (["--prompt", "what is love"], "cannot read 'what is love'"),
+        (["--prompt", ""], "empty"),
+        ([], "--prompt"),
+        (["--prompt", CHAIN, "--rounds", "0"], "rounds is 0"),
+        (["--prompt", CHAIN, "--rounds", "two"], "--rounds"),
+        (["--prompt", CHAIN, "--style", "x"], "style 'x'"),
+        (["--prompt", CHAIN, "--checkpoint", "planner"], "ROLE=PATH"),
+        (["--prompt", CHAIN, "--checkpoint", "planner=/nowhere"], "/nowhere"),
+        (["--prompt", CHAIN, "--device", "abacus"], "abacus"),
+        (["--prompt", "-"], "no question"),
+        (["--prompt", CHAIN, "--checkpoint", ""], "ROLE=PATH"),
+        (
+            ["--prompt", CHAIN, "--checkpoint", "planner=a", "--checkpoint", "planner=b"],
+            "gives planner twice",
+        ),
+        (
+            ["--prompt", CHAIN, "--device", "planner=cpu,critic,solver=cpu"],
+            "expected ROLE=DEVICE,ROLE=DEVICE",
+        ),
+        (
+            ["--prompt", CHAIN, "--device", "planner=cpu,critic=cpu,solver=cpu,solver=cuda"],
+            "each role once",
+        ),
+        (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
+        (["--prompt", "7 +5\udce9"], "is not valid text"),
+        (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
+        (["--prompt", CHAIN, "--no-such-option"], "--no-such-option"),
+    ],
+)
 def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", *args])
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))
@@ -65,13 +90,23 @@ def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     assert err.count("\n") == 1 and err.startswith("minimas: ") and complaint in err
 
 
-@pytest.mark.parametrize("option, value, complaint", [
-    ("--rounds", "0", "rounds is 0"), ("--style", "x", "style 'x' is not known, expected one of tiny, "),
-    ("--fn-name", "f", "--fn-name"), ("--channel", "sound", "channel 'sound' is not known"),
-    ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written")])
-def test_settings_are_checked_before_anything_is_loaded(option, value, complaint, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "option, value, complaint",
+    [
+        ("--rounds", "0", "rounds is 0"),
+        ("--style", "x", "style 'x' is not known, expected one of tiny, "),
+        ("--fn-name", "f", "--fn-name"),
+        ("--channel", "sound", "channel 'sound' is not known"),
+        ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_loaded(
+    option, value, complaint, monkeypatch, capsys
+):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, option, value])
-    monkeypatch.setattr(recurse, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded"))
+    monkeypatch.setattr(
+        recurse, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded")
+    )
     with pytest.raises(SystemExit) as end:
         command(main)
     assert end.value.code == 2 and complaint in capsys.readouterr().err
@@ -84,16 +119,30 @@ def test_bad_input_ends_every_command_with_2(module, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_module(module, run_name="__main__")
     out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("minimas: ")
+    assert (
+        end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("minimas: ")
+    )
 
 
 @pytest.mark.slow
 def test_a_reader_who_has_seen_enough_ends_it_quietly():
     ask = f"{sys.executable} -m minimas.recurse --prompt '{CHAIN}' --peek"
-    done = subprocess.run(["bash", "-c", f"{ask} | head -n 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
-    assert done.stdout == "round 1, planner\n" and "Traceback" not in done.stderr and done.returncode in (0, 141)
+    done = subprocess.run(
+        ["bash", "-c", f"{ask} | head -n 1; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.stdout == "round 1, planner\n"
+        and "Traceback" not in done.stderr
+        and done.returncode in (0, 141)
+    )
     done = subprocess.run(["bash", "-c", f"{ask} > /dev/full"], capture_output=True, text=True)
-    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "No space left on device" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_terminal_that_lacks_a_letter_is_shown_its_number(monkeypatch):
@@ -106,9 +155,12 @@ def test_a_terminal_that_lacks_a_letter_is_shown_its_number(monkeypatch):
 def test_out_of_memory_is_a_sentence(capsys):
     def main():
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
     with pytest.raises(SystemExit) as end:
         command(main)
-    assert end.value.code == 2 and capsys.readouterr().err.startswith("minimas: out of memory: try fewer")
+    assert end.value.code == 2 and capsys.readouterr().err.startswith(
+        "minimas: out of memory: try fewer"
+    )
 
 
 def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):
@@ -121,6 +173,7 @@ def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):
 def test_a_file_that_is_closed_is_a_sentence(monkeypatch, capsys):
     def closed(*_):
         raise PermissionError(13, "Permission denied", "/closed/config.json")
+
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN])
     monkeypatch.setattr("minimas.config.read_json", closed)
     with pytest.raises(SystemExit) as end:
@@ -134,6 +187,7 @@ def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, c
     def answer_all(self, *args, answer_all=minimas.System.answer_all, **options):
         yield next(answer_all(self, *args, **options))
         raise KeyboardInterrupt
+
     monkeypatch.setattr(minimas.System, "answer_all", answer_all)
     asked = ["--prompt", CHAIN, "--prompt", "1 +1", "--trace", str(tmp_path / "t.html")]
     monkeypatch.setattr(sys, "argv", ["recurse", *asked])
@@ -144,7 +198,9 @@ def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, c
 
 def test_stdin_that_is_not_utf8_is_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", "-"])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"7 +5\n7 +\xe9\n"), encoding="utf-8"))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"7 +5\n7 +\xe9\n"), encoding="utf-8")
+    )
     with pytest.raises(SystemExit) as end:
         command(main)
     err = capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_fed_in_pieces_from_a_state(rule, sizes):
     *parts, S = inputs(200)
     outputs, start = [], 0
     for n in sizes:
-        o, S = rule(*(x[:, :, start:start + n] for x in parts), S)
+        o, S = rule(*(x[:, :, start : start + n] for x in parts), S)
         outputs.append(o)
         start += n
     assert_equal((torch.cat(outputs, 2), S), recurrent(*inputs(200)))

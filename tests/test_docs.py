@@ -21,8 +21,10 @@ from minimas.train import __main__ as train
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(minimas.__file__).parent
-PAGES = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
-         for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {
+    file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
+    for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 COMMANDS = {"minimas.recurse": recurse, "minimas.evaluate": evaluate, "minimas.train": train}
 
 
@@ -43,7 +45,9 @@ def named_commands():
     """(page, module, options) for each command that a page names, in a block or a sentence."""
     for page, text in PAGES.items():
         one_line = re.sub(r"\s*\\\n\s*", " ", text)
-        for module, options in re.findall(r"(?:python -m|torchrun .*?-m) (minimas\.[\w.]+)((?: [^`\n&]*)?)", one_line):
+        for module, options in re.findall(
+            r"(?:python -m|torchrun .*?-m) (minimas\.[\w.]+)((?: [^`\n&]*)?)", one_line
+        ):
             yield page, module, options
 
 
@@ -57,9 +61,12 @@ def test_every_page_is_here():
 
 def test_the_loop():
     """The README's loop, as it is printed there, leads to the prompts that recurse ends with."""
-    loop, = (block for block in blocks("README.md", "python") if "import" not in block)
+    (loop,) = (block for block in blocks("README.md", "python") if "import" not in block)
     names = {"send_latents": recurse.send_latents}
-    exec("def loop(system, style, questions, settings, inbox):\n" + textwrap.indent(loop, "    "), names)
+    exec(
+        "def loop(system, style, questions, settings, inbox):\n" + textwrap.indent(loop, "    "),
+        names,
+    )
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     settings = minimas.Settings(rounds=2).completed(system.style)
     questions = system.style.questions(["7 +5 *3 -4 +8 *7", "1 +2"])
@@ -75,7 +82,9 @@ def test_the_loop():
         assert any(torch.is_tensor(piece) for piece in prompt)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any("import" in code for code in blocks(page, "python"))])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any("import" in code for code in blocks(page, "python"))]
+)
 def test_snippets(page, capsys):
     """The snippets of a page share their names; each prints what its comments say."""
     names, before = {}, dict(STYLES)
@@ -83,7 +92,9 @@ def test_snippets(page, capsys):
         for snippet in blocks(page, "python"):
             if "print(" in snippet:
                 exec(snippet, names)
-                assert capsys.readouterr().out.split("\n")[:-1] == re.findall(r"print\(.*\)\s+# (.*)", snippet)
+                assert capsys.readouterr().out.split("\n")[:-1] == re.findall(
+                    r"print\(.*\)\s+# (.*)", snippet
+                )
     finally:
         for name in STYLES.keys() - before.keys():
             del STYLES[name]
@@ -91,21 +102,29 @@ def test_snippets(page, capsys):
 
 def test_pages_with_snippets():
     printing = {page: sum("print(" in code for code in blocks(page, "python")) for page in PAGES}
-    assert {page: n for page, n in printing.items() if n} == {"README.md": 1, "docs/extending.md": 2}
+    assert {page: n for page, n in printing.items() if n} == {
+        "README.md": 1,
+        "docs/extending.md": 2,
+    }
 
 
 def is_shown(shown, found):
     """Whether two lines are alike word by word, numbers to the last digit's neighbourhood; ... stands for the rest."""
     shown, found = shown.split(), found.split()
     if shown[-1:] == ["..."]:
-        shown, found = shown[:-1], found[:len(shown) - 1]
+        shown, found = shown[:-1], found[: len(shown) - 1]
     number = re.compile(r"-?\d+\.\d+")
-    alike = lambda a, b: (abs(float(a) - float(b)) <= max(0.1, 0.01 * abs(float(b)))
-                          if number.fullmatch(a) and number.fullmatch(b) else a == b)
+    alike = lambda a, b: (
+        abs(float(a) - float(b)) <= max(0.1, 0.01 * abs(float(b)))
+        if number.fullmatch(a) and number.fullmatch(b)
+        else a == b
+    )
     return len(shown) == len(found) and all(map(alike, shown, found))
 
 
-@pytest.mark.parametrize("page, command, shown", list(sessions()), ids=lambda value: str(value)[-40:])
+@pytest.mark.parametrize(
+    "page, command, shown", list(sessions()), ids=lambda value: str(value)[-40:]
+)
 def test_sessions(page, command, shown, capsys, monkeypatch, tmp_path):
     _, _, module, *options = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [module, *options])
@@ -114,7 +133,7 @@ def test_sessions(page, command, shown, capsys, monkeypatch, tmp_path):
     COMMANDS[module].main()
     found = [line.rstrip() for line in capsys.readouterr().out.rstrip("\n").split("\n")]
     if shown[-1] == "...":
-        shown, found = shown[:-1], found[:len(shown) - 1]
+        shown, found = shown[:-1], found[: len(shown) - 1]
     assert len(shown) == len(found) and all(map(is_shown, shown, found)), "\n".join(found)
 
 
@@ -138,11 +157,18 @@ def test_commands_are_understood(page, module, options, tmp_path, monkeypatch):
 
 def test_commands_of_the_benchmarks():
     """They need the oracle, so only their scripts and options are looked up."""
-    named = [found for text in PAGES.values() for found in re.findall(r"python (tests/\w+\.py)([^`\n]*)", text)]
+    named = [
+        found
+        for text in PAGES.values()
+        for found in re.findall(r"python (tests/\w+\.py)([^`\n]*)", text)
+    ]
     assert len(named) > 5
     for script, options in named:
         source = (ROOT / script).read_text(encoding="utf-8")
-        assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", options)), (script, options)
+        assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", options)), (
+            script,
+            options,
+        )
 
 
 def links(page):
@@ -163,22 +189,40 @@ def test_links(page):
 
 def test_tour():
     """The tour links every file of the package that people read; the README names them all."""
-    files = {file for ending in ("py", "json", "html", "svg", "txt") for file in PACKAGE.rglob(f"*.{ending}")
-             if file.name not in ("__init__.py", "report.json", "recursion.svg", "rounds.svg") and file.parent.parent != PACKAGE / "tiny"}
+    files = {
+        file
+        for ending in ("py", "json", "html", "svg", "txt")
+        for file in PACKAGE.rglob(f"*.{ending}")
+        if file.name not in ("__init__.py", "report.json", "recursion.svg", "rounds.svg")
+        and file.parent.parent != PACKAGE / "tiny"
+    }
     linked = {file.resolve() for file, _ in links("docs/reading.md")}
     assert len(files) > 40 and not {str(file) for file in files if file.resolve() not in linked}
     tree = next(block for block in blocks("README.md", "") if "the kernel" in block)
-    assert not {file.name for file in files if not re.search(rf"\b{file.stem}\b", tree) and file.stem != "__main__"}
+    assert not {
+        file.name
+        for file in files
+        if not re.search(rf"\b{file.stem}\b", tree) and file.stem != "__main__"
+    }
 
 
 def test_accuracy_tables_are_the_report():
     """The shipped seed's columns say what report.json says."""
     report = json.loads((PACKAGE / "tiny" / "report.json").read_text())
     for page in ("README.md", "docs/tiny.md"):
-        rows = {int(row[0]): row[1:] for row in re.findall(
-            r"^\| (\d) \| ([\d.]+) \|.*?([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGES[page], re.MULTILINE)}
+        rows = {
+            int(row[0]): row[1:]
+            for row in re.findall(
+                r"^\| (\d) \| ([\d.]+) \|.*?([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+                PAGES[page],
+                re.MULTILINE,
+            )
+        }
         assert set(rows) == {1, 2, 3, 4, 5}
         for rounds, (latent, tokens, text, text_tokens) in rows.items():
-            figures = [report[channel][str(rounds)][name]
-                       for channel in ("latent", "text") for name in ("percent", "tokens")]
+            figures = [
+                report[channel][str(rounds)][name]
+                for channel in ("latent", "text")
+                for name in ("percent", "tokens")
+            ]
             assert [float(latent), float(tokens), float(text), float(text_tokens)] == figures

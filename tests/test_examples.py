@@ -12,39 +12,84 @@ from minimas.prompts import Question
 from minimas.recurse import STYLES
 
 RELEASED_ROWS = {  # a row in the columns of the authors' data cards and loaders
-    "sequential_light": {"question": "1+1?", "plan": "P", "refined_plan": "R", "answer": "A", "answer_field": "x"},
-    "mixture": {"question": "1+1?", "answer": "A", "hie_summarizer": "S", "hie_math_expert": "M",
-                "hie_code_expert": "C", "hie_science_expert": "N", "type": "complete", "task_family": "choice",
-                "domain": "d", "fn_name": None},
-    "distillation": {"question": "1+1?", "distill_expert": "E", "distill_learner": "L", "plan": "P"},
-    "deliberation": {"question": "1+1?", "deliberation_reflector": "R", "deliberation_toolcaller": "T", "answer": "A"},
+    "sequential_light": {
+        "question": "1+1?",
+        "plan": "P",
+        "refined_plan": "R",
+        "answer": "A",
+        "answer_field": "x",
+    },
+    "mixture": {
+        "question": "1+1?",
+        "answer": "A",
+        "hie_summarizer": "S",
+        "hie_math_expert": "M",
+        "hie_code_expert": "C",
+        "hie_science_expert": "N",
+        "type": "complete",
+        "task_family": "choice",
+        "domain": "d",
+        "fn_name": None,
+    },
+    "distillation": {
+        "question": "1+1?",
+        "distill_expert": "E",
+        "distill_learner": "L",
+        "plan": "P",
+    },
+    "deliberation": {
+        "question": "1+1?",
+        "deliberation_reflector": "R",
+        "deliberation_toolcaller": "T",
+        "answer": "A",
+    },
 }
 SAID = {"sequential_light": "PRA", "mixture": "MCNS", "distillation": "EL", "deliberation": "RT"}
 
 
 def write(file, rows):
-    file.write_text(json.dumps(rows) if file.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text(
+        json.dumps(rows)
+        if file.suffix == ".json"
+        else "".join(json.dumps(row) + "\n" for row in rows)
+    )
     return str(file)
 
 
 @pytest.mark.parametrize("style", RELEASED_ROWS)
 def test_released_columns(tmp_path, style):
-    data, order = write(tmp_path / "rows.json", {"data": [RELEASED_ROWS[style]]}), STYLES[style].order
-    example, = load_examples(data, STYLES[style], order)
+    data, order = (
+        write(tmp_path / "rows.json", {"data": [RELEASED_ROWS[style]]}),
+        STYLES[style].order,
+    )
+    (example,) = load_examples(data, STYLES[style], order)
     assert example.texts == {role: (text,) for role, text in zip(order, SAID[style])}
-    answered, = load_examples(data, STYLES[style], order[-1:], answer_first=True)
+    (answered,) = load_examples(data, STYLES[style], order[-1:], answer_first=True)
     assert answered.texts == {order[-1]: ("A" if "answer" in RELEASED_ROWS[style] else "L",)}
-    assert example.question == STYLES[style].question("1+1?", task="choice" if style == "mixture" else "math")
-    assert example.question == Question("1+1?", "", task="choice" if style == "mixture" else "math", typed="1+1?")
+    assert example.question == STYLES[style].question(
+        "1+1?", task="choice" if style == "mixture" else "math"
+    )
+    assert example.question == Question(
+        "1+1?", "", task="choice" if style == "mixture" else "math", typed="1+1?"
+    )
 
 
-@pytest.mark.parametrize("row, fn_name, task", [
-    ({}, "", "code"), ({"fn_name": "f"}, "f", "code"), ({"type": "functional", "fn_name": "f"}, "f", "code"),
-    ({"type": " ", "fn_name": "f"}, "f", "code"), ({"type": "function"}, None, "code"), ({"type": "complete", "fn_name": "f"}, "", "code"),
-    ({"task_family": "Math"}, "", "math"), ({"task_family": "other"}, "", "code")])
+@pytest.mark.parametrize(
+    "row, fn_name, task",
+    [
+        ({}, "", "code"),
+        ({"fn_name": "f"}, "f", "code"),
+        ({"type": "functional", "fn_name": "f"}, "f", "code"),
+        ({"type": " ", "fn_name": "f"}, "f", "code"),
+        ({"type": "function"}, None, "code"),
+        ({"type": "complete", "fn_name": "f"}, "", "code"),
+        ({"task_family": "Math"}, "", "math"),
+        ({"task_family": "other"}, "", "code"),
+    ],
+)
 def test_what_a_row_asks_for(tmp_path, row, fn_name, task):
     data = write(tmp_path / "rows.jsonl", [RELEASED_ROWS["distillation"] | row])
-    example, = load_examples(data, STYLES["distillation"], ["learner"], task="code")
+    (example,) = load_examples(data, STYLES["distillation"], ["learner"], task="code")
     assert example.question == Question("1+1?", fn_name, task=task, typed="1+1?")
 
 
@@ -52,43 +97,83 @@ def test_the_task_of_a_question_overrides_the_system_s():
     system = minimas.load_mas_system("tiny", device="cpu", plain=True)
     system.style = STYLES["mixture"]
     system.agents["math"] = system.agents["planner"]
-    code, = system.prompts("math", [Question("Reverse a list.", "f", task="code")], {})
+    (code,) = system.prompts("math", [Question("Reverse a list.", "f", task="code")], {})
     assert "Implement and return the function `f` only." in code[0]
 
 
 def test_empty_rows_are_counted(tmp_path):
     good, told = RELEASED_ROWS["sequential_light"], []
-    rows = [good, good | {"plan": " "}, good | {"question": ""}, good | {"answer": None}, good | {"question": " 2? "}]
+    rows = [
+        good,
+        good | {"plan": " "},
+        good | {"question": ""},
+        good | {"answer": None},
+        good | {"question": " 2? "},
+    ]
     style = STYLES["sequential_light"]
-    examples = load_examples(write(tmp_path / "a.jsonl", rows), style, style.order, tell=told.append)
+    examples = load_examples(
+        write(tmp_path / "a.jsonl", rows), style, style.order, tell=told.append
+    )
     assert [example.question.text for example in examples] == ["1+1?", "2?"]
-    assert told == ["3 of 5 rows are left out because their question or a text is empty; "
-                    f"the first is {tmp_path / 'a.jsonl'} line 2"]
-    assert len(load_examples(write(tmp_path / "b.jsonl", rows), style, ["critic"], tell=told.append)) == 4
-    with pytest.raises(minimas.InputError, match="has no row with a question and a text for planner"):
+    assert told == [
+        "3 of 5 rows are left out because their question or a text is empty; "
+        f"the first is {tmp_path / 'a.jsonl'} line 2"
+    ]
+    assert (
+        len(load_examples(write(tmp_path / "b.jsonl", rows), style, ["critic"], tell=told.append))
+        == 4
+    )
+    with pytest.raises(
+        minimas.InputError, match="has no row with a question and a text for planner"
+    ):
         load_examples(write(tmp_path / "c.jsonl", rows[1:2]), style, ["planner"], tell=told.append)
 
 
 def test_columns_can_be_named(tmp_path):
     data = write(tmp_path / "a.jsonl", [{"problem": "1+1?", "answer": "A", "says": ["one", "two"]}])
     columns = {"question": "problem", "expert": "says"}
-    example, = load_examples(data, STYLES["distillation"], ["expert", "learner"], columns, limit=1)
-    assert example.question.text == "1+1?" and example.texts == {"expert": ("one", "two"), "learner": ("A",)}
+    (example,) = load_examples(
+        data, STYLES["distillation"], ["expert", "learner"], columns, limit=1
+    )
+    assert example.question.text == "1+1?" and example.texts == {
+        "expert": ("one", "two"),
+        "learner": ("A",),
+    }
     assert [example.text("expert", r) for r in (1, 2, 3)] == ["one", "two", "two"]
 
 
-@pytest.mark.parametrize("row, options, complaint", [
-    ({"question": "?", "x": 1}, {}, "no column distill_expert or refined_plan or "
-     "expert_plan for expert, only question, x: name its column with --columns expert=COLUMN"),
-    ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan"),
-    ({"question": "?", "refined_plan": {"a": 1}}, {}, "column 'refined_plan' holds a dict, expected text or a number"),
-    ({"question": "?", "refined_plan": [{"role": "x"}]}, {}, "column 'refined_plan' holds a dict, expected text or a number"),
-    ({"question": "?", "refined_plan": "p"}, {"columns": {"planner": "p"}},
-     "column 'planner' is not known, expected one of question, fn_name"),
-])
+@pytest.mark.parametrize(
+    "row, options, complaint",
+    [
+        (
+            {"question": "?", "x": 1},
+            {},
+            "no column distill_expert or refined_plan or "
+            "expert_plan for expert, only question, x: name its column with --columns expert=COLUMN",
+        ),
+        ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan"),
+        (
+            {"question": "?", "refined_plan": {"a": 1}},
+            {},
+            "column 'refined_plan' holds a dict, expected text or a number",
+        ),
+        (
+            {"question": "?", "refined_plan": [{"role": "x"}]},
+            {},
+            "column 'refined_plan' holds a dict, expected text or a number",
+        ),
+        (
+            {"question": "?", "refined_plan": "p"},
+            {"columns": {"planner": "p"}},
+            "column 'planner' is not known, expected one of question, fn_name",
+        ),
+    ],
+)
 def test_bad_rows(tmp_path, row, options, complaint):
     with pytest.raises(minimas.InputError, match=complaint):
-        load_examples(write(tmp_path / "a.jsonl", [row]), STYLES["distillation"], ["expert"], **options)
+        load_examples(
+            write(tmp_path / "a.jsonl", [row]), STYLES["distillation"], ["expert"], **options
+        )
 
 
 def test_no_data():
@@ -100,16 +185,30 @@ def test_no_data():
 def test_a_question_is_rewritten_and_refused_by_its_style(tmp_path):
     """Typed questions become what agents read when the data is read; what a style cannot read is refused then."""
     rows = [{"question": " 7 +5 ", "plan": "p", "refined_plan": "r", "answer": "a"}]
-    example, = load_examples(write(tmp_path / "a.jsonl", rows), STYLES["tiny"], STYLES["tiny"].order)
+    (example,) = load_examples(
+        write(tmp_path / "a.jsonl", rows), STYLES["tiny"], STYLES["tiny"].order
+    )
     assert (example.question.text, example.question.typed) == ("7 a+5", "7 +5")
     with pytest.raises(minimas.InputError, match="the tiny system cannot read '1.1.'"):
-        load_examples(write(tmp_path / "b.jsonl", [rows[0] | {"question": "1+1?"}]), STYLES["tiny"], ["planner"])
+        load_examples(
+            write(tmp_path / "b.jsonl", [rows[0] | {"question": "1+1?"}]),
+            STYLES["tiny"],
+            ["planner"],
+        )
 
 
 def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
     """150 rows of its Parquet export, in their order; one that is not there is refused."""
     parquet, Table = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow").Table
-    file = tmp_path / "datasets" / "RecursiveMAS" / "Sequential-Math" / "default" / "train" / "0000.parquet"
+    file = (
+        tmp_path
+        / "datasets"
+        / "RecursiveMAS"
+        / "Sequential-Math"
+        / "default"
+        / "train"
+        / "0000.parquet"
+    )
     file.parent.mkdir(parents=True)
     rows = [RELEASED_ROWS["sequential_light"] | {"question": str(n)} for n in range(150)]
     parquet.write_table(Table.from_pylist(rows), file)
@@ -124,10 +223,19 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
 
 def test_a_limit_reads_no_more_rows(monkeypatch):
     """Of a set on the hub, too: a row is asked for when it is needed."""
+
     def endless(repository, config, split):
         assert (repository, config, split) == ("RecursiveMAS/Sequential-Math", "default", "train")
         for n in range(100):
             yield RELEASED_ROWS["sequential_light"] | {"question": str(n)}
         pytest.fail("more than the limit was read")
+
     monkeypatch.setattr(examples, "parquet_rows", endless)
-    assert len(load_examples("RecursiveMAS/Sequential-Math", STYLES["sequential_light"], ["planner"], limit=100)) == 100
+    assert (
+        len(
+            load_examples(
+                "RecursiveMAS/Sequential-Math", STYLES["sequential_light"], ["planner"], limit=100
+            )
+        )
+        == 100
+    )

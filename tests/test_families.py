@@ -22,7 +22,9 @@ def folder(name, tmp_path):
 
 @torch.no_grad()
 def outputs(model, ids=IDS):
-    h = model(model.embed(ids), torch.arange(ids.shape[1]).expand_as(ids), model.make_cache(len(ids)))
+    h = model(
+        model.embed(ids), torch.arange(ids.shape[1]).expand_as(ids), model.make_cache(len(ids))
+    )
     return {"h": h, "logits": model.logits(h[:, -16:])}
 
 
@@ -36,13 +38,16 @@ def assert_close(ours, theirs, tolerance=1e-4):
 def test_golden(name, folder):
     golden = load_file(GOLDENS / "families.safetensors")
     assert torch.equal(golden["ids"], IDS)
-    assert_close(outputs(load_model(folder)), {key: golden[f"{name}/{key}"] for key in ("h", "logits")})
+    assert_close(
+        outputs(load_model(folder)), {key: golden[f"{name}/{key}"] for key in ("h", "logits")}
+    )
 
 
 @VARIANTS
 def test_live(name, folder):
     pytest.importorskip("transformers")
     from make_goldens import family_outputs
+
     assert_close(outputs(load_model(folder)), family_outputs(name, folder))
 
 
@@ -50,8 +55,13 @@ def test_live(name, folder):
 def test_bfloat16_is_as_close_to_float32_as_the_oracle_is(name, folder):
     pytest.importorskip("transformers")
     import reference
+
     truth = reference.hidden_and_logits(folder, IDS)[0]
-    theirs = (reference.hidden_and_logits(folder, IDS, dtype=torch.bfloat16)[0].float() - truth).abs().mean()
+    theirs = (
+        (reference.hidden_and_logits(folder, IDS, dtype=torch.bfloat16)[0].float() - truth)
+        .abs()
+        .mean()
+    )
     ours = (outputs(load_model(folder, dtype=torch.bfloat16))["h"].float() - truth).abs().mean()
     assert 0 < ours < 1.2 * theirs, f"mean deviation {ours:.5f}, transformers' own {theirs:.5f}"
 
@@ -66,7 +76,7 @@ def test_fed_in_pieces(name, folder):
         cache, parts, start = model.make_cache(1, 75), [], 0
         for n in sizes:
             positions = torch.arange(start, start + n)[None]
-            parts.append(model(model.embed(IDS[:, start:start + n]), positions, cache))
+            parts.append(model(model.embed(IDS[:, start : start + n]), positions, cache))
             start += n
         assert (torch.cat(parts, 1) - whole).abs().max() < 1e-10
 
@@ -78,15 +88,21 @@ def test_rows_of_a_batch_do_not_meet(name, folder):
     model, lengths = load_model(folder, dtype=torch.float64), (70, 41, 9)
     for S in None, 80:
         cache, states, done = model.make_cache(3, S), [[], [], []], [0, 0, 0]
-        for widths in (50, 30, 5), (1, 1, 1), (19, 10, 3):  # ragged: the rows advance by different amounts
+        for widths in (
+            (50, 30, 5),
+            (1, 1, 1),
+            (19, 10, 3),
+        ):  # ragged: the rows advance by different amounts
             T = max(widths)
             positions = torch.stack([torch.arange(T) - (T - w) for w in widths])
-            positions = torch.where(positions < 0, positions, positions + torch.tensor(done)[:, None])
+            positions = torch.where(
+                positions < 0, positions, positions + torch.tensor(done)[:, None]
+            )
             ids = IDS[0][positions.clamp(min=0)]
             h = model(model.embed(ids), positions, cache)
             assert h.isfinite().all()
             for b, w in enumerate(widths):
-                states[b].append(h[b, T - w:])
+                states[b].append(h[b, T - w :])
                 done[b] += w
         assert tuple(done) == lengths
         for b, n in enumerate(lengths):
@@ -99,7 +115,7 @@ def test_gradients_reach_the_embeddings(name, folder):
     model = load_model(folder)
     x, cache = model.embed(IDS[:, :12]).requires_grad_(), model.make_cache(1)
     for start in 0, 6:
-        h = model(x[:, start:start + 6], torch.arange(start, start + 6)[None], cache)
+        h = model(x[:, start : start + 6], torch.arange(start, start + 6)[None], cache)
     h[:, -1].sum().backward()
     assert (x.grad[0].abs().amax(-1) > 0).all()
 
@@ -115,6 +131,7 @@ def test_no_two_keys_of_a_chunk_share_a_slot():
 def test_live_at_the_released_widths(agent, tmp_path):
     pytest.importorskip("transformers")
     import reference
+
     model_type, config = checkpoints.REAL_WIDTHS[agent]
     folder = checkpoints.make_agent(tmp_path, model_type, **config)
     h, logits = reference.hidden_and_logits(folder, IDS)

@@ -23,17 +23,27 @@ from minimas.load import load_model
 from fake_cuda import FakeCUDA
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-OPTIONS = {"rounds": 2, "latent_steps": 4, "max_new_tokens": 12, "retry": False, "keep_latents": True}
+OPTIONS = {
+    "rounds": 2,
+    "latent_steps": 4,
+    "max_new_tokens": 12,
+    "retry": False,
+    "keep_latents": True,
+}
 ASKED = [*QUESTIONS, "And one more?", "5"]
 
 
 def load(folders, style, **options):
-    return minimas.load_mas_system(style, checkpoints=folders(style), **{"device": "cpu", **options})
+    return minimas.load_mas_system(
+        style, checkpoints=folders(style), **{"device": "cpu", **options}
+    )
 
 
 def assert_same(ours, plain):
     for a, b in zip(ours, plain, strict=True):
-        assert a.token_ids == b.token_ids and a.text == b.text and a.latents.keys() == b.latents.keys()
+        assert (
+            a.token_ids == b.token_ids and a.text == b.text and a.latents.keys() == b.latents.keys()
+        )
         assert all((a.latents[key].cpu() - b.latents[key]).abs().max() < 1e-4 for key in b.latents)
 
 
@@ -46,14 +56,20 @@ def test_every_decoder(name, tmp_path):
     model_type, config = checkpoints.VARIANTS[name]
     folder = checkpoints.make_agent(tmp_path, model_type, **config)
     plain, quick = load_model(folder), prepare(load_model(folder))
-    assert any(isinstance(module.forward, PackedLinear) for module in quick.modules()), "nothing was packed"
+    assert any(isinstance(module.forward, PackedLinear) for module in quick.modules()), (
+        "nothing was packed"
+    )
     kept = {name for name, p in quick.named_parameters() if p is not None and p.ndim == 2}
-    assert (kept <= {"embed_tokens.weight", "lm_head.weight"}
-            and ("lm_head.weight" in kept) <= plain.config.tie_word_embeddings)
+    assert (
+        kept <= {"embed_tokens.weight", "lm_head.weight"}
+        and ("lm_head.weight" in kept) <= plain.config.tie_word_embeddings
+    )
     caches = [model.make_cache(2, 80) for model in (plain, quick)]
     for start, n in (0, 40), (40, 1), (41, 1), (42, 20):
-        positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - 7])
-        x = plain.embed(IDS[:, start:start + n]).expand(2, -1, -1)
+        positions = torch.stack(
+            [torch.arange(start, start + n), torch.arange(start, start + n) - 7]
+        )
+        x = plain.embed(IDS[:, start : start + n]).expand(2, -1, -1)
         a, b = (model(x, positions, cache) for model, cache in zip((plain, quick), caches))
         real = positions >= 0
         assert (a - b)[real].abs().max() < 1e-4
@@ -90,20 +106,27 @@ def test_the_last_states_only(name, tmp_path):
     for padding in 0, 5:
         caches = [model.make_cache(2, 40) for _ in range(2)]
         for start, n in (0, 30), (30, 3), (33, 1):
-            positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - padding])
-            x = model.embed(IDS[:, start:start + n]).expand(2, -1, -1)
+            positions = torch.stack(
+                [torch.arange(start, start + n), torch.arange(start, start + n) - padding]
+            )
+            x = model.embed(IDS[:, start : start + n]).expand(2, -1, -1)
             whole, end = model(x, positions, caches[0]), model(x, positions, caches[1], last=1)
             assert end.shape == (2, 1, 48) and (whole[:, -1:] - end).abs().max() < 1e-12
 
 
-ONE_GREEDY = pytest.mark.parametrize("style, temperature", [
-    (style, 0.0 if style == "distillation" else 1.5) for style in checkpoints.SYSTEMS])
+ONE_GREEDY = pytest.mark.parametrize(
+    "style, temperature",
+    [(style, 0.0 if style == "distillation" else 1.5) for style in checkpoints.SYSTEMS],
+)
 
 
 @ONE_GREEDY
 def test_every_style(folders, style, temperature):
     options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
-    assert_same(load(folders, style).run(ASKED, **options), load(folders, style, plain=True).run(ASKED, **options))
+    assert_same(
+        load(folders, style).run(ASKED, **options),
+        load(folders, style, plain=True).run(ASKED, **options),
+    )
 
 
 def replayed(system):
@@ -123,7 +146,13 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
         quick = load(folders, style, device="cuda:0", dtype="float32")
         assert {agent.device.type for agent in quick.agents.values()} == {"cuda"}
     assert not torch.backends.cuda.cudnn_sdp_enabled()
-    options = OPTIONS | {"latent_steps": 3, "max_new_tokens": 8, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    options = OPTIONS | {
+        "latent_steps": 3,
+        "max_new_tokens": 8,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+    }
     for agent in quick.agents.values():
         agent.sync_every = 3
     gpu.passed.clear()
@@ -132,7 +161,11 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
             results = quick.run(asked, batch_size=batch_size, **options)
         assert_same(results, plain.run(asked, batch_size=batch_size, **options))
     assert captures and not any(in_step for _, _, in_step in gpu.passed)
-    assert {where for what, where, _ in gpu.passed if what == "read"} <= {"append", "check_finite", "plain_causal"}
+    assert {where for what, where, _ in gpu.passed if what == "read"} <= {
+        "append",
+        "check_finite",
+        "plain_causal",
+    }
 
 
 def test_one_latent_has_no_step_after_it(folders, gpu):
@@ -148,7 +181,12 @@ def test_agents_on_two_devices(folders, gpu):
     """What an agent sends is moved to where the other one is."""
     options = OPTIONS | {"temperature": 1.5, "retry": True}
     with gpu:
-        spread = load(folders, "sequential_light", device="planner=cuda:0,critic=cpu,solver=cuda:0", dtype="float32")
+        spread = load(
+            folders,
+            "sequential_light",
+            device="planner=cuda:0,critic=cpu,solver=cuda:0",
+            dtype="float32",
+        )
         results = spread.run(ASKED, **options)
     assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED, **options))
 
@@ -165,7 +203,12 @@ def test_a_fake_cuda_device_is_strict():
         assert x.device == (2 * x[:, :1]).device == x.new_zeros(2).device != x.cpu().device
         gpu.passed.clear()
         bool(x.sum() > 5), x[x > 0], x.tolist(), x.to("cpu"), torch.ones(3, 2).copy_(x)
-        torch.ones(2).to(x), torch.tensor([1], device=x.device), x.copy_(torch.ones(3, 2)), x[torch.tensor([0])]
+        (
+            torch.ones(2).to(x),
+            torch.tensor([1], device=x.device),
+            x.copy_(torch.ones(3, 2)),
+            x[torch.tensor([0])],
+        )
     assert [what for what, _, _ in gpu.passed] == [*["read"] * 5, *["written"] * 4]
 
 
@@ -173,7 +216,9 @@ def test_graphs_and_caches_are_used_again(folders, captures):
     system = replayed(load(folders, "sequential_light"))
     for _ in range(2):  # in the first run the longer prompts of round 2 make the caches grow
         system.run(ASKED, temperature=0.0, **OPTIONS)
-    addresses = lambda: [c.k.data_ptr() for agent in system.agents.values() for c in agent.graphs.base]
+    addresses = lambda: [
+        c.k.data_ptr() for agent in system.agents.values() for c in agent.graphs.base
+    ]
     before, made = addresses(), len(captures)
     system.run(ASKED[::-1], temperature=0.0, **OPTIONS)
     assert addresses() == before and len(captures) == made
@@ -188,10 +233,17 @@ def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
     def step(x, positions):
         h = model(x, positions, cache, last=1)
         return (h, positions + 1), h
+
     for c in cache:
         c.filled = c.capacity
-    _, outputs = graphs.steps(step, (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)),
-                              4, cache, lambda: None, ("x",))
+    _, outputs = graphs.steps(
+        step,
+        (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)),
+        4,
+        cache,
+        lambda: None,
+        ("x",),
+    )
     assert len(outputs) == 4 and {c.filled for c in cache} == {cache[0].capacity}
 
 
@@ -201,18 +253,28 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     system = load(folders, "sequential_scaled")
     solver, sizes = system.agents["solver"], []
     asked = [f"Question {i}?" for i in range(8)]
-    options = OPTIONS | {"rounds": 1, "max_new_tokens": 40, "temperature": 1.5,
-                         "top_p": 1.0, "top_k": 0, "batch_size": 8}
+    options = OPTIONS | {
+        "rounds": 1,
+        "max_new_tokens": 40,
+        "temperature": 1.5,
+        "top_p": 1.0,
+        "top_k": 0,
+        "batch_size": 8,
+    }
     solver.generation_config.eos_ids = tuple(range(0, 250, 9))  # one token of nine ends a text
     alone = system.run(asked, **options | {"batch_size": 1})
     if graphs:
         replayed(system)
     forward = solver.model.forward
-    monkeypatch.setattr(solver.model, "forward",
-                        lambda x, *rest, **more: sizes.append(len(x)) or forward(x, *rest, **more))
+    monkeypatch.setattr(
+        solver.model,
+        "forward",
+        lambda x, *rest, **more: sizes.append(len(x)) or forward(x, *rest, **more),
+    )
     together = system.run(asked, **options)
-    assert ([r.token_ids for r in together] == [r.token_ids for r in alone]
-            and len({len(r.token_ids) for r in alone}) > 3)
+    assert [r.token_ids for r in together] == [r.token_ids for r in alone] and len(
+        {len(r.token_ids) for r in alone}
+    ) > 3
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] == 8
     assert not graphs or set(sizes) <= {8, 4, 2, 1}
 
@@ -222,26 +284,54 @@ def test_replies_of_tools_on_a_fake_cuda_device(folders, gpu, monkeypatch):
     It grows by more than it has to, so that the next reply finds room.
     """
     from test_tools import SCRIPTS, scripted
-    scripts = [SCRIPTS[0].replace("that", "<python> print(1) </python>"),
-               SCRIPTS[1].replace("here", "here" + 11 * " x" + "x")]  # as long as the other
+
+    scripts = [
+        SCRIPTS[0].replace("that", "<python> print(1) </python>"),
+        SCRIPTS[1].replace("here", "here" + 11 * " x" + "x"),
+    ]  # as long as the other
     monkeypatch.setattr(graphs_module, "SPARE", 1)
     texts, seen, adopted = [], [], []
-    monkeypatch.setattr(Graphs, "adopt", lambda graphs, cache, B, S, adopt=Graphs.adopt: (
-        adopted.append(S), adopt(graphs, cache, B, S)))
+    monkeypatch.setattr(
+        Graphs,
+        "adopt",
+        lambda graphs, cache, B, S, adopt=Graphs.adopt: (
+            adopted.append(S),
+            adopt(graphs, cache, B, S),
+        ),
+    )
     for device, place in ("cpu", nullcontext()), ("cuda:0", gpu):
         with place:
             system = load(folders, "deliberation", dtype="float64", device=device)
             model = system.agents["toolcaller"].model
-            asked = lambda n, *questions: [r.text for r in system.run(
-                questions, tools=("python",), rounds=1, latent_steps=2, max_new_tokens=n, temperature=0.0)]
+            asked = lambda n, *questions: [
+                r.text
+                for r in system.run(
+                    questions,
+                    tools=("python",),
+                    rounds=1,
+                    latent_steps=2,
+                    max_new_tokens=n,
+                    temperature=0.0,
+                )
+            ]
             with monkeypatch.context() as patch:
                 scripted(system.agents["toolcaller"], scripts, patch)
                 seen.append([])
-                patch.setattr(model, "logits", lambda h, logits=model.logits: seen[-1].append(h[0].cpu()) or logits(h))
+                patch.setattr(
+                    model,
+                    "logits",
+                    lambda h, logits=model.logits: seen[-1].append(h[0].cpu()) or logits(h),
+                )
                 texts.append(asked(100, "1 + 1", "a longer question"))
             sizes = adopted[1:]  # the first is the reflector's
-            texts[-1] += asked(20, "1 + 1", "2 + 2", "3 + 3")  # a larger batch, after one with rows that left
-    assert texts[0] == texts[1] and "<result> 42 </result>" in texts[0][0] and "<result> 1 </result>" in texts[0][0]
+            texts[-1] += asked(
+                20, "1 + 1", "2 + 2", "3 + 3"
+            )  # a larger batch, after one with rows that left
+    assert (
+        texts[0] == texts[1]
+        and "<result> 42 </result>" in texts[0][0]
+        and "<result> 1 </result>" in texts[0][0]
+    )
     assert all((a - b).abs().max() < 1e-9 for a, b in zip(*seen, strict=True))
     assert len(sizes) == 2 and sizes[1] == sizes[0] + REPLY_ROOM
 
@@ -249,24 +339,29 @@ def test_replies_of_tools_on_a_fake_cuda_device(folders, gpu, monkeypatch):
 def reading_anew(system, monkeypatch):
     """The system, made to read every prompt as if there had been none before."""
     for agent in system.agents.values():
+
         def read_anew(prompts, m, agent=agent, prefill=agent.prefill):
             agent.drop_prefix()
             return prefill(prompts, m)
+
         monkeypatch.setattr(agent, "prefill", read_anew)
     return system
 
 
 def assert_exactly_the_same(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.token_ids == b.token_ids
-                and all((a.latents[key] - b.latents[key]).abs().max() < 1e-12 for key in b.latents))
+        assert a.token_ids == b.token_ids and all(
+            (a.latents[key] - b.latents[key]).abs().max() < 1e-12 for key in b.latents
+        )
 
 
 def test_windows_and_states_are_read_anew(folders, monkeypatch):
     """Of a cache that does not hold every position, nothing is left for the next round."""
     options = OPTIONS | {"rounds": 3, "latent_steps": 2, "max_new_tokens": 2, "temperature": 0.0}
     one, other = (load(folders, "sequential_scaled", dtype="float64") for _ in range(2))
-    assert_exactly_the_same(one.run(ASKED[:2], **options), reading_anew(other, monkeypatch).run(ASKED[:2], **options))
+    assert_exactly_the_same(
+        one.run(ASKED[:2], **options), reading_anew(other, monkeypatch).run(ASKED[:2], **options)
+    )
 
 
 @pytest.mark.parametrize("graphs", (False, True))
@@ -275,22 +370,30 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     nothing is carried from question to question, and nothing changes.
     """
     options = OPTIONS | {"rounds": 3, "temperature": 0.0}
-    plain, quick = (load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {}))
+    plain, quick = (
+        load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {})
+    )
     reading_anew(plain, monkeypatch)
     if graphs:
         replayed(quick)
     read = {role: [] for role in quick.agents}
     for role, agent in quick.agents.items():
+
         def count(x, positions, cache, last, role=role, forward=agent.model.forward):
             read[role] += [int((positions >= 0).sum())] if x.shape[1] > 1 else []
             return forward(x, positions, cache, last)
+
         monkeypatch.setattr(agent.model, "forward", count)
-    assert_exactly_the_same(quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options))
+    assert_exactly_the_same(
+        quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options)
+    )
     (_, p2, p3), (c1, c2, c3) = read["planner"], read["critic"]
     assert p3 < 0.6 * p2 and c2 == c3 < 0.6 * c1, read
     lengths = {role: list(counts) for role, counts in read.items()}
     quick.run(ASKED, batch_size=5, **options)
-    assert {role: counts[len(lengths[role]):] for role, counts in read.items()} == lengths, "a new run begins anew"
+    assert {role: counts[len(lengths[role]) :] for role, counts in read.items()} == lengths, (
+        "a new run begins anew"
+    )
 
 
 def test_merged_weights_are_held_once(monkeypatch, tmp_path):
@@ -300,9 +403,19 @@ def test_merged_weights_are_held_once(monkeypatch, tmp_path):
     x = torch.randn(2, 3, 48)
     apart = attention.qkv(x)
     merged = MergedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
-    start, end = merged.packed.weight.data_ptr(), merged.packed.weight.data_ptr() + merged.packed.weight.numel() * 4
-    assert all(start <= p.weight.data_ptr() < end for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-    assert all((a - b).abs().max() < 1e-5 for whole in (merged(x), attention.qkv(x)) for a, b in zip(whole, apart))
+    start, end = (
+        merged.packed.weight.data_ptr(),
+        merged.packed.weight.data_ptr() + merged.packed.weight.numel() * 4,
+    )
+    assert all(
+        start <= p.weight.data_ptr() < end
+        for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    assert all(
+        (a - b).abs().max() < 1e-5
+        for whole in (merged(x), attention.qkv(x))
+        for a, b in zip(whole, apart)
+    )
 
 
 def test_no_silent_loss_of_gradients(folders):
@@ -314,8 +427,13 @@ def test_no_silent_loss_of_gradients(folders):
 
 # Links
 
-LINKS = pytest.mark.parametrize("link", (
-    checkpoints.randomize(InnerLink(64), 1, 0.2), checkpoints.randomize(OuterLink(64, 40), 2, 0.2)))
+LINKS = pytest.mark.parametrize(
+    "link",
+    (
+        checkpoints.randomize(InnerLink(64), 1, 0.2),
+        checkpoints.randomize(OuterLink(64, 40), 2, 0.2),
+    ),
+)
 
 
 def states(*shape, dtype=torch.float32):
@@ -332,8 +450,9 @@ def test_fused_link(link, rows):
     link.requires_grad_(False)
     quick = fused(link)
     for h in states(rows, 64), states(rows, 3, 64), states(0, 64):
-        assert (quick(h).shape == link(h).shape
-                and torch.allclose(quick(h), link(h), atol=1e-5 * link(h).abs().max().item() if h.numel() else 0))
+        assert quick(h).shape == link(h).shape and torch.allclose(
+            quick(h), link(h), atol=1e-5 * link(h).abs().max().item() if h.numel() else 0
+        )
 
 
 @LINKS
@@ -344,7 +463,10 @@ def test_fused_link_in_bfloat16(link):
     narrow = load_copy(link, torch.bfloat16)
     truth = load_copy(narrow, torch.float64)(h.double())
     plain, quick = (form(h).double() - truth for form in (narrow, fused(narrow)))
-    assert fused(narrow)(h).dtype == torch.bfloat16 and 0 < quick.abs().mean() < 1.1 * plain.abs().mean()
+    assert (
+        fused(narrow)(h).dtype == torch.bfloat16
+        and 0 < quick.abs().mean() < 1.1 * plain.abs().mean()
+    )
 
 
 @LINKS
@@ -366,6 +488,7 @@ def load_copy(link, dtype):
 
 # On a GPU
 
+
 @CUDA
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
 def test_cuda_graphs(folders, style):
@@ -373,7 +496,15 @@ def test_cuda_graphs(folders, style):
     Batches that shrink and grow, a turn without a step, and 40 rows of text, more than a kernel multiplies.
     """
     options = OPTIONS | {"temperature": 0.0}
-    plain, quick = load(folders, style, plain=True), load(folders, style, device="cuda", dtype="float32")
-    for asked, more in (ASKED, {}), (ASKED[:2], {}), (ASKED, {"latent_steps": 1}), (ASKED, {"rollouts": 8}):
+    plain, quick = (
+        load(folders, style, plain=True),
+        load(folders, style, device="cuda", dtype="float32"),
+    )
+    for asked, more in (
+        (ASKED, {}),
+        (ASKED[:2], {}),
+        (ASKED, {"latent_steps": 1}),
+        (ASKED, {"rollouts": 8}),
+    ):
         assert_same(quick.run(asked, **options | more), plain.run(asked, **options | more))
     assert all(agent.graphs.graphs for agent in quick.agents.values())

@@ -21,7 +21,12 @@ OPTIONS = {"rounds": 2, "latent_steps": 3, "max_new_tokens": 4, "retry": False}
 
 @pytest.fixture(params=[False, True], ids=["fast", "plain"])
 def system(folders, request):
-    return minimas.load_mas_system("sequential_light", checkpoints=folders("sequential_light"), device="cpu", plain=request.param)
+    return minimas.load_mas_system(
+        "sequential_light",
+        checkpoints=folders("sequential_light"),
+        device="cpu",
+        plain=request.param,
+    )
 
 
 def spoil(weight, value=float("nan")):
@@ -32,7 +37,9 @@ def spoil(weight, value=float("nan")):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_states_that_are_not_finite(system, value):
     spoil(system.agents["critic"].model.norm.weight, value)
-    with pytest.raises(InputError, match="the states of critic in round 1 are not finite: float32 overflows, or"):
+    with pytest.raises(
+        InputError, match="the states of critic in round 1 are not finite: float32 overflows, or"
+    ):
         system.run(["1 + 1"], **OPTIONS)
 
 
@@ -43,7 +50,9 @@ def test_a_damaged_link_is_found_by_the_agent_that_hears_it(system):
         system.run(["1 + 1"], **OPTIONS)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.6}, {"channel": "text"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"temperature": 0.6}, {"channel": "text"}], ids=str
+)
 def test_scores_that_are_not_finite(system, options):
     spoil(system.agents["solver"].model.norm.weight)
     with pytest.raises(InputError, match="the scores that .* gives to tokens are not finite"):
@@ -52,9 +61,11 @@ def test_scores_that_are_not_finite(system, options):
 
 def test_one_row_of_a_batch_is_enough(system):
     """Latents that overflow for one question only, in the last agent, where no states are checked."""
+
     def overflow(turn, questions):
         for latents in turn.sent.values():
             latents[1] = float("inf")
+
     with pytest.raises(InputError, match="not finite"):
         system.run(["1 + 1", "2 + 2"], edit=overflow, **OPTIONS | {"rounds": 1})
 
@@ -65,9 +76,17 @@ def test_no_link_starts_from_states_that_are_not_finite(system):
         ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1 and 2")])
 
 
-@pytest.mark.parametrize("role, found, command", [
-    ("planner", "the states of planner in round 1", "evaluate --dataset tiny --limit 3 --out r.jsonl"),
-    ("solver", "the scores that", "recurse --prompt '7 +5'")])
+@pytest.mark.parametrize(
+    "role, found, command",
+    [
+        (
+            "planner",
+            "the states of planner in round 1",
+            "evaluate --dataset tiny --limit 3 --out r.jsonl",
+        ),
+        ("solver", "the scores that", "recurse --prompt '7 +5'"),
+    ],
+)
 def test_commands_end_with_one_sentence(tmp_path, role, found, command):
     folder = tmp_path / role
     shutil.copytree(Path(minimas.__file__).parent / "tiny" / role, folder)
@@ -79,4 +98,6 @@ def test_commands_end_with_one_sentence(tmp_path, role, found, command):
     assert done.returncode == 2 and done.stdout == ""
     assert f"minimas: {found}" in done.stderr and "Traceback" not in done.stderr
     if role == "planner":
-        assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1, "the settings stay, for a run with what was mended"
+        assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1, (
+            "the settings stay, for a run with what was mended"
+        )

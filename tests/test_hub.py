@@ -37,25 +37,35 @@ def client(hub, tmp_path, monkeypatch):
 
 def test_names_are_the_released_ones():
     for style, (repositories, _) in checkpoints.RELEASED.items():
-        assert STYLES[style].checkpoints == {role: f"RecursiveMAS/{name}" for role, name in repositories.items()}
+        assert STYLES[style].checkpoints == {
+            role: f"RecursiveMAS/{name}" for role, name in repositories.items()
+        }
     assert sum(len(repositories) for repositories, _ in checkpoints.RELEASED.values()) == 19
 
 
 def tokens(*args, **options):
-    return [result.token_ids
-            for result in minimas.load_mas_system(*args, device="cpu", **options).run(ASKED, **OPTIONS)]
+    return [
+        result.token_ids
+        for result in minimas.load_mas_system(*args, device="cpu", **options).run(ASKED, **OPTIONS)
+    ]
 
 
-@pytest.mark.parametrize("style, task",
-                         [(style, "math") for style in checkpoints.RELEASED] + [("sequential_light", "code")])
+@pytest.mark.parametrize(
+    "style, task",
+    [(style, "math") for style in checkpoints.RELEASED] + [("sequential_light", "code")],
+)
 def test_every_style_loads_and_runs(hub, client, style, task):
     hub.asked.clear()
     fetched = tokens(style, task=task)
     names = {name.partition("/")[2] for name in hub.asked}
-    assert not any(("(math)" if task == "code" else "(code)") in name for name in names), "only the files of the task"
+    assert not any(("(math)" if task == "code" else "(code)") in name for name in names), (
+        "only the files of the task"
+    )
     assert len([name for name in names if "Outerlink" in name]) == len(STYLES[style].edges)
     hub.asked.clear()
-    assert tokens(style, task=task, checkpoints=hub.root / "RecursiveMAS") == fetched, "one local folder that holds all"
+    assert tokens(style, task=task, checkpoints=hub.root / "RecursiveMAS") == fetched, (
+        "one local folder that holds all"
+    )
     client.setattr(constants, "HF_HUB_OFFLINE", True)
     client.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     assert tokens(style, task=task) == fetched and not hub.asked, "from the cache"
@@ -66,23 +76,43 @@ def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
     then here, from the cache which that process filled.
     """
     args = ["--style", "deliberation", "--prompt", "1 + 1", "--max-new-tokens", "4", "--json"]
-    told = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-m", "minimas.recurse", *args], capture_output=True, text=True,
-                          env=os.environ | told)
-    for name, value in ("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:1"), ("HF_HUB_CACHE", tmp_path / "hub"):
+    told = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "minimas.recurse", *args],
+        capture_output=True,
+        text=True,
+        env=os.environ | told,
+    )
+    for name, value in (
+        ("HF_HUB_OFFLINE", True),
+        ("ENDPOINT", "http://127.0.0.1:1"),
+        ("HF_HUB_CACHE", tmp_path / "hub"),
+    ):
         client.setattr(constants, name, value)
     client.setattr(sys, "argv", ["recurse", *args])
     recurse.main()
     online, offline = json.loads(done.stdout), json.loads(capsys.readouterr().out)
-    assert online["text"] == offline["text"] and online["rounds"] == 3 and online["latent_steps"] == 32
+    assert (
+        online["text"] == offline["text"] and online["rounds"] == 3 and online["latent_steps"] == 32
+    )
 
 
 REPOSITORY = checkpoints.RELEASED["distillation"][0]["expert"]
 
 
-@pytest.mark.parametrize("mood, complaint", [
-    ((403, "GatedRepo"), "is gated: accept its terms"), ((401, "RepoNotFound"), "is not on the hub, or private"),
-    ((500, "Oops"), "--style tiny runs offline")])
+@pytest.mark.parametrize(
+    "mood, complaint",
+    [
+        ((403, "GatedRepo"), "is gated: accept its terms"),
+        ((401, "RepoNotFound"), "is not on the hub, or private"),
+        ((500, "Oops"), "--style tiny runs offline"),
+    ],
+)
 def test_trouble_with_the_hub_is_told(hub, client, mood, complaint):
     client.setitem(hub.failing, REPOSITORY, mood)
     with pytest.raises(minimas.InputError, match=complaint) as told:
@@ -90,9 +120,17 @@ def test_trouble_with_the_hub_is_told(hub, client, mood, complaint):
     assert REPOSITORY in str(told.value) and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("name, value, complaint", [
-    ("HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}", "no connection"),
-    ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set")])
+@pytest.mark.parametrize(
+    "name, value, complaint",
+    [
+        (
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            "http://127.0.0.1:1/{repo_id}/{revision}/{filename}",
+            "no connection",
+        ),
+        ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set"),
+    ],
+)
 def test_no_hub_at_all(client, name, value, complaint):
     client.setattr(constants, name, value)
     with pytest.raises(minimas.InputError, match=complaint + ".*--style tiny runs offline"):
@@ -101,5 +139,7 @@ def test_no_hub_at_all(client, name, value, complaint):
 
 def test_one_folder_must_hold_all(hub, tmp_path):
     (tmp_path / "planner").mkdir()
-    with pytest.raises(minimas.InputError, match="holds no folder critic or Sequential-Light-Critic-Llama3.2-1B"):
+    with pytest.raises(
+        minimas.InputError, match="holds no folder critic or Sequential-Light-Critic-Llama3.2-1B"
+    ):
         minimas.load_mas_system("sequential_light", checkpoints=tmp_path)

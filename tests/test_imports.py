@@ -7,8 +7,13 @@ from pathlib import Path
 import minimas
 
 PACKAGE = Path(minimas.__file__).parent
-FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
-MODULES = {name.removesuffix(".__init__"): file for name, file in FILES.items() if name != "__init__"}
+FILES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
+    for file in PACKAGE.rglob("*.py")
+}
+MODULES = {
+    name.removesuffix(".__init__"): file for name, file in FILES.items() if name != "__init__"
+}
 
 
 def imported(name, file):
@@ -16,28 +21,43 @@ def imported(name, file):
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*parts[:len(parts) + 1 - node.level], *(node.module or "").split(".")]
+            base = [*parts[: len(parts) + 1 - node.level], *(node.module or "").split(".")]
             base = [part for part in base if part]
             for alias in node.names:
                 whole = ".".join([*base, alias.name])
                 yield whole if whole in MODULES else ".".join(base)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            assert not any(part.split(".")[0] == "minimas" for part in names), f"{file}: import relatively"
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
+            assert not any(part.split(".")[0] == "minimas" for part in names), (
+                f"{file}: import relatively"
+            )
 
 
-IMPORTS = {name: {other for other in imported(name, file) if other} for name, file in MODULES.items()}
+IMPORTS = {
+    name: {other for other in imported(name, file) if other} for name, file in MODULES.items()
+}
 
 
 def test_there_is_no_circle():
     TopologicalSorter(IMPORTS).prepare()
-    assert IMPORTS["recurse"] >= {"agent", "generate", "styles", "cli"} and "recurse" in IMPORTS["evaluate.__main__"]
+    assert (
+        IMPORTS["recurse"] >= {"agent", "generate", "styles", "cli"}
+        and "recurse" in IMPORTS["evaluate.__main__"]
+    )
 
 
 def test_the_kernel_knows_no_evaluation_and_no_training():
     kernel = {name for name in IMPORTS if "." not in name}
-    assert len(kernel) > 18 and not {(name, other) for name in kernel for other in IMPORTS[name]
-                                     if other.startswith(("evaluate", "train"))}
+    assert len(kernel) > 18 and not {
+        (name, other)
+        for name in kernel
+        for other in IMPORTS[name]
+        if other.startswith(("evaluate", "train"))
+    }
 
 
 def test_what_knows_little_stays_so():
@@ -50,4 +70,6 @@ def test_what_knows_little_stays_so():
     for leaf in "look", "sandbox", "tiny.task":
         for name in IMPORTS:
             if name.startswith(leaf):
-                assert not {other for other in IMPORTS[name] if "." in other and not other.startswith(leaf)}, name
+                assert not {
+                    other for other in IMPORTS[name] if "." in other and not other.startswith(leaf)
+                }, name

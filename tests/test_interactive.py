@@ -33,9 +33,16 @@ class Terminal:
         def take_terminal():
             os.setsid()
             fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)  # Ctrl-C reaches those whose terminal it is
+
         strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # as in any locale but C
-        self.process = subprocess.Popen([sys.executable, "-m", "minimas.recurse", *args], stdin=theirs, env=strict,
-                                        stdout=subprocess.PIPE, stderr=theirs, preexec_fn=take_terminal)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "minimas.recurse", *args],
+            stdin=theirs,
+            env=strict,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            preexec_fn=take_terminal,
+        )
         os.close(theirs)
 
     def shown(self, end, seconds=60):
@@ -65,20 +72,29 @@ def test_a_session():
     terminal = Terminal("--rounds", "20")
     terminal.shown(SIGN)
     assert "token/s" in terminal.type(CHAIN.encode() + b"\n")
-    for broken, sentence in ((b"what is love", "cannot read 'what is love'"), (b"7 +5\xe9", "is not valid text"),
-                             (b"7 +5\xed\xa0\x80", "is not valid text")):
+    for broken, sentence in (
+        (b"what is love", "cannot read 'what is love'"),
+        (b"7 +5\xe9", "is not valid text"),
+        (b"7 +5\xed\xa0\x80", "is not valid text"),
+    ):
         shown = terminal.type(broken + b"\n")
         assert sentence in shown and shown.count("minimas: ") == 1 and "Traceback" not in shown
     assert terminal.type(b"   \n").split() == [">"]
     terminal.type(b"7 +", b"7 +")
-    time.sleep(0.5)  # a signal between the sign and the read that follows it waits for the next line
+    time.sleep(
+        0.5
+    )  # a signal between the sign and the read that follows it waits for the next line
     assert terminal.type(b"\x03").split()[-2:] == ["^C", ">"]
     terminal.type(b"3 *7 *9 *7\n", b"| 0/")
     shown = terminal.type(b"\x03")
     assert "Traceback" not in shown and "minimas" not in shown
     terminal.type(OTHER.encode() + b"\n")
-    fresh = minimas.load_mas_system("tiny", device="cpu").run([CHAIN, OTHER], rounds=20, batch_size=1)
-    assert terminal.leave() == "".join(f"{result.text}\nanswer: {result.answer}\n" for result in fresh)
+    fresh = minimas.load_mas_system("tiny", device="cpu").run(
+        [CHAIN, OTHER], rounds=20, batch_size=1
+    )
+    assert terminal.leave() == "".join(
+        f"{result.text}\nanswer: {result.answer}\n" for result in fresh
+    )
 
 
 def ask(monkeypatch, typed, *args):
@@ -90,6 +106,7 @@ def ask(monkeypatch, typed, *args):
         if isinstance(line, BaseException):
             raise line
         return line
+
     monkeypatch.setattr(builtins, "input", type_line)
     monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
     monkeypatch.setattr(sys, "argv", ["recurse", "--device", "cpu", *args])
@@ -100,10 +117,27 @@ def test_options_hold_for_each_question(monkeypatch, capsys, tmp_path):
     """Each question makes the page of --trace anew; one that cannot be read leaves it."""
     page = tmp_path / "t.html"
     loaded, load = [], minimas.recurse.load_mas_system
-    monkeypatch.setattr(minimas.recurse, "load_mas_system", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0])
-    ask(monkeypatch, [CHAIN, OTHER, "what?"], "--json", "--peek", "--trace", str(page), "--rollouts", "2", "--rounds", "2")
+    monkeypatch.setattr(
+        minimas.recurse,
+        "load_mas_system",
+        lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0],
+    )
+    ask(
+        monkeypatch,
+        [CHAIN, OTHER, "what?"],
+        "--json",
+        "--peek",
+        "--trace",
+        str(page),
+        "--rollouts",
+        "2",
+        "--rounds",
+        "2",
+    )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["question"] for row in rows] == [CHAIN, CHAIN, OTHER, OTHER] and all(row["peek"] for row in rows)
+    assert [row["question"] for row in rows] == [CHAIN, CHAIN, OTHER, OTHER] and all(
+        row["peek"] for row in rows
+    )
     assert OTHER in page.read_text() and CHAIN not in page.read_text() and len(loaded) == 1
 
 
@@ -114,10 +148,15 @@ def test_too_little_memory_for_one_question(monkeypatch, capsys):
         if questions[0].typed == CHAIN:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return answer(self, questions, *args, **options)
+
     monkeypatch.setattr(minimas.System, "answer", short_of_memory)
     ask(monkeypatch, [CHAIN, KeyboardInterrupt(), OTHER])
     out, err = capsys.readouterr()
-    assert out.count("answer: ") == 1 and "minimas: out of memory: try " in err and "Traceback" not in err
+    assert (
+        out.count("answer: ") == 1
+        and "minimas: out of memory: try " in err
+        and "Traceback" not in err
+    )
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
@@ -133,6 +172,7 @@ def interrupted(system, n, **options):
     def tick(*_):
         if next(left, None) is None:
             raise KeyboardInterrupt
+
     settings = minimas.Settings(**options).completed(system.style)
     try:
         with torch.no_grad(), system.lock:
@@ -145,18 +185,32 @@ def interrupted(system, n, **options):
 LATENT, TEXT = {"rounds": 2, "rollouts": 2, "temperature": 0.9}, {"rounds": 2, "channel": "text"}
 
 
-@pytest.mark.parametrize("way, options", [
-    ({}, LATENT), ({}, TEXT), ({"plain": True}, LATENT), ({"offload": True}, LATENT), ({"graphs": True}, LATENT),
-    ({"graphs": True}, TEXT)], ids=str)
+@pytest.mark.parametrize(
+    "way, options",
+    [
+        ({}, LATENT),
+        ({}, TEXT),
+        ({"plain": True}, LATENT),
+        ({"offload": True}, LATENT),
+        ({"graphs": True}, LATENT),
+        ({"graphs": True}, TEXT),
+    ],
+    ids=str,
+)
 def test_answers_after_an_interrupt_are_those_of_a_fresh_system(captures, way, options):
     def load():
-        system = minimas.load_mas_system("tiny", device="cpu", **{name: on for name, on in way.items() if name != "graphs"})
+        system = minimas.load_mas_system(
+            "tiny", device="cpu", **{name: on for name, on in way.items() if name != "graphs"}
+        )
         for agent in system.agents.values() if "graphs" in way else ():
             agent.graphs = Graphs(agent.model)
         return system
+
     asked = [OTHER, "2 *9 +4 *3"]
     fresh, used = load().run(asked, keep_states=True, **options), load()
-    addresses = lambda: [p.data_ptr() for agent in used.agents.values() for p in agent.model.parameters()]
+    addresses = lambda: [
+        p.data_ptr() for agent in used.agents.values() for p in agent.model.parameters()
+    ]
     resting = addresses()
     for n in (0, 2, 7, 13, 21, 28):
         assert interrupted(used, n, **options) and addresses() == resting

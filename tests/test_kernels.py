@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-OLDEST = None if torch.cuda.is_available() else "3.7"  # the interpreter of 3.6 does not know numpy 2.4
+OLDEST = (
+    None if torch.cuda.is_available() else "3.7"
+)  # the interpreter of 3.6 does not know numpy 2.4
 pytest.importorskip("triton", OLDEST, reason="needs Triton: pip install '.[oracle]'")
 
 import checkpoints
@@ -32,7 +34,9 @@ from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative error of float32 sums, and of results rounded once. The interpreter has no product of bfloat16s.
-DTYPES = {torch.float32: 2e-6, torch.float16: 5e-4} | ({torch.bfloat16: 4e-3} if DEVICE == "cuda" else {})
+DTYPES = {torch.float32: 2e-6, torch.float16: 5e-4} | (
+    {torch.bfloat16: 4e-3} if DEVICE == "cuda" else {}
+)
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -58,8 +62,16 @@ def test_linear(dtype, B, K, N):
     and all that may stand before and after the product.
     """
     wide = random(B, 2 * K, dtype=dtype) * 3 + 0.5
-    x, w, b = wide[:, :K], random(N, K, dtype=dtype, seed=1) / K ** 0.5, random(N, dtype=dtype, seed=2)
-    residual, gain, half = random(B, 2 * N, dtype=dtype, seed=3)[:, N:], random(K, seed=4).abs() + 0.5, N // 2
+    x, w, b = (
+        wide[:, :K],
+        random(N, K, dtype=dtype, seed=1) / K**0.5,
+        random(N, dtype=dtype, seed=2),
+    )
+    residual, gain, half = (
+        random(B, 2 * N, dtype=dtype, seed=3)[:, N:],
+        random(K, seed=4).abs() + 0.5,
+        N // 2,
+    )
     X, W = x.double(), w.double()
     assert error(kernels.linear(x, w), X @ W.T) < DTYPES[dtype]
     y = kernels.linear(x, w, b, norm="rms", gain=gain, eps=1e-6, residual=residual)
@@ -67,11 +79,17 @@ def test_linear(dtype, B, K, N):
     assert error(y, product + b.double() + residual.double()) < 2 * DTYPES[dtype]
     for act, f in ("silu", F.silu), ("gelu_tanh", lambda gate: F.gelu(gate, approximate="tanh")):
         gate, up = product.chunk(2, -1)
-        assert error(kernels.linear(x, w, norm="rms", gain=gain, eps=1e-6, act=act), f(gate) * up) < 3 * DTYPES[dtype]
+        assert (
+            error(kernels.linear(x, w, norm="rms", gain=gain, eps=1e-6, act=act), f(gate) * up)
+            < 3 * DTYPES[dtype]
+        )
     w[:half] -= w[:half].double().mean(1, keepdim=True).to(dtype)
     y = kernels.linear(x, w, b, norm="layer", eps=1e-5, act="gelu", normed=half)
     of_norm = F.gelu(F.layer_norm(X, (K,), eps=1e-5) @ w[:half].double().T + b[:half].double())
-    assert error(y, torch.cat([of_norm, (X @ w.double().T + b.double())[:, half:]], 1)) < 2 * DTYPES[dtype]
+    assert (
+        error(y, torch.cat([of_norm, (X @ w.double().T + b.double())[:, half:]], 1))
+        < 2 * DTYPES[dtype]
+    )
 
 
 def test_linear_of_equal_inputs():
@@ -90,17 +108,25 @@ def test_norm(dtype, shape):
     assert kernels.norm(x, gain, 1e-6).shape == x.shape
     if x.numel():
         assert error(kernels.norm(x, gain, 1e-6), normed(x, gain)) < DTYPES[dtype]
-        assert error(kernels.norm(x, gain, 1e-6, residual=residual),
-                     normed(x, gain) + residual.double()) < DTYPES[dtype]
+        assert (
+            error(
+                kernels.norm(x, gain, 1e-6, residual=residual), normed(x, gain) + residual.double()
+            )
+            < DTYPES[dtype]
+        )
         layer = gain.to(dtype), random(shape[-1], dtype=dtype, seed=3)
         truth = F.layer_norm(x.double(), shape[-1:], *(part.double() for part in layer), 1e-3)
         assert error(kernels.norm(x, layer[0], 1e-3, layer[1]), truth) < DTYPES[dtype]
 
 
 ATTENTION = {  # H, K, d, rotated dimensions, window or None, whether q and k are normed, positions there is room for
-    "groups": (4, 2, 16, 16, None, False, 90), "one head, odd width": (6, 1, 12, 8, None, True, 200),
-    "ring": (4, 4, 16, 16, 9, True, 40), "long ring": (2, 1, 16, 4, 70, False, 200),
-    "window in a cache that grew": (2, 2, 16, 16, 70, False, 70), "no splits": (4, 2, 16, 16, None, True, 20)}
+    "groups": (4, 2, 16, 16, None, False, 90),
+    "one head, odd width": (6, 1, 12, 8, None, True, 200),
+    "ring": (4, 4, 16, 16, 9, True, 40),
+    "long ring": (2, 1, 16, 4, 70, False, 200),
+    "window in a cache that grew": (2, 2, 16, 16, 70, False, 70),
+    "no splits": (4, 2, 16, 16, None, True, 20),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -124,10 +150,14 @@ def test_attend(dtype, name):
     for step in range(6):
         positions = lengths + step
         rope, mask = rope_cos_sin(positions, frequency), caches[0].mask(positions, 1)
-        q, k, v = (random(B, heads, 2 * d, dtype=dtype, seed=10 * step + i)[..., :d]
-                   for i, heads in enumerate((H, K, K)))
+        q, k, v = (
+            random(B, heads, 2 * d, dtype=dtype, seed=10 * step + i)[..., :d]
+            for i, heads in enumerate((H, K, K))
+        )
         k, v = k.contiguous(), v.contiguous()
-        turned = [x if gain is None else normed(x, gain).to(dtype) for x, gain in zip((q, k), gains)]
+        turned = [
+            x if gain is None else normed(x, gain).to(dtype) for x, gain in zip((q, k), gains)
+        ]
         new_q, new_k = (apply_partial_rope(x[:, :, None], rope) for x in turned)
         keys, values = caches[0].update(new_k, v[:, :, None], positions)
         truth = attend(new_q.double(), keys.double(), values.double(), mask, 0.3)[:, 0]
@@ -138,8 +168,13 @@ def test_attend(dtype, name):
         y = kernels.attend(q, k, v, rope, positions, caches[1], done, 0.3, *gains, 1e-6, gated)
         assert error(y, truth) < 4 * DTYPES[dtype] and not done.any()
     for tensor in caches[0].tensors:
-        a, b = (getattr(cache, tensor)[:, ..., :S if tensor == "positions" else None] for cache in caches)
-        a, b = (x if tensor == "positions" else x[:, :, :-1] for x in (a, b))  # the last slot is for padding
+        a, b = (
+            getattr(cache, tensor)[:, ..., : S if tensor == "positions" else None]
+            for cache in caches
+        )
+        a, b = (
+            x if tensor == "positions" else x[:, :, :-1] for x in (a, b)
+        )  # the last slot is for padding
         assert torch.equal(a, b) if tensor == "positions" else error(b, a.double()) < DTYPES[dtype]
 
 
@@ -150,9 +185,16 @@ def test_splits_of_an_attention_run_at_once():
     cache = attention_cache(2, 2, 16384, 128, random(1, dtype=torch.bfloat16))
     cache.k.normal_(), cache.v.normal_()
     q, k, v = (random(2, heads, 128, dtype=torch.bfloat16, seed=heads) for heads in (8, 2, 2))
-    done, positions = torch.zeros(4, dtype=torch.int32, device=DEVICE), torch.tensor([[16000], [700]], device=DEVICE)
-    rope = rope_cos_sin(positions, rope_frequencies({"rope_type": "default", "rope_theta": 1e4}, 128).to(DEVICE))
-    first, *others = [kernels.attend(q, k, v, rope, positions, cache, done, 0.1) for _ in range(1000)]
+    done, positions = (
+        torch.zeros(4, dtype=torch.int32, device=DEVICE),
+        torch.tensor([[16000], [700]], device=DEVICE),
+    )
+    rope = rope_cos_sin(
+        positions, rope_frequencies({"rope_type": "default", "rope_theta": 1e4}, 128).to(DEVICE)
+    )
+    first, *others = [
+        kernels.attend(q, k, v, rope, positions, cache, done, 0.1) for _ in range(1000)
+    ]
     assert all(torch.equal(first, y) for y in others) and not done.any()
 
 
@@ -165,6 +207,7 @@ def by_kernels(monkeypatch):
         ran.append(kernel.fn.__name__)
         assert len({value.device for value in rest if isinstance(value, torch.Tensor)}) == 1
         launch(kernel, *map(real, rest), **options)
+
     monkeypatch.setattr(kernels, "launch", launch)
     for module in linear, prepare_module:
         monkeypatch.setattr(module, "can_pack", lambda weight: False)
@@ -189,18 +232,24 @@ def test_steps_of_every_family(by_kernels, tmp_path, monkeypatch, name, many):
     plain, quick = load_model(folder, DEVICE), prepare(load_model(folder, DEVICE))
     caches = [model.make_cache(2, 60) for model in (plain, quick)]
     for start, n in (0, 24), (24, 1), (25, 1), (26, 3), (29, 1):
-        positions = torch.stack([torch.arange(start, start + n), torch.arange(start, start + n) - 7]).to(DEVICE)
-        x = plain.embed(IDS[:, start:start + n].to(DEVICE)).expand(2, -1, -1)
+        positions = torch.stack(
+            [torch.arange(start, start + n), torch.arange(start, start + n) - 7]
+        ).to(DEVICE)
+        x = plain.embed(IDS[:, start : start + n].to(DEVICE)).expand(2, -1, -1)
         by_kernels.clear()
         a, b = plain(x, positions, caches[0]), quick(x, positions, caches[1])
         assert (a - b)[positions >= 0].abs().max() < 5e-5
         steps = by_kernels.count("attend_kernel") + by_kernels.count("delta_kernel")
-        assert steps == (len(quick.layers) if n == 1 and not many and model_type not in WITHOUT_STEPS else 0)
+        assert steps == (
+            len(quick.layers) if n == 1 and not many and model_type not in WITHOUT_STEPS else 0
+        )
         assert by_kernels.count("linear_kernel") == 4 * steps
         for a, b in zip(*caches):
             assert getattr(a, "filled", 0) == getattr(b, "filled", 0)
             if isinstance(a, DeltaCache):
-                assert (a.conv - b.conv).abs().max() < 1e-5 and (a.state - b.state).abs().max() < 1e-5
+                assert (a.conv - b.conv).abs().max() < 1e-5 and (
+                    a.state - b.state
+                ).abs().max() < 1e-5
 
 
 class LoudBlock(llama.Block):
@@ -223,11 +272,18 @@ def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
         model = load_model(folder, DEVICE)
         odd = model.layers[1]
         odd.__class__, odd.input_layernorm.__class__ = (
-            (LoudBlock, llama.RMSNorm) if part == "block" else (llama.Block, LoudNorm))
-        model, cache, positions = form(model), model.make_cache(1, 9), torch.arange(2, device=DEVICE)[None]
+            (LoudBlock, llama.RMSNorm) if part == "block" else (llama.Block, LoudNorm)
+        )
+        model, cache, positions = (
+            form(model),
+            model.make_cache(1, 9),
+            torch.arange(2, device=DEVICE)[None],
+        )
         by_kernels.clear()
-        states += [model(model.embed(IDS[:1, :1].to(DEVICE)), positions[:, :1], cache),
-                   model(model.embed(IDS[:1, 1:2].to(DEVICE)), positions[:, 1:], cache)]
+        states += [
+            model(model.embed(IDS[:1, :1].to(DEVICE)), positions[:, :1], cache),
+            model(model.embed(IDS[:1, 1:2].to(DEVICE)), positions[:, 1:], cache),
+        ]
     assert (states[0] - states[2]).abs().max() < 5e-5 and (states[1] - states[3]).abs().max() < 5e-5
     assert by_kernels.count("attend_kernel") == 2 * (len(model.layers) - 1)
 
@@ -240,7 +296,9 @@ def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
         cache, positions = model.make_cache(1), torch.arange(6, device=DEVICE)[None]
         h = model(model(x, positions[:, :5], cache)[:, -1:], positions[:, 5:], cache)
         gradients += [torch.autograd.grad(h.square().sum(), x)[0]]
-    assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max() and not by_kernels
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[
+        0
+    ].abs().max() and not by_kernels
 
 
 def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
@@ -250,7 +308,11 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
     headers, weight = tmp_path / "Python.h", torch.ones(2, 2).as_subclass(FakeTensor)
     monkeypatch.setattr(linear.sysconfig, "get_path", lambda *_: tmp_path)
     for headers_are_there, compiler, kernels_are_there in (
-            (True, None, True), (True, "/no/such/cc", False), (True, "", False), (False, None, False)):
+        (True, None, True),
+        (True, "/no/such/cc", False),
+        (True, "", False),
+        (False, None, False),
+    ):
         headers.touch() if headers_are_there else headers.unlink()
         if compiler is not None:
             monkeypatch.setenv("CC", compiler)
@@ -278,10 +340,18 @@ def test_a_run_by_replayed_kernels(folders, captures, gpu, by_kernels):
     """A whole system on a GPU, fake if there is none, the steps run as graphs are:
     prompts, latent steps and sampled text, rows that leave the batch.
     """
-    options = OPTIONS | {"rounds": 1, "latent_steps": 3, "max_new_tokens": 3,
-                         "temperature": 1.5, "top_p": 1.0, "top_k": 0}
+    options = OPTIONS | {
+        "rounds": 1,
+        "latent_steps": 3,
+        "max_new_tokens": 3,
+        "temperature": 1.5,
+        "top_p": 1.0,
+        "top_k": 0,
+    }
     with gpu if DEVICE == "cpu" else nullcontext():
-        results = load(folders, "sequential_light", device="cuda:0", dtype="float32").run(ASKED[:1], **options)
+        results = load(folders, "sequential_light", device="cuda:0", dtype="float32").run(
+            ASKED[:1], **options
+        )
     assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED[:1], **options))
     assert captures and {"attend_kernel", "linear_kernel", "norm_kernel"} <= set(by_kernels)
     assert not any(in_step for _, _, in_step in gpu.passed)
@@ -292,14 +362,24 @@ def test_they_compile_for_a_gpu():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     here = Path(__file__).parent
     command = [sys.executable, here / "compile_kernels.py"]
-    out = subprocess.run(command, cwd=here.parent, env=environment | {"PYTHONPATH": "."},
-                         capture_output=True, text=True)
+    out = subprocess.run(
+        command,
+        cwd=here.parent,
+        env=environment | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
     assert out.returncode == 0, out.stderr
     forms = json.loads(out.stdout)
     assert len(forms) > 20
     largest, *others = sorted({shared for shared, _, _ in forms.values()}, reverse=True)
-    assert largest + others[0] <= 226 * 1024, "a program and one of the next kernel should fit on 228 KiB"
-    reading = [copies for form, (_, copies, _) in forms.items() if form.startswith(("linear", "attend"))]
+    assert largest + others[0] <= 226 * 1024, (
+        "a program and one of the next kernel should fit on 228 KiB"
+    )
+    reading = [
+        copies for form, (_, copies, _) in forms.items() if form.startswith(("linear", "attend"))
+    ]
     assert min(reading) >= 4, "what is read next should be on its way while the product goes on"
     assert all(waits for _, _, waits in forms.values()), (
-        "a kernel that starts early may not see what others still write")
+        "a kernel that starts early may not see what others still write"
+    )

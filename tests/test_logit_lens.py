@@ -21,8 +21,11 @@ def seen():
 def test_rows(seen):
     system, result, rows = seen
     assert [(row["round"], row["role"], row["step"]) for row in rows] == [
-        (r, role, step) for r, roles in ((1, ("planner", "critic", "solver")), (2, ("planner", "critic")))
-        for role in roles for step in range(1, 6)]
+        (r, role, step)
+        for r, roles in ((1, ("planner", "critic", "solver")), (2, ("planner", "critic")))
+        for role in roles
+        for step in range(1, 6)
+    ]
     for row in rows:
         agent, H = system.agents[row["role"]], result.states[row["round"], row["role"]]
         h = H[row["step"] - 1]
@@ -31,21 +34,27 @@ def test_rows(seen):
         assert row["entropy"] == pytest.approx(-(p * p.log2()).sum().item(), abs=2e-3)
         likeliest = p.argsort(descending=True)[:3].tolist()
         assert [agent.tokenizer.fast.token_to_id(text) for text, _ in row["tokens"]] == likeliest
-        assert [value for _, value in row["tokens"]] == pytest.approx(p[likeliest].tolist(), abs=1e-4)
-        assert ((row["step_cosine"] is None) == (row["step"] == 1)
-                and (row["round_cosine"] is None) == (row["round"] == 1))
+        assert [value for _, value in row["tokens"]] == pytest.approx(
+            p[likeliest].tolist(), abs=1e-4
+        )
+        assert (row["step_cosine"] is None) == (row["step"] == 1) and (
+            row["round_cosine"] is None
+        ) == (row["round"] == 1)
         if row["step"] > 1:
             assert row["step_cosine"] == pytest.approx(
-                torch.cosine_similarity(h, H[row["step"] - 2], dim=0).item(), abs=1e-3)
+                torch.cosine_similarity(h, H[row["step"] - 2], dim=0).item(), abs=1e-3
+            )
         if row["round"] > 1:
             before = result.states[row["round"] - 1, row["role"]][row["step"] - 1]
-            assert row["round_cosine"] == pytest.approx(torch.cosine_similarity(h, before, dim=0).item(), abs=1e-3)
+            assert row["round_cosine"] == pytest.approx(
+                torch.cosine_similarity(h, before, dim=0).item(), abs=1e-3
+            )
 
 
 def test_latents_spell_the_notes(seen):
     """No text was ever sent, and yet every turn thinks the note that it would have written."""
     _, _, rows = seen
-    said = ["".join(row["tokens"][0][0] for row in rows[i:i + 5]) for i in range(0, len(rows), 5)]
+    said = ["".join(row["tokens"][0][0] for row in rows[i : i + 5]) for i in range(0, len(rows), 5)]
     assert said == ["a+5=2.", "b*3=6.", "c-4\\boxed{2}", "d+8=0.", "d+8=0."]
 
 
@@ -55,13 +64,24 @@ def test_states_are_kept_only_when_asked(seen):
     assert plain.states == {} and plain.text == result.text
     two = system.run(["7 +5", "7 +5 *3 -4 +8"], rounds=2, keep_states=True)
     assert all((two[1].states[key] - H).abs().max() < 1e-4 for key, H in result.states.items())
-    assert logit_lens(system, system.run(["7 +5"], latent_steps=0, keep_states=True)[0].states) == []
+    assert (
+        logit_lens(system, system.run(["7 +5"], latent_steps=0, keep_states=True)[0].states) == []
+    )
 
 
 def test_table(seen):
     lines = table(seen[2]).splitlines()
-    assert (lines[0] == "round 1, planner"
-            and lines[1].split() == ["step", "norm", "bits", "cos", "step", "cos", "round", "closest", "tokens"])
+    assert lines[0] == "round 1, planner" and lines[1].split() == [
+        "step",
+        "norm",
+        "bits",
+        "cos",
+        "step",
+        "cos",
+        "round",
+        "closest",
+        "tokens",
+    ]
     assert len(lines) == 5 * 7 + 4 and "'a'" in lines[2] and lines[2].split()[0] == "1"
 
 
@@ -71,9 +91,13 @@ def test_command_line(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["recurse", *options])
         cli.command(recurse.main)
         return capsys.readouterr().out
+
     shown, line = ask(), json.loads(ask("--json"))
     assert shown.startswith("round 1, planner\n") and shown.endswith("\nanswer: 2\n")
-    assert line["answer"] == "2" and [row["role"] for row in line["peek"]] == ["planner"] * 5 + ["critic"] * 5
+    assert (
+        line["answer"] == "2"
+        and [row["role"] for row in line["peek"]] == ["planner"] * 5 + ["critic"] * 5
+    )
     with pytest.raises(SystemExit) as end:
         ask("--channel", "text")
     out, err = capsys.readouterr()

@@ -22,16 +22,22 @@ from minimas.train.loop import adamw, fit
 from minimas.train.losses import IGNORED, InnerLoss, OuterLoss
 
 STYLES_IN_SMALL = list(checkpoints.SYSTEMS)
-TURNS = [TargetTurn(Question("1 + 1?"), {"planner": "Add."}, "Add 1 and 1."),
-         TargetTurn(Question("What is 2 * 3?"), {"planner": "Multiply"}, "So: 2 * 3")]
+TURNS = [
+    TargetTurn(Question("1 + 1?"), {"planner": "Add."}, "Add 1 and 1."),
+    TargetTurn(Question("What is 2 * 3?"), {"planner": "Multiply"}, "So: 2 * 3"),
+]
 
 
 def examples_for(style):
     """Two examples of different lengths for all agents of a style."""
-    texts = ["Add them, carefully."[:9 + 2 * i] for i in range(len(style.order))]
-    return [TrainExample(Question("1 + 1?"), {role: (text,) for role, text in zip(style.order, texts)}),
-            TrainExample(Question("What is two times three?"),
-                   {role: (text[::-1] + " 6",) for role, text in zip(style.order, texts)})]
+    texts = ["Add them, carefully."[: 9 + 2 * i] for i in range(len(style.order))]
+    return [
+        TrainExample(Question("1 + 1?"), {role: (text,) for role, text in zip(style.order, texts)}),
+        TrainExample(
+            Question("What is two times three?"),
+            {role: (text[::-1] + " 6",) for role, text in zip(style.order, texts)},
+        ),
+    ]
 
 
 def load(folders, style="sequential_light"):
@@ -44,7 +50,10 @@ def outer_loss(system, rounds, latent_steps, *options, **more):
 
 
 def double(system):
-    for module in [*system.outer_links.values(), *(m for a in system.agents.values() for m in (a.model, a.inner_link))]:
+    for module in [
+        *system.outer_links.values(),
+        *(m for a in system.agents.values() for m in (a.model, a.inner_link)),
+    ]:
         module.double()
     return system
 
@@ -64,24 +73,36 @@ def test_teacher_forcing_lines_up(folders):
     for b, turn in enumerate(TURNS):
         reply = critic.tokenizer.encode(turn.reply) + [critic.tokenizer.eos_id]
         assert ids[b][ids[b] != IGNORED].tolist() == reply
-        prompt = system.prompts("critic", [turn.question], {("planner", "critic"): [turn.inbox["planner"]]})
+        prompt = system.prompts(
+            "critic", [turn.question], {("planner", "critic"): [turn.inbox["planner"]]}
+        )
         x, positions = critic.embed([[*prompt[0], torch.tensor(reply)]])
-        states = critic.model(x, positions, critic.model.make_cache(1))[0, -len(reply) - 1:]
-        assert (h[b, -len(reply) - 1:] - states).abs().max() < 1e-5
+        states = critic.model(x, positions, critic.model.make_cache(1))[0, -len(reply) - 1 :]
+        assert (h[b, -len(reply) - 1 :] - states).abs().max() < 1e-5
 
 
 def test_a_reply_is_cut_to_the_longest(folders):
     system = load(folders)
-    prompt = len(system.agents["critic"].tokens(
-        system.prompts("critic", [TURNS[0].question], {("planner", "critic"): ["Add."]})[0])[0])
+    prompt = len(
+        system.agents["critic"].tokens(
+            system.prompts("critic", [TURNS[0].question], {("planner", "critic"): ["Add."]})[0]
+        )[0]
+    )
     _, ids = losses.forced_turns(system, "critic", TURNS[:1], longest=prompt + 5)
     assert ids.tolist() == [system.agents["critic"].tokenizer.encode(TURNS[0].reply)[:5]]
     _, ids = losses.forced_turns(system, "critic", TURNS[:1], longest=1)
     assert ids.shape == (1, 1), "at least one token is kept"
 
 
-@pytest.mark.parametrize("kind, ending", [
-    ("qwen3", "<|im_end|>"), ("llama", "<|eot_id|>"), ("gemma3", "<end_of_turn>"), ("mistral", "</s>")])
+@pytest.mark.parametrize(
+    "kind, ending",
+    [
+        ("qwen3", "<|im_end|>"),
+        ("llama", "<|eot_id|>"),
+        ("gemma3", "<end_of_turn>"),
+        ("mistral", "</s>"),
+    ],
+)
 def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
     folder = checkpoints.make_agent(tmp_path, kind)
     assert losses.reply_ending(load_tokenizer(folder)) == ending
@@ -92,15 +113,21 @@ def test_a_reply_ends_as_the_template_ends_it(tmp_path, kind, ending):
 def test_token_loss_is_cross_entropy(monkeypatch):
     monkeypatch.setattr(losses, "SCORES_AT_ONCE", 3)
     torch.manual_seed(0)
-    h, head, ids = (torch.randn(2, 6, 8, dtype=torch.double, requires_grad=True),
-                    torch.randn(11, 8, dtype=torch.double),
-                    torch.randint(0, 11, (2, 5)))
+    h, head, ids = (
+        torch.randn(2, 6, 8, dtype=torch.double, requires_grad=True),
+        torch.randn(11, 8, dtype=torch.double),
+        torch.randint(0, 11, (2, 5)),
+    )
     ids[0, :2] = IGNORED
     agent = type("", (), {"model": type("", (), {"lm_head": type("", (), {"weight": head})})})
     loss = losses.next_token_loss(agent, h, ids)
-    expected = sum(F.cross_entropy(h[b, :-1] @ head.T, ids[b], ignore_index=IGNORED) for b in range(2)) / 2
+    expected = (
+        sum(F.cross_entropy(h[b, :-1] @ head.T, ids[b], ignore_index=IGNORED) for b in range(2)) / 2
+    )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    ours, theirs = (torch.autograd.grad(3 * value, h, retain_graph=True)[0] for value in (loss, expected))
+    ours, theirs = (
+        torch.autograd.grad(3 * value, h, retain_graph=True)[0] for value in (loss, expected)
+    )
     assert (ours - theirs).abs().max() < 1e-12
 
 
@@ -123,10 +150,20 @@ def test_gradient_through_rounds_equals_finite_differences(folders, teacher, row
         assert (around[0] - around[1]) / 2e-5 == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("style, teacher", [
-    *((style, True) for style in STYLES_IN_SMALL),
-    *(pytest.param(style, False, marks=[pytest.mark.slow] if style in ("deliberation", "sequential_scaled") else [])
-      for style in STYLES_IN_SMALL)])
+@pytest.mark.parametrize(
+    "style, teacher",
+    [
+        *((style, True) for style in STYLES_IN_SMALL),
+        *(
+            pytest.param(
+                style,
+                False,
+                marks=[pytest.mark.slow] if style in ("deliberation", "sequential_scaled") else [],
+            )
+            for style in STYLES_IN_SMALL
+        ),
+    ],
+)
 def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypatch):
     """Three rounds of every style, two rows at once here and one after the other there.
 
@@ -135,6 +172,7 @@ def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypa
     """
     pytest.importorskip("transformers")
     import reference
+
     system = double(load(folders, style))
     loss, batch = outer_loss(system, 3, 2, teacher, other_rounds=0.5), examples_for(STYLES[style])
     mean = loss(batch)
@@ -143,14 +181,19 @@ def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypa
     for agent in agents.values():
         agent.model.double()
         agent.inner = {name: t.double() for name, t in agent.inner.items()}
-    links = {edge: {name: t.double().requires_grad_(True) for name, t in link.items()} for edge, link in links.items()}
+    links = {
+        edge: {name: t.double().requires_grad_(True) for name, t in link.items()}
+        for edge, link in links.items()
+    }
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     total = 0
     for example in batch:
         texts = {role: said[0] for role, said in example.texts.items()}
-        *others, final = reference.outer_loss(style, agents, links, example.question.text, texts, 3, 2, teacher)
+        *others, final = reference.outer_loss(
+            style, agents, links, example.question.text, texts, 3, 2, teacher
+        )
         total = total + (final + 0.5 * sum(others) / 2) / len(batch)
     total.backward()
     assert mean.item() == pytest.approx(total.item(), rel=1e-6)
@@ -160,13 +203,17 @@ def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypa
             assert difference.norm() <= 1e-6 * parameter.grad.norm() > 0, (edge, name)
 
 
-@pytest.mark.parametrize("style, teacher, rows", [
-    *((style, False, 2) for style in STYLES_IN_SMALL), ("sequential_scaled", True, 1)])
+@pytest.mark.parametrize(
+    "style, teacher, rows",
+    [*((style, False, 2) for style in STYLES_IN_SMALL), ("sequential_scaled", True, 1)],
+)
 def test_activation_checkpointing_changes_nothing(folders, style, teacher, rows):
     batch, results = examples_for(STYLES[style])[:rows], []
     for checkpointed in False, True:
         system, calls = double(load(folders, style)), []
-        system.agents[system.style.order[-1]].model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        system.agents[system.style.order[-1]].model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_: calls.append(1)
+        )
         if checkpointed:
             losses.checkpoint_activations(system)
         loss = outer_loss(system, 2, 3, teacher)
@@ -175,13 +222,17 @@ def test_activation_checkpointing_changes_nothing(folders, style, teacher, rows)
         results.append((value.item(), gradients(value, loss), len(calls) - forwards))
     (value, plain, none), (value_again, recomputed, again) = results
     assert value == pytest.approx(value_again, rel=1e-12) and none == 0 < again
-    assert all((plain[name] - recomputed[name]).norm() <= 1e-9 * plain[name].norm() for name in plain)
+    assert all(
+        (plain[name] - recomputed[name]).norm() <= 1e-9 * plain[name].norm() for name in plain
+    )
 
 
 def test_the_loss_is_that_of_inference(folders):
     """The training graph (a cache that grows) and the run (a cache written in place) send the same latents."""
     system, sent = load(folders), {}
-    result = system.run(["1 + 1?"], rounds=2, latent_steps=3, max_new_tokens=1, retry=False, keep_latents=True)[0]
+    result = system.run(
+        ["1 + 1?"], rounds=2, latent_steps=3, max_new_tokens=1, retry=False, keep_latents=True
+    )[0]
     with torch.enable_grad():
         settings = Settings(rounds=2, latent_steps=3).completed(system.style)
         for turn in recurse(system, system.style.questions(["1 + 1?"]), settings):
@@ -198,25 +249,37 @@ def test_teacher_latents_are_the_states_at_the_first_tokens(folders, monkeypatch
         for turn in recurse(*args, **options):
             sent.update(turn.sent)
             yield turn
+
     monkeypatch.setattr(losses, "recurse", listening)
     loss(batch)
     planner, link = system.agents["planner"], system.outer_links["planner", "critic"]
     for example, latents in zip(batch, sent["planner", "critic"]):
         ids = planner.tokenizer.encode(example.text("planner", 1) + "<|im_end|>")
-        x, positions = planner.embed([[*system.prompts("planner", [example.question], {})[0], torch.tensor(ids)]])
-        h = planner.model(x, positions, planner.model.make_cache(1))[0, -len(ids):]
+        x, positions = planner.embed(
+            [[*system.prompts("planner", [example.question], {})[0], torch.tensor(ids)]]
+        )
+        h = planner.model(x, positions, planner.model.make_cache(1))[0, -len(ids) :]
         assert (latents - link(planner.inner_link(h[:4]))).abs().max() < 1e-5
 
 
 def test_texts_of_each_round(folders):
     """If an example has a text per round, each round learns its own; other rounds count with the weight other_rounds."""
     system = load(folders)
-    batch = [TrainExample(Question("1 + 1?"), {"planner": ("a", "b"), "critic": ("c",), "solver": ("one", "two", "three")})]
+    batch = [
+        TrainExample(
+            Question("1 + 1?"),
+            {"planner": ("a", "b"), "critic": ("c",), "solver": ("one", "two", "three")},
+        )
+    ]
     means = [outer_loss(system, r, 2)(batch).item() for r in (1, 2, 3)]
     loss = outer_loss(system, 3, 2, other_rounds=0.4)(batch).item()
     assert loss == pytest.approx(means[2] + 0.4 * (means[0] + means[1]) / 2, rel=1e-5)
-    assert batch[0].turn(system.style, "planner", 2) == TargetTurn(batch[0].question, {"solver": "one"}, "b")
-    assert batch[0].turn(system.style, "solver", 3) == TargetTurn(batch[0].question, {"critic": "c"}, "three")
+    assert batch[0].turn(system.style, "planner", 2) == TargetTurn(
+        batch[0].question, {"solver": "one"}, "b"
+    )
+    assert batch[0].turn(system.style, "solver", 3) == TargetTurn(
+        batch[0].question, {"critic": "c"}, "three"
+    )
 
 
 def test_inner_loss(folders):
@@ -238,14 +301,19 @@ def test_inner_training_lowers_its_loss_and_leaves_agents_alone(folders):
     loss = InnerLoss(system, "critic")
     values = fit(lambda step, part: loss(TURNS), [adamw(loss, 3e-3)], 30, "inner")
     assert values[-1] < 0.8 * values[0]
-    assert all(torch.equal(p, before[name]) for name, p in system.agents["critic"].model.named_parameters())
+    assert all(
+        torch.equal(p, before[name]) for name, p in system.agents["critic"].model.named_parameters()
+    )
 
 
 def test_outer_training_lowers_its_loss(folders):
     system = load(folders)
     loss, batch = outer_loss(system, 2, 2), examples_for(STYLES["sequential_light"])
-    frozen = [p for agent in system.agents.values()
-              for p in [*agent.model.parameters(), *agent.inner_link.parameters()]]
+    frozen = [
+        p
+        for agent in system.agents.values()
+        for p in [*agent.model.parameters(), *agent.inner_link.parameters()]
+    ]
     before = [p.clone() for p in frozen]
     values = fit(lambda step, part: loss(batch), [adamw(loss, 3e-3)], 6, "outer")
     assert values[-1] < values[0]
@@ -260,9 +328,14 @@ def test_ridge_start_is_the_regression(folders, longest):
     """
     system, edge = double(load(folders)), ("planner", "critic")
     planner, link = system.agents["planner"], system.outer_links[edge]
-    turns = [TargetTurn(Question(f"{n} + {n}?"), {}, f"Add {n} to {n} and say {2 * n}.") for n in range(20)]
+    turns = [
+        TargetTurn(Question(f"{n} + {n}?"), {}, f"Add {n} to {n} and say {2 * n}.")
+        for n in range(20)
+    ]
     if longest == "cut":
-        longest = 12 + len(planner.tokens(system.prompts("planner", [turns[-1].question], {})[0])[0])
+        longest = 12 + len(
+            planner.tokens(system.prompts("planner", [turns[-1].question], {})[0])[0]
+        )
     ridge.set_outer_link(system, edge, ridge.read(system, "planner", turns, longest), strength=0.05)
     xs, ys = [], []
     for turn in turns:
@@ -273,7 +346,9 @@ def test_ridge_start_is_the_regression(folders, longest):
         xs.append(planner.inner_link(h[0, :n])), ys.append(y[:n])
     x, y = torch.cat(xs), torch.cat(ys)
     b, s = y.mean(0), y.std(0, unbiased=False)
-    assert torch.allclose(link.ln_target.weight, s, rtol=1e-6) and torch.allclose(link.ln_target.bias, b, rtol=1e-6)
+    assert torch.allclose(link.ln_target.weight, s, rtol=1e-6) and torch.allclose(
+        link.ln_target.bias, b, rtol=1e-6
+    )
     W, x0 = link.residual_proj.weight, x - x.mean(0)
     penalty = 0.05 * x0.square().mean(0).mean()
     gradient = (x0 @ W.T - (y - b) / s).T @ x0 / len(x) + penalty * W
@@ -283,27 +358,38 @@ def test_ridge_start_is_the_regression(folders, longest):
     assert F.cosine_similarity(link(x) - b, y - b).mean() > 0.5
 
 
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 2e-3), (torch.float32, 2e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    "dtype, bound", [(torch.float64, 2e-3), (torch.float32, 2e-3), (torch.bfloat16, 2e-2)]
+)
 def test_inner_ridge_is_the_regression(folders, dtype, bound):
     """The link is the regression on normed states, up to the error that set_inner_link states, and more so than to what
     bfloat16 makes of weights. It points where the next token's embedding points.
     """
     system = double(load(folders))
-    planner, turns = system.agents["planner"], [TargetTurn(Question(f"{n} + {n}?"), {}, f"{n} and {n} is {2 * n}.")
-                                              for n in range(20)]
+    planner, turns = (
+        system.agents["planner"],
+        [TargetTurn(Question(f"{n} + {n}?"), {}, f"{n} and {n} is {2 * n}.") for n in range(20)],
+    )
     readings = ridge.read(system, "planner", turns)
     ridge.set_inner_link(planner, readings, strength=0.05)
-    h, y = torch.cat([reading.h for reading in readings]), planner.model.embed(torch.cat([reading.ids for reading in readings]))
+    h, y = (
+        torch.cat([reading.h for reading in readings]),
+        planner.model.embed(torch.cat([reading.ids for reading in readings])),
+    )
     u = F.layer_norm(h, h.shape[-1:])
     b, s, u0 = y.mean(0), y.std(0, unbiased=False) + 1e-12, u - u.mean(0)
     penalty = 0.05 * u0.square().mean(0).mean()
-    W = torch.linalg.lstsq(u0.T @ u0 / len(u) + penalty * torch.eye(u.shape[1]).to(u), u0.T @ ((y - b) / s) / len(u)).solution
+    W = torch.linalg.lstsq(
+        u0.T @ u0 / len(u) + penalty * torch.eye(u.shape[1]).to(u), u0.T @ ((y - b) / s) / len(u)
+    ).solution
     expected = F.layer_norm(u0 @ W, b.shape) * s + b
     link = load_copy(planner.inner_link, dtype)
     got = link(h.to(dtype)).double()
     assert (got - expected).norm() / (expected - b).norm() < bound
     assert F.cosine_similarity(got - b, y - b).mean() > 0.5
-    assert torch.allclose(fused(link)(h.to(dtype)).double(), got, atol=3 * bound * s.max().item(), rtol=0)
+    assert torch.allclose(
+        fused(link)(h.to(dtype)).double(), got, atol=3 * bound * s.max().item(), rtol=0
+    )
 
 
 def load_copy(link, dtype):
@@ -315,9 +401,13 @@ def load_copy(link, dtype):
 def test_ridge_start_of_one_token_is_finite(folders, count):
     """With 99 equal rows, rounding makes their variance negative unless it is clamped."""
     system, edge = load(folders), ("planner", "critic")
-    ridge.set_outer_link(system, edge, ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1")] * count))
+    ridge.set_outer_link(
+        system, edge, ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1")] * count)
+    )
     h = torch.randn(3, system.agents["planner"].model.config.hidden_size)
-    one = system.agents["critic"].model.embed(torch.tensor(system.agents["critic"].tokenizer.encode("1")))
+    one = system.agents["critic"].model.embed(
+        torch.tensor(system.agents["critic"].tokenizer.encode("1"))
+    )
     assert (system.outer_links[edge](h) - one).abs().max() < 1e-3, "there is only one token to say"
 
 
@@ -329,7 +419,11 @@ def test_ridge_alone_carries_the_tiny_system():
     chains = questions("validation", 10)
     assert tiny.accuracy(system, chains, rounds=3)["percent"] < 30
     for edge in system.outer_links:
-        ridge.set_outer_link(system, edge, ridge.read(system, edge[0], tiny.turns(random.Random(str(edge)), edge[0], 100)))
+        ridge.set_outer_link(
+            system,
+            edge,
+            ridge.read(system, edge[0], tiny.turns(random.Random(str(edge)), edge[0], 100)),
+        )
     assert tiny.accuracy(system, chains, rounds=3)["percent"] > 75
 
 
@@ -338,8 +432,9 @@ def test_overlapping_tokens_align_tokenizers(folders):
     system = load(folders)
     planner, critic = system.agents["planner"], system.agents["critic"]
     places, means = ridge.overlapping_tokens(planner, critic, "a=1")
-    assert (places == [0, 1, 2]
-            and torch.equal(means, critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1")))))
+    assert places == [0, 1, 2] and torch.equal(
+        means, critic.model.embed(torch.tensor(critic.tokenizer.encode("a=1")))
+    )
     words = checkpoints.byte_tokenizer([])
     words.add_tokens(["a="])
     planner.tokenizer.fast = words
@@ -348,7 +443,9 @@ def test_overlapping_tokens_align_tokenizers(folders):
     assert places == [0, 1] and torch.allclose(means, torch.stack([tokens[:2].mean(0), tokens[2]]))
     critic.tokenizer.fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     planner.tokenizer.fast = checkpoints.byte_tokenizer([])
-    assert ridge.overlapping_tokens(planner, critic, "a =")[0] == [0, 2], "the target has no token for the blank"
+    assert ridge.overlapping_tokens(planner, critic, "a =")[0] == [0, 2], (
+        "the target has no token for the blank"
+    )
 
 
 def test_examples_of_the_tiny_task_are_its_notes():
@@ -356,5 +453,9 @@ def test_examples_of_the_tiny_task_are_its_notes():
     assert len(first) == 50
     for example in first:
         steps = len(example.question.text.split()) - 1
-        assert example.text("solver", 3).endswith("}") and all(len(texts) == 3 for texts in example.texts.values())
-        assert example.text("planner", 1).startswith("a") and example.text("solver", 3).startswith("abcdefghi"[steps - 1])
+        assert example.text("solver", 3).endswith("}") and all(
+            len(texts) == 3 for texts in example.texts.values()
+        )
+        assert example.text("planner", 1).startswith("a") and example.text("solver", 3).startswith(
+            "abcdefghi"[steps - 1]
+        )

@@ -29,17 +29,34 @@ print(weights, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1
 def test_weights_stream_in(tmp_path):
     """A bfloat16 checkpoint of 0.6 GB: read as it is; upcast and packed, when a product's weights are held thrice."""
     folder = checkpoints.make_agent(tmp_path, "llama")
-    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4, "num_attention_heads": 32,
-             "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32000}
-    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | sizes))
+    sizes = {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 32000,
+    }
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | sizes)
+    )
     family, fields, _ = read_config(folder)
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in family(fields).named_parameters() if name != "lm_head.weight"}
-    weights = {"model." + name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+        shapes = {
+            name: p.shape
+            for name, p in family(fields).named_parameters()
+            if name != "lm_head.weight"
+        }
+    weights = {
+        "model." + name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()
+    }
     save_file(weights, folder / "model.safetensors")
     assert (folder / "model.safetensors").stat().st_size > 6e8
     gate_and_up = 2 * 4 * 2 * 8192 * 2048  # of one layer: merged, and packed, beside the parts
-    load = lambda *how: subprocess.Popen([sys.executable, "-c", PROGRAM, folder, *how], stdout=subprocess.PIPE)
+    load = lambda *how: subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, folder, *how], stdout=subprocess.PIPE
+    )
     children = {how: load(*how) for how in (("bfloat16", "plain"), ("float32", "fast"))}
     for (dtype, path), child in children.items():
         weights, peak = map(int, child.communicate()[0].split())

@@ -30,13 +30,25 @@ def planned(monkeypatch, *options):
 
 
 def from_folders(folders, style):
-    return ["--style", style, *(part for role, folder in folders(style).items()
-                                for part in ("--checkpoint", f"{role}={folder}"))]
+    return [
+        "--style",
+        style,
+        *(
+            part
+            for role, folder in folders(style).items()
+            for part in ("--checkpoint", f"{role}={folder}")
+        ),
+    ]
 
 
 def nbytes(tensors):
     """The bytes of tensors, each memory once."""
-    return sum({t.data_ptr() if t.layout is torch.strided else id(t): t.numel() * t.element_size() for t in tensors}.values())
+    return sum(
+        {
+            t.data_ptr() if t.layout is torch.strided else id(t): t.numel() * t.element_size()
+            for t in tensors
+        }.values()
+    )
 
 
 def in_memory(model):
@@ -54,30 +66,62 @@ def in_memory(model):
 @pytest.mark.parametrize("options", [("--plain",), (), ("--dtype", "bfloat16", "--plain")], ids=str)
 def test_weights_and_links_are_those_of_the_loaded_system(folders, monkeypatch, style, options):
     args, entry, points = planned(monkeypatch, *from_folders(folders, style), *options)
-    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", dtype=args.dtype, plain=args.plain,
-                                     offload=args.offload)
+    system = minimas.load_mas_system(
+        style,
+        checkpoints=folders(style),
+        device="cpu",
+        dtype=args.dtype,
+        plain=args.plain,
+        offload=args.offload,
+    )
     for role, need in needs.needs_of(args, entry, points).items():
         agent = system.agents[role]
-        merged_biases = 0 if args.plain or args.offload else sum(  # they are merged, and kept beside that
-            p.nbytes for name, p in agent.model.named_parameters() if name.endswith("_proj.bias"))
+        merged_biases = (
+            0
+            if args.plain or args.offload
+            else sum(  # they are merged, and kept beside that
+                p.nbytes
+                for name, p in agent.model.named_parameters()
+                if name.endswith("_proj.bias")
+            )
+        )
         assert need.weights == in_memory(agent.model) - merged_biases, role
         if args.plain and args.dtype is None:  # the miniatures' links are stored as float32
-            links = [agent.inner_link, *(link for edge, link in system.outer_links.items() if edge[0] == role)]
+            links = [
+                agent.inner_link,
+                *(link for edge, link in system.outer_links.items() if edge[0] == role),
+            ]
             assert need.links == nbytes(p for link in links for p in link.parameters()), role
 
 
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
 @pytest.mark.parametrize("options", [("--rollouts", "3"), ("--channel", "text")], ids=str)
 def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
-    args, entry, points = planned(monkeypatch, *from_folders(folders, style), *options, "--max-new-tokens", 9,
-                                  "--latent-steps", 4, "--batch-size", 2, "--no-retry", "--rounds", 2)
+    args, entry, points = planned(
+        monkeypatch,
+        *from_folders(folders, style),
+        *options,
+        "--max-new-tokens",
+        9,
+        "--latent-steps",
+        4,
+        "--batch-size",
+        2,
+        "--no-retry",
+        "--rounds",
+        2,
+    )
     system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", plain=True)
     made = {role: [] for role in entry.order}
     for role, agent in system.agents.items():
+
         def spy(B, S, role=role, agent=agent, make_cache=agent.make_cache):
             cache = make_cache(B, S)
-            made[role].append((sum(getattr(c, name).nbytes for c in cache for name in c.tensors), S))
+            made[role].append(
+                (sum(getattr(c, name).nbytes for c in cache for name in c.tensors), S)
+            )
             return cache
+
         monkeypatch.setattr(agent, "make_cache", spy)
     questions = entry.questions(["How many primes are there below 30?"] * 2)
     list(system.answer_all(questions, points[0]))
@@ -96,12 +140,15 @@ def test_an_agent_that_hears_itself_has_an_outer_link_for_it(monkeypatch):
 
 
 def test_agents_that_send_nothing_make_no_cache(folders, monkeypatch):
-    args, entry, points = planned(monkeypatch, *from_folders(folders, "sequential_light"), "--latent-steps", 0)
+    args, entry, points = planned(
+        monkeypatch, *from_folders(folders, "sequential_light"), "--latent-steps", 0
+    )
     caches = [need.cache for need in needs.needs_of(args, entry, points).values()]
     assert caches[:2] == [0, 0] and caches[2] > 0
 
 
 # On the hub
+
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
@@ -117,79 +164,126 @@ def hub(tmp_path_factory):
 def test_only_config_json_is_fetched(hub, tmp_path, monkeypatch, capsys, style, task):
     standin.connect(monkeypatch, hub, tmp_path)
     hub.asked.clear()
-    monkeypatch.setattr(sys, "argv", ["recurse", "--style", style, "--needs", "--task", task, "--device", "cpu"])
+    monkeypatch.setattr(
+        sys, "argv", ["recurse", "--style", style, "--needs", "--task", task, "--device", "cpu"]
+    )
     recurse.main()
     first = capsys.readouterr().out
     assert {name.partition("/")[2] for name in hub.asked} == {"config.json"}
     sources = STYLES[style].checkpoints
     patterns = {role: needs.agent_patterns(task) for role in STYLES[style].order}
-    patterns["links"] = ["outerlink_config.json", "*(code).pt" if style == "sequential_light" else "*.pt"]
+    patterns["links"] = [
+        "outerlink_config.json",
+        "*(code).pt" if style == "sequential_light" else "*.pt",
+    ]
     listed = {role: needs.files_of(source, *patterns[role]) for role, source in sources.items()}
     minimas.load_mas_system(style, task=task, device="cpu")
     sizes = {name: (hub.root / "RecursiveMAS" / name).stat().st_size for name in hub.asked}
     for role, source in sources.items():
-        own = {name: size for name, size in sizes.items() if name.startswith(Path(source).name + "/")}
+        own = {
+            name: size for name, size in sizes.items() if name.startswith(Path(source).name + "/")
+        }
         config = own.get(f"{Path(source).name}/config.json", 0)
         assert listed[role] == (sum(own.values()), sum(own.values()) - config), role
         assert needs.files_of(source, *patterns[role]) == (listed[role][0], 0), "all is here"
     whole = re.search(r"^whole +(\S+ .B) +(\S+ .B)", first, re.MULTILINE)
-    assert list(whole.groups()) == [needs.size(sum(pair[i] for pair in listed.values())) for i in (0, 1)]
+    assert list(whole.groups()) == [
+        needs.size(sum(pair[i] for pair in listed.values())) for i in (0, 1)
+    ]
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--checkpoint", str(hub.root / "RecursiveMAS")])
     recurse.main()
-    assert needs.size(sum(pair[0] for pair in listed.values())) in capsys.readouterr().out, "local folders"
+    assert needs.size(sum(pair[0] for pair in listed.values())) in capsys.readouterr().out, (
+        "local folders"
+    )
 
 
 # What does not fit
 
+
 @pytest.fixture
 def memory(monkeypatch):
     """Sets the memory of the CPU; loading would be an error."""
+
     def set_to(n):
         monkeypatch.setattr(needs, "memory_of", lambda device: n)
         for module in recurse, evaluate:
-            monkeypatch.setattr(module, "load_mas_system", lambda *args, **options: pytest.fail("it loads"))
+            monkeypatch.setattr(
+                module, "load_mas_system", lambda *args, **options: pytest.fail("it loads")
+            )
+
     return set_to
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_loads(memory, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     args, style, points = planned(monkeypatch, "--prompt", "1 +2", "--prompt", "3 +4")
-    least = needs.on_devices(needs.needs_of(args, style, points, prompt=0), 2, False, least=True)[torch.device("cpu")]
+    least = needs.on_devices(needs.needs_of(args, style, points, prompt=0), 2, False, least=True)[
+        torch.device("cpu")
+    ]
     memory(least)
     needs.check_memory(args, style, points, 2)  # just fits
     memory(least - 1)
     with pytest.raises(minimas.InputError) as told:
         recurse.main()
-    assert str(told.value).startswith(f"cpu has {needs.size(least - 1)} of memory, and this run needs at least "
-                                      f"{needs.size(least)} there")
+    assert str(told.value).startswith(
+        f"cpu has {needs.size(least - 1)} of memory, and this run needs at least "
+        f"{needs.size(least)} there"
+    )
     for help_ in "--batch-size 1 (", "--dtype bfloat16 (", "--max-new-tokens":
         assert help_ in str(told.value)
     assert "--offload" not in str(told.value), "on a CPU it is no help"
     monkeypatch.setattr(sys, "argv", ["evaluate", "--dataset", "tiny", "--limit", "1"])
-    memory(10 ** 6)
+    memory(10**6)
     with pytest.raises(minimas.InputError, match="for 1 at once"):
         evaluate.main()
 
 
-@pytest.mark.parametrize("options", [(), ("--offload",), ("--channel", "text"), ("--latent-steps", "0"),
-                                     ("--rounds", "1", "--plain")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--offload",),
+        ("--channel", "text"),
+        ("--latent-steps", "0"),
+        ("--rounds", "1", "--plain"),
+    ],
+    ids=str,
+)
 def test_no_run_needs_less_than_what_is_refused(folders, monkeypatch, options):
     """The bound that refuses is below what loading and one run hold in fact."""
-    args, entry, points = planned(monkeypatch, *from_folders(folders, "sequential_scaled"), "--rounds", 2,
-                                  "--latent-steps", 2, *options, "--max-new-tokens", 6)
-    system = minimas.load_mas_system("sequential_scaled", checkpoints=folders("sequential_scaled"), device="cpu",
-                                     plain=args.plain, offload=args.offload)
+    args, entry, points = planned(
+        monkeypatch,
+        *from_folders(folders, "sequential_scaled"),
+        "--rounds",
+        2,
+        "--latent-steps",
+        2,
+        *options,
+        "--max-new-tokens",
+        6,
+    )
+    system = minimas.load_mas_system(
+        "sequential_scaled",
+        checkpoints=folders("sequential_scaled"),
+        device="cpu",
+        plain=args.plain,
+        offload=args.offload,
+    )
     held = [0]
     for agent in system.agents.values():
+
         def spy(B, S, make_cache=agent.make_cache):
             cache = make_cache(B, S)
             held.append(sum(getattr(c, name).nbytes for c in cache for name in c.tensors))
             return cache
+
         monkeypatch.setattr(agent, "make_cache", spy)
     list(system.answer_all(entry.questions(["1 + 1"]), points[0]))
     weights = [in_memory(agent.model) for agent in system.agents.values()]
     most = sum(weights) + max(held) + (max(weights) if args.offload else 0)
-    least = needs.on_devices(needs.needs_of(args, entry, points, prompt=0), 1, args.offload, least=True)
+    least = needs.on_devices(
+        needs.needs_of(args, entry, points, prompt=0), 1, args.offload, least=True
+    )
     assert 0.5 * most < least[torch.device("cpu")] <= most
 
 
@@ -201,43 +295,74 @@ def test_memory_is_not_guessed(monkeypatch):
         assert 1e8 < needs.memory_of(torch.device("cpu")) < 1e14
     monkeypatch.setattr(needs, "Path", lambda name: Path("/nowhere"))
     assert needs.memory_of(torch.device("cpu")) == unknown
-    args, style, points = planned(monkeypatch, "--prompt", "1 +2", "--rollouts", 10 ** 9)
+    args, style, points = planned(monkeypatch, "--prompt", "1 +2", "--rollouts", 10**9)
     needs.check_memory(args, style, points, 1)  # unknown: it may run
 
 
 # On a GPU, and the released styles
 
+
 @pytest.fixture
 def on_gpus(monkeypatch):
     """Devices as named, whether they are here or not, for what is computed without them."""
-    monkeypatch.setattr(needs, "devices_by_role", lambda roles, given: dict(zip(roles, map(
-        torch.device, given.split(",") if "," in (given or "") else [given or "cuda"] * len(roles)))))
+    monkeypatch.setattr(
+        needs,
+        "devices_by_role",
+        lambda roles, given: dict(
+            zip(
+                roles,
+                map(
+                    torch.device,
+                    given.split(",") if "," in (given or "") else [given or "cuda"] * len(roles),
+                ),
+            )
+        ),
+    )
 
 
 def test_offload(folders, monkeypatch, on_gpus):
     """With --offload a device holds one agent's weights and cache at a time, and its links; main memory holds all weights."""
-    args, entry, points = planned(monkeypatch, *from_folders(folders, "sequential_light"), "--device", "cuda:0,cuda:1,cuda:1")
+    args, entry, points = planned(
+        monkeypatch, *from_folders(folders, "sequential_light"), "--device", "cuda:0,cuda:1,cuda:1"
+    )
     planner, critic, solver = found = [*needs.needs_of(args, entry, points).values()]
     named = dict(zip(entry.order, found))
     cpu, first, second = map(torch.device, ("cpu", "cuda:0", "cuda:1"))
     assert needs.on_devices(named, 8, True) == {
-        cpu: planner.weights + critic.weights + solver.weights, first: planner.weights + 8 * planner.cache + planner.links,
-        second: max(n.weights + 8 * n.cache for n in (critic, solver)) + critic.links + solver.links}
-    assert needs.on_devices(named, 8, False)[second] == sum(n.weights + 8 * n.cache + n.links for n in (critic, solver))
+        cpu: planner.weights + critic.weights + solver.weights,
+        first: planner.weights + 8 * planner.cache + planner.links,
+        second: max(n.weights + 8 * n.cache for n in (critic, solver))
+        + critic.links
+        + solver.links,
+    }
+    assert needs.on_devices(named, 8, False)[second] == sum(
+        n.weights + 8 * n.cache + n.links for n in (critic, solver)
+    )
     least = critic.weights + solver.weights + 8 * max(critic.cache, solver.cache)
     assert needs.on_devices(named, 8, False, least=True)[second] == least
     text = needs.needs_text(args, entry, points, "math").split("\n")
     assert [line.split()[0] for line in text[-4:]] == ["at", "cpu", "cuda:0", "cuda:1"]
     assert text[-1].endswith("?") and text[-3].split()[1:3] == ["0.00", "MB"]
-    monkeypatch.setattr(needs, "memory_of", lambda device: 1000 if device == second else float("inf"))
-    with pytest.raises(minimas.InputError, match=r"^cuda:1 has .* try --offload \(.*\), --batch-size 1"):
+    monkeypatch.setattr(
+        needs, "memory_of", lambda device: 1000 if device == second else float("inf")
+    )
+    with pytest.raises(
+        minimas.InputError, match=r"^cuda:1 has .* try --offload \(.*\), --batch-size 1"
+    ):
         needs.check_memory(args, entry, points, 8)
 
 
 PARAMETERS = {  # of the decoders, counted by hand from the fields of their configs
-    "Qwen3-1.7B": 1720574976, "Llama3.2-1B": 1235814400, "Qwen2.5-Math-1.5B": 1543714304, "BioMistral-7B": 7241732096,
-    "DeepSeek-R1-Distill-Qwen-1.5B": 1777088000, "Gemma3-4B": 3880263168, "Qwen3.5-2B": 1881825088,
-    "Qwen3.5-4B": 4205751296, "Qwen3.5-9B": 8953803264}
+    "Qwen3-1.7B": 1720574976,
+    "Llama3.2-1B": 1235814400,
+    "Qwen2.5-Math-1.5B": 1543714304,
+    "BioMistral-7B": 7241732096,
+    "DeepSeek-R1-Distill-Qwen-1.5B": 1777088000,
+    "Gemma3-4B": 3880263168,
+    "Qwen3.5-2B": 1881825088,
+    "Qwen3.5-4B": 4205751296,
+    "Qwen3.5-9B": 8953803264,
+}
 
 
 def released(folder, style):
@@ -245,26 +370,48 @@ def released(folder, style):
     repositories, _ = checkpoints.RELEASED[style]
     for repository in repositories.values():
         (folder / repository).mkdir()
-        if name := next((name for name in checkpoints.WHOLE if repository.endswith(f"-{name}")), None):
-            (folder / repository / "config.json").write_text(json.dumps(checkpoints.whole_config(name)))
+        if name := next(
+            (name for name in checkpoints.WHOLE if repository.endswith(f"-{name}")), None
+        ):
+            (folder / repository / "config.json").write_text(
+                json.dumps(checkpoints.whole_config(name))
+            )
     return folder
 
 
 def row_of(monkeypatch, tmp_path, style):
     """A row of the table in docs/evaluating.md."""
-    args, entry, points = planned(monkeypatch, "--style", style, "--checkpoint", released(tmp_path, style))
+    args, entry, points = planned(
+        monkeypatch, "--style", style, "--checkpoint", released(tmp_path, style)
+    )
     found = needs.needs_of(args, entry, points)
     for role, need in found.items():
-        name = next(name for name in checkpoints.WHOLE if checkpoints.RELEASED[style][0][role].endswith(f"-{name}"))
+        name = next(
+            name
+            for name in checkpoints.WHOLE
+            if checkpoints.RELEASED[style][0][role].endswith(f"-{name}")
+        )
         assert need.weights == 2 * PARAMETERS.get(name, need.weights // 2)
     total = lambda n, offload: needs.on_devices(found, n, offload)[torch.device("cuda")]
-    sums = [sum(getattr(need, name) for need in found.values()) for name in ("weights", "links", "cache")]
-    return [style, *map(needs.size, [*sums, total(8, False), total(1, False), total(8, True), total(1, True)])]
+    sums = [
+        sum(getattr(need, name) for need in found.values())
+        for name in ("weights", "links", "cache")
+    ]
+    return [
+        style,
+        *map(needs.size, [*sums, total(8, False), total(1, False), total(8, True), total(1, True)]),
+    ]
 
 
 @pytest.mark.parametrize("style", checkpoints.RELEASED)
 def test_the_table_of_the_released_styles(monkeypatch, tmp_path, on_gpus, style):
     row = row_of(monkeypatch, tmp_path, style)
-    assert f"| `{row[0]}` | {' | '.join(row[1:])} |" in (DOCS / "evaluating.md").read_text(encoding="utf-8")
-    shown, = re.findall(rf"^\| `{style}` \|.*\| ([\d.]+) GB \|$", (DOCS.parent / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert f"| `{row[0]}` | {' | '.join(row[1:])} |" in (DOCS / "evaluating.md").read_text(
+        encoding="utf-8"
+    )
+    (shown,) = re.findall(
+        rf"^\| `{style}` \|.*\| ([\d.]+) GB \|$",
+        (DOCS.parent / "README.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
     assert shown == f"{float(row[5].removesuffix(' GB')):.1f}"

@@ -24,35 +24,69 @@ def stage(seconds, **programs):
 
 @pytest.mark.slow
 def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["on_gpu.py", str(tmp_path / "out"), "--small", "--device", "cpu"])
+    monkeypatch.setattr(
+        sys, "argv", ["on_gpu.py", str(tmp_path / "out"), "--small", "--device", "cpu"]
+    )
     hangs = "note(a=1); subprocess.Popen(['sleep', '60']); print('@ {\"torn', flush=True); time.sleep(60)"
     started = time.monotonic()
-    assert on_gpu.main([stage(1.5, raises="note(a=1, summary='x'); note(a=2); raise ValueError('an error')", hangs=hangs),
-                        stage(20, works="note(a=3, summary='all is well')", left="note(skipped='needs CUDA')")]) == 1
+    assert (
+        on_gpu.main(
+            [
+                stage(
+                    1.5,
+                    raises="note(a=1, summary='x'); note(a=2); raise ValueError('an error')",
+                    hangs=hangs,
+                ),
+                stage(
+                    20, works="note(a=3, summary='all is well')", left="note(skipped='needs CUDA')"
+                ),
+            ]
+        )
+        == 1
+    )
     assert time.monotonic() - started < 20
     parts = json.loads((tmp_path / "out" / "on_gpu.json").read_text())["parts"]
     assert {name: (part["status"], part.get("a")) for name, part in parts.items()} == {
-        "raises": ("FAILED", 2), "hangs": ("ended", 1), "works": ("ok", 3), "left": ("skipped", None)}
+        "raises": ("FAILED", 2),
+        "hangs": ("ended", 1),
+        "works": ("ok", 3),
+        "left": ("skipped", None),
+    }
     assert "ValueError: an error" in parts["raises"]["log"]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and any("all is well" in line for line in lines) and any("needs CUDA" in line for line in lines)
+    assert (
+        len(lines) == 4
+        and any("all is well" in line for line in lines)
+        and any("needs CUDA" in line for line in lines)
+    )
 
 
 @pytest.mark.slow
 def test_what_a_killed_run_keeps(tmp_path):
     """The file holds what the part that still runs has reported."""
     kept = []
-    on_gpu.run_stage(*stage(0, slow="note(a=1); time.sleep(60)")[1:], [], tmp_path, time.monotonic() + 3,
-                     lambda name, known: kept.append((known["status"], known.get("a"))))
+    on_gpu.run_stage(
+        *stage(0, slow="note(a=1); time.sleep(60)")[1:],
+        [],
+        tmp_path,
+        time.monotonic() + 3,
+        lambda name, known: kept.append((known["status"], known.get("a"))),
+    )
     assert ("running", 1) in kept and kept[-1] == ("ended", 1)
 
 
 @pytest.mark.slow
 def test_what_ends_the_script_ends_its_parts(tmp_path):
-    stages, report = [stage(30, hangs="note(pid=os.getpid()); time.sleep(60)")], tmp_path / "on_gpu.json"
+    stages, report = (
+        [stage(30, hangs="note(pid=os.getpid()); time.sleep(60)")],
+        tmp_path / "on_gpu.json",
+    )
     program = f"import sys; sys.path.insert(0, {str(on_gpu.HERE)!r}); import on_gpu; on_gpu.main({stages!r})"
     with subprocess.Popen([sys.executable, "-c", program, tmp_path, "--device", "cpu"]) as script:
-        while not (report.is_file() and "pid" in (part := json.loads(report.read_text())["parts"].get("hangs", {}))):
+        while not (
+            report.is_file()
+            and "pid" in (part := json.loads(report.read_text())["parts"].get("hangs", {}))
+        ):
             assert script.poll() is None
             time.sleep(0.1)
         script.terminate()
@@ -78,10 +112,13 @@ def test_the_checks_see_a_mistake(tmp_path, monkeypatch, part):
             agent.inner_link.post_ln.bias.mul_(1.05)
         else:
             agent.model.frequency.mul_(1.001)
+
     with torch.no_grad():
         assert gpu_checks.compare(folder, "cpu")["wrong"] == []
         wrong = gpu_checks.compare(folder, "cpu", spoil=spoil)["wrong"]
-    assert any("float32" in what for what in wrong) and all("prefill" not in what for what in wrong) == (part == "post_ln")
+    assert any("float32" in what for what in wrong) and all(
+        "prefill" not in what for what in wrong
+    ) == (part == "post_ln")
 
 
 def test_angles_of_the_truth_may_differ_by_their_rounding(tmp_path, monkeypatch):
@@ -93,8 +130,9 @@ def test_angles_of_the_truth_may_differ_by_their_rounding(tmp_path, monkeypatch)
         agent.model.frequency *= 1 + len(loaded) * off
         loaded.append(agent)
         return agent
+
     monkeypatch.setattr(gpu_checks, "load_agent", load)
-    for off, right in (2 ** -23, True), (1e-3, False):
+    for off, right in (2**-23, True), (1e-3, False):
         loaded.clear()
         wrong = []
         with torch.no_grad():
@@ -105,15 +143,21 @@ def test_angles_of_the_truth_may_differ_by_their_rounding(tmp_path, monkeypatch)
 def test_links_are_checked_as_they_run(monkeypatch):
     """With gradients kernels are not used."""
     seen = []
-    monkeypatch.setattr(gpu_checks, "fused", lambda link: lambda h: seen.append(torch.is_grad_enabled()) or link(h))
-    assert gpu_checks.links(SimpleNamespace(device="cpu", small=True)) == [] and set(seen) == {False}
+    monkeypatch.setattr(
+        gpu_checks, "fused", lambda link: lambda h: seen.append(torch.is_grad_enabled()) or link(h)
+    )
+    assert gpu_checks.links(SimpleNamespace(device="cpu", small=True)) == [] and set(seen) == {
+        False
+    }
 
 
 def test_a_machine_that_memcheck_does_not_support(monkeypatch, tmp_path, capsys):
     (tmp_path / "memcheck.log").write_text("========= Error: Device not supported\n")
     monkeypatch.setattr(gpu_checks, "find_spec", lambda name: True)
     monkeypatch.setattr(gpu_checks.shutil, "which", lambda name, path=None: name)
-    monkeypatch.setattr(gpu_checks.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    monkeypatch.setattr(
+        gpu_checks.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1)
+    )
     assert not gpu_checks.memcheck(SimpleNamespace(device="cuda", work=tmp_path))
     assert "skipped" in capsys.readouterr().out
 
@@ -122,18 +166,26 @@ def test_a_machine_that_memcheck_does_not_support(monkeypatch, tmp_path, capsys)
 def gpu_speed():
     pytest.importorskip("transformers", reason="needs transformers: pip install '.[oracle]'")
     import gpu_speed
+
     return gpu_speed
 
 
 def test_the_start_is_timed_as_an_agent_runs(gpu_speed, tmp_path, monkeypatch, capsys):
     """With gradients neither kernels nor graphs are used. What was timed before the end is told at once."""
     seen = []
-    monkeypatch.setattr(generate_module, "generate",
-                        lambda *_: seen.append((torch.is_grad_enabled(), capsys.readouterr().out)))
+    monkeypatch.setattr(
+        generate_module,
+        "generate",
+        lambda *_: seen.append((torch.is_grad_enabled(), capsys.readouterr().out)),
+    )
     monkeypatch.setattr(sys, "argv", ["-c", str(checkpoints.make_agent(tmp_path, "llama")), "cpu"])
     with torch.enable_grad():  # puts back what START changes
         exec(gpu_speed.START, {})
-    assert [enabled for enabled, _ in seen] == [False] * 3 and '"load"' in seen[0][1] and '"first token"' in seen[1][1]
+    assert (
+        [enabled for enabled, _ in seen] == [False] * 3
+        and '"load"' in seen[0][1]
+        and '"first token"' in seen[1][1]
+    )
 
 
 def test_the_memory_of_a_long_prompt_has_its_cache(gpu_speed, tmp_path, monkeypatch):
@@ -141,10 +193,16 @@ def test_the_memory_of_a_long_prompt_has_its_cache(gpu_speed, tmp_path, monkeypa
     folder, agents, held = checkpoints.make_agent(tmp_path, "llama", vocab_size=1000), [], []
     folders = dict.fromkeys(("planner", "critic", "solver"), folder)
     monkeypatch.setattr(gpu_speed, "agent_folders", lambda _: (folders, None))
-    monkeypatch.setattr(gpu_speed, "load_agent",
-                        lambda *args, load=gpu_speed.load_agent: agents.append(load(*args)) or agents[-1])
-    monkeypatch.setattr(gpu_speed.bench_train, "peak",
-                        lambda work, device: held.append(agents[-1].prefix_cache) or (work(), 1.0, 1))
+    monkeypatch.setattr(
+        gpu_speed,
+        "load_agent",
+        lambda *args, load=gpu_speed.load_agent: agents.append(load(*args)) or agents[-1],
+    )
+    monkeypatch.setattr(
+        gpu_speed.bench_train,
+        "peak",
+        lambda work, device: held.append(agents[-1].prefix_cache) or (work(), 1.0, 1),
+    )
     with torch.no_grad():
         gpu_speed.long(SimpleNamespace(device="cpu", small=True))
     assert held == [None] * 3

@@ -17,34 +17,47 @@ def text(family, role, question, task="math", heard=False, fn_name="", dataset=N
 
 def test_strings_are_the_released_ones():
     """Byte for byte: the digest was taken of the strings that the released links were trained with."""
-    released = json.dumps({name: part for name, part in PROMPTS.items() if name != "tiny"}, sort_keys=True)
+    released = json.dumps(
+        {name: part for name, part in PROMPTS.items() if name != "tiny"}, sort_keys=True
+    )
     assert hashlib.sha256(released.encode()).hexdigest() == (
-        "c2427a8db4e05a2e8c55dddb1dc6232ac21bb498257866e9ab5d8ecd863d8ac0")
+        "c2427a8db4e05a2e8c55dddb1dc6232ac21bb498257866e9ab5d8ecd863d8ac0"
+    )
 
 
 def test_sequential_whole():
     assert text("sequential", "planner", "1 + 1?") == (
         "You are a planner agent in a multi-agent system.\nGive a plan for the question below.\nQuestion:\n1 + 1?\n"
-        "Your response should be in the format of:\nStep 1: ...\n...\nStep n: ...")
+        "Your response should be in the format of:\nStep 1: ...\n...\nStep n: ..."
+    )
     assert text("sequential", "solver", "1 + 1?") == (
         "You are a solver agent in a multi-agent system.\nHere is the refined plan:\nRefined Plan:\n<critic>\n"
         "The question is:\nQuestion:\n1 + 1?\n\n"
-        "Solve the question given information and put the final answer inside \\boxed{}, for example \\boxed{1}.")
-    assert ("This is round 2.\nQuestion:\nq\nFeedback signal from the previous solver round:\n<solver>\n"
-            in text("sequential", "planner", "q", heard=True))
-    assert "later recursive round.\nWrite a complete program" in text("sequential", "planner", "q", "code", heard=True)
+        "Solve the question given information and put the final answer inside \\boxed{}, for example \\boxed{1}."
+    )
+    assert (
+        "This is round 2.\nQuestion:\nq\nFeedback signal from the previous solver round:\n<solver>\n"
+        in text("sequential", "planner", "q", heard=True)
+    )
+    assert "later recursive round.\nWrite a complete program" in text(
+        "sequential", "planner", "q", "code", heard=True
+    )
 
 
 def test_final_follows_task_and_options():
     letter, number = "for example \\boxed{A}.", "for example \\boxed{1}."
     for options in "A) 1\nB) 2", "x\na. 1", "D: 4", "C- 3", "x\n  B. 2", "A ) 1", "A.\n1":
-        assert (text("sequential", "solver", options).endswith(letter)
-                and text("distillation", "learner", options).endswith(letter))
+        assert text("sequential", "solver", options).endswith(letter) and text(
+            "distillation", "learner", options
+        ).endswith(letter)
     for none in "A cat", "E. 5", "A)1", "x A) 1", "AB. 2":
-        assert (text("sequential", "solver", none, "choice").endswith(number)
-                and text("mixture", "summarizer", none).endswith(number))
+        assert text("sequential", "solver", none, "choice").endswith(number) and text(
+            "mixture", "summarizer", none
+        ).endswith(number)
     assert text("mixture", "summarizer", "A cat", "choice").endswith(letter)
-    assert text("sequential", "solver", "q", "code").endswith(r"for example ```python\n<your solution code>\n```.")
+    assert text("sequential", "solver", "q", "code").endswith(
+        r"for example ```python\n<your solution code>\n```."
+    )
 
 
 def test_gpqa_has_a_solver_prompt_of_its_own():
@@ -52,29 +65,47 @@ def test_gpqa_has_a_solver_prompt_of_its_own():
     assert text("sequential", "solver", options, "choice", dataset="gpqa") == (
         "You are a solver agent in a multi-agent system.\nHere is the refined plan:\nRefined Plan:\n<critic>\n"
         f"The question is:\nQuestion:\n{options}\n"
-        "Final Choice: put only the option letter in \\boxed{}, e.g., \\boxed{A}.")
-    others = (("sequential", "planner", True), ("sequential", "planner", False),
-              ("sequential", "critic", False), ("mixture", "summarizer", False))
+        "Final Choice: put only the option letter in \\boxed{}, e.g., \\boxed{A}."
+    )
+    others = (
+        ("sequential", "planner", True),
+        ("sequential", "planner", False),
+        ("sequential", "critic", False),
+        ("mixture", "summarizer", False),
+    )
     for family, role, heard in others:
-        assert (text(family, role, options, "choice", heard, dataset="gpqa")
-                == text(family, role, options, "choice", heard))
-    assert (text("sequential", "solver", options, "choice", dataset="medqa")
-            == text("sequential", "solver", options, "choice"))
+        assert text(family, role, options, "choice", heard, dataset="gpqa") == text(
+            family, role, options, "choice", heard
+        )
+    assert text("sequential", "solver", options, "choice", dataset="medqa") == text(
+        "sequential", "solver", options, "choice"
+    )
 
 
 def test_context():
-    assert ("\nQuestion:\nq\n\nChoose the correct option (A/B/C/D).\nProvide"
-            in text("distillation", "expert", "q \n", "choice"))
-    assert ("\nQuestion:\nCHOOSE the correct Option\nProvide"
-            in text("distillation", "expert", "CHOOSE the correct Option\n", "choice"))
+    assert "\nQuestion:\nq\n\nChoose the correct option (A/B/C/D).\nProvide" in text(
+        "distillation", "expert", "q \n", "choice"
+    )
+    assert "\nQuestion:\nCHOOSE the correct Option\nProvide" in text(
+        "distillation", "expert", "CHOOSE the correct Option\n", "choice"
+    )
     assert "\nQuestion:\nq \n\nProvide" in text("distillation", "expert", "q \n")
 
 
-@pytest.mark.parametrize("fn_name, sentence", [
-    ("f", "Implement and return the function `f` only."), ("", "Write a complete program that reads"),
-    (None, "Implement and return the required function only.")])
+@pytest.mark.parametrize(
+    "fn_name, sentence",
+    [
+        ("f", "Implement and return the function `f` only."),
+        ("", "Write a complete program that reads"),
+        (None, "Implement and return the required function only."),
+    ],
+)
 def test_interface(fn_name, sentence):
-    for family, role in ("sequential", "critic"), ("mixture", "code"), ("deliberation", "reflector"):
+    for family, role in (
+        ("sequential", "critic"),
+        ("mixture", "code"),
+        ("deliberation", "reflector"),
+    ):
         assert sentence in text(family, role, "q", "code", fn_name=fn_name)
 
 
@@ -82,23 +113,42 @@ def test_what_was_filled_in_stays_as_typed():
     """A question that looks like a field, a slot or a mark is none of them."""
     question = "{critic} {question} {final} {fn_name} [slot 0] [slot 1] [slot"
     assert question in text("sequential", "solver", question)
-    assert "function `{question}` only" in text("sequential", "solver", "q", "code", fn_name="{question}")
+    assert "function `{question}` only" in text(
+        "sequential", "solver", "q", "code", fn_name="{question}"
+    )
 
 
-@pytest.mark.parametrize("model_type, expected", [
-    ("qwen3",
-     "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
-    ("qwen2", "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"),
-    ("llama", "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nS<|eot_id|>"
-              "<|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>"
-              "<|start_header_id|>assistant<|end_header_id|>\n\n")])
+@pytest.mark.parametrize(
+    "model_type, expected",
+    [
+        (
+            "qwen3",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ),
+        (
+            "qwen2",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "llama",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nS<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
 def test_chat(tmp_path, model_type, expected):
     tokenizer = load_tokenizer(checkpoints.make_agent(tmp_path, model_type))
     assert tokenizer.chat("S", "U") == expected
     before, after = expected.split("U<")
     pieces = ["[slot 0", Slot("critic"), "]", Slot("critic"), "[slot 1]"]
     assert wrap(tokenizer, "S", pieces, "26 Jul 2024") == [
-        before + "[slot 0", Slot("critic"), "]", Slot("critic"), "[slot 1]<" + after]
+        before + "[slot 0",
+        Slot("critic"),
+        "]",
+        Slot("critic"),
+        "[slot 1]<" + after,
+    ]
 
 
 def with_template(folder, template):
@@ -108,22 +158,37 @@ def with_template(folder, template):
 
 
 def test_template_that_refuses_a_system_role(tmp_path):
-    tokenizer = with_template(tmp_path, """{{ bos_token }}{% for m in messages %}\
+    tokenizer = with_template(
+        tmp_path,
+        """{{ bos_token }}{% for m in messages %}\
 {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
 {{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}\
-[INST] {{ m.content }} [/INST]{% endfor %}""")
+[INST] {{ m.content }} [/INST]{% endfor %}""",
+    )
     assert tokenizer.chat("S", "U") == "<|endoftext|>[INST] S\n\nU [/INST]"
 
 
-@pytest.mark.parametrize("template, complaint", [
-    ("{{ raise_exception('no') }}", "no"), ("{{ messages.__class__.__mro__ }}", "template"),
-    ("{% for m in messages %}", "chat_template.jinja"), ("{{ messages.clear() }}", "template"),
-    ("{{ 1 / 0 }}", "division by zero"), ("{{ 'a' + 1 }}", "str"), ("{% include 'x' %}", "no loader"),
-    ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"), ("{{ 'a' * 10 ** 18 }}", "MemoryError|OverflowError"),
-    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"), ("{{ 10 ** 5000 }}", "chat_template.jinja.*4300"),
-    ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "chat_template.jinja"),
-    ("", "blank"), (" {{ '\\n' }}", "blank"), ("{{ '\\ud800' }}", "a lone surrogate"),
-    ("{{ raise_exception('a\\nb') }}", "a")])
+@pytest.mark.parametrize(
+    "template, complaint",
+    [
+        ("{{ raise_exception('no') }}", "no"),
+        ("{{ messages.__class__.__mro__ }}", "template"),
+        ("{% for m in messages %}", "chat_template.jinja"),
+        ("{{ messages.clear() }}", "template"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 'a' + 1 }}", "str"),
+        ("{% include 'x' %}", "no loader"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{{ 'a' * 10 ** 18 }}", "MemoryError|OverflowError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ 10 ** 5000 }}", "chat_template.jinja.*4300"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "chat_template.jinja"),
+        ("", "blank"),
+        (" {{ '\\n' }}", "blank"),
+        ("{{ '\\ud800' }}", "a lone surrogate"),
+        ("{{ raise_exception('a\\nb') }}", "a"),
+    ],
+)
 def test_templates_that_fail_or_reach_out(tmp_path, template, complaint):
     with pytest.raises(InputError, match=complaint) as told:
         with_template(tmp_path, template).chat("S", "U")
@@ -131,14 +196,22 @@ def test_templates_that_fail_or_reach_out(tmp_path, template, complaint):
 
 
 def test_tojson_is_that_of_transformers(tmp_path):
-    template = ("{{ {'b': 'é<', 'a': [1]} | tojson }}{{ 'é' | tojson(ensure_ascii=True) }}{{ 'é' | tojson(True) }}"
-                "{{ {'b': 1, 'a': 2} | tojson(indent=1, separators=(';', '='), sort_keys=True) }}")
+    template = (
+        "{{ {'b': 'é<', 'a': [1]} | tojson }}{{ 'é' | tojson(ensure_ascii=True) }}{{ 'é' | tojson(True) }}"
+        "{{ {'b': 1, 'a': 2} | tojson(indent=1, separators=(';', '='), sort_keys=True) }}"
+    )
     assert with_template(tmp_path, template).chat("S", "U") == (
-        '{"b": "é<", "a": [1]}"\\u00e9""\\u00e9"{\n "a"=2;\n "b"=1\n}')
+        '{"b": "é<", "a": [1]}"\\u00e9""\\u00e9"{\n "a"=2;\n "b"=1\n}'
+    )
 
 
-@pytest.mark.parametrize("template", [
-    "hello", "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "hello",
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+    ],
+)
 def test_a_template_that_leaves_out_the_user_message(tmp_path, template):
     """The second one takes lists of parts only: of a text it shows nothing."""
     for pieces in [Slot("critic")], ["U"]:

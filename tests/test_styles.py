@@ -19,12 +19,21 @@ from minimas.train import __main__ as train
 from minimas.train.ridge import new_outer_links
 
 ROLES = ("planner", "critic", "solver")
-OWN = {"order": list(ROLES), "edges": [["planner", "critic"], ["critic", "solver"], ["solver", "planner"]],
-       "agents": {role: f"agents/{role}" for role in ROLES},
-       "prompts": {"system": "tiny", "planner": "planner {question} notes",
-                   "planner_with_feedback": "planner {question} notes {solver}",
-                   "critic": "critic {question} notes {planner}", "solver": "solver {question} notes {critic}"},
-       "latent_steps": 5, "max_new_tokens": 8, "temperature": 0}
+OWN = {
+    "order": list(ROLES),
+    "edges": [["planner", "critic"], ["critic", "solver"], ["solver", "planner"]],
+    "agents": {role: f"agents/{role}" for role in ROLES},
+    "prompts": {
+        "system": "tiny",
+        "planner": "planner {question} notes",
+        "planner_with_feedback": "planner {question} notes {solver}",
+        "critic": "critic {question} notes {planner}",
+        "solver": "solver {question} notes {critic}",
+    },
+    "latent_steps": 5,
+    "max_new_tokens": 8,
+    "temperature": 0,
+}
 CHAIN = "a: 7 +5 b: *3 -4"  # labelled as the tiny style does it, so that both read the same
 
 
@@ -38,7 +47,9 @@ def folder(tmp_path):
 
 def write(folder, **changes):
     file = folder / "own.json"
-    file.write_text(json.dumps({key: value for key, value in (OWN | changes).items() if value is not None}))
+    file.write_text(
+        json.dumps({key: value for key, value in (OWN | changes).items() if value is not None})
+    )
     return file
 
 
@@ -51,7 +62,9 @@ def test_a_file_is_a_style(folder):
     file = write(folder, edges=released_keys(OWN["edges"]), links="links")
     questions = [STYLES["tiny"].question(text).text for text in ("7 +5 *3 -4 +8", "3 *3 +2")]
     own = minimas.load_mas_system(file, device="cpu").run(questions, keep_latents=True)
-    tiny = minimas.load_mas_system("tiny", device="cpu").run(["7 +5 *3 -4 +8", "3 *3 +2"], keep_latents=True)
+    tiny = minimas.load_mas_system("tiny", device="cpu").run(
+        ["7 +5 *3 -4 +8", "3 *3 +2"], keep_latents=True
+    )
     for ours, theirs in zip(own, tiny):
         assert ours.text == theirs.text and ours.latents.keys() == theirs.latents.keys()
         assert all(torch_equal(ours.latents[key], theirs.latents[key]) for key in theirs.latents)
@@ -64,22 +77,38 @@ def torch_equal(a, b):
 def test_the_commands_take_a_file(folder, tmp_path):
     file = write(folder, edges=released_keys(OWN["edges"]), links="links")
     questions = tmp_path / "q.jsonl"
-    questions.write_text(json.dumps({"question": STYLES["tiny"].question("7 +5 *3").text, "answer": "6"}) + "\n")
-    for module, *args in (["recurse", "--prompt", STYLES["tiny"].question("7 +5 *3").text],
-                          ["evaluate", "--dataset", str(questions), "--out", str(tmp_path / "r.jsonl")]):
-        done = subprocess.run([sys.executable, "-m", f"minimas.{module}", "--style", str(file), *args],
-                              capture_output=True, text=True, cwd=tmp_path)
+    questions.write_text(
+        json.dumps({"question": STYLES["tiny"].question("7 +5 *3").text, "answer": "6"}) + "\n"
+    )
+    for module, *args in (
+        ["recurse", "--prompt", STYLES["tiny"].question("7 +5 *3").text],
+        ["evaluate", "--dataset", str(questions), "--out", str(tmp_path / "r.jsonl")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", f"minimas.{module}", "--style", str(file), *args],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])["style"] == str(file)
 
 
-@pytest.mark.parametrize("module, args", [
-    (recurse, ["--prompt", "7 +5"]), (train, ["inner", "--role", "critic", "--data", "tiny", "--limit", "4", "--out", "runs"])])
+@pytest.mark.parametrize(
+    "module, args",
+    [
+        (recurse, ["--prompt", "7 +5"]),
+        (train, ["inner", "--role", "critic", "--data", "tiny", "--limit", "4", "--out", "runs"]),
+    ],
+)
 def test_an_agent_that_is_neither_a_folder_nor_on_the_hub(module, args, folder, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     file = write(folder, agents=OWN["agents"] | {"critic": "models/x"})
     monkeypatch.setattr(sys, "argv", ["", *args, "--style", str(file), "--device", "cpu"])
-    with pytest.raises(InputError, match="critic: there is no folder models/x, and as a hub id it cannot be loaded either: "):
+    with pytest.raises(
+        InputError,
+        match="critic: there is no folder models/x, and as a hub id it cannot be loaded either: ",
+    ):
         module.main()
 
 
@@ -90,38 +119,73 @@ def test_without_links_text_passes_and_latents_name_the_command(folder):
             file.unlink()
     system = minimas.load_mas_system(write(folder), device="cpu")
     assert system.run(["7 +5"], channel="text", rounds=2)[0].text is not None
-    with pytest.raises(InputError, match="no inner link of planner, .*minimas.train inner.*--channel text"):
+    with pytest.raises(
+        InputError, match="no inner link of planner, .*minimas.train inner.*--channel text"
+    ):
         system.run(["7 +5"])
     system.agents |= minimas.load_mas_system("tiny", device="cpu").agents
-    with pytest.raises(InputError, match="no outer link from planner to critic, .*minimas.train outer"):
+    with pytest.raises(
+        InputError, match="no outer link from planner to critic, .*minimas.train outer"
+    ):
         system.run(["7 +5"])
 
 
-@pytest.mark.parametrize("changes, complaint", [
-    ({"order": None}, "order is 'missing'"), ({"order": []}, "order is \\[\\]"), ({"order": ["a"]}, "order is"),
-    ({"order": ["planner", "planner"]}, "order is"), ({"edges": {}}, "edges is {}"),
-    ({"edges": [["planner", "writer"]]}, "edges has \\['planner', 'writer'\\]"), ({"edges": ["ab"]}, "edges has ab"),
-    ({"agents": {"planner": "x"}}, "agents.critic is 'missing'"), ({"agents": OWN["agents"] | {"x": "y"}}, "agents.x is 'y'"),
-    ({"agents": OWN["agents"] | {"critic": 3}}, "agents.critic is 3"), ({"links": 3}, "links is 3"),
-    ({"prompts": {"planner": "{question}"}}, "prompts.critic is None"), ({"prompts": 3}, "prompts is 3"),
-    ({"prompts": "mine"}, "prompts is 'mine'"), ({"prompts": "mixture"}, "prompts is 'mixture'.* planner, critic, solver"),
-    ({"prompts": "final"}, "prompts is 'final'"), ({"prompts": "system"}, "prompts is 'system'"),
-    ({"order": ["planner", "critic", "links"]}, "order is .* none of .*links"),
-    ({"order": ["planner", "critic", "question"]}, "order is .* none of question, "),
-    ({"order": ["planner", "critic", "answer_retry"]}, "order is .* none of .*answer_retry"),
-    ({"edges": [[["planner"], "critic"]]}, "edges has \\[\\['planner'\\], 'critic'\\]"),
-    ({"edges": [["planner", "critic", 1]]}, "edges has \\['planner', 'critic', 1\\]"),
-    ({"edges": OWN["edges"] + [["planner", "critic"]]}, "each link once, under a name of its own"),
-    ({"edges": [[*edge, "same"] for edge in OWN["edges"]]}, "each link once, under a name of its own"),
-    ({"edges": OWN["edges"] + [["planner", "solver"]]}, "planner, solver\\], but no prompt of solver has {planner}"),
-    ({"prompts": OWN["prompts"] | {"critic_with_feedback": "{planner}"}}, "prompts.critic_with_feedback is '{planner}'"),
-    ({"prompts": OWN["prompts"] | {"planner": "{solver}"}}, "prompts.planner has {solver}.* planner_with_feedback"),
-    ({"links_by_task": "false"}, "links_by_task is 'false'"), ({"calls_tools": "no"}, "calls_tools is 'no'"),
-    ({"prompts": OWN["prompts"] | {"critic": "{writer}"}}, "prompts.critic has {writer}"),
-    ({"prompts": OWN["prompts"] | {"critic": "{solver}"}}, "prompts.critic has {solver}"),
-    ({"prompts": OWN["prompts"] | {"author": "x"}}, "prompts.author is 'x'"),
-    ({"temprature": 1}, "key 'temprature' is not known"), ({"latent_steps": "many"}, "latent_steps is 'many'"),
-    ({"temperature": "hot"}, "temperature is 'hot'"), ({"task": "maths"}, "task 'maths' is not known")])
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"order": None}, "order is 'missing'"),
+        ({"order": []}, "order is \\[\\]"),
+        ({"order": ["a"]}, "order is"),
+        ({"order": ["planner", "planner"]}, "order is"),
+        ({"edges": {}}, "edges is {}"),
+        ({"edges": [["planner", "writer"]]}, "edges has \\['planner', 'writer'\\]"),
+        ({"edges": ["ab"]}, "edges has ab"),
+        ({"agents": {"planner": "x"}}, "agents.critic is 'missing'"),
+        ({"agents": OWN["agents"] | {"x": "y"}}, "agents.x is 'y'"),
+        ({"agents": OWN["agents"] | {"critic": 3}}, "agents.critic is 3"),
+        ({"links": 3}, "links is 3"),
+        ({"prompts": {"planner": "{question}"}}, "prompts.critic is None"),
+        ({"prompts": 3}, "prompts is 3"),
+        ({"prompts": "mine"}, "prompts is 'mine'"),
+        ({"prompts": "mixture"}, "prompts is 'mixture'.* planner, critic, solver"),
+        ({"prompts": "final"}, "prompts is 'final'"),
+        ({"prompts": "system"}, "prompts is 'system'"),
+        ({"order": ["planner", "critic", "links"]}, "order is .* none of .*links"),
+        ({"order": ["planner", "critic", "question"]}, "order is .* none of question, "),
+        ({"order": ["planner", "critic", "answer_retry"]}, "order is .* none of .*answer_retry"),
+        ({"edges": [[["planner"], "critic"]]}, "edges has \\[\\['planner'\\], 'critic'\\]"),
+        ({"edges": [["planner", "critic", 1]]}, "edges has \\['planner', 'critic', 1\\]"),
+        (
+            {"edges": OWN["edges"] + [["planner", "critic"]]},
+            "each link once, under a name of its own",
+        ),
+        (
+            {"edges": [[*edge, "same"] for edge in OWN["edges"]]},
+            "each link once, under a name of its own",
+        ),
+        (
+            {"edges": OWN["edges"] + [["planner", "solver"]]},
+            "planner, solver\\], but no prompt of solver has {planner}",
+        ),
+        (
+            {"prompts": OWN["prompts"] | {"critic_with_feedback": "{planner}"}},
+            "prompts.critic_with_feedback is '{planner}'",
+        ),
+        (
+            {"prompts": OWN["prompts"] | {"planner": "{solver}"}},
+            "prompts.planner has {solver}.* planner_with_feedback",
+        ),
+        ({"links_by_task": "false"}, "links_by_task is 'false'"),
+        ({"calls_tools": "no"}, "calls_tools is 'no'"),
+        ({"prompts": OWN["prompts"] | {"critic": "{writer}"}}, "prompts.critic has {writer}"),
+        ({"prompts": OWN["prompts"] | {"critic": "{solver}"}}, "prompts.critic has {solver}"),
+        ({"prompts": OWN["prompts"] | {"author": "x"}}, "prompts.author is 'x'"),
+        ({"temprature": 1}, "key 'temprature' is not known"),
+        ({"latent_steps": "many"}, "latent_steps is 'many'"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"task": "maths"}, "task 'maths' is not known"),
+    ],
+)
 def test_a_wrong_file_is_refused_by_key(folder, changes, complaint):
     with pytest.raises(InputError, match=complaint):
         file = write(folder, **changes)
@@ -136,13 +200,34 @@ def test_single(folder):
     for file in planner.glob("adapter*"):
         file.unlink()
     system = minimas.load_mas_system("single", checkpoints=str(planner), device="cpu")
-    result, = system.run(["7 +5"], max_new_tokens=4, temperature=0.0, retry=False, keep_states=True)
-    (key, (_, pieces)), = result.stages.items()
+    (result,) = system.run(
+        ["7 +5"], max_new_tokens=4, temperature=0.0, retry=False, keep_states=True
+    )
+    ((key, (_, pieces)),) = result.stages.items()
     assert key == (1, "agent") and isinstance(system, System) and "7 +5" in "".join(pieces)
-    done = subprocess.run([sys.executable, "-m", "minimas.recurse", "--style", "single", "--checkpoint", str(planner),
-                           "--prompt", "7 +5", "--max-new-tokens", "4", "--no-retry", "--temperature", "0"],
-                          capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.splitlines()[0] == result.text.splitlines()[0], done.stderr
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "minimas.recurse",
+            "--style",
+            "single",
+            "--checkpoint",
+            str(planner),
+            "--prompt",
+            "7 +5",
+            "--max-new-tokens",
+            "4",
+            "--no-retry",
+            "--temperature",
+            "0",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == result.text.splitlines()[0], (
+        done.stderr
+    )
     with pytest.raises(InputError, match="agent has no folder or hub id"):
         minimas.load_mas_system("single")
 
@@ -150,8 +235,14 @@ def test_single(folder):
 def test_sources_that_are_needed():
     """Only what a training loads must have a folder; links that it starts from must have one, too."""
     single = STYLES["single"]
-    assert single.sources({"agent": "x"}) == single.sources({"agent": "x"}, ["agent"]) == {"agent": "x"}
-    with pytest.raises(InputError, match="^links has no folder or hub id: give one with --checkpoint links=PATH$"):
+    assert (
+        single.sources({"agent": "x"})
+        == single.sources({"agent": "x"}, ["agent"])
+        == {"agent": "x"}
+    )
+    with pytest.raises(
+        InputError, match="^links has no folder or hub id: give one with --checkpoint links=PATH$"
+    ):
         single.sources({"agent": "x"}, ["agent", "links"])
     with pytest.raises(InputError, match="^agent has no folder or hub id"):
         single.sources()
@@ -159,15 +250,19 @@ def test_sources_that_are_needed():
 
 def pieces(system, key, **options):
     """What a role reads in a round: texts, and LATENTS where it hears somebody."""
-    result, = system.run(["7 +5"], keep_states=True, retry=False, max_new_tokens=2, **options)
+    (result,) = system.run(["7 +5"], keep_states=True, retry=False, max_new_tokens=2, **options)
     return ["LATENTS" if not isinstance(piece, str) else piece for piece in result.stages[key][1]]
 
 
 @pytest.mark.parametrize("late", ["solver", "critic"])
 def test_feedback_is_what_a_later_role_or_oneself_sent(folder, late):
     """ROLE_with_feedback is read from the second round on, also by a role that hears an earlier one in the first."""
-    file = write(folder, edges=OWN["edges"] + [[late, "critic"]], prompts=OWN["prompts"] | {
-        "critic_with_feedback": f"critic {{question}} notes {{planner}} {{{late}}}"})
+    file = write(
+        folder,
+        edges=OWN["edges"] + [[late, "critic"]],
+        prompts=OWN["prompts"]
+        | {"critic_with_feedback": f"critic {{question}} notes {{planner}} {{{late}}}"},
+    )
     own = minimas.load_mas_system(file, device="cpu")
     system = System(own.style, own.agents, new_outer_links(own.style.edges, own.agents))
     assert pieces(system, (1, "critic"), rounds=2).count("LATENTS") == 1
@@ -175,7 +270,10 @@ def test_feedback_is_what_a_later_role_or_oneself_sent(folder, late):
 
 
 def test_a_file_that_is_not_there(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="^style 'none.json' is not known, expected one of .*the path of a .json file$"):
+    with pytest.raises(
+        InputError,
+        match="^style 'none.json' is not known, expected one of .*the path of a .json file$",
+    ):
         style_named("none.json")
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path)
@@ -185,7 +283,11 @@ def test_a_file_that_is_not_there(tmp_path, monkeypatch):
 def test_an_empty_system_text_is_none_at_all(folder):
     texts = {}
     for system_text in ("", None):
-        prompts = {key: value for key, value in (OWN["prompts"] | {"system": system_text}).items() if value is not None}
+        prompts = {
+            key: value
+            for key, value in (OWN["prompts"] | {"system": system_text}).items()
+            if value is not None
+        }
         style = style_named(write(folder, prompts=prompts))
         texts[system_text] = prompt(style.prompts, "planner", Question("7"), "math", False)
     assert texts[""][0] == "" and texts[None][0] == "You are a helpful assistant."

@@ -22,20 +22,39 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..cli import add_answering, checkpoints, command, make_parser, names, out_of_memory, pairs, writable_file
+from ..cli import (
+    add_answering,
+    checkpoints,
+    command,
+    make_parser,
+    names,
+    out_of_memory,
+    pairs,
+    writable_file,
+)
 from ..common import InputError, aligned, no_op, warn
 from ..look.needs import check_memory, needs_text
 from ..recurse import load_mas_system
 from ..styles import Settings, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
-from .records import POINT, gather, graded, line_of, make_record, read_lines, record_key, settings_line
+from .records import (
+    POINT,
+    gather,
+    graded,
+    line_of,
+    make_record,
+    read_lines,
+    record_key,
+    settings_line,
+)
 from .report import plot, summary, write_csv
 from .run_tests import check_tests
 from .runs import join_others
 
 
 # Options
+
 
 def numbers(text):
     """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
@@ -46,21 +65,55 @@ def numbers(text):
 
 
 def arguments():
-    parser = make_parser("evaluate", "Measure a recursive multi-agent system on questions with known answers.")
+    parser = make_parser(
+        "evaluate", "Measure a recursive multi-agent system on questions with known answers."
+    )
     add = add_answering(parser).add_argument
-    add("--dataset", required=True, help=f"{', '.join(BENCHMARKS)}, or a .json, .jsonl or .csv file")
+    add(
+        "--dataset", required=True, help=f"{', '.join(BENCHMARKS)}, or a .json, .jsonl or .csv file"
+    )
     add("--file", help="a local copy of the data set, instead of the hub")
-    add("--columns", type=names, default=(), metavar="NAME=COLUMN,...", help=f"the file's names for {', '.join(COLUMNS)}")
+    add(
+        "--columns",
+        type=names,
+        default=(),
+        metavar="NAME=COLUMN,...",
+        help=f"the file's names for {', '.join(COLUMNS)}",
+    )
     add("--task", help="of a local file: math, choice or code (default: the style's)")
     add("--limit", type=int, help="only the first LIMIT questions")
-    add("--protocol", default="paper", help="the source of default settings: paper (default) or released")
-    add("--rounds", type=numbers, help="rounds of recursion, one number or several: 1,2,3 (default: the style's)")
-    add("--latent-steps", type=numbers, help="latents an agent thinks a turn, or several: 16,32 (default: style's)")
+    add(
+        "--protocol",
+        default="paper",
+        help="the source of default settings: paper (default) or released",
+    )
+    add(
+        "--rounds",
+        type=numbers,
+        help="rounds of recursion, one number or several: 1,2,3 (default: the style's)",
+    )
+    add(
+        "--latent-steps",
+        type=numbers,
+        help="latents an agent thinks a turn, or several: 16,32 (default: style's)",
+    )
     add("--channel", type=names, help="what agents send: latent (default), text, or latent,text")
-    add("--rollouts", type=int, help="texts per question, from the same latents: pass@k asks for one right of k")
+    add(
+        "--rollouts",
+        type=int,
+        help="texts per question, from the same latents: pass@k asks for one right of k",
+    )
     add("--batch-size", type=int, help="questions at once (default 8)")
-    add("--grader", type=names, help=f"of mathematics: {', '.join(GRADERS)}; several give a column each")
-    add("--allow-code-execution", action="store_true", help="run the programs that agents write, in guarded processes")
+    add(
+        "--grader",
+        type=names,
+        help=f"of mathematics: {', '.join(GRADERS)}; several give a column each",
+    )
+    add(
+        "--allow-code-execution",
+        action="store_true",
+        help="run the programs that agents write, in guarded processes",
+    )
     add("--regrade", action="store_true", help="grade the texts in --out again, and ask no agent")
     add("--out", type=Path, help="the file of records (default: STYLE-DATASET.jsonl)")
     add("--csv", type=Path, help="write the table to this file, too")
@@ -75,18 +128,27 @@ def plan(args, style):
     """
     options = {"rounds": (None,), "latent_steps": (None,), "channel": ("latent",)}
     options |= settings_for(args.dataset, args.style, args.protocol, args.task)
-    options |= {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
+    options |= {
+        f.name: getattr(args, f.name)
+        for f in fields(Settings)
+        if getattr(args, f.name, None) is not None
+    }
     graders = graders_for(options.pop("grader"), args.grader, args.allow_code_execution)
     points = []
     for channel, rounds, latent_steps in itertools.product(*map(options.pop, POINT)):
-        steps = latent_steps if channel == "latent" else 0  # a text channel has none: one point for all their numbers
-        points.append(Settings(channel=channel, rounds=rounds, latent_steps=steps, **options).completed(style))
+        steps = (
+            latent_steps if channel == "latent" else 0
+        )  # a text channel has none: one point for all their numbers
+        points.append(
+            Settings(channel=channel, rounds=rounds, latent_steps=steps, **options).completed(style)
+        )
     if not points:
         raise InputError("--channel lists nothing, expected latent, text or latent,text")
     return list(dict.fromkeys(points)), graders
 
 
 # Answering
+
 
 def answer_in_pieces(system, questions, settings, size):
     """(Results of a batch, size): the batch is asked in pieces of at most `size` questions.
@@ -95,13 +157,15 @@ def answer_in_pieces(system, questions, settings, size):
     """
     while True:
         try:
-            pieces = [questions[i:i + size] for i in range(0, len(questions), size)]
+            pieces = [questions[i : i + size] for i in range(0, len(questions), size)]
             return [result for piece in pieces for result in system.answer(piece, settings)], size
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
                 raise
         if size == 1:
-            raise InputError("out of memory with one question at a time: try fewer new tokens or rollouts, or --offload")
+            raise InputError(
+                "out of memory with one question at a time: try fewer new tokens or rollouts, or --offload"
+            )
         size = -(-min(size, len(questions)) // 2)
         warn(f"out of memory, going on with {size} questions at once")
         for agent in system.agents.values():
@@ -119,14 +183,19 @@ def answer_batches(system, batches, examples, questions, graders, finished, file
     """
     size, k = (batches[0][0].batch_size, batches[0][0].rollouts) if batches else (1, 1)
     total, verdicts = sum(len(batch) for _, batch in batches), []
-    with open(file, "a", encoding="utf-8") as out, tqdm(total=total, unit="question", disable=quiet) as bar:
+    with (
+        open(file, "a", encoding="utf-8") as out,
+        tqdm(total=total, unit="question", disable=quiet) as bar,
+    ):
         for point, batch in batches:
             missing = [i for i in batch if record_key(vars(point), i) not in finished]
             if missing:  # the whole batch is asked again, because other rows would round otherwise
                 results, size = answer_in_pieces(system, [questions[i] for i in batch], point, size)
             for i in missing:
-                first = (i - batch.start) * k  # each question of the batch has k results, one after another
-                record = make_record(i, examples[i], results[first:first + k], point, graders)
+                first = (
+                    i - batch.start
+                ) * k  # each question of the batch has k results, one after another
+                record = make_record(i, examples[i], results[first : first + k], point, graders)
                 out.write(line_of(record))
                 out.flush()
                 verdicts += record["right"][graders[0]]
@@ -136,13 +205,20 @@ def answer_batches(system, batches, examples, questions, graders, finished, file
 
 # The command
 
+
 def record_file(args):
     """The file of records, in a folder that exists.
 
     InputError if it, or that of --csv or --plot, cannot be written, or two of them or the data are one file.
     """
     out = args.out or Path(f"{Path(args.style).stem}-{Path(args.dataset).stem}.jsonl")
-    files = {"--dataset": args.dataset, "--file": args.file, "--out": out, "--csv": args.csv, "--plot": args.plot}
+    files = {
+        "--dataset": args.dataset,
+        "--file": args.file,
+        "--out": out,
+        "--csv": args.csv,
+        "--plot": args.plot,
+    }
     taken = {}
     for option, file in [(option, file) for option, file in files.items() if file]:
         if (other := taken.setdefault(Path(file).expanduser().resolve(), option)) != option:
@@ -157,10 +233,17 @@ def show(args, records, points, n, graders):
 
     InputError if records are missing.
     """
-    missing = [point for point in points for i in range(n) if record_key(vars(point), i) not in records]
+    missing = [
+        point for point in points for i in range(n) if record_key(vars(point), i) not in records
+    ]
     if missing:
-        raise InputError(f"{len(missing)} of {n * len(points)} questions are not answered yet: run without --regrade first")
-    rows = [summary([records[record_key(vars(point), i)] for i in range(n)], point, graders) for point in points]
+        raise InputError(
+            f"{len(missing)} of {n * len(points)} questions are not answered yet: run without --regrade first"
+        )
+    rows = [
+        summary([records[record_key(vars(point), i)] for i in range(n)], point, graders)
+        for point in points
+    ]
     if args.csv:
         write_csv(args.csv, rows)
     if args.plot:
@@ -176,14 +259,31 @@ def main():
     if args.needs:
         return print(needs_text(args, style, points, args.task or BENCHMARKS[args.dataset]["task"]))
     file = record_file(args)
-    rank, world, wait = join_others(args, "gloo", timedelta(days=30))  # gloo: it is only used to wait
-    examples = load_dataset(args.dataset, args.file, pairs("--columns", args.columns), args.task, args.limit, args.seed,
-                            warn if rank == 0 else no_op)
-    questions = style.questions([e.question for e in examples], [e.fn_name for e in examples], args.dataset)
-    settings = settings_line(args, style, style.sources(checkpoints(args)), points[0], graders, examples, questions)
+    rank, world, wait = join_others(
+        args, "gloo", timedelta(days=30)
+    )  # gloo: it is only used to wait
+    examples = load_dataset(
+        args.dataset,
+        args.file,
+        pairs("--columns", args.columns),
+        args.task,
+        args.limit,
+        args.seed,
+        warn if rank == 0 else no_op,
+    )
+    questions = style.questions(
+        [e.question for e in examples], [e.fn_name for e in examples], args.dataset
+    )
+    settings = settings_line(
+        args, style, style.sources(checkpoints(args)), points[0], graders, examples, questions
+    )
     if rank == 0 and examples[0].task == "code":
         check_tests(examples)
-    again = (lambda record: graded(record, examples[record["index"]], graders)) if args.regrade else None
+    again = (
+        (lambda record: graded(record, examples[record["index"]], graders))
+        if args.regrade
+        else None
+    )
     records = gather(file, settings, again) if rank == 0 else {}
     if args.regrade:
         if rank == 0:
@@ -193,13 +293,31 @@ def main():
     finished = {record_key(line, line["index"]) for line in read_lines(file)[1:]}
     wait()  # until every process has read it, so that the first may write to it
     check_memory(args, style, points, 1)  # more at once are asked in pieces if memory runs out
-    system = load_mas_system(args.style, checkpoints=checkpoints(args), device=args.device, dtype=args.dtype,
-                             task=examples[0].task, offload=args.offload, plain=args.plain)
+    system = load_mas_system(
+        args.style,
+        checkpoints=checkpoints(args),
+        device=args.device,
+        dtype=args.dtype,
+        task=examples[0].task,
+        offload=args.offload,
+        plain=args.plain,
+    )
     everything, size = range(len(examples)), points[0].batch_size
-    batches = [(point, everything[i:i + size]) for point in points for i in everything[::size]]  # the run in order
+    batches = [
+        (point, everything[i : i + size]) for point in points for i in everything[::size]
+    ]  # the run in order
     own_file = file if rank == 0 else file.with_name(f"{file.name}.part{rank}")
     with torch.no_grad():
-        answer_batches(system, batches[rank::world], examples, questions, graders, finished, own_file, quiet=rank > 0)
+        answer_batches(
+            system,
+            batches[rank::world],
+            examples,
+            questions,
+            graders,
+            finished,
+            own_file,
+            quiet=rank > 0,
+        )
     wait()
     if rank == 0:
         show(args, gather(file, settings), points, len(examples), graders)

@@ -43,17 +43,22 @@ COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a lo
 @dataclass(frozen=True)
 class Example:
     """A question and what its answer is judged by."""
+
     id: str  # unique in the data set
     question: str
     gold: str  # the answer; for choice its letter; for code a correct program, "" if the data set has none
     task: str  # math, choice or code; search questions are asked as math ones
-    tests: list | partial | None = None  # for code, as run_tests.passes takes them, or a function that reads them
+    tests: list | partial | None = (
+        None  # for code, as run_tests.passes takes them, or a function that reads them
+    )
     fn_name: str | None = ""  # for code, as in prompts.Question
     head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
 
     def program(self, answer):
         """The whole program that an answer to a code question is. Without the head it is the body of the function."""
-        if self.head and not re.search(rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*=", answer, re.MULTILINE):
+        if self.head and not re.search(
+            rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*=", answer, re.MULTILINE
+        ):
             answer = textwrap.indent(textwrap.dedent(answer), "    ")
         return self.head + answer
 
@@ -76,16 +81,31 @@ def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, 
         raise InputError(f"data set {name} is a file already, beside file {file}: give one of them")
     check_known("column", columns or (), COLUMNS)
     rows = islice(rows_of(name, benchmark, file, columns or {}), limit)
-    readers = {"math": read_plain, "choice": read_choice, "code": read_code, "gpqa": partial(read_gpqa, seed=seed),
-               "gsm8k": read_gsm8k, "mbppplus": read_mbppplus, "livecodebench": read_livecodebench}
-    examples, left_out = examples_of(rows, benchmark["task"], readers.get(name) or readers[benchmark["task"]])
+    readers = {
+        "math": read_plain,
+        "choice": read_choice,
+        "code": read_code,
+        "gpqa": partial(read_gpqa, seed=seed),
+        "gsm8k": read_gsm8k,
+        "mbppplus": read_mbppplus,
+        "livecodebench": read_livecodebench,
+    }
+    examples, left_out = examples_of(
+        rows, benchmark["task"], readers.get(name) or readers[benchmark["task"]]
+    )
     if left_out:
-        tell(f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
-             f"judge by; the first is {left_out[0]}")
+        tell(
+            f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
+            f"judge by; the first is {left_out[0]}"
+        )
     if not examples:
-        raise InputError(f"{file or name} holds no question with an answer: give another file, or other columns")
+        raise InputError(
+            f"{file or name} holds no question with an answer: give another file, or other columns"
+        )
     if limit is None and len(examples) != benchmark.get("questions", len(examples)):
-        tell(f"{name} has {len(examples)} questions here, {benchmark['questions']} in the benchmark: results do not compare")
+        tell(
+            f"{name} has {len(examples)} questions here, {benchmark['questions']} in the benchmark: results do not compare"
+        )
     return examples
 
 
@@ -93,12 +113,16 @@ def benchmark_named(name, task):
     """The entry of a benchmark in benchmarks.json; for a local file only its task. InputError if it is neither."""
     if name in BENCHMARKS:
         if task is not None:
-            raise InputError(f"task {task} is given, but {name} has its own, {BENCHMARKS[name]['task']}: leave it out")
+            raise InputError(
+                f"task {task} is given, but {name} has its own, {BENCHMARKS[name]['task']}: leave it out"
+            )
         return BENCHMARKS[name]
     task = task or "math"
     if task not in TASKS or Path(name).suffix not in FILE_READERS:
-        raise InputError(f"data set {name!r} for task {task!r} is not known: expected one of {', '.join(BENCHMARKS)}, "
-                         f"or a file {', '.join(FILE_READERS)}; and one of the tasks {', '.join(TASKS)}")
+        raise InputError(
+            f"data set {name!r} for task {task!r} is not known: expected one of {', '.join(BENCHMARKS)}, "
+            f"or a file {', '.join(FILE_READERS)}; and one of the tasks {', '.join(TASKS)}"
+        )
     return {"task": task}
 
 
@@ -126,9 +150,15 @@ def settings_for(name, style, protocol="paper", task=None):
     Raises InputError if the name or the protocol is not known.
     """
     benchmark = benchmark_named(name, task)
-    if protocol not in ("paper", "released") or protocol == "released" and "released" not in benchmark:
+    if (
+        protocol not in ("paper", "released")
+        or protocol == "released"
+        and "released" not in benchmark
+    ):
         having = ", ".join(other for other in BENCHMARKS if "released" in BENCHMARKS[other])
-        raise InputError(f"{name} has no {protocol} settings: expected paper; released for {having}")
+        raise InputError(
+            f"{name} has no {protocol} settings: expected paper; released for {having}"
+        )
     settings = {"grader": benchmark["task"], "rollouts": 1}
     for source in "paper", protocol:
         for styles in "every style", style:
@@ -142,21 +172,37 @@ def rows_of(name, benchmark, file, columns):
     if file or name not in BENCHMARKS:
         return file_rows(Path(file or name).expanduser(), columns)
     if "files" in benchmark:
-        return (row for name in benchmark["files"]
-                for row in file_rows(downloaded(repository, name, benchmark.get("revision")) / name, columns))
+        return (
+            row
+            for name in benchmark["files"]
+            for row in file_rows(
+                downloaded(repository, name, benchmark.get("revision")) / name, columns
+            )
+        )
     if name == "medqa":
-        raise InputError("medqa is not on the hub: give it as a local file, such as dataset/medqa.json of the release")
-    rows = tiny_rows() if name == "tiny" else parquet_rows(repository, benchmark["config"], benchmark["split"])
+        raise InputError(
+            "medqa is not on the hub: give it as a local file, such as dataset/medqa.json of the release"
+        )
+    rows = (
+        tiny_rows()
+        if name == "tiny"
+        else parquet_rows(repository, benchmark["config"], benchmark["split"])
+    )
     return (Row(cells, repository, n, columns) for n, cells in enumerate(rows, 1))
 
 
 def tiny_rows():
     """Every other chain of those that the README's table of accuracy was measured on, the eight lengths in turn."""
     test = chains("test", 150)  # 150 of each length, the shortest first
-    return ({"question": chain.question, "answer": chain.answer} for i in range(0, 150, 2) for chain in test[i::150])
+    return (
+        {"question": chain.question, "answer": chain.answer}
+        for i in range(0, 150, 2)
+        for chain in test[i::150]
+    )
 
 
 # From a row to the fields of an Example: question, gold, and for code tests and fn_name
+
 
 def read_plain(row):
     return {"question": row.text("question"), "gold": row.text("answer").strip()}
@@ -181,20 +227,31 @@ def is_labelled(line, letter):
 
 def with_options(question, options):
     """The question, then its options unless it lists them itself, then the paper's request for a letter."""
-    lines, letters = question.splitlines(), "ABCD"[:len(options)]
+    lines, letters = question.splitlines(), "ABCD"[: len(options)]
     if question and not all(any(is_labelled(line, letter) for line in lines) for letter in letters):
-        question = "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(letters, options))])
+        question = "\n".join(
+            [question, *(f"{letter}. {option}" for letter, option in zip(letters, options))]
+        )
     asked = not question or "choose the correct option" in question.lower()
     return question if asked else question + "\n\nChoose the correct option (A/B/C/D)."
 
 
 def letter_of(answer, options, row):
     """The letter of an answer that is a letter, the text of an option, or both; InputError if it is not just one."""
-    letters, bare, words = "ABCD"[:len(options) or 4], re.sub("[().:]", "", answer).upper(), answer.split()
-    meant = {letter for letter, option in zip(letters, options or letters)
-             if bare == letter or words in (option.split(), [letter + ".", *option.split()])}
+    letters, bare, words = (
+        "ABCD"[: len(options) or 4],
+        re.sub("[().:]", "", answer).upper(),
+        answer.split(),
+    )
+    meant = {
+        letter
+        for letter, option in zip(letters, options or letters)
+        if bare == letter or words in (option.split(), [letter + ".", *option.split()])
+    }
     if answer and len(meant) != 1:
-        raise InputError(f"{row}: the answer {answer[:60]!r} is not the letter or the text of just one of {options}")
+        raise InputError(
+            f"{row}: the answer {answer[:60]!r} is not the letter or the text of just one of {options}"
+        )
     return "".join(meant) if answer else ""
 
 
@@ -202,25 +259,43 @@ def read_gpqa(row, seed):
     """The order of the options depends on the seed and the question only; for a seed it is the released runner's."""
     question = row.text("Question").strip()
     names = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
-    random.Random(int(hashlib.md5(f"{seed}::{question}".encode()).hexdigest()[:16], 16)).shuffle(names)
-    options, gold = [row.text(name).strip() for name in names], "ABCD"[names.index("Correct Answer")]
+    random.Random(int(hashlib.md5(f"{seed}::{question}".encode()).hexdigest()[:16], 16)).shuffle(
+        names
+    )
+    options, gold = (
+        [row.text(name).strip() for name in names],
+        "ABCD"[names.index("Correct Answer")],
+    )
     return {"question": with_options(question, options), "gold": gold if all(options) else ""}
 
 
 def read_gsm8k(row):
     """The answer is the number after the solution."""
-    return {"question": row.text("question"), "gold": row.text("answer").rpartition("####")[2].strip()}
+    return {
+        "question": row.text("question"),
+        "gold": row.text("answer").rpartition("####")[2].strip(),
+    }
 
 
 def read_code(row):
     """A code question of a local file, or of HumanEval, whose question is the head of the function that is asked for."""
-    question, gold, tests = row.text("question"), row.text("answer", required=False), row.value("tests")
+    question, gold, tests = (
+        row.text("question"),
+        row.text("answer", required=False),
+        row.value("tests"),
+    )
     for name in "test_setup_code", "test_imports":  # MBPP's: they precede its tests
         if isinstance(tests, list) and tests and (first := row.value(name, required=False)):
             tests = [*([first] if isinstance(first, str) else first), *tests]
     tests, fn_name = tests_of(tests, row.text("fn_name", required=False), row)
     head = question.rstrip() + "\n" if is_head(question, fn_name) else ""
-    return {"question": question, "gold": gold and head + gold, "tests": tests, "fn_name": fn_name, "head": head}
+    return {
+        "question": question,
+        "gold": gold and head + gold,
+        "tests": tests,
+        "fn_name": fn_name,
+        "head": head,
+    }
 
 
 def is_head(question, fn_name):
@@ -235,29 +310,49 @@ def is_head(question, fn_name):
 
 def read_mbppplus(row):
     """The function asked for is the last one of the correct program that the tests call."""
-    question, code, tests = row.text("prompt").strip(), row.text("code"), row.value("test_list") or []
+    question, code, tests = (
+        row.text("prompt").strip(),
+        row.text("code"),
+        row.value("test_list") or [],
+    )
     if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
         raise InputError(f"{row}: test_list is {str(tests)[:60]!r}, expected a list of asserts")
     defined = re.findall(r"^def\s+(\w+)", code, re.MULTILINE)
     called = [name for name in defined if re.search(rf"\b{name}\s*\(", "\n".join(tests))]
     if question:
-        question = "\n".join([question + "\n\nYour solution should satisfy assertions like:", *tests[:3]])
+        question = "\n".join(
+            [question + "\n\nYour solution should satisfy assertions like:", *tests[:3]]
+        )
     script = row.text("test")
-    return {"question": question, "gold": code, "tests": script and [script], "fn_name": called[-1] if called else None}
+    return {
+        "question": question,
+        "gold": code,
+        "tests": script and [script],
+        "fn_name": called[-1] if called else None,
+    }
 
 
 def read_livecodebench(row):
     """The tests stay in the file until they are needed, because those of all questions are gigabytes."""
     if row.offset is None:
-        raise InputError(f"{row}: livecodebench is read from .jsonl files only, because its tests are looked up there")
+        raise InputError(
+            f"{row}: livecodebench is read from .jsonl files only, because its tests are looked up there"
+        )
     question, starter = row.text("question_content").strip(), row.text("starter_code")
     metadata, public = row.value("metadata", required=False), row.value("public_test_cases")
     if metadata != "" and not isinstance(metadata, dict):
         raise InputError(f"{row}: metadata are {str(metadata)[:60]!r}, expected an object")
     name = text_of((metadata or {}).get("func_name"), f"{row}: func_name")
     tests = partial(livecodebench_tests, row.file, row.offset, digest=digest_of(row.cells))
-    if not any(isinstance(test, dict) and (name or str(test.get("output")).strip()) for test in public):
+    if not any(
+        isinstance(test, dict) and (name or str(test.get("output")).strip()) for test in public
+    ):
         tests = None if why_void(tests(), name) else tests  # only here are they read at once
     if question and starter:
         question = f"{question}\n\nStarter code:\n{starter}"
-    return {"question": question, "gold": "", "tests": tests, "fn_name": name or (None if starter else "")}
+    return {
+        "question": question,
+        "gold": "",
+        "tests": tests,
+        "fn_name": name or (None if starter else ""),
+    }

@@ -16,18 +16,46 @@ from fractions import Fraction
 from random import Random
 
 # One token is also a function of a number, as f(2): it is no product
-TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\d+\.?\d*|\.\d+|[fghFGHP]\((?:[^()a-zA-Z]|\\[a-z]+)+\)|[a-zA-Z](?:_\{\w+\})?"
-                   r"|[-+*/^(){}\[\]!_])", re.ASCII)
-APART = re.compile(r"\d\s+[\d.]|(?<![\\{a-zA-Z])(?!degrees\b)[a-zA-Z]{4}")  # 5 6 and words are no products
+TOKEN = re.compile(
+    r"\s*(\\[a-zA-Z]+|\d+\.?\d*|\.\d+|[fghFGHP]\((?:[^()a-zA-Z]|\\[a-z]+)+\)|[a-zA-Z](?:_\{\w+\})?"
+    r"|[-+*/^(){}\[\]!_])",
+    re.ASCII,
+)
+APART = re.compile(
+    r"\d\s+[\d.]|(?<![\\{a-zA-Z])(?!degrees\b)[a-zA-Z]{4}"
+)  # 5 6 and words are no products
 LONGEST = 400  # characters of a text
 MOST_BITS = 5000  # of the numerator or denominator of a power
-SMALL = range(200)  # the numbers that may have a factorial; SMALL.index(x) is x as an int, or a ValueError
-POINTS = (1, 1), (-1, -1), (1, -1)  # the sign of every second letter of the alphabet, and of the others
-NAMES = {r"\infty", r"\theta", r"\alpha", r"\beta", r"\gamma", r"\lambda", r"\omega", r"\phi", r"\mu"}  # more letters
+SMALL = range(
+    200
+)  # the numbers that may have a factorial; SMALL.index(x) is x as an int, or a ValueError
+POINTS = (
+    (1, 1),
+    (-1, -1),
+    (1, -1),
+)  # the sign of every second letter of the alphabet, and of the others
+NAMES = {
+    r"\infty",
+    r"\theta",
+    r"\alpha",
+    r"\beta",
+    r"\gamma",
+    r"\lambda",
+    r"\omega",
+    r"\phi",
+    r"\mu",
+}  # more letters
 CONSTANTS = {r"\pi": cmath.pi, "e": cmath.e, "i": 1j, r"\deg": cmath.pi / 180}
-FUNCTIONS = {r"\sin": lambda x: settled(cmath.sin(x), x), r"\cos": lambda x: settled(cmath.cos(x), x),
-             r"\tan": lambda x: settled(cmath.tan(x), x), r"\cot": lambda x: settled(1 / cmath.tan(x), x),
-             r"\arctan": cmath.atan, r"\ln": cmath.log, r"\log": cmath.log10, r"\abs": abs}
+FUNCTIONS = {
+    r"\sin": lambda x: settled(cmath.sin(x), x),
+    r"\cos": lambda x: settled(cmath.cos(x), x),
+    r"\tan": lambda x: settled(cmath.tan(x), x),
+    r"\cot": lambda x: settled(1 / cmath.tan(x), x),
+    r"\arctan": cmath.atan,
+    r"\ln": cmath.log,
+    r"\log": cmath.log10,
+    r"\abs": abs,
+}
 CLOSING = {"(": ")", "{": "}", "[": "]"}
 
 
@@ -48,10 +76,14 @@ def power(x, e):
 
 
 OPERATORS = {  # token: (how strongly it binds, what it does); the tokens that end an expression bind least
-    "+": (1, lambda x, y: settled(x + y, x)), "-": (1, lambda x, y: settled(x - y, x)),
-    "*": (2, lambda x, y: x * y), "/": (2, lambda x, y: x / y),
-    "^": (4, power), "!": (4, lambda x: Fraction(math.factorial(SMALL.index(x)))),
-    **dict.fromkeys(["", *")}]"], (0, None))}
+    "+": (1, lambda x, y: settled(x + y, x)),
+    "-": (1, lambda x, y: settled(x - y, x)),
+    "*": (2, lambda x, y: x * y),
+    "/": (2, lambda x, y: x / y),
+    "^": (4, power),
+    "!": (4, lambda x: Fraction(math.factorial(SMALL.index(x)))),
+    **dict.fromkeys(["", *")}]"], (0, None)),
+}
 
 
 def climb(tokens, point, least=1):
@@ -86,11 +118,15 @@ def atom(tokens, point):
     if token == r"\frac":
         return atom(tokens, point) / atom(tokens, point)
     if token == r"\binom":
-        return Fraction(math.comb(SMALL.index(atom(tokens, point)), SMALL.index(atom(tokens, point))))
+        return Fraction(
+            math.comb(SMALL.index(atom(tokens, point)), SMALL.index(atom(tokens, point)))
+        )
     if token in FUNCTIONS:
         return applied(token, tokens, point)
     if token[:1].isalpha() or token in NAMES:
-        return Fraction(POINTS[point][ord(token[-1]) % 2] * Random(f"{token} {point}").randint(300, 3000), 997)
+        return Fraction(
+            POINTS[point][ord(token[-1]) % 2] * Random(f"{token} {point}").randint(300, 3000), 997
+        )
     raise ValueError(f"{token} is not arithmetic")
 
 
@@ -101,7 +137,11 @@ def applied(name, tokens, point):
     argument = atom(tokens, point) if bracketed else climb(tokens, point, 3)
     while not bracketed and tokens[-1] not in OPERATORS and tokens[-1] not in FUNCTIONS:
         argument *= climb(tokens, point, 3)
-    return FUNCTIONS[name](argument) if base is None else FUNCTIONS[name](argument) / FUNCTIONS[name](base)
+    return (
+        FUNCTIONS[name](argument)
+        if base is None
+        else FUNCTIONS[name](argument) / FUNCTIONS[name](base)
+    )
 
 
 def values_at_points(text):
@@ -120,5 +160,9 @@ def values_at_points(text):
 
 def equal(v, w):
     """Whether two lists of values are the same: exactly if they are Fractions, else to 4e-13."""
-    return all(x == y or not (isinstance(x, Fraction) and isinstance(y, Fraction)) and
-               cmath.isclose(x, y, rel_tol=4e-13) for x, y in zip(v, w))
+    return all(
+        x == y
+        or not (isinstance(x, Fraction) and isinstance(y, Fraction))
+        and cmath.isclose(x, y, rel_tol=4e-13)
+        for x, y in zip(v, w)
+    )

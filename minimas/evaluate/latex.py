@@ -10,33 +10,59 @@ from pathlib import Path
 
 from .expression import equal, values_at_points
 
-LONGEST, MOST_ITEMS = 2000, 50  # characters of an answer, items of a set; no answer of MATH comes near either
+LONGEST, MOST_ITEMS = (
+    2000,
+    50,
+)  # characters of an answer, items of a set; no answer of MATH comes near either
 SPELLINGS = Path(__file__).with_name("spellings.txt").read_text(encoding="utf-8").splitlines()
-REPLACED = [(re.compile(line.split("`")[1]), line.split("`")[3]) for line in SPELLINGS if line.startswith("`")]
+REPLACED = [
+    (re.compile(line.split("`")[1]), line.split("`")[3])
+    for line in SPELLINGS
+    if line.startswith("`")
+]
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")  # 0.1\overline{6}
-THOUSANDS = re.compile(r"(?:\w\s*=)?\s*-?\d{1,3}([, ])\d{3}(?:\1\d{3})*(?! ?[\d,])")  # 12,000 or x = 12 000
+THOUSANDS = re.compile(
+    r"(?:\w\s*=)?\s*-?\d{1,3}([, ])\d{3}(?:\1\d{3})*(?! ?[\d,])"
+)  # 12,000 or x = 12 000
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?![\w.])")  # 1e-5
 MATRIX = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 WORDS = re.compile(r"""(?=.*"|.*[a-z]{4}|(?:yes|no|odd)$)[a-z"\s.,:;'!?()-]+""", re.I)
 # A number, then its unit: a percent sign, text in quotation marks, or plain letters; and the unit's power
-UNIT = re.compile(r"""(.*[^\s"])\s*(?:(%)|"([^"]*)"|(?<=[\d)}])(?:\s+|(?=[ckm]m\b|kg\b))([a-z]{2,}[a-z. /]*))"""
-                  r"\s*(\^\{[23]\})?", re.DOTALL | re.I)
+UNIT = re.compile(
+    r"""(.*[^\s"])\s*(?:(%)|"([^"]*)"|(?<=[\d)}])(?:\s+|(?=[ckm]m\b|kg\b))([a-z]{2,}[a-z. /]*))"""
+    r"\s*(\^\{[23]\})?",
+    re.DOTALL | re.I,
+)
 # Words after which a number is another, or no number: no unit
-CHANGING = re.compile(r"[^a-z]*[\d!\\]|[eixyz]$|(squared|cubed|factorial|plus|minus|is|pi)\b|.*\b("
-                      r"hundred|thousand|(m|b|tr)illion|dozen|half|halve|third|(four|fif|six|seven|eigh|nin|ten)th|"
-                      r"and|or|more|less|least|most|not)(th)?s?\b", re.DOTALL)
+CHANGING = re.compile(
+    r"[^a-z]*[\d!\\]|[eixyz]$|(squared|cubed|factorial|plus|minus|is|pi)\b|.*\b("
+    r"hundred|thousand|(m|b|tr)illion|dozen|half|halve|third|(four|fif|six|seven|eigh|nin|ten)th|"
+    r"and|or|more|less|least|most|not)(th)?s?\b",
+    re.DOTALL,
+)
 UNITS = [line.split()[1:] for line in SPELLINGS if line.startswith("unit ")]
-SHORT, KNOWN = {unit[0]: unit[-1] for unit in UNITS}, {name for unit in UNITS for name in unit}  # without s
-NAME = re.compile(r"([a-zA-Z]|(?:\\frac|\\abs|[{}/]|[A-Z]{2,3})+|\\(alpha|beta|gamma|theta|lambda|omega|phi|mu))"
-                  r"(_\{?\w\}?)?(\(([a-zA-Z]|-?\d+)\))?")  # x, AB, |AB|, x_1, f(x), f(2)
+SHORT, KNOWN = (
+    {unit[0]: unit[-1] for unit in UNITS},
+    {name for unit in UNITS for name in unit},
+)  # without s
+NAME = re.compile(
+    r"([a-zA-Z]|(?:\\frac|\\abs|[{}/]|[A-Z]{2,3})+|\\(alpha|beta|gamma|theta|lambda|omega|phi|mu))"
+    r"(_\{?\w\}?)?(\(([a-zA-Z]|-?\d+)\))?"
+)  # x, AB, |AB|, x_1, f(x), f(2)
 
 
 def tidy(text):
     r"""The same mathematics in fewer spellings; the content of \text{} is put in quotation marks."""
     for pattern, replacement in REPLACED:
         text = pattern.sub(replacement, text)
-    text = REPEATING.sub(lambda m: f"({m[1] or 0}.{m[2] or 0}+{m[3]}/{'9' * len(m[3])}{'0' * len(m[2])})", text)
-    return THOUSANDS.sub(lambda m: re.sub("[, ]", "", m[0]), text, count=1) if THOUSANDS.match(text) else text
+    text = REPEATING.sub(
+        lambda m: f"({m[1] or 0}.{m[2] or 0}+{m[3]}/{'9' * len(m[3])}{'0' * len(m[2])})", text
+    )
+    return (
+        THOUSANDS.sub(lambda m: re.sub("[, ]", "", m[0]), text, count=1)
+        if THOUSANDS.match(text)
+        else text
+    )
 
 
 def split(text, *separators):
@@ -45,13 +71,15 @@ def split(text, *separators):
     Raises ValueError if brackets do not match, or are nested more than 30 deep.
     """
     parts, depth, start = [], 0, 0
-    for match in re.finditer("|".join(map(re.escape, separators)) + r"|\\(?:begin|end)\b|[{}()\[\]]", text):
+    for match in re.finditer(
+        "|".join(map(re.escape, separators)) + r"|\\(?:begin|end)\b|[{}()\[\]]", text
+    ):
         if match[0] not in separators:
             depth += 1 if match[0] in (r"\begin", "{", "(", "[") else -1
             if not 0 <= depth <= 30:
                 raise ValueError("brackets that do not match")
         elif depth == 0:
-            parts += [text[start:match.start()].strip(), match[0]]
+            parts += [text[start : match.start()].strip(), match[0]]
             start = match.end()
     return parts + [text[start:].strip()]
 
@@ -85,10 +113,18 @@ def meaning(text):
         case left, sign, right:
             return "relation", left, sign, right
     if brackets := re.fullmatch(r"([(\[])(.*,.*)([)\]])", text, re.DOTALL):
-        return "ordered", brackets[1] + brackets[3], [meaning(part) for part in split(brackets[2], ",")[::2]]
+        return (
+            "ordered",
+            brackets[1] + brackets[3],
+            [meaning(part) for part in split(brackets[2], ",")[::2]],
+        )
     if matrix := MATRIX.fullmatch(text):
         rows = [split(row, "&")[::2] for row in split(matrix[2], "\\\\")[::2] if row]
-        return "ordered", "matrix", [("ordered", "row", [meaning(cell) for cell in row]) for row in rows]
+        return (
+            "ordered",
+            "matrix",
+            [("ordered", "row", [meaning(cell) for cell in row]) for row in rows],
+        )
     text = re.sub(r'^"\s*\(?([a-zA-Z])\)?\s*"$', r"\1", text)  # one letter in \text{} is a variable
     if WORDS.fullmatch(text):
         return "words", re.findall(r"[a-z']+|[-()!]", text.lower())
@@ -126,22 +162,36 @@ def alike(a, b):
         case ("relation", *_), ("relation", *_):
             return same_relation(a, b)
         case ("ordered", brackets, items), ("ordered", other_brackets, others):
-            return brackets == other_brackets and len(items) == len(others) and all(map(alike, items, others))
-        case (kind, items), (other_kind, others) if kind == other_kind:  # sets or unions: each item is among the others
+            return (
+                brackets == other_brackets
+                and len(items) == len(others)
+                and all(map(alike, items, others))
+            )
+        case (kind, items), (other_kind, others) if (
+            kind == other_kind
+        ):  # sets or unions: each item is among the others
             if max(len(items), len(others)) > MOST_ITEMS:
                 raise ValueError("too many items")
-            return (all(any(alike(item, other) for other in others) for item in items)
-                    and all(any(alike(item, other) for item in items) for other in others))
+            return all(any(alike(item, other) for other in others) for item in items) and all(
+                any(alike(item, other) for item in items) for other in others
+            )
     return False
 
 
 def same_value(values, unit, others, other_unit):
     """Equal numbers, in the same unit or one without; 50% is 0.5, and also 50 if only one side says percent."""
     one, two = sorted((unit, other_unit))
-    if one and one != two and not (one == "degree" and two.startswith(one)):  # 20 degrees are 20 degrees C
+    if (
+        one and one != two and not (one == "degree" and two.startswith(one))
+    ):  # 20 degrees are 20 degrees C
         return False
-    return (equal(values, others) or unit == "%" != other_unit and equal(values, [100 * x for x in others])
-            or other_unit == "%" != unit and equal(others, [100 * x for x in values]))
+    return (
+        equal(values, others)
+        or unit == "%" != other_unit
+        and equal(values, [100 * x for x in others])
+        or other_unit == "%" != unit
+        and equal(others, [100 * x for x in values])
+    )
 
 
 def without_name(meant, other):
@@ -164,10 +214,18 @@ def same_relation(a, b):
     (_, left, sign, right), (_, other_left, other_sign, other_right) = a, b
     v, w, other_v, other_w = map(values_at_points, (left, right, other_left, other_right))
     reversed_sign = other_sign.translate(str.maketrans("<>", "><"))
-    differences, others = ([x - y for x, y in zip(*sides)] for sides in ((v, w), (other_v, other_w)))
+    differences, others = (
+        [x - y for x, y in zip(*sides)] for sides in ((v, w), (other_v, other_w))
+    )
     if constant(differences) or constant(others):
-        return (sign == other_sign and equal(v, other_v) and equal(w, other_w)
-                or sign == reversed_sign and equal(v, other_w) and equal(w, other_v))
+        return (
+            sign == other_sign
+            and equal(v, other_v)
+            and equal(w, other_w)
+            or sign == reversed_sign
+            and equal(v, other_w)
+            and equal(w, other_v)
+        )
     ratios = [x / y for x, y in zip(differences, others)]
     return sign == (other_sign if ratios[0].real > 0 else reversed_sign) and constant(ratios)
 
@@ -185,7 +243,9 @@ def same_latex(predicted, target):
     if predicted and without_blanks(predicted) == without_blanks(target):
         return True
     read = tuple(SCIENTIFIC.sub(r"(\1*10^{\2})", text) for text in (predicted, target))
-    verdicts = [verdict(*texts) for texts in {read, (predicted, target)}]  # 5e-5 may also be 5 times e, less 5
+    verdicts = [
+        verdict(*texts) for texts in {read, (predicted, target)}
+    ]  # 5e-5 may also be 5 times e, less 5
     return True in verdicts or (None if None in verdicts else False)
 
 

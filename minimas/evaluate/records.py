@@ -15,7 +15,16 @@ from .grade import graders_hash, is_correct
 from .runs import depends_on, digest, unchanged
 
 POINT = ("channel", "rounds", "latent_steps")  # the settings that name a point of the grid
-RECORD = {*POINT, "index", "question", "gold", "right", "tokens", "heard_tokens", "seconds"}  # what is read of a record
+RECORD = {
+    *POINT,
+    "index",
+    "question",
+    "gold",
+    "right",
+    "tokens",
+    "heard_tokens",
+    "seconds",
+}  # what is read of a record
 
 
 def settings_line(args, style, sources, settings, graders, examples, questions):
@@ -24,8 +33,13 @@ def settings_line(args, style, sources, settings, graders, examples, questions):
     settings  the Settings of any point of the grid
     """
     more = {name: getattr(args, name) for name in ("style", "dataset", "checkpoint", "dtype")}
-    more |= {"task": examples[0].task, "questions": len(examples), "graders": graders, "graders_hash": graders_hash(),
-             "answers_hash": answers_hash(examples)}
+    more |= {
+        "task": examples[0].task,
+        "questions": len(examples),
+        "graders": graders,
+        "graders_hash": graders_hash(),
+        "answers_hash": answers_hash(examples),
+    }
     more |= {name: value for name, value in asdict(settings).items() if name not in POINT}
     return depends_on(style, sources.values(), questions, more)
 
@@ -37,17 +51,27 @@ def answers_hash(examples):
 
 def make_record(index, example, results, point, graders):
     """The record of one question at one point of the grid, from its Results, one for each rollout."""
-    record = {"index": index, "id": example.id, **{name: getattr(point, name) for name in POINT},
-              "question": example.question, "texts": [r.text for r in results]}
+    record = {
+        "index": index,
+        "id": example.id,
+        **{name: getattr(point, name) for name in POINT},
+        "question": example.question,
+        "texts": [r.text for r in results],
+    }
     return graded(record, example, graders) | {
-        "tokens": [r.new_tokens for r in results], "heard_tokens": results[0].heard_tokens,
-        "seconds": round(sum(r.seconds for r in results), 3)}
+        "tokens": [r.new_tokens for r in results],
+        "heard_tokens": results[0].heard_tokens,
+        "seconds": round(sum(r.seconds for r in results), 3),
+    }
 
 
 def graded(record, example, graders):
     """A record with the answers in its texts, and the verdict of each grader on each of them."""
     answers = [extract(text, example.task) for text in record["texts"]]
-    right = {grader: [is_correct(example, *pair, grader) for pair in zip(record["texts"], answers)] for grader in graders}
+    right = {
+        grader: [is_correct(example, *pair, grader) for pair in zip(record["texts"], answers)]
+        for grader in graders
+    }
     return record | {"gold": example.gold, "answers": answers, "right": right}
 
 
@@ -69,11 +93,13 @@ def read_lines(file, beginning=b'{"minimas"'):
     """
     lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
     try:
-        if not lines[0].startswith(beginning[:len(lines[0])]):
+        if not lines[0].startswith(beginning[: len(lines[0])]):
             raise ValueError(f"it does not begin with {beginning.decode()}")
         return [dict(json.loads(line)) for line in lines[:-1]]
     except (ValueError, TypeError) as e:
-        raise InputError(f"{file} is not a file of records ({e}): give another name with --out") from e
+        raise InputError(
+            f"{file} is not a file of records ({e}): give another name with --out"
+        ) from e
 
 
 def gather(file, settings, regrade=None):
@@ -92,7 +118,9 @@ def gather(file, settings, regrade=None):
     if lines:  # else that run found out that it could not begin
         unchanged(file, before, settings, "--out", regrade=bool(regrade))
     if foreign := [line for line in lines if not RECORD <= line.keys()]:
-        raise InputError(f"{file} holds a line that is not a record, {str(foreign[0])[:60]}: give another name with --out")
+        raise InputError(
+            f"{file} holds a line that is not a record, {str(foreign[0])[:60]}: give another name with --out"
+        )
     if regrade:
         settings = settings | {"minimas": before["minimas"]}  # the version that wrote the texts
         lines = [regrade(line) for line in tqdm(lines, "grading", unit="record")]

@@ -26,11 +26,17 @@ def summary(records, point, graders):
         verdicts = [record["right"][grader] for record in records]
         accuracy = sum(sum(own) / point.rollouts for own in verdicts) / n
         low, high = interval(accuracy, n)
-        row |= {f"{grader} %": round(100 * accuracy, 1), f"{grader} 95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
+        row |= {
+            f"{grader} %": round(100 * accuracy, 1),
+            f"{grader} 95 %": f"{100 * low:.1f} to {100 * high:.1f}",
+        }
         if point.rollouts > 1:
             row[f"{grader} pass@{point.rollouts} %"] = round(100 * sum(map(any, verdicts)) / n, 1)
     tokens = sum(sum(record["tokens"]) + record["heard_tokens"] for record in records) / n
-    return row | {"tokens": round(tokens, 1), "seconds": round(sum(record["seconds"] for record in records) / n, 3)}
+    return row | {
+        "tokens": round(tokens, 1),
+        "seconds": round(sum(record["seconds"] for record in records) / n, 3),
+    }
 
 
 def write_csv(file, rows):

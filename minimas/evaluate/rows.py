@@ -22,6 +22,7 @@ PARQUET = "refs/convert/parquet"  # the revision under which the hub keeps its P
 @dataclass(frozen=True)
 class Row:
     """A row, and its place in the data. Its accessors take our names for columns, which `columns` translates."""
+
     cells: dict
     file: str | Path  # or the data set
     number: int  # from 1: of the row, or in a .jsonl file of its line
@@ -39,8 +40,10 @@ class Row:
         column = self.columns.get(name, name)
         if column in self.cells or not required and name not in self.columns:
             return self.cells.get(column)
-        raise InputError(f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
-                         f"say which it is, as in {name}=COLUMN")
+        raise InputError(
+            f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
+            f"say which it is, as in {name}=COLUMN"
+        )
 
     def text(self, name, required=True):
         """The text of a column, "" if it is blank or no value; InputError if it holds a list or an object."""
@@ -63,7 +66,9 @@ def text_of(value, what):
         raise InputError(f"{what} holds a {type(value).__name__}, expected text or a number")
     if value is None or str(value).strip() in NO_VALUE:
         return ""
-    return f"{Decimal(str(value)):f}" if isinstance(value, (float, Decimal)) else str(value)  # 0.00001, not 1e-05
+    return (
+        f"{Decimal(str(value)):f}" if isinstance(value, (float, Decimal)) else str(value)
+    )  # 0.00001, not 1e-05
 
 
 def literal(text):
@@ -81,14 +86,19 @@ def literal(text):
 
 # Files
 
+
 def file_rows(file, columns):
     """Yield the Rows of a local file; InputError says where it is damaged."""
     if file.suffix not in FILE_READERS or not file.is_file():
-        raise InputError(f"{file} is not there, or not one of {', '.join(FILE_READERS)}: give a file of rows")
+        raise InputError(
+            f"{file} is not there, or not one of {', '.join(FILE_READERS)}: give a file of rows"
+        )
     try:
         for row in FILE_READERS[file.suffix](file, columns):
             if not isinstance(row.cells, dict):
-                raise InputError(f"{row} holds {str(row.cells)[:40]!r}, expected an object with named columns")
+                raise InputError(
+                    f"{row} holds {str(row.cells)[:40]!r}, expected an object with named columns"
+                )
             yield row
     except (UnicodeDecodeError, csv.Error, OSError) as e:
         raise InputError(f"{file} cannot be read ({e}): save it as UTF-8, or fetch it again") from e
@@ -99,23 +109,32 @@ def jsonl_rows(file, columns):
     with open(file, "rb") as lines:
         for n, line in enumerate(lines, 1):
             if line.strip():
-                yield Row(parse_json(line, f"{file} line {n}"), file, n, columns, lines.tell() - len(line))
+                yield Row(
+                    parse_json(line, f"{file} line {n}"), file, n, columns, lines.tell() - len(line)
+                )
 
 
 def json_rows(file, columns):
     """Rows of a JSON file: a list of objects, or one under "data"."""
     rows = parse_json(file.read_bytes(), file)
     rows = rows.get("data", rows) if isinstance(rows, dict) else rows
-    return (Row(cells, file, n, columns) for n, cells in enumerate(rows if isinstance(rows, list) else [rows], 1))
+    return (
+        Row(cells, file, n, columns)
+        for n, cells in enumerate(rows if isinstance(rows, list) else [rows], 1)
+    )
 
 
 def csv_rows(file, columns):
     """Rows of a CSV file whose first line names the columns."""
-    csv.field_size_limit(2 ** 30)  # bytes: explanations in GPQA may be longer than the default of 128 KiB
+    csv.field_size_limit(
+        2**30
+    )  # bytes: explanations in GPQA may be longer than the default of 128 KiB
     with open(file, newline="", encoding="utf-8-sig") as lines:
         for n, cells in enumerate(reader := csv.DictReader(lines, strict=True), 1):
             if None in cells or None in cells.values():
-                raise InputError(f"{file} line {reader.line_num} has more or fewer cells than the header: correct it")
+                raise InputError(
+                    f"{file} line {reader.line_num} has more or fewer cells than the header: correct it"
+                )
             yield Row(cells, file, n, columns)
 
 
@@ -123,6 +142,7 @@ FILE_READERS = {".json": json_rows, ".jsonl": jsonl_rows, ".csv": csv_rows}
 
 
 # The hub
+
 
 def parquet_rows(repository, config, split):
     """Yield the rows of a split as dicts, in order, from the hub's Parquet export of a data set.
@@ -132,13 +152,17 @@ def parquet_rows(repository, config, split):
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as e:
-        raise InputError(f"{repository} is read from Parquet files, which needs pyarrow: pip install 'minimas[data]', "
-                         "or give a local file of the same columns") from e
+        raise InputError(
+            f"{repository} is read from Parquet files, which needs pyarrow: pip install 'minimas[data]', "
+            "or give a local file of the same columns"
+        ) from e
     pattern = f"{config}/{split}/*.parquet"  # what is exported in part only is named partial-SPLIT
     files = sorted(downloaded(repository, pattern, PARQUET).glob(pattern))
     if not files:
-        raise InputError(f"the hub's Parquet export of {repository} has no files {pattern}: the split is not there, or "
-                         "too large to be exported whole; give a local file of the same columns")
+        raise InputError(
+            f"the hub's Parquet export of {repository} has no files {pattern}: the split is not there, or "
+            "too large to be exported whole; give a local file of the same columns"
+        )
     for file in files:
         try:
             with parquet.ParquetFile(file) as table:
@@ -146,10 +170,13 @@ def parquet_rows(repository, config, split):
                     yield from batch.to_pylist()
         except (ArrowException, OSError, UnicodeDecodeError) as e:
             why = " ".join(str(e).split())  # some of pyarrow's messages have several lines
-            raise InputError(f"{file} cannot be read ({why}): delete it, and it is fetched again") from e
+            raise InputError(
+                f"{file} cannot be read ({why}): delete it, and it is fetched again"
+            ) from e
 
 
 def downloaded(repository, pattern, revision):
     """The local folder with the files of a data set on the hub that match a pattern."""
     from ..load import download  # here, because it brings torch along: a local file needs none
+
     return download(repository, [pattern], repo_type="dataset", revision=revision)

@@ -14,7 +14,9 @@ from ..common import InputError
 from ..sandbox.python import run_guarded
 
 PROGRAMS = Path(__file__).with_name("programs.txt").read_text(encoding="utf-8")
-_, COMMON, MODULE, CALL, SCRIPT, NOTHING, CHECK = re.split(r"^\[\w+\]\n", PROGRAMS, flags=re.MULTILINE)
+_, COMMON, MODULE, CALL, SCRIPT, NOTHING, CHECK = re.split(
+    r"^\[\w+\]\n", PROGRAMS, flags=re.MULTILINE
+)
 
 
 def tests_at_once():
@@ -31,7 +33,9 @@ def passes(program, tests, fn_name="", seconds=10):
     of a case are right, too. Each test has its own `seconds`. Raises InputError if there are no tests.
     """
     if not tests:
-        raise InputError("a code question has no tests, so that its answer cannot be graded: leave the question out")
+        raise InputError(
+            "a code question has no tests, so that its answer cannot be graded: leave the question out"
+        )
     with ThreadPoolExecutor(tests_at_once()) as pool:
         runs = [pool.submit(passes_one, program, test, fn_name, seconds) for test in tests]
         passed = all(run.result() for run in as_completed(runs))
@@ -54,7 +58,9 @@ def passes_one(program, test, fn_name, seconds):
         code = f"exec({COMMON!r})\nexec(compile({program!r}, 'answer.py', 'exec'))"
         output, ending = run_guarded(code, seconds, stdin=given)
         return ending == "" and any(same_output(output, text) for text in expected)
-    code = (MODULE + CALL).format(common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark)
+    code = (MODULE + CALL).format(
+        common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark
+    )
     output, ending = run_guarded(code, seconds)
     try:
         return ending == "" and from_json(output.rpartition(mark)[2]) in map(from_json, expected)
@@ -64,17 +70,26 @@ def passes_one(program, test, fn_name, seconds):
 
 def script_after(program, test, fn_name, mark):
     """The code of a script of tests that runs after a program, and prints the mark if the program passes."""
-    return (MODULE + SCRIPT).format(common=COMMON, program=program, test=test, fn_name=fn_name, mark=mark)
+    return (MODULE + SCRIPT).format(
+        common=COMMON, program=program, test=test, fn_name=fn_name, mark=mark
+    )
 
 
 def check_tests(examples):
     """InputError if the tests of code questions prove nothing. Tests that are read later are their reader's to judge."""
     with ThreadPoolExecutor(tests_at_once()) as pool:
-        runs = pool.map(lambda example: "" if callable(example.tests) else why_void(example.tests, example.fn_name), examples)
+        runs = pool.map(
+            lambda example: (
+                "" if callable(example.tests) else why_void(example.tests, example.fn_name)
+            ),
+            examples,
+        )
         reasons = list(tqdm(runs, "checking tests", len(examples), leave=False))
     if void := [f"{example.id}: {reason}" for example, reason in zip(examples, reasons) if reason]:
-        raise InputError(f"the tests of {len(void)} of {len(examples)} questions prove nothing, or cannot be run; the first "
-                         f"is {void[0]}; correct these tests, or leave the questions out")
+        raise InputError(
+            f"the tests of {len(void)} of {len(examples)} questions prove nothing, or cannot be run; the first "
+            f"is {void[0]}; correct these tests, or leave the questions out"
+        )
 
 
 def why_void(tests, fn_name):
@@ -86,7 +101,10 @@ def why_void(tests, fn_name):
             reason = "a program that prints nothing passes" if silent else ""
         else:
             mark, words = secrets.token_hex(16), {fn_name or "", *re.findall(r"[^\W\d]\w*", test)}
-            runs = [script_after(program, test, fn_name, mark) for program in ("", NOTHING.format(words=words))]
+            runs = [
+                script_after(program, test, fn_name, mark)
+                for program in ("", NOTHING.format(words=words))
+            ]
             _, found, reason = run_guarded(CHECK.format(runs=runs, mark=mark))[0].rpartition(mark)
             reason = found and (reason or "a program that does nothing passes")
         if not reason:
@@ -101,7 +119,9 @@ def from_json(text):
 
 def same_output(printed, expected):
     """Whether two outputs have the same lines, apart from blanks around them and the spelling of numbers."""
-    printed, expected = ([line.strip() for line in text.strip().split("\n")] for text in (printed, expected))
+    printed, expected = (
+        [line.strip() for line in text.strip().split("\n")] for text in (printed, expected)
+    )
     return len(printed) == len(expected) and all(map(same_line, printed, expected))
 
 
@@ -110,6 +130,10 @@ def same_line(printed, expected):
     if "_" in printed + expected:  # Decimal would skip it
         return printed == expected
     try:
-        return printed == expected or list(map(Decimal, printed.split())) == list(map(Decimal, expected.split()))
-    except InvalidOperation:  # a word is not a number; or it is a signalling NaN, which cannot even be compared
+        return printed == expected or list(map(Decimal, printed.split())) == list(
+            map(Decimal, expected.split())
+        )
+    except (
+        InvalidOperation
+    ):  # a word is not a number; or it is a signalling NaN, which cannot even be compared
         return False

@@ -14,7 +14,12 @@ from .. import __version__
 from ..common import InputError, no_op
 
 GRADING = ("graders", "graders_hash", "answers_hash")  # what verdicts depend on, and texts do not
-LOADED = (".pt", ".safetensors", ".json", ".jinja")  # endings of the files that agents and links are loaded from
+LOADED = (
+    ".pt",
+    ".safetensors",
+    ".json",
+    ".jinja",
+)  # endings of the files that agents and links are loaded from
 
 
 def depends_on(style, sources, rows, settings, out=None):
@@ -25,8 +30,12 @@ def depends_on(style, sources, rows, settings, out=None):
     settings  {name: value} of all else
     out       the folder that the command itself writes
     """
-    dependencies = {"minimas": __version__, "style_hash": digest([style.order, style.edges, style.prompts]),
-                    "checkpoint_files": fingerprint(sources, out), "rows_hash": digest(rows)} | settings
+    dependencies = {
+        "minimas": __version__,
+        "style_hash": digest([style.order, style.edges, style.prompts]),
+        "checkpoint_files": fingerprint(sources, out),
+        "rows_hash": digest(rows),
+    } | settings
     return json.loads(json.dumps(dependencies))  # as it will be read from a file: tuples are lists
 
 
@@ -41,11 +50,20 @@ def fingerprint(sources, out=None):
     It takes their names, sizes, beginnings and ends, where a .pt file has checksums of all that it holds; it leaves out
     those in the folder `out`. A folder within another one is not looked into: it may hold what a command writes.
     """
-    seen = " ".join(str(source) for source in sources if not Path(source).expanduser().is_dir()).encode()
+    seen = " ".join(
+        str(source) for source in sources if not Path(source).expanduser().is_dir()
+    ).encode()
     for folder in (Path(source).expanduser().resolve() for source in sources):
         for file in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
-            if file.suffix in LOADED and file.is_file() and not (out and file.is_relative_to(out.resolve())):
-                seen += f"{file.relative_to(folder)} {file.stat().st_size} ".encode() + beginning_and_end(file)
+            if (
+                file.suffix in LOADED
+                and file.is_file()
+                and not (out and file.is_relative_to(out.resolve()))
+            ):
+                seen += (
+                    f"{file.relative_to(folder)} {file.stat().st_size} ".encode()
+                    + beginning_and_end(file)
+                )
     return hashlib.sha256(seen).hexdigest()[:16] if seen else ""
 
 
@@ -63,13 +81,23 @@ def unchanged(file, before, now, option, regrade=False):
     regrade: its texts are graded again, so that its grading and the version of minimas may differ.
     """
     if before.get("minimas") != now["minimas"] and not regrade:
-        raise InputError(f"{file} was written by minimas {before.get('minimas')}, and this is {now['minimas']}: continue it "
-                         f"with that version, or give another name with {option}")
+        raise InputError(
+            f"{file} was written by minimas {before.get('minimas')}, and this is {now['minimas']}: continue it "
+            f"with that version, or give another name with {option}"
+        )
     compared = {**before, **now}.keys() - ({*GRADING, "minimas"} if regrade else {})
     if changed := [name for name in sorted(compared) if before.get(name) != now.get(name)]:
-        what = "; ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in changed)
-        todo = "grade its texts again with --regrade" if {*changed} <= {*GRADING} else "give the same settings to continue it"
-        raise InputError(f"{file} holds another run ({what}): {todo}, or another name with {option}")
+        what = "; ".join(
+            f"{name}: {before.get(name)} there, {now.get(name)} now" for name in changed
+        )
+        todo = (
+            "grade its texts again with --regrade"
+            if {*changed} <= {*GRADING}
+            else "give the same settings to continue it"
+        )
+        raise InputError(
+            f"{file} holds another run ({what}): {todo}, or another name with {option}"
+        )
 
 
 def join_others(args, backend=None, timeout=None):
@@ -81,11 +109,15 @@ def join_others(args, backend=None, timeout=None):
     if world == 1:
         return rank, world, no_op
     if args.device not in (None, "cpu", "cuda"):
-        raise InputError(f"--device is {args.device}, but {world} processes take a GPU each: leave it out")
+        raise InputError(
+            f"--device is {args.device}, but {world} processes take a GPU each: leave it out"
+        )
     if args.device != "cpu" and torch.cuda.is_available():
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
-            raise InputError(f"there are more processes than the {gpus} GPUs of this machine: start one for each GPU")
+            raise InputError(
+                f"there are more processes than the {gpus} GPUs of this machine: start one for each GPU"
+            )
         args.device = f"cuda:{local}"
         torch.cuda.set_device(args.device)
     elif args.device == "cpu":

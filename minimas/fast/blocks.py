@@ -42,9 +42,17 @@ class DecodeBlock:
         first, second = block.input_layernorm, block.post_attention_layernorm
         self.before, self.after = [first, second], [None, None]
         if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms the output of a sublayer too
-            self.before, self.after = [first, block.pre_feedforward_layernorm], [second, block.post_feedforward_layernorm]
-        if hasattr(block, "self_attn"):  # counts the splits of an attention that are done, per row and key/value head
-            K, device = block.self_attn.k_proj.out_features // block.self_attn.d, block.input_layernorm.weight.device
+            self.before, self.after = (
+                [first, block.pre_feedforward_layernorm],
+                [second, block.post_feedforward_layernorm],
+            )
+        if hasattr(
+            block, "self_attn"
+        ):  # counts the splits of an attention that are done, per row and key/value head
+            K, device = (
+                block.self_attn.k_proj.out_features // block.self_attn.d,
+                block.input_layernorm.weight.device,
+            )
             self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
 
     def __call__(self, x, positions, rope, mask, cache):
@@ -52,7 +60,10 @@ class DecodeBlock:
             return self.ordinary(x, positions, rope, mask, cache)
         block, x = self.block, x[:, 0]  # (B, D)
         if hasattr(block, "self_attn"):
-            y, proj = self.attend(block.self_attn, x, positions, rope, cache), block.self_attn.o_proj
+            y, proj = (
+                self.attend(block.self_attn, x, positions, rope, cache),
+                block.self_attn.o_proj,
+            )
         else:
             y, proj = self.delta(block.linear_attn, x, cache), block.linear_attn.out_proj
         x = self.add(x, y, proj, self.after[0])
@@ -62,7 +73,9 @@ class DecodeBlock:
     def product(self, x, merged, norm, act=""):
         """norm(x) times the weights of a MergedLinear; with an activation, act of its first half, times its other half."""
         norm, packed = norm.forward, merged.packed
-        return self.kernels.linear(x, packed.weight, packed.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act)
+        return self.kernels.linear(
+            x, packed.weight, packed.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act
+        )
 
     def add(self, x, y, proj, norm):
         """x + W y, or x + norm(W y)."""
@@ -74,13 +87,26 @@ class DecodeBlock:
         """An attention module up to its last projection: x (B, D) -> (B, H d)."""
         qkv = self.product(x, a.qkv, self.before[0]).split(a.qkv.sizes, -1)
         gated = a.qkv.sizes[0] > a.o_proj.in_features  # Qwen3.5: each head of q with its gate
-        q, k, v = (part.unflatten(-1, (-1, n)) for part, n in zip(qkv, (a.d * (1 + gated), a.d, a.d)))
-        norms = (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps) if hasattr(a, "q_norm") else (None, None, 0.0)
+        q, k, v = (
+            part.unflatten(-1, (-1, n)) for part, n in zip(qkv, (a.d * (1 + gated), a.d, a.d))
+        )
+        norms = (
+            (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps)
+            if hasattr(a, "q_norm")
+            else (None, None, 0.0)
+        )
         if isinstance(cache, KVCache):
             cache.filled = cache.filled_after(positions)
-        return self.kernels.attend(q, k, v, rope, positions, cache, self.done, a.scale, *norms, gated)
+        return self.kernels.attend(
+            q, k, v, rope, positions, cache, self.done, a.scale, *norms, gated
+        )
 
     def delta(self, a, x, cache):
         """A Gated DeltaNet up to its last projection: x (B, D) -> (B, heads d_v)."""
-        inputs, norm = self.product(x, a.inputs, self.before[0]).split(a.inputs.sizes, -1), a.norm.forward
-        return self.kernels.delta(*inputs, cache, a.conv1d.weight, a.A_log, a.dt_bias, norm.gain, norm.eps)
+        inputs, norm = (
+            self.product(x, a.inputs, self.before[0]).split(a.inputs.sizes, -1),
+            a.norm.forward,
+        )
+        return self.kernels.delta(
+            *inputs, cache, a.conv1d.weight, a.A_log, a.dt_bias, norm.gain, norm.eps
+        )

@@ -25,7 +25,11 @@ class Graphs:
     def adopt(self, cache, B, S):
         """Use this cache of B rows and S positions from now on, and discard all graphs of another one."""
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-        self.base, self.capacity, self.graphs = first_rows(cache, B), (B, S), {}  # all B, even when rows leave `cache`
+        self.base, self.capacity, self.graphs = (
+            first_rows(cache, B),
+            (B, S),
+            {},
+        )  # all B, even when rows leave `cache`
 
     def make_cache(self, B, S):
         """An empty cache for B rows of S positions, in the same memory as before if that suffices."""
@@ -36,7 +40,9 @@ class Graphs:
         cache = first_rows(self.base, B)
         for c in cache:
             for name in c.tensors:
-                getattr(c, name).fill_(-1 if name == "positions" else 0)  # no NaN, either, reaches the next question
+                getattr(c, name).fill_(
+                    -1 if name == "positions" else 0
+                )  # no NaN, either, reaches the next question
             if isinstance(c, KVCache):
                 c.filled = 0
         return cache

@@ -35,8 +35,12 @@ class PackedLinear:
         if not self.onednn:
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and x.requires_grad:
-            raise InputError("the fast path computes no gradients on a CPU: load the system with plain=True to train")
-        if 0 < (n := x.numel() // x.shape[-1]) < FEWEST_ROWS:  # copies cost nothing, since the weights are read once
+            raise InputError(
+                "the fast path computes no gradients on a CPU: load the system with plain=True to train"
+            )
+        if (
+            0 < (n := x.numel() // x.shape[-1]) < FEWEST_ROWS
+        ):  # copies cost nothing, since the weights are read once
             rows = x.reshape(n, -1)
             padded = torch.cat([rows, rows[-1:].expand(FEWEST_ROWS - n, -1)])
             return onednn_linear(padded, self.weight, self.bias)[:n].view(*x.shape[:-1], -1)
@@ -53,8 +57,12 @@ class MergedLinear:
 
     def __init__(self, linears):
         self.sizes = [linear.out_features for linear in linears]
-        self.packed = PackedLinear([linear.weight for linear in linears], [linear.bias for linear in linears])
-        views = [None] * len(linears) if self.packed.onednn else self.packed.weight.split(self.sizes)
+        self.packed = PackedLinear(
+            [linear.weight for linear in linears], [linear.bias for linear in linears]
+        )
+        views = (
+            [None] * len(linears) if self.packed.onednn else self.packed.weight.split(self.sizes)
+        )
         for linear, view in zip(linears, views):  # no weight is in memory twice
             linear.weight = None if view is None else torch.nn.Parameter(view, requires_grad=False)
 
@@ -64,25 +72,47 @@ class MergedLinear:
 
 def can_pack(weight):
     """Whether oneDNN can pack and multiply this weight. Its operators are not public in torch: look for each."""
-    if weight.device.type != "cpu" or weight.requires_grad or not torch.backends.mkldnn.is_available():
+    if (
+        weight.device.type != "cpu"
+        or weight.requires_grad
+        or not torch.backends.mkldnn.is_available()
+    ):
         return False
-    if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+    if not (
+        hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    ):
         return False
-    return weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (
+        weight.dtype == torch.float32
+        or weight.dtype == torch.bfloat16
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 # On CUDA
 
+
 def kernels_for(weight):
     """The module kernels.py if its kernels can compute with this weight, else None."""
-    if not (weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")):
+    if not (
+        weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")
+    ):
         return None
-    compiler = os.environ.get("CC", "gcc" if which("gcc") else "clang")  # Triton looks in the same places
-    if which(compiler) is None or not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists():
-        warnings.warn("Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA takes the "
-                      "ordinary way, which is slower; install gcc and python3-dev")
+    compiler = os.environ.get(
+        "CC", "gcc" if which("gcc") else "clang"
+    )  # Triton looks in the same places
+    if (
+        which(compiler) is None
+        or not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
+    ):
+        warnings.warn(
+            "Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA takes the "
+            "ordinary way, which is slower; install gcc and python3-dev"
+        )
         return None
     from . import kernels  # needs Triton, which torch brings along for CUDA only
+
     return kernels
 
 

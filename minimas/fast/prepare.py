@@ -12,11 +12,24 @@ from .linear import MergedLinear, PackedLinear, can_pack, kernels_for
 QKV = {"qkv": ("q_proj", "k_proj", "v_proj")}
 GATE_UP = {"gate_up": ("gate_proj", "up_proj")}
 MERGED = {  # class -> {its method that does nothing but apply these linears to one input: their names}
-    llama.Attention: QKV, gemma.Attention: QKV, qwen.Qwen3Attention: QKV, qwen.GatedAttention: QKV,
-    llama.MLP: GATE_UP, gemma.MLP: GATE_UP,
-    qwen.GatedDeltaNet: {"inputs": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")}}
+    llama.Attention: QKV,
+    gemma.Attention: QKV,
+    qwen.Qwen3Attention: QKV,
+    qwen.GatedAttention: QKV,
+    llama.MLP: GATE_UP,
+    gemma.MLP: GATE_UP,
+    qwen.GatedDeltaNet: {"inputs": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")},
+}
 NORMS = {llama.RMSNorm, gemma.OffsetRMSNorm}
-KNOWN = {llama.Block, gemma.Block, qwen.Block35, nn.Linear, nn.Conv1d, *MERGED, *NORMS}  # what our kernels can compute
+KNOWN = {
+    llama.Block,
+    gemma.Block,
+    qwen.Block35,
+    nn.Linear,
+    nn.Conv1d,
+    *MERGED,
+    *NORMS,
+}  # what our kernels can compute
 
 
 def prepare(model):

@@ -32,10 +32,22 @@ def logit_lens(system, states, top=3):
         rounds = [None] * len(H) if before is None else cosines(H, upcast(before))
         best = log_p.exp().topk(top)
         for i in range(len(H)):
-            tokens = [(token_text(agent, t), round(p, 4)) for t, p in zip(best.indices[i].tolist(), best.values[i].tolist())]
-            rows.append({"round": r, "role": role, "step": i + 1, "tokens": tokens,
-                         "entropy": round(entropies[i].item(), 3), "norm": round(H[i].norm().item(), 3),
-                         "step_cosine": steps[i], "round_cosine": rounds[i]})
+            tokens = [
+                (token_text(agent, t), round(p, 4))
+                for t, p in zip(best.indices[i].tolist(), best.values[i].tolist())
+            ]
+            rows.append(
+                {
+                    "round": r,
+                    "role": role,
+                    "step": i + 1,
+                    "tokens": tokens,
+                    "entropy": round(entropies[i].item(), 3),
+                    "norm": round(H[i].norm().item(), 3),
+                    "step_cosine": steps[i],
+                    "round_cosine": rounds[i],
+                }
+            )
     return rows
 
 
@@ -54,9 +66,16 @@ def table(rows):
     lines = []
     for row in rows:
         if row["step"] == 1:
-            lines += ["", f"round {row['round']}, {row['role']}",
-                      f"{'step':>6}{'norm':>9}{'bits':>7}{'cos step':>10}{'cos round':>11}  closest tokens"]
-        by_step, by_round = ("" if c is None else f"{c:.2f}" for c in (row["step_cosine"], row["round_cosine"]))
+            lines += [
+                "",
+                f"round {row['round']}, {row['role']}",
+                f"{'step':>6}{'norm':>9}{'bits':>7}{'cos step':>10}{'cos round':>11}  closest tokens",
+            ]
+        by_step, by_round = (
+            "" if c is None else f"{c:.2f}" for c in (row["step_cosine"], row["round_cosine"])
+        )
         tokens = "  ".join(f"{text!r} {p:.0%}" for text, p in row["tokens"])
-        lines.append(f"{row['step']:>6}{row['norm']:>9.2f}{row['entropy']:>7.2f}{by_step:>10}{by_round:>11}  {tokens}")
+        lines.append(
+            f"{row['step']:>6}{row['norm']:>9.2f}{row['entropy']:>7.2f}{by_step:>10}{by_round:>11}  {tokens}"
+        )
     return "\n".join(lines[1:])

@@ -14,8 +14,15 @@ import torch
 from ..cli import checkpoints
 from ..common import InputError, aligned
 from ..link import InnerLink, OuterLink
-from ..load import (agent_patterns, checkpoint_folder, decoder_without_weights, devices_by_role, download, links_task,
-                    usable_dtype)
+from ..load import (
+    agent_patterns,
+    checkpoint_folder,
+    decoder_without_weights,
+    devices_by_role,
+    download,
+    links_task,
+    usable_dtype,
+)
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
 
@@ -30,6 +37,7 @@ class Need:
     cache    the largest that it makes, for one question
     links    its inner link and the outer links that leave it, if their files are no wider than its dtype
     """
+
     device: torch.device
     model: torch.nn.Module
     weights: int
@@ -46,16 +54,32 @@ def needs_of(args, style, points, prompt=PROMPT, dtype=None):
     """
     sources, needs = style.sources(checkpoints(args)), {}
     for role, device in devices_by_role(style.order, args.device).items():
-        model, stored = decoder_without_weights(checkpoint_folder(sources[role], "config.json", role=role))
+        model, stored = decoder_without_weights(
+            checkpoint_folder(sources[role], "config.json", role=role)
+        )
         model.to(usable_dtype(dtype or args.dtype, device) or stored)
-        tied = model.lm_head.weight.nbytes * model.config.tie_word_embeddings  # the head is the embedding: counted once
-        cache = max((rows * nbytes(getattr(c, name) for c in model.make_cache(1, S) for name in c.tensors)
-                     for point in points for rows, S in caches(style, role, point, prompt)), default=0)
+        tied = (
+            model.lm_head.weight.nbytes * model.config.tie_word_embeddings
+        )  # the head is the embedding: counted once
+        cache = max(
+            (
+                rows
+                * nbytes(getattr(c, name) for c in model.make_cache(1, S) for name in c.tensors)
+                for point in points
+                for rows, S in caches(style, role, point, prompt)
+            ),
+            default=0,
+        )
         needs[role] = Need(device, model, nbytes(model.parameters()) - tied, cache)
     widths = {role: need.model.config.hidden_size for role, need in needs.items()}
     with torch.device("meta"):
-        links = [*((role, InnerLink(D)) for role, D in widths.items()),
-                 *((source, OuterLink(widths[source], widths[target])) for source, target in style.edges)]
+        links = [
+            *((role, InnerLink(D)) for role, D in widths.items()),
+            *(
+                (source, OuterLink(widths[source], widths[target]))
+                for source, target in style.edges
+            ),
+        ]
     for role, link in links:
         needs[role].links += nbytes(link.to(needs[role].model.norm.weight.dtype).parameters())
     return needs
@@ -63,9 +87,14 @@ def needs_of(args, style, points, prompt=PROMPT, dtype=None):
 
 def caches(style, role, point, prompt):
     """[(rows, positions)] of the caches that an agent makes for one question: to send something, and to write the answer."""
-    writes, steps = role == style.order[-1], point.max_new_tokens if point.channel == "text" else point.latent_steps
+    writes, steps = (
+        role == style.order[-1],
+        point.max_new_tokens if point.channel == "text" else point.latent_steps,
+    )
     sends = steps > 0 and (point.rounds > 1 or not writes)
-    return [(1, prompt + steps)] * sends + [(point.rollouts, prompt + point.max_new_tokens)] * writes
+    return [(1, prompt + steps)] * sends + [
+        (point.rollouts, prompt + point.max_new_tokens)
+    ] * writes
 
 
 def nbytes(tensors):
@@ -81,9 +110,16 @@ def on_devices(needs, B, offload, least=False):
     totals = {torch.device("cpu"): sum(need.weights for need in needs.values())} if offload else {}
     for device in {need.device: None for need in needs.values()}:
         own = [need for need in needs.values() if need.device == device]
-        work = (max(need.weights + B * need.cache for need in own) if offload else  # what the largest turn needs, or all
-                sum(need.weights for need in own) + B * (max if least else sum)(need.cache for need in own))
-        totals[device] = totals.get(device, 0) + work + (0 if least else sum(need.links for need in own))
+        work = (
+            max(need.weights + B * need.cache for need in own)
+            if offload
+            # what the largest turn needs, or all
+            else sum(need.weights for need in own)
+            + B * (max if least else sum)(need.cache for need in own)
+        )
+        totals[device] = (
+            totals.get(device, 0) + work + (0 if least else sum(need.links for need in own))
+        )
     return totals
 
 
@@ -93,43 +129,81 @@ def memory_of(device):
         return torch.cuda.get_device_properties(device).total_memory
     file = Path("/proc/meminfo")
     text = file.read_text() if device.type == "cpu" and file.exists() else ""
-    return 1024 * sum(map(int, re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", text, re.MULTILINE))) or float("inf")
+    return 1024 * sum(
+        map(int, re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", text, re.MULTILINE))
+    ) or float("inf")
 
 
 def check_memory(args, style, points, B):
     """InputError if B questions at once need more than all the memory of a device, even if their prompts were empty."""
+
     def least(B=B, offload=args.offload, dtype=None):
         return on_devices(needs_of(args, style, points, 0, dtype), B, offload, least=True)
 
     for device, needed in least().items():
         if needed > (memory := memory_of(device)):
             weights = least(0)[device]
-            less = {"--offload": least(offload=True), "--batch-size 1": least(1), "--dtype bfloat16": least(dtype="bfloat16")}
-            helps = [f"{option} ({size(other[device])})" for option, other in less.items() if other[device] < needed]
-            raise InputError(f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there, "
-                             f"{size(weights)} of weights and {size(needed - weights)} of caches for {B} at once: try "
-                             f"{', '.join([*helps, 'fewer --max-new-tokens'])} or another --device; --needs prints a table")
+            less = {
+                "--offload": least(offload=True),
+                "--batch-size 1": least(1),
+                "--dtype bfloat16": least(dtype="bfloat16"),
+            }
+            helps = [
+                f"{option} ({size(other[device])})"
+                for option, other in less.items()
+                if other[device] < needed
+            ]
+            raise InputError(
+                f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there, "
+                f"{size(weights)} of weights and {size(needed - weights)} of caches for {B} at once: try "
+                f"{', '.join([*helps, 'fewer --max-new-tokens'])} or another --device; --needs prints a table"
+            )
 
 
 # The tables
 
+
 def needs_text(args, style, points, task):
     """The tables of --needs: what each agent needs, and what that comes to on each device."""
-    needs, B, sources = needs_of(args, style, points), points[0].batch_size, style.sources(checkpoints(args))
-    agents = {(role, str(need.device), str(need.model.norm.weight.dtype).removeprefix("torch.")):
-              [*files_of(sources[role], *agent_patterns(task)), need.weights, need.links, need.cache, B * need.cache]
-              for role, need in needs.items()}
+    needs, B, sources = (
+        needs_of(args, style, points),
+        points[0].batch_size,
+        style.sources(checkpoints(args)),
+    )
+    agents = {
+        (role, str(need.device), str(need.model.norm.weight.dtype).removeprefix("torch.")): [
+            *files_of(sources[role], *agent_patterns(task)),
+            need.weights,
+            need.links,
+            need.cache,
+            B * need.cache,
+        ]
+        for role, need in needs.items()
+    }
     if "links" in sources:
         own = f"*({links_task(task)}).pt" if style.links_by_task else "*.pt"
-        agents["links", "", ""] = [*files_of(sources["links"], "outerlink_config.json", own), 0, 0, 0, 0]
+        agents["links", "", ""] = [
+            *files_of(sources["links"], "outerlink_config.json", own),
+            0,
+            0,
+            0,
+            0,
+        ]
     agents["whole", "", ""] = map(sum, zip(*agents.values()))
     titles = "", "device", "dtype", "files", "download", "weights", "links", "cache of 1", f"of {B}"
-    ways = {f"{n}{', --offload' * offload}": on_devices(needs, n, offload)
-            for offload in (False, True) for n in dict.fromkeys((B, 1))}
-    totals = [[str(device), *(size(way.get(device, 0)) for way in ways.values()), size(memory_of(device))]
-              for device in [*ways.values()][-1]]
-    return (f"prompts of {PROMPT} tokens\n{aligned([titles, *([*names, *map(size, row)] for names, row in agents.items())])}"
-            f"\n\n{aligned([['at once', *ways, 'there is'], *totals])}")
+    ways = {
+        f"{n}{', --offload' * offload}": on_devices(needs, n, offload)
+        for offload in (False, True)
+        for n in dict.fromkeys((B, 1))
+    }
+    totals = [
+        [str(device), *(size(way.get(device, 0)) for way in ways.values()), size(memory_of(device))]
+        for device in [*ways.values()][-1]
+    ]
+    return (
+        f"prompts of {PROMPT} tokens\n{aligned([titles, *([*names, *map(size, row)] for names, row in agents.items())])}"
+        f"\n\n{aligned([['at once', *ways, 'there is'], *totals])}"
+    )
 
 
 def files_of(source, *patterns):
@@ -137,7 +211,10 @@ def files_of(source, *patterns):
     folder = Path(source).expanduser()
     if folder.is_dir():
         return sum(file.stat().st_size for pattern in patterns for file in folder.glob(pattern)), 0
-    found = [(file.file_size or 0, file.will_download) for file in download(str(source), patterns, dry_run=True)]
+    found = [
+        (file.file_size or 0, file.will_download)
+        for file in download(str(source), patterns, dry_run=True)
+    ]
     return sum(n for n, _ in found), sum(n for n, missing in found if missing)
 
 

@@ -30,7 +30,12 @@ LONGEST = 2000  # characters of such a path: from 4096 on the kernel takes it no
 CHILD_SUBREAPER, PDEATHSIG = 36, 1  # prctl: adopt orphans; the signal to get when the parent ends
 NAMESPACES = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000  # unshare: user, mount, pid, net
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # mount
-MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, RDONLY = 442, -100, 0x8000, 1  # the number of a system call, and its arguments
+MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, RDONLY = (
+    442,
+    -100,
+    0x8000,
+    1,
+)  # the number of a system call, and its arguments
 
 
 def confine(work):
@@ -42,7 +47,9 @@ def confine(work):
         libc.mount(work, work, None, MS_BIND, None)
         for path, depth, to_set, to_clear in (b"/", AT_RECURSIVE, RDONLY, 0), (work, 0, 0, RDONLY):
             attributes = (ctypes.c_uint64 * 4)(to_set, to_clear)
-            libc.syscall(MOUNT_SETATTR, AT_FDCWD, path, depth, attributes, ctypes.sizeof(attributes))
+            libc.syscall(
+                MOUNT_SETATTR, AT_FDCWD, path, depth, attributes, ctypes.sizeof(attributes)
+            )
 
 
 def become(program, seconds, megabytes):
@@ -51,8 +58,16 @@ def become(program, seconds, megabytes):
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.dup2(2, 1)
-    for name, most in ("CPU", seconds + 1), ("AS", megabytes * MB), ("FSIZE", 8 * MB), ("NPROC", 1024), ("CORE", 0):
-        with suppress(ValueError, OSError):  # a lower limit is set; macOS knows RLIMIT_AS, but refuses to set it
+    for name, most in (
+        ("CPU", seconds + 1),
+        ("AS", megabytes * MB),
+        ("FSIZE", 8 * MB),
+        ("NPROC", 1024),
+        ("CORE", 0),
+    ):
+        with suppress(
+            ValueError, OSError
+        ):  # a lower limit is set; macOS knows RLIMIT_AS, but refuses to set it
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
     os.execv(sys.executable, [sys.executable, "-I", program])
 
@@ -61,9 +76,17 @@ def descendants():
     """{process: bytes in memory} of all descendants of this process, zombies included; {} if there is no /proc."""
     parents, memory = {}, {}
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
-        with suppress(OSError, IndexError), open(f"/proc/{name}/stat", errors="replace") as file:  # it may have ended
-            fields = file.read().rpartition(")")[2].split()  # after the name: state, parent, ..., pages in memory
-            parents[int(name)], memory[int(name)] = int(fields[1]), int(fields[21]) * resource.getpagesize()
+        with (
+            suppress(OSError, IndexError),
+            open(f"/proc/{name}/stat", errors="replace") as file,
+        ):  # it may have ended
+            fields = (
+                file.read().rpartition(")")[2].split()
+            )  # after the name: state, parent, ..., pages in memory
+            parents[int(name)], memory[int(name)] = (
+                int(fields[1]),
+                int(fields[21]) * resource.getpagesize(),
+            )
     below, before = {os.getpid()}, 0
     while len(below) > before:
         before = len(below)
@@ -80,16 +103,21 @@ def disk_use(work):
                 count, total = count + 1, total + entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                    count += FILES if entry.path.count("/") > DEEPEST or len(entry.path) > LONGEST else 0
+                    count += (
+                        FILES if entry.path.count("/") > DEEPEST or len(entry.path) > LONGEST else 0
+                    )
     return count, total
 
 
 def excess(work, megabytes):
     """A text that says what the program takes too much of, or None."""
     memory, (count, total) = descendants(), disk_use(work)
-    for used, most, what in ((len(memory), PROCESSES, "processes"),
-                             (sum(memory.values()) / MB, megabytes, "MB of memory"),
-                             (count, FILES, "files"), (total / MB, DISK, "MB of files")):
+    for used, most, what in (
+        (len(memory), PROCESSES, "processes"),
+        (sum(memory.values()) / MB, megabytes, "MB of memory"),
+        (count, FILES, "files"),
+        (total / MB, DISK, "MB of files"),
+    ):
         if used > most:
             return f"more than {most} {what}"
 
@@ -110,7 +138,9 @@ def watch(program, work, seconds, megabytes):
 
 
 def kill(process):
-    with suppress(ProcessLookupError, PermissionError):  # it is gone; or on macOS, only a zombie of the group is left
+    with suppress(
+        ProcessLookupError, PermissionError
+    ):  # it is gone; or on macOS, only a zombie of the group is left
         os.kill(process, signal.SIGKILL)
 
 

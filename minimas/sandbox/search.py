@@ -13,15 +13,23 @@ def search(query):
     key = os.environ.get("TAVILY_API_KEY")
     if not key:
         return "Search is not available: TAVILY_API_KEY is not set."
-    request = urllib.request.Request(SEARCH_URL, json.dumps({"query": query, "search_depth": "advanced"}).encode(),
-                                     {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
+    request = urllib.request.Request(
+        SEARCH_URL,
+        json.dumps({"query": query, "search_depth": "advanced"}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+    )
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:
             found = json.load(reply)["results"][:MAX_PAGES]
-        pages = [page_text(n, p.get("title", ""), p.get("url", ""), p.get("content", "")) for n, p in enumerate(found, 1)]
+        pages = [
+            page_text(n, p.get("title", ""), p.get("url", ""), p.get("content", ""))
+            for n, p in enumerate(found, 1)
+        ]
     except Exception as e:  # a reply may break off, be no JSON, or be nested too deep
         return f"[search error] {type(e).__name__}: {e}"
-    return "\n".join([f"Query: {query}", *(["Results:", *pages] if pages else ["[no search results]"])])
+    return "\n".join(
+        [f"Query: {query}", *(["Results:", *pages] if pages else ["[no search results]"])]
+    )
 
 
 def page_text(n, title, url, content):

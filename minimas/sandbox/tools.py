@@ -10,7 +10,9 @@ from .python import run_python
 from .search import search
 
 TOOLS = ("python", "search")
-FINAL_CALL = re.compile(r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\Z", re.DOTALL | re.IGNORECASE)
+FINAL_CALL = re.compile(
+    r"<(python|search)>((?:(?!<(?:python|search)>).)*)</\1>\Z", re.DOTALL | re.IGNORECASE
+)
 CLOSING_TAG = re.compile(r"</(?:python|search)>", re.IGNORECASE)
 MAX_CALLS = 5  # per question
 MAX_RESULT = 6000  # characters
@@ -33,12 +35,16 @@ class ToolCalls:
 
     def reply(self, b, ids):
         """The token ids of a result if the last token in row b's ids closed a call, else []."""
-        tail, before = (self.tokenizer.decode(part, strip=False) for part in (ids[-16:], ids[-16:-1]))
+        tail, before = (
+            self.tokenizer.decode(part, strip=False) for part in (ids[-16:], ids[-16:-1])
+        )
         closed = [tag.end() for tag in CLOSING_TAG.finditer(tail) if tag.end() > len(before)]
         if not closed:
             return []
         text = self.tokenizer.decode(ids, strip=False)
-        call = call_at_end(text[:len(text) - len(tail) + closed[0]])  # that token may go on after the tag
+        call = call_at_end(
+            text[: len(text) - len(tail) + closed[0]]
+        )  # that token may go on after the tag
         if call is None:
             return []
         result = self.tokenizer.encode(result_text(*call, self.made[b], self.allowed))

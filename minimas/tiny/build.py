@@ -3,4 +3,5 @@
 if __name__ == "__main__":
     from ..cli import command
     from ..train.tiny import main
+
     command(main)

@@ -18,18 +18,38 @@ from ..common import InputError
 
 ROLES = ("planner", "critic", "solver")
 LABELS = "abcdefghi"
-OPERATIONS = [sign + str(n) for sign in "+-" for n in range(1, 10)] + ["*3", "*7", "*9"]  # all invertible modulo 10
+OPERATIONS = [sign + str(n) for sign in "+-" for n in range(1, 10)] + [
+    "*3",
+    "*7",
+    "*9",
+]  # all invertible modulo 10
 TEMPLATE_WORDS = ["system", "user", "assistant", "notes", *ROLES]
 JUNK = [*TEMPLATE_WORDS, *"0123456789", *LABELS]  # what exercise appends to some notes
-WORDS = [*"0123456789", *LABELS, *OPERATIONS, "=", ".", "\\boxed{", "}", "tiny", *TEMPLATE_WORDS]  # of all agents
+WORDS = [
+    *"0123456789",
+    *LABELS,
+    *OPERATIONS,
+    "=",
+    ".",
+    "\\boxed{",
+    "}",
+    "tiny",
+    *TEMPLATE_WORDS,
+]  # of all agents
 
 
 def with_labels(question):
     """`7 +5 *3` -> `7 a+5 b*3`, as the agents read it. InputError if it is not a chain of 1 to 9 steps."""
     start, *steps = question.split() or [""]
-    if not re.fullmatch("[0-9]", start) or not 1 <= len(steps) <= 9 or not set(steps) <= set(OPERATIONS):
-        raise InputError(f"the tiny system cannot read {question.strip()!r}: expected one digit and 1 to 9 steps out "
-                         "of +1 to +9, -1 to -9, *3, *7 and *9, separated by blanks, such as '7 +5 *3 -4'")
+    if (
+        not re.fullmatch("[0-9]", start)
+        or not 1 <= len(steps) <= 9
+        or not set(steps) <= set(OPERATIONS)
+    ):
+        raise InputError(
+            f"the tiny system cannot read {question.strip()!r}: expected one digit and 1 to 9 steps out "
+            "of +1 to +9, -1 to -9, *3, *7 and *9, separated by blanks, such as '7 +5 *3 -4'"
+        )
     return " ".join([start, *(letter + step for letter, step in zip(LABELS, steps))])
 
 
@@ -42,6 +62,7 @@ def split_of(question):
 @dataclass(frozen=True)
 class Chain:
     """A digit and the steps that are applied to it."""
+
     start: int
     steps: tuple[str, ...]
 
@@ -103,7 +124,9 @@ def exercise(rng, role, operations=OPERATIONS, whole=False, split="train"):
     """
     length = length_up_to(9, rng)
     chain = random_chain(rng, length, split, operations)
-    heard_step = rng.choice([0, length - 1, length, *(rng.randint(1, length) for _ in range(3))])  # 0: nothing heard
+    heard_step = rng.choice(
+        [0, length - 1, length, *(rng.randint(1, length) for _ in range(3))]
+    )  # 0: nothing heard
     value = rng.randrange(10) if heard_step else chain.start
     heard = note(ROLES[ROLES.index(role) - 1], chain, heard_step, value) if heard_step else ""
     reply = note(role, chain, heard_step, value) if heard_step == length else ""

@@ -34,19 +34,32 @@ from .save import copy_agent, save_inner_link, save_outer_links, suffix
 # What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option means something for
 OPTIONS = read_json(Path(__file__).with_name("options.json"))
 TYPES = {"int": int, "float": float, "Path": Path, "names": names}
-NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations")  # may change on --resume
-MAX_SEED = 10 ** 12  # `permutation` multiplies it by a million, and torch takes 64 bits
+NO_EFFECT_ON_WEIGHTS = (
+    "out",
+    "resume",
+    "plot",
+    "save_every",
+    "device",
+    "keep_activations",
+)  # may change on --resume
+MAX_SEED = 10**12  # `permutation` multiplies it by a million, and torch takes 64 bits
 TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
 
 
 # Options
 
+
 def arguments():
     """The options; InputError if one means nothing for this kind of training, or its value is out of range."""
-    parser = make_parser("train", "Train the links of a recursive multi-agent system; its agents stay as they are.")
+    parser = make_parser(
+        "train", "Train the links of a recursive multi-agent system; its agents stay as they are."
+    )
     for option, settings in OPTIONS.items():
-        known = {name: TYPES[value] if name == "type" else value
-                 for name, value in settings.items() if name not in ("for", "range")}
+        known = {
+            name: TYPES[value] if name == "type" else value
+            for name, value in settings.items()
+            if name not in ("for", "range")
+        }
         parser.add_argument(option, **known)
     args = parser.parse_args()
     for option, settings in OPTIONS.items():
@@ -54,7 +67,11 @@ def arguments():
         value, expected = getattr(args, name), settings.get("range")
         if value != parser.get_default(name) and args.what not in settings.get("for", [args.what]):
             raise InputError(f"{option} means nothing for `train {args.what}`: leave it out")
-        if expected and value is not None and not (0 <= value < math.inf and (value or expected == "from 0 up")):
+        if (
+            expected
+            and value is not None
+            and not (0 <= value < math.inf and (value or expected == "from 0 up"))
+        ):
             raise InputError(f"{option} is {value}, expected a finite number {expected}")
     if abs(args.seed) > MAX_SEED:
         raise InputError(f"--seed is {args.seed}, expected a number below {MAX_SEED}")
@@ -70,17 +87,27 @@ def checked(args):
     args.task = args.task or style.task
     check_known("task", [args.task], TASKS)
     if args.what == "inner" and args.role not in style.order:
-        raise InputError(f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}")
+        raise InputError(
+            f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}"
+        )
     if args.what != "inner" and not style.edges:
-        raise InputError(f"style {args.style} has no edges, so that there is no outer link to train")
+        raise InputError(
+            f"style {args.style} has no edges, so that there is no outer link to train"
+        )
     if args.what == "inner" and args.init == "ridge" and args.steps:
-        raise InputError("--init ridge gives an inner link weights on a scale that steps cannot improve: add --steps 0, or "
-                         "train it from --init random")
+        raise InputError(
+            "--init ridge gives an inner link weights on a scale that steps cannot improve: add --steps 0, or "
+            "train it from --init random"
+        )
     if args.plot:
         writable_file("--plot", args.plot)
     if args.what != "inner":
-        args.latent_steps = args.latent_steps or (TEACHER_LATENTS if args.latents == "teacher" else style.latent_steps)
-        Settings(rounds=args.rounds, latent_steps=args.latent_steps).completed(style)  # refuse what is out of range now
+        args.latent_steps = args.latent_steps or (
+            TEACHER_LATENTS if args.latents == "teacher" else style.latent_steps
+        )
+        Settings(rounds=args.rounds, latent_steps=args.latent_steps).completed(
+            style
+        )  # refuse what is out of range now
     for stage, _ in stages(args, style):
         check_folder(stage, task_of_links(stage, style))
     return style
@@ -93,19 +120,28 @@ def stages(args, style):
     InputError if a system would be written over the agents that it is made from.
     """
     links = ["links"] if args.init == "checkpoint" else []
-    sources = style.sources(checkpoints(args), [args.role] if args.what == "inner" else [*style.order, *links])
+    sources = style.sources(
+        checkpoints(args), [args.role] if args.what == "inner" else [*style.order, *links]
+    )
     if args.what != "system":
         return [(args, sources)]
     out = args.out.resolve()
     for role, base in sources.items():
         folder = Path(base).expanduser().resolve()
         if folder.is_dir() and (out.is_relative_to(folder) or folder.is_relative_to(out)):
-            raise InputError(f"--out {args.out} is, holds or lies in the folder of {role}, {base}: give a folder of its own")
+            raise InputError(
+                f"--out {args.out} is, holds or lies in the folder of {role}, {base}: give a folder of its own"
+            )
     stage = lambda **changes: argparse.Namespace(**vars(args) | changes)
     made = {role: args.out / role for role in style.order}
     init = "random" if args.inner_steps else "ridge"
-    inner = [(stage(what="inner", role=role, out=folder, steps=args.inner_steps, init=init), {role: sources[role]})
-             for role, folder in made.items()]
+    inner = [
+        (
+            stage(what="inner", role=role, out=folder, steps=args.inner_steps, init=init),
+            {role: sources[role]},
+        )
+        for role, folder in made.items()
+    ]
     return [*inner, (stage(what="outer", out=args.out / "links"), made)]
 
 
@@ -113,14 +149,22 @@ def check_folder(args, task):
     """InputError if --out cannot be written to, or already holds links or a training that is not to be continued."""
     existing = next(place for place in (args.out, *args.out.absolute().parents) if place.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"--out {args.out} cannot be written ({existing} is a file or closed to you): give another folder")
+        raise InputError(
+            f"--out {args.out} cannot be written ({existing} is a file or closed to you): give another folder"
+        )
     if any(file.exists() for file in files_of(args.out, task)):
         if not args.resume:
-            raise InputError(f"{args.out} already holds a training: continue it with --resume, or give another --out")
+            raise InputError(
+                f"{args.out} already holds a training: continue it with --resume, or give another --out"
+            )
         return
-    pattern = f"adapter{suffix(task)}.pt" if args.what == "inner" else f"*Outerlink{suffix(task)}.pt"
+    pattern = (
+        f"adapter{suffix(task)}.pt" if args.what == "inner" else f"*Outerlink{suffix(task)}.pt"
+    )
     if there := sorted(args.out.glob(pattern)):
-        raise InputError(f"{args.out} already holds {there[0].name}, which would be overwritten: give another --out")
+        raise InputError(
+            f"{args.out} already holds {there[0].name}, which would be overwritten: give another --out"
+        )
 
 
 def task_of_links(args, style):
@@ -130,10 +174,13 @@ def task_of_links(args, style):
 
 # What is trained on what
 
+
 def roles_with_texts(args, style):
     """The roles whose texts a training uses."""
-    if args.what == "inner" and args.init != "ridge":  # in which an agent reads its turns in all rounds
-        before = style.order[:style.order.index(args.role)]
+    if (
+        args.what == "inner" and args.init != "ridge"
+    ):  # in which an agent reads its turns in all rounds
+        before = style.order[: style.order.index(args.role)]
         return [*(role for role in before if (role, args.role) in style.edges), args.role]
     return style.order if args.latents == "teacher" or args.init == "ridge" else style.order[-1:]
 
@@ -143,9 +190,23 @@ def load_system(args, style, sources):
 
     The links to train are new, or those of the checkpoint.
     """
-    devices, new_inner = devices_by_role(style.order, args.device), args.what == "inner" and args.init != "checkpoint"
-    agents = {role: load_agent(sources[role], args.task, devices[role], usable_dtype(args.dtype, devices[role]), plain=True,
-                               untrained=new_inner, role=role) for role in style.order if role in sources}
+    devices, new_inner = (
+        devices_by_role(style.order, args.device),
+        args.what == "inner" and args.init != "checkpoint",
+    )
+    agents = {
+        role: load_agent(
+            sources[role],
+            args.task,
+            devices[role],
+            usable_dtype(args.dtype, devices[role]),
+            plain=True,
+            untrained=new_inner,
+            role=role,
+        )
+        for role in style.order
+        if role in sources
+    }
     system = System(style, agents, {}, args.task)
     if "links" in sources:
         links = load_outer_links(sources["links"], args.task, style.edges, agents)
@@ -159,7 +220,9 @@ def prepare_inner(args, system, task, examples, known, ridge):
     """The objective of the agent's inner link, what saves that link, and the rows to train on: TargetTurns."""
     agent = system.agents[args.role]
     if agent.inner_link is None:
-        raise InputError(f"the folder of {args.role} has no inner link to start from: leave out --init checkpoint")
+        raise InputError(
+            f"the folder of {args.role} has no inner link to start from: leave out --init checkpoint"
+        )
     link = agent.inner_link.float()
     if args.init == "random":
         start_gain(link, agent)
@@ -173,7 +236,9 @@ def prepare_inner(args, system, task, examples, known, ridge):
 def prepare_outer(args, system, task, examples, known, ridge):
     """The objective of the outer links, what saves them, and the rows to train on: TrainExamples."""
     style, teacher = system.style, args.latents == "teacher"
-    settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, date=args.date).completed(style)
+    settings = Settings(
+        rounds=args.rounds, latent_steps=args.latent_steps, date=args.date
+    ).completed(style)
     system.check_links(settings)
     if ridge:
         for edge in style.edges:
@@ -184,8 +249,11 @@ def prepare_outer(args, system, task, examples, known, ridge):
 
 def readings_of(args, system, role, examples, known):
     """What `role` reads in all its turns of the first examples; it is read once for all links, and kept in `known`."""
-    turns = tuple(one.turn(system.style, role, r) for one in examples[:args.ridge_rows]
-                  for r in range(1, len(one.texts[role]) + 1))
+    turns = tuple(
+        one.turn(system.style, role, r)
+        for one in examples[: args.ridge_rows]
+        for r in range(1, len(one.texts[role]) + 1)
+    )
     key = role, digest(turns)
     if key not in known:
         known[key] = read(system, role, turns, args.max_length, args.date)
@@ -194,21 +262,43 @@ def readings_of(args, system, role, examples, known):
 
 # The training
 
+
 def settings_of(args, system, sources, rows, world):
     """All that the weights depend on, as JSON values."""
-    options = {name: value for name, value in vars(args).items() if name not in NO_EFFECT_ON_WEIGHTS}
-    options["dtypes"] = {role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()}
-    return depends_on(system.style, sources.values(), rows, options | {"processes": world}, args.out)
+    options = {
+        name: value for name, value in vars(args).items() if name not in NO_EFFECT_ON_WEIGHTS
+    }
+    options["dtypes"] = {
+        role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()
+    }
+    return depends_on(
+        system.style, sources.values(), rows, options | {"processes": world}, args.out
+    )
 
 
 def train_links(args, style, sources, rank, world, known):
     """One training: of an inner link, or of all outer links; `sources` are those of `stages`."""
-    examples = load_examples(args.data, style, roles_with_texts(args, style), pairs("--columns", args.columns), args.task,
-                             args.limit, answer_first=args.what == "outer", tell=warn if rank == 0 else no_op)
-    torch.manual_seed(args.seed)  # new links are drawn on the CPU, so that they are the same on every device
-    prepare, task = prepare_inner if args.what == "inner" else prepare_outer, task_of_links(args, style)
+    examples = load_examples(
+        args.data,
+        style,
+        roles_with_texts(args, style),
+        pairs("--columns", args.columns),
+        args.task,
+        args.limit,
+        answer_first=args.what == "outer",
+        tell=warn if rank == 0 else no_op,
+    )
+    torch.manual_seed(
+        args.seed
+    )  # new links are drawn on the CPU, so that they are the same on every device
+    prepare, task = (
+        prepare_inner if args.what == "inner" else prepare_outer,
+        task_of_links(args, style),
+    )
     system = load_system(args, style, sources)
-    ridge = args.init == "ridge" and not files_of(args.out, task)[0].exists()  # a resumed training has its links there
+    ridge = (
+        args.init == "ridge" and not files_of(args.out, task)[0].exists()
+    )  # a resumed training has its links there
     objective, save_links, rows = prepare(args, system, task, examples, known, ridge)
     if not args.keep_activations:
         checkpoint_activations(system)
@@ -223,7 +313,16 @@ def train_links(args, style, sources, rank, world, known):
         number = (step * args.accumulate + part) * world + rank
         return objective(batch_of(rows, args.seed, number, args.batch_size))
 
-    losses = fit(loss_at, [adamw(objective, args.lr)], args.steps, args.what, args.warm_up, args.clip, args.accumulate, run)
+    losses = fit(
+        loss_at,
+        [adamw(objective, args.lr)],
+        args.steps,
+        args.what,
+        args.warm_up,
+        args.clip,
+        args.accumulate,
+        run,
+    )
     if rank == 0:
         run.report(losses, args.plot)
 
@@ -243,4 +342,7 @@ def main():
 
 
 if __name__ == "__main__":
-    command(main, "a smaller --batch-size with more --accumulate, a shorter --max-length, or fewer --latent-steps")
+    command(
+        main,
+        "a smaller --batch-size with more --accumulate, a shorter --max-length, or fewer --latent-steps",
+    )

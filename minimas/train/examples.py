@@ -23,6 +23,7 @@ TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
 @dataclass(frozen=True)
 class TargetTurn:
     """One turn of an agent as text: the question, the message of each source so far, and the reply to learn."""
+
     question: Question
     inbox: dict[str, str]
     reply: str
@@ -31,6 +32,7 @@ class TargetTurn:
 @dataclass(frozen=True)
 class TrainExample:
     """A question, and for each role its replies: one per round, the last one also for all later rounds."""
+
     question: Question
     texts: dict[str, tuple[str, ...]]
 
@@ -40,13 +42,18 @@ class TrainExample:
 
     def turn(self, style, role, r=1):
         """The TargetTurn of `role` in round r: sources before it in the order have spoken in round r, others in r - 1."""
-        rounds = {source: r if style.order.index(source) < style.order.index(role) else r - 1
-                  for source, target in style.edges if target == role}
+        rounds = {
+            source: r if style.order.index(source) < style.order.index(role) else r - 1
+            for source, target in style.edges
+            if target == role
+        }
         inbox = {source: self.text(source, n) for source, n in rounds.items() if n}
         return TargetTurn(self.question, inbox, self.text(role, r))
 
 
-def load_examples(data, style, roles, columns=None, task="math", limit=None, answer_first=False, tell=warn):
+def load_examples(
+    data, style, roles, columns=None, task="math", limit=None, answer_first=False, tell=warn
+):
     """The TrainExamples of a data set for these roles of a style, in the order of its rows.
 
     columns       {role, question, fn_name, type or task_family: the name of its column in the data}
@@ -73,8 +80,10 @@ def load_examples(data, style, roles, columns=None, task="math", limit=None, ans
         else:
             empty.append(str(row))
     if empty:
-        tell(f"{len(empty)} of {len(empty) + len(examples)} rows are left out because their question or a text is "
-             f"empty; the first is {empty[0]}")
+        tell(
+            f"{len(empty)} of {len(empty) + len(examples)} rows are left out because their question or a text is "
+            f"empty; the first is {empty[0]}"
+        )
     if not examples:
         raise InputError(f"{data} has no row with a question and a text for {', '.join(roles)}")
     return examples
@@ -85,8 +94,10 @@ def example_rows(data, columns):
     if Path(data).suffix in FILE_READERS:
         return file_rows(Path(data).expanduser(), columns)
     if data != "tiny" and not re.fullmatch(r"[\w.-]+/[\w.-]+", data):
-        raise InputError(f"{data} is no data to train on: expected a file ({', '.join(FILE_READERS)}), a hub id such as "
-                         "RecursiveMAS/Sequential-Math, or tiny")
+        raise InputError(
+            f"{data} is no data to train on: expected a file ({', '.join(FILE_READERS)}), a hub id such as "
+            "RecursiveMAS/Sequential-Math, or tiny"
+        )
     rows = tiny_rows() if data == "tiny" else parquet_rows(data, "default", "train")
     return (Row(cells, data, n, columns) for n, cells in enumerate(rows, 1))
 
@@ -97,17 +108,28 @@ def tiny_rows():
     for _ in range(8192):
         chain = random_chain(rng, length_up_to(9, rng))
         plan, refined_plan, answer = (
-            [note(role, chain, min(step, len(chain.steps)), chain.value(step)) for step in range(first, 10, 3)]
-            for first, role in enumerate(ROLES, 1))
-        yield {"question": chain.question, "plan": plan, "refined_plan": refined_plan, "answer": answer}
+            [
+                note(role, chain, min(step, len(chain.steps)), chain.value(step))
+                for step in range(first, 10, 3)
+            ]
+            for first, role in enumerate(ROLES, 1)
+        )
+        yield {
+            "question": chain.question,
+            "plan": plan,
+            "refined_plan": refined_plan,
+            "answer": answer,
+        }
 
 
 def texts_of(row, role, candidates):
     """The texts of `role` in a row, one per round, from the first candidate column that is not empty; () if all are."""
     there = [name for name in candidates if name in row.cells]
     if not there:
-        raise InputError(f"{row} has no column {' or '.join(candidates)} for {role}, only "
-                         f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN")
+        raise InputError(
+            f"{row} has no column {' or '.join(candidates)} for {role}, only "
+            f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN"
+        )
     for name in there:
         cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
         texts = tuple(text_of(cell, f"{row}: column {name!r}").strip() for cell in cells)
@@ -119,10 +141,10 @@ def texts_of(row, role, candidates):
 def fn_name_of(row):
     """The fn_name of a row's Question, which depends on the row's type:
 
-        type           fn_name given    no fn_name
-        none, blank    fn_name          "" (a program)
-        function(al)   fn_name          None (a function without a name)
-        any other      ""               ""
+    type           fn_name given    no fn_name
+    none, blank    fn_name          "" (a program)
+    function(al)   fn_name          None (a function without a name)
+    any other      ""               ""
     """
     kind, fn_name = (row.text(name, required=False) for name in ("type", "fn_name"))
     if not kind:

@@ -22,19 +22,25 @@ from .save import suffix, write_state
 
 # The order of the rows
 
+
 def permutation(n, seed, epoch):
     """The order of n rows in one pass over them. It depends on nothing else, so that a resumed training repeats it."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    return torch.randperm(
+        n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    ).tolist()
 
 
 def batch_of(rows, seed, number, size):
     """Batch `number` (from 0) of `size` rows, of an endless series of permutations of the rows."""
     places = [divmod(place, len(rows)) for place in range(number * size, (number + 1) * size)]
-    orders = {epoch: permutation(len(rows), seed, epoch) for epoch in {epoch for epoch, _ in places}}
+    orders = {
+        epoch: permutation(len(rows), seed, epoch) for epoch in {epoch for epoch, _ in places}
+    }
     return [rows[orders[epoch][i]] for epoch, i in places]
 
 
 # The folder
+
 
 def files_of(folder, task):
     """The state and the metrics of a training in a folder; task is None, math or code, as in save_outer_links.
@@ -72,8 +78,10 @@ class Run:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
             settings, _ = state["settings"], state["steppers"]
         except Exception as e:  # a damaged file can raise anything
-            raise InputError(f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
-                             "delete it to begin this training anew with --resume, or give another --out") from e
+            raise InputError(
+                f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
+                "delete it to begin this training anew with --resume, or give another --out"
+            ) from e
         unchanged(self.state_file, settings, self.settings, "--out")
         return state
 
@@ -87,8 +95,14 @@ class Run:
             for stepper, saved in zip(steppers, state["steppers"]):
                 stepper.load_state_dict(saved)
             torch.set_rng_state(state["random"])
-        if self.rank == 0:  # metrics of steps after the state are dropped: these steps are taken again
-            before = self.metrics_file.read_text().splitlines(keepends=True) if self.metrics_file.exists() else []
+        if (
+            self.rank == 0
+        ):  # metrics of steps after the state are dropped: these steps are taken again
+            before = (
+                self.metrics_file.read_text().splitlines(keepends=True)
+                if self.metrics_file.exists()
+                else []
+            )
             write_atomic(self.metrics_file, lambda file: file.write_text("".join(before[:step])))
         return step
 
@@ -98,8 +112,14 @@ class Run:
         seconds, self.started = now - self.started, now
         pace, self.positions = self.positions / seconds, 0
         if self.rank == 0:
-            line = {"step": step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens_per_second": round(pace),
-                    "seconds": round(seconds, 3)}
+            line = {
+                "step": step,
+                "loss": loss,
+                "lr": lr,
+                "gradient_norm": norm,
+                "tokens_per_second": round(pace),
+                "seconds": round(seconds, 3),
+            }
             with open(self.metrics_file, "a") as out:
                 out.write(json.dumps(line) + "\n")
         if step % self.save_every == 0 or step == self.steps:
@@ -110,8 +130,13 @@ class Run:
         """Write the links and the state after `step` steps."""
         if self.rank > 0:
             return
-        state = {"settings": self.settings, "step": step, "links": self.objective.state_dict(),
-                 "random": torch.get_rng_state(), "steppers": [stepper.state_dict() for stepper in self.steppers]}
+        state = {
+            "settings": self.settings,
+            "step": step,
+            "links": self.objective.state_dict(),
+            "random": torch.get_rng_state(),
+            "steppers": [stepper.state_dict() for stepper in self.steppers],
+        }
         self.save_links()  # before the state: if killed in between, --resume takes the steps and writes the links again
         write_atomic(self.state_file, lambda file: write_state(state, file))
 
@@ -122,14 +147,21 @@ class Run:
         what, style, role = (self.settings[name] for name in ("what", "style", "role"))
         curve = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
         if plot and curve:
-            size = -(-len(curve) // 400)  # each point is the mean of consecutive steps, so that there are at most 400
-            means = [(i + size / 2, fmean(curve[i:i + size])) for i in range(0, len(curve), size)]
-            save_charts(plot, [(f"loss, {what} of {style}", "steps", {self.settings["data"]: means})])
+            size = -(
+                -len(curve) // 400
+            )  # each point is the mean of consecutive steps, so that there are at most 400
+            means = [(i + size / 2, fmean(curve[i : i + size])) for i in range(0, len(curve), size)]
+            save_charts(
+                plot, [(f"loss, {what} of {style}", "steps", {self.settings["data"]: means})]
+            )
         loss = f", loss {losses[-1]:.4f}" if losses else ""
-        print(f"{what} of {style}: {self.steps} steps{loss}; --checkpoint {role or 'links'}={self.metrics_file.parent}")
+        print(
+            f"{what} of {style}: {self.steps} steps{loss}; --checkpoint {role or 'links'}={self.metrics_file.parent}"
+        )
 
 
 # Steps
+
 
 def adamw(module, lr):
     """The optimizer of the released recipe."""
@@ -144,25 +176,36 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
     run   a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
     Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` saves the last state.
     """
-    rate = lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
+    rate = lambda step: min(
+        (step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+    )
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     steppers = [*optimizers, *schedules]
     first, losses = run.resume(steppers) if run else 0, []
-    quiet, alone = run is not None and run.rank > 0, run is not None and not torch.distributed.is_initialized()
-    with tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar, \
-            delayed_interrupt() if alone else nullcontext() as interrupt:
+    quiet, alone = (
+        run is not None and run.rank > 0,
+        run is not None and not torch.distributed.is_initialized(),
+    )
+    with (
+        tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar,
+        delayed_interrupt() if alone else nullcontext() as interrupt,
+    ):
         for step in bar:
             loss, norm = set_gradients(loss_at, step, parts, optimizers, clip)
             if not math.isfinite(loss + norm):
                 if run:
                     run.save(step)
-                raise InputError(f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are "
-                                 "kept: start from them with a lower --lr and another --out, at step 1 with --dtype float32")
+                raise InputError(
+                    f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are "
+                    "kept: start from them with a lower --lr and another --out, at step 1 with --dtype float32"
+                )
             lr = schedules[0].get_last_lr()[0]
             for stepper in steppers:
                 stepper.step()
             losses.append(loss)
-            bar.set_postfix(loss=f"{loss:.4f}", **(run.record_step(step + 1, loss, lr, norm) if run else {}))
+            bar.set_postfix(
+                loss=f"{loss:.4f}", **(run.record_step(step + 1, loss, lr, norm) if run else {})
+            )
             if interrupt:  # the last step, too: the next training of a system must not begin
                 run.save(step + 1)
                 raise KeyboardInterrupt
@@ -180,10 +223,14 @@ def set_gradients(loss_at, step, parts, optimizers, clip):
     for part in range(parts):
         loss = loss_at(step, part) / parts
         if not loss.requires_grad:
-            raise InputError("nothing that a link sends reaches the last agent: give more --rounds, or an edge to it")
+            raise InputError(
+                "nothing that a link sends reaches the last agent: give more --rounds, or an edge to it"
+            )
         loss.backward()
         total = total + loss.detach()
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    parameters = [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
     if torch.distributed.is_initialized():
         for value in total, *(p.grad for p in parameters if p.grad is not None):
             torch.distributed.all_reduce(value)
@@ -200,6 +247,7 @@ def delayed_interrupt():
         signal.signal(signal.SIGINT, before)
         interrupt.append(True)
         warn("ending after this step, --resume will go on; Ctrl-C again ends at once")
+
     if before is not signal.SIG_IGN:  # as in the background of a shell
         signal.signal(signal.SIGINT, note)
     try:

@@ -31,6 +31,7 @@ SCORES_AT_ONCE = 128  # states whose scores over the vocabulary are in memory to
 
 # Teacher forcing
 
+
 def prefill_with_gradient(agent, prompts, room=0, last=1):
     """Read B prompts as Agent.prefill does -> their last `last` states (B, last, D), positions (B, T), a cache that grows.
 
@@ -40,7 +41,10 @@ def prefill_with_gradient(agent, prompts, room=0, last=1):
     prompts = [agent.tokens(pieces) for pieces in prompts]
     x, positions = left_pad([agent.embed_pieces(pieces) for pieces in prompts])
     cache, T = agent.model.make_cache(len(x)), x.shape[1]
-    rest = max(sum(map(len, dropwhile(lambda piece: not piece.is_floating_point(), pieces))) for pieces in prompts)
+    rest = max(
+        sum(map(len, dropwhile(lambda piece: not piece.is_floating_point(), pieces)))
+        for pieces in prompts
+    )
     start = T - rest if x.requires_grad and rest > last else 0
     if start:
         with torch.no_grad():
@@ -52,7 +56,9 @@ def reply_ending(tokenizer):
     """What ends an assistant's reply: the first word that the template writes after it, else the eos token."""
     text = mark = "[reply]"
     with suppress(Exception):
-        text = tokenizer.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False)
+        text = tokenizer.render(
+            [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False
+        )
     return next(iter(text.partition(mark)[2].split()), tokenizer.named.get("eos_token", ""))
 
 
@@ -66,21 +72,31 @@ def teacher_forced(agent, prompts, replies, longest=MAX_POSITIONS):
     prompts = [agent.tokens(prompt) for prompt in prompts]
     room = [max(1, longest - sum(map(len, prompt))) for prompt in prompts]
     encode, ending = agent.tokenizer.encode, reply_ending(agent.tokenizer)
-    ids = [torch.tensor(encode(reply + ending)[:n], device=agent.device) for reply, n in zip(replies, room)]
+    ids = [
+        torch.tensor(encode(reply + ending)[:n], device=agent.device)
+        for reply, n in zip(replies, room)
+    ]
     N = max(map(len, ids))
-    read = [[*prompt, reply] for prompt, reply in zip(prompts, ids)]  # no text is left in it to be tokenized again
+    read = [
+        [*prompt, reply] for prompt, reply in zip(prompts, ids)
+    ]  # no text is left in it to be tokenized again
     h, _, _ = prefill_with_gradient(agent, read, last=N + 1)
     return h, torch.stack([F.pad(reply, (N - len(reply), 0), value=IGNORED) for reply in ids])
 
 
 def forced_turns(system, role, turns, longest=MAX_POSITIONS, date=DATE):
     """teacher_forced on B TargetTurns of `role`, with the messages of other agents in the prompts as text."""
-    inboxes = [{(source, role): [text] for source, text in turn.inbox.items()} for turn in turns]  # as in recurse
-    prompts = [system.prompts(role, [turn.question], inbox, date)[0] for turn, inbox in zip(turns, inboxes)]
+    inboxes = [
+        {(source, role): [text] for source, text in turn.inbox.items()} for turn in turns
+    ]  # as in recurse
+    prompts = [
+        system.prompts(role, [turn.question], inbox, date)[0] for turn, inbox in zip(turns, inboxes)
+    ]
     return teacher_forced(system.agents[role], prompts, [turn.reply for turn in turns], longest)
 
 
 # Losses
+
 
 def mean_of_rows(losses, ids):
     """Losses (n,) of the n tokens in ids (B, N) that are not IGNORED: the mean over rows of each row's mean."""
@@ -91,7 +107,9 @@ def mean_of_rows(losses, ids):
 def next_token_loss(agent, h, ids):
     """Cross-entropy of tokens (B, N) under the states h (B, N + 1, D) of teacher_forced; the head is frozen."""
     kept = ids != IGNORED
-    return mean_of_rows(TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight), ids)
+    return mean_of_rows(
+        TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight), ids
+    )
 
 
 class TokenLoss(torch.autograd.Function):
@@ -116,7 +134,11 @@ class TokenLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return (gradient[:, None] * torch.cat(ctx.saved_tensors)).to(ctx.saved_tensors[0].dtype), None, None
+        return (
+            (gradient[:, None] * torch.cat(ctx.saved_tensors)).to(ctx.saved_tensors[0].dtype),
+            None,
+            None,
+        )
 
 
 class InnerLoss(torch.nn.Module):
@@ -134,7 +156,11 @@ class InnerLoss(torch.nn.Module):
             kept = ids != IGNORED
             target = upcast(self.system.agents[self.role].model.embed(ids[kept]))  # (n, D)
         predicted = upcast(self.link(h[:, :-1][kept]))  # (n, D)
-        losses = 1 - F.cosine_similarity(predicted, target, dim=-1) + self.mse * (predicted - target).square().mean(-1)
+        losses = (
+            1
+            - F.cosine_similarity(predicted, target, dim=-1)
+            + self.mse * (predicted - target).square().mean(-1)
+        )
         return mean_of_rows(losses, ids)
 
 
@@ -165,12 +191,16 @@ class OuterLoss(torch.nn.Module):
                 losses.append(next_token_loss(agents[last], h, ids))
             if self.teacher:
                 lengths = (ids != IGNORED).sum(1).tolist()
-                return [row[-n:][:self.settings.latent_steps] for row, n in zip(h, lengths)]
+                return [row[-n:][: self.settings.latent_steps] for row, n in zip(h, lengths)]
             prefill = partial(prefill_with_gradient, agents[role])
             return agents[role].think(prompts, self.settings.latent_steps, prefill=prefill)
 
-        *_, final = recurse(self.system, [example.question for example in examples], self.settings, think=think)
-        loss = next_token_loss(agents[last], *self.forced(examples, self.settings.rounds, last, final.prompts))
+        *_, final = recurse(
+            self.system, [example.question for example in examples], self.settings, think=think
+        )
+        loss = next_token_loss(
+            agents[last], *self.forced(examples, self.settings.rounds, last, final.prompts)
+        )
         return loss + self.other_rounds * sum(losses) / len(losses) if losses else loss
 
     def forced(self, examples, r, role, prompts):
@@ -181,10 +211,16 @@ class OuterLoss(torch.nn.Module):
 
 # Activation checkpointing
 
+
 def checkpoint_activations(system):
     """Make links and blocks keep only their inputs and recompute the rest for the gradient (arXiv 1604.06174)."""
-    for link in [*system.outer_links.values(), *(agent.inner_link for agent in system.agents.values())]:
-        link.forward = partial(checkpoint, link.forward, use_reentrant=False, preserve_rng_state=False)
+    for link in [
+        *system.outer_links.values(),
+        *(agent.inner_link for agent in system.agents.values()),
+    ]:
+        link.forward = partial(
+            checkpoint, link.forward, use_reentrant=False, preserve_rng_state=False
+        )
     for agent in system.agents.values():
         for block in agent.model.layers:
             block.forward = partial(checkpointed_block, block.forward)
@@ -194,7 +230,9 @@ def checkpointed_block(forward, x, positions, rope, mask, cache):
     """A block's forward under checkpoint, which may run it twice: each time from the cache's content before it."""
     if not x.requires_grad:
         return forward(x, positions, rope, mask, cache)
-    before = copy.copy(cache)  # shallow is enough: in training a cache replaces its tensors and never writes into them
+    before = copy.copy(
+        cache
+    )  # shallow is enough: in training a cache replaces its tensors and never writes into them
 
     def run():
         after = copy.copy(before)

@@ -21,18 +21,25 @@ from ..tokenizer import DATE
 from .losses import IGNORED, MAX_POSITIONS, forced_turns
 
 AT_ONCE = 8  # texts that are read together
-SMALL, LARGE = 2.0 ** -14, 2.0 ** 16  # of set_inner_link
+SMALL, LARGE = 2.0**-14, 2.0**16  # of set_inner_link
 
 
 @torch.no_grad()
 def embedding_scale(agent):
     """Standard deviation of the agent's token embeddings."""
-    return agent.model.embed(torch.arange(agent.model.config.vocab_size, device=agent.device)).std().item()
+    return (
+        agent.model.embed(torch.arange(agent.model.config.vocab_size, device=agent.device))
+        .std()
+        .item()
+    )
 
 
 def start_gain(link, agent):
     """Set the last gain of a new link to the scale of the token embeddings of `agent`, which reads its output."""
-    torch.nn.init.constant_((link.post_ln if isinstance(link, InnerLink) else link.ln_target).weight, embedding_scale(agent))
+    torch.nn.init.constant_(
+        (link.post_ln if isinstance(link, InnerLink) else link.ln_target).weight,
+        embedding_scale(agent),
+    )
 
 
 def new_outer_links(edges, agents):
@@ -47,8 +54,10 @@ def new_outer_links(edges, agents):
 
 # Reading
 
+
 class Reading(NamedTuple):
     """A reply as its agent reads it: its tokens (n,), the one that ends it included, and the state h (n, D) before each."""
+
     reply: str
     ids: torch.Tensor
     h: torch.Tensor
@@ -59,16 +68,19 @@ def read(system, role, turns, longest=MAX_POSITIONS, date=DATE):
     """TargetTurns of `role` -> a Reading of each, in the order of their lengths; InputError if a state is not finite."""
     readings, turns = [], sorted(turns, key=lambda turn: len(turn.reply))
     for i in tqdm(range(0, len(turns), AT_ONCE), f"{role} reads", unit="batch", leave=False):
-        batch = turns[i:i + AT_ONCE]
+        batch = turns[i : i + AT_ONCE]
         states, replies = forced_turns(system, role, batch, longest, date)
         for turn, h, ids in zip(batch, states, replies):
             kept = ids != IGNORED
             readings.append(Reading(turn.reply, ids[kept], h[:-1][kept]))
-            check_finite(readings[-1].h.isfinite().all(), f"the states of {role}", system.agents[role].model)
+            check_finite(
+                readings[-1].h.isfinite().all(), f"the states of {role}", system.agents[role].model
+            )
     return readings
 
 
 # Regression
+
 
 @torch.no_grad()
 def set_inner_link(agent, readings, strength=0.01):
@@ -84,12 +96,23 @@ def set_inner_link(agent, readings, strength=0.01):
     SMALL and LARGE are powers of two: bfloat16 rounds W, mean u, s and b as it rounds all weights, and nothing else.
     """
     link, D = agent.inner_link, agent.model.config.hidden_size
-    W, mean_u, s, b = regression(((F.layer_norm(reading.h, (D,)), agent.model.embed(reading.ids)) for reading in readings),
-                                 strength)
+    W, mean_u, s, b = regression(
+        ((F.layer_norm(reading.h, (D,)), agent.model.embed(reading.ids)) for reading in readings),
+        strength,
+    )
     ones, zeros = torch.ones(D), torch.zeros(D)
-    link.load_state_dict({
-        "pre_ln.weight": ones, "pre_ln.bias": zeros, "proj1.weight": SMALL * torch.eye(D), "proj1.bias": -SMALL * mean_u,
-        "proj2.weight": 2 * LARGE / SMALL * W, "proj2.bias": zeros, "post_ln.weight": s, "post_ln.bias": b})
+    link.load_state_dict(
+        {
+            "pre_ln.weight": ones,
+            "pre_ln.bias": zeros,
+            "proj1.weight": SMALL * torch.eye(D),
+            "proj1.bias": -SMALL * mean_u,
+            "proj2.weight": 2 * LARGE / SMALL * W,
+            "proj2.bias": zeros,
+            "post_ln.weight": s,
+            "post_ln.bias": b,
+        }
+    )
 
 
 @torch.no_grad()
@@ -105,10 +128,15 @@ def set_outer_link(system, edge, readings, strength=0.01):
         for reading in readings:
             places, y = overlapping_tokens(source, target, reading.reply)
             places = [i for i in places if i < len(reading.h)]  # the reply may have been cut
-            yield source.inner_link(reading.h[places]), y[:len(places)].to(reading.h.device)
+            yield source.inner_link(reading.h[places]), y[: len(places)].to(reading.h.device)
 
     W, mean_x, s, b = regression(pairs(), strength)
-    start = {"residual_proj.weight": W, "residual_proj.bias": -W @ mean_x, "ln_target.weight": s, "ln_target.bias": b}
+    start = {
+        "residual_proj.weight": W,
+        "residual_proj.bias": -W @ mean_x,
+        "ln_target.weight": s,
+        "ln_target.bias": b,
+    }
     link.load_state_dict(start, strict=False)
     for parameter in link.proj2.parameters():
         parameter.zero_()
@@ -129,10 +157,22 @@ def regression(pairs, strength):
         sum_x, sum_y = sum_x + x.sum(0), sum_y + y.sum(0)
         sum_xx, sum_xy, sum_yy = sum_xx + x.T @ x, sum_xy + x.T @ y, sum_yy + y.square().sum(0)
     mean_x, b = sum_x / n, sum_y / n
-    C, C_xy = sum_xx / n - mean_x.outer(mean_x), sum_xy / n - mean_x.outer(b)  # covariances (D, D), (D, E)
-    s = (sum_yy / n - b.square()).clamp(min=0).sqrt() + 1e-12  # rounding can make the variance negative
-    penalty = strength * C.diagonal().mean() + 1e-12  # never zero, not even if all pairs are the same
-    return torch.linalg.solve(C + penalty * torch.eye(len(C), device=C.device), C_xy / s).T, mean_x, s, b
+    C, C_xy = (
+        sum_xx / n - mean_x.outer(mean_x),
+        sum_xy / n - mean_x.outer(b),
+    )  # covariances (D, D), (D, E)
+    s = (sum_yy / n - b.square()).clamp(
+        min=0
+    ).sqrt() + 1e-12  # rounding can make the variance negative
+    penalty = (
+        strength * C.diagonal().mean() + 1e-12
+    )  # never zero, not even if all pairs are the same
+    return (
+        torch.linalg.solve(C + penalty * torch.eye(len(C), device=C.device), C_xy / s).T,
+        mean_x,
+        s,
+        b,
+    )
 
 
 def overlapping_tokens(source, target, reply):
@@ -141,10 +181,18 @@ def overlapping_tokens(source, target, reply):
     Returns the places of the n source tokens that overlap any target tokens, and for each the mean embedding of those,
     (n, E).
     """
-    ours, theirs = (agent.tokenizer.fast.encode(reply, add_special_tokens=False) for agent in (source, target))
-    embeddings = target.model.embed(torch.tensor(theirs.ids, dtype=torch.long, device=target.device))
-    a, b = (torch.tensor(ids.offsets, device=target.device).reshape(-1, 2) for ids in (ours, theirs))  # starts, ends
-    overlap = (a[:, :1] < b[:, 1]) & (b[:, 0] < a[:, 1:]) & (a[:, :1] < a[:, 1:])  # (tokens of ours, of theirs)
+    ours, theirs = (
+        agent.tokenizer.fast.encode(reply, add_special_tokens=False) for agent in (source, target)
+    )
+    embeddings = target.model.embed(
+        torch.tensor(theirs.ids, dtype=torch.long, device=target.device)
+    )
+    a, b = (
+        torch.tensor(ids.offsets, device=target.device).reshape(-1, 2) for ids in (ours, theirs)
+    )  # starts, ends
+    overlap = (
+        (a[:, :1] < b[:, 1]) & (b[:, 0] < a[:, 1:]) & (a[:, :1] < a[:, 1:])
+    )  # (tokens of ours, of theirs)
     paired = overlap.any(1)
     weights = overlap[paired].to(embeddings)
     return paired.nonzero()[:, 0].tolist(), weights @ embeddings / weights.sum(1, keepdim=True)

@@ -13,7 +13,9 @@ from ..load import AGENT_FILES, agent_patterns, checkpoint_folder, weight_files
 
 
 def write_json(file, value):
-    write_atomic(file, lambda path: path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+    write_atomic(
+        file, lambda path: path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    )
 
 
 def add_task(file, paradigm, task, entry):
@@ -34,8 +36,12 @@ def copy_agent(source, task, folder):
     for name, file in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not (target.samefile(file) or filecmp.cmp(target, file, shallow=False)):
-            raise InputError(f"{target} belongs to another agent than {source}: give another folder")
+        if target.exists() and not (
+            target.samefile(file) or filecmp.cmp(target, file, shallow=False)
+        ):
+            raise InputError(
+                f"{target} belongs to another agent than {source}: give another folder"
+            )
         if name in weights and not target.exists():
             with suppress(OSError):  # another file system, or one without hard links
                 target.hardlink_to(file.resolve())
@@ -65,7 +71,9 @@ def save_inner_link(folder, style, task, link):
     if task:
         names = ("adapter_config.json", *AGENT_FILES, "model.safetensors")
         shared = {name: name for name in names if (folder / name).exists()}
-        add_task(folder / "innerlink_config.json", style.paradigm, task, {"adapter.pt": file, **shared})
+        add_task(
+            folder / "innerlink_config.json", style.paradigm, task, {"adapter.pt": file, **shared}
+        )
 
 
 def save_outer_links(folder, style, task, links):
@@ -76,14 +84,25 @@ def save_outer_links(folder, style, task, links):
         key = style.edges[source, target]
         name = f"{source.capitalize()}-{target.capitalize()}-Outerlink{suffix(task)}.pt"
         save_link(link, folder / name)
-        adapters.append({"legacy_key": key, "legacy_filename": f"{key}.pt", "filename": name,
-                         "source_role": source, "target_role": target, "adapter_type": link.adapter_type,
-                         "in_dim": link.residual_proj.in_features, "out_dim": link.residual_proj.out_features})
+        adapters.append(
+            {
+                "legacy_key": key,
+                "legacy_filename": f"{key}.pt",
+                "filename": name,
+                "source_role": source,
+                "target_role": target,
+                "adapter_type": link.adapter_type,
+                "in_dim": link.residual_proj.in_features,
+                "out_dim": link.residual_proj.out_features,
+            }
+        )
     manifest = folder / "outerlink_config.json"
     if task:
         add_task(manifest, style.paradigm, task, {"task": task, "adapters": adapters})
     else:
-        write_json(manifest, {"format_version": 1, "paradigm": style.paradigm, "adapters": adapters})
+        write_json(
+            manifest, {"format_version": 1, "paradigm": style.paradigm, "adapters": adapters}
+        )
 
 
 def suffix(task):

@@ -40,13 +40,24 @@ def write_agent(folder, role, seed):
     """
     shipped = STYLES["tiny"].checkpoints[role]
     folder.mkdir(parents=True, exist_ok=True)
-    for name in "config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja":
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ):
         (folder / name).write_bytes((shipped / name).read_bytes())
     tokenizer, words = read_json(shipped / "tokenizer.json"), WORDS[:]
     random.Random(f"{seed} {role}").shuffle(words)
-    words = [*(token["content"] for token in tokenizer["added_tokens"]), "<unk>", *words]  # special tokens come first
+    words = [
+        *(token["content"] for token in tokenizer["added_tokens"]),
+        "<unk>",
+        *words,
+    ]  # special tokens come first
     tokenizer["model"]["vocab"] = {word: i for i, word in enumerate(words)}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 def new_agent(folder, role, seed):
@@ -60,16 +71,28 @@ def new_agent(folder, role, seed):
         elif name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
     tokenizer = load_tokenizer(folder)
-    return Agent(model, tokenizer, InnerLink(config.hidden_size), load_generation_config(folder, tokenizer),
-                 torch.device("cpu"))
+    return Agent(
+        model,
+        tokenizer,
+        InnerLink(config.hidden_size),
+        load_generation_config(folder, tokenizer),
+        torch.device("cpu"),
+    )
 
 
 def turns(rng, role, count, **options):
     """`count` random exercises of `role` as TargetTurns; options are those of exercise."""
-    source, opens = ROLES[ROLES.index(role) - 1], role == ROLES[0]  # only the planner has a first prompt without a slot
+    source, opens = (
+        ROLES[ROLES.index(role) - 1],
+        role == ROLES[0],
+    )  # only the planner has a first prompt without a slot
     exercises = [exercise(rng, role, **options) for _ in range(count)]
-    return [TargetTurn(STYLES["tiny"].question(question), {source: heard} if heard or not opens else {}, reply)
-            for question, heard, reply in exercises]
+    return [
+        TargetTurn(
+            STYLES["tiny"].question(question), {source: heard} if heard or not opens else {}, reply
+        )
+        for question, heard, reply in exercises
+    ]
 
 
 def train_agent(system, role, seed, steps, batch=64):
@@ -87,17 +110,20 @@ def train_agent(system, role, seed, steps, batch=64):
         return x + 0.1 * embedding_scale(agent) * torch.randn_like(x), *others
 
     def loss_at(step, part):
-        operations = shuffled[:2 + int(19 * step / (0.4 * steps))]
+        operations = shuffled[: 2 + int(19 * step / (0.4 * steps))]
         exercises = turns(rng, role, batch, operations=operations, whole=step < 0.75 * steps)
         h, ids = forced_turns(system, role, exercises)
         scores = agent.model.logits(h[:, :-1])
-        return torch.nn.functional.cross_entropy(scores.flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
+        return torch.nn.functional.cross_entropy(
+            scores.flatten(0, 1), ids.flatten(), ignore_index=IGNORED
+        )
 
     matrices = [p for p in agent.model.layers.parameters() if p.ndim == 2]
     others = [p for p in agent.model.parameters() if not any(p is matrix for matrix in matrices)]
     optimizers = [  # Muon at 0.02 leaves some agents at 96 to 98 %
         torch.optim.Muon(matrices, lr=0.01, weight_decay=0.01, adjust_lr_fn="original"),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
     hook = agent.model.register_forward_pre_hook(with_noise)
     fit(loss_at, optimizers, steps, f"agent {role}", warm_up=max(1, steps // 20))
     hook.remove()
@@ -114,8 +140,10 @@ def mastery(system, role, count=2000):
 
 def save_agent(folder, agent):
     """Write the weights in bfloat16 under their released names, and let the agent go on with them, in float32."""
-    weights = {name if name == "lm_head.weight" else f"model.{name}": p.detach().to(torch.bfloat16)
-               for name, p in agent.model.named_parameters()}
+    weights = {
+        name if name == "lm_head.weight" else f"model.{name}": p.detach().to(torch.bfloat16)
+        for name, p in agent.model.named_parameters()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     agent.model = load_model(folder, dtype=torch.float32)
 
@@ -123,8 +151,13 @@ def save_agent(folder, agent):
 def answers_to_learn(rng, batch):
     """TrainExamples of random chains with the solver's last note, which three rounds should lead to."""
     chains = [random_chain(rng, rng.randint(1, 9)) for _ in range(batch)]
-    return [TrainExample(STYLES["tiny"].question(chain.question),
-                         {"solver": (note("solver", chain, len(chain.steps), chain.answer),)}) for chain in chains]
+    return [
+        TrainExample(
+            STYLES["tiny"].question(chain.question),
+            {"solver": (note("solver", chain, len(chain.steps), chain.answer),)},
+        )
+        for chain in chains
+    ]
 
 
 def accuracy(system, chains, **options):
@@ -138,9 +171,11 @@ def accuracy(system, chains, **options):
         correct.setdefault(len(chain.steps), []).append(result.answer == str(chain.answer))
     percent = lambda hits: round(100 * sum(hits) / len(hits), 1)
     tokens = sum(result.new_tokens + result.heard_tokens for result in results)
-    return {"percent": percent(sum(correct.values(), [])),
-            "by_length": {length: percent(hits) for length, hits in sorted(correct.items())},
-            "tokens": round(tokens / len(chains), 1)}
+    return {
+        "percent": percent(sum(correct.values(), [])),
+        "by_length": {length: percent(hits) for length, hits in sorted(correct.items())},
+        "tokens": round(tokens / len(chains), 1),
+    }
 
 
 def randomise_outer_links(links):
@@ -154,10 +189,20 @@ def randomise_outer_links(links):
 
 def evaluate(folder, split, per_length):
     """What the system in a folder reaches on `per_length` chains of each length, loaded as any user would load it."""
-    system, chains = load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True), questions(split, per_length)
-    at = lambda rounds, **options: {r: accuracy(system, chains, rounds=r, **options) for r in rounds}
-    report = {"split": split, "questions": len(chains), "latent": at(range(1, 6)),
-              "text": at(range(1, 6), channel="text"), "empty slots": at((1, 3), latent_steps=0)}
+    system, chains = (
+        load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True),
+        questions(split, per_length),
+    )
+    at = lambda rounds, **options: {
+        r: accuracy(system, chains, rounds=r, **options) for r in rounds
+    }
+    report = {
+        "split": split,
+        "questions": len(chains),
+        "latent": at(range(1, 6)),
+        "text": at(range(1, 6), channel="text"),
+        "empty slots": at((1, 3), latent_steps=0),
+    }
     randomise_outer_links(system.outer_links.values())
     return report | {"random outer links": at((1, 3))}
 
@@ -178,8 +223,12 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
     save_outer_links(out / "links", style, None, system.outer_links)
     minutes = round((time.perf_counter() - started) / 60, 1)
     mastered = {role: round(100 * mastery(system, role), 1) for role in ROLES}
-    report = {"seed": seed, "training_minutes": minutes, "validation exercises right": mastered,
-              **evaluate(out, split, per_length)}
+    report = {
+        "seed": seed,
+        "training_minutes": minutes,
+        "validation exercises right": mastered,
+        **evaluate(out, split, per_length),
+    }
     write_json(out / "report.json", report)
     return report
 
@@ -188,7 +237,12 @@ def train_inner_link(system, role, seed, steps, batch):
     agent, rng = system.agents[role], random.Random(f"{seed} inner {role}")
     start_gain(agent.inner_link, agent)
     loss = InnerLoss(system, role, mse=0.1)
-    fit(lambda step, part: loss(turns(rng, role, batch)), [adamw(loss, 3e-3)], steps, f"inner link of {role}")
+    fit(
+        lambda step, part: loss(turns(rng, role, batch)),
+        [adamw(loss, 3e-3)],
+        steps,
+        f"inner link of {role}",
+    )
     agent.inner_link.requires_grad_(False)
 
 
@@ -198,18 +252,35 @@ def train_outer_links(system, seed, ridge_turns, steps, batch):
         set_outer_link(system, edge, read(system, edge[0], given))
     rng = random.Random(f"{seed} outer")
     loss = OuterLoss(system, Settings().completed(system.style))
-    fit(lambda step, part: loss(answers_to_learn(rng, batch)), [adamw(loss, 1e-3)], steps, "outer links")
+    fit(
+        lambda step, part: loss(answers_to_learn(rng, batch)),
+        [adamw(loss, 1e-3)],
+        steps,
+        "outer links",
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m minimas.tiny.build", description="Train the tiny system from scratch.")
+    parser = argparse.ArgumentParser(
+        "python -m minimas.tiny.build", description="Train the tiny system from scratch."
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="the folder to write")
-    what.add_argument("--evaluate", type=Path, metavar="FOLDER", help="only measure the system in this folder")
+    what.add_argument(
+        "--evaluate", type=Path, metavar="FOLDER", help="only measure the system in this folder"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", choices=("test", "validation"), default="test",
-                        help="the split that the report is measured on (default test)")
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="the split that the report is measured on (default test)",
+    )
     args = parser.parse_args()
     torch.manual_seed(args.seed)  # for the random links of the control
-    report = build(args.out, args.seed, split=args.split) if args.out else evaluate(args.evaluate, args.split, 150)
+    report = (
+        build(args.out, args.seed, split=args.split)
+        if args.out
+        else evaluate(args.evaluate, args.split, 150)
+    )
     print(json.dumps(report, indent=1))
