@@ -16,7 +16,6 @@ from .common import InputError, warn
 from .styles import STYLES
 from .tokenizer import DATE
 
-
 # Options
 
 
@@ -239,7 +238,7 @@ def converse(answer):
     Ctrl-C or a sentence about what is to be mended ends an answer only, and the next question is asked.
     """
     with suppress(ImportError):
-        import readline  # input() edits lines with it
+        import readline  # noqa: F401  (input() edits lines with it)
 
     def turn():
         with redirect_stdout(

@@ -29,13 +29,13 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import checkpoints
+import reference
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-import checkpoints
 import minimas
-import reference
 from minimas.config import DTYPES
 from minimas.fast.graphs import capture
 from minimas.generate import generate

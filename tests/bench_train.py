@@ -18,13 +18,13 @@ import tempfile
 import threading
 from pathlib import Path
 
+import reference
 import torch
 import torch.nn.functional as F
 import transformers
+from bench import Peer, make_system, questions, timed
 
 import minimas
-import reference
-from bench import Peer, make_system, questions, timed
 from minimas.config import DTYPES
 from minimas.styles import STYLES, Settings
 from minimas.train.examples import TrainExample

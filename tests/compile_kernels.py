@@ -10,12 +10,12 @@ it while the program goes on, and whether it waits for the kernels before it ahe
 import json
 import re
 
+import checkpoints
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import checkpoints
 from minimas.cache import DeltaCache, attention_cache
 from minimas.fast import kernels
 

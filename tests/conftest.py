@@ -14,9 +14,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton: its kernels then run on a CPU
 
 import checkpoints
+from fake_cuda import FakeCUDA
+
 from minimas import link
 from minimas.fast import graphs, prepare
-from fake_cuda import FakeCUDA
 
 
 @pytest.fixture(scope="session")

@@ -18,14 +18,14 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 import checkpoints
+import torch
+from on_gpu import HERE, note, part_options
+
 from minimas.agent import load_agent
 from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.styles import Settings
-from on_gpu import HERE, note, part_options
 
 STATES = {
     torch.float32: (2e-5, 2e-3),

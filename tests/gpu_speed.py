@@ -22,13 +22,14 @@ from unittest.mock import patch
 if "--device cpu" in " ".join(sys.argv):
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton: the dry run calls the kernels, too
 
-import torch
-import torch.nn.functional as F
-import transformers
-
 import bench
 import bench_train
 import checkpoints
+import torch
+import torch.nn.functional as F
+import transformers
+from on_gpu import note, part_options
+
 import minimas
 from minimas import link as link_module
 from minimas.agent import load_agent
@@ -37,7 +38,6 @@ from minimas.fast import linear
 from minimas.fast import prepare as prepare_module
 from minimas.llama import rope_cos_sin
 from minimas.styles import STYLES, Settings
-from on_gpu import note, part_options
 
 STYLE = "sequential_light"
 WORTH = (

@@ -6,12 +6,11 @@ python tests/make_goldens.py
 import tempfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 import checkpoints
 import reference
+import torch
 from checkpoints import GOLDENS, IDS, QUESTIONS, RECURSION, ROUNDS
+from safetensors.torch import save_file
 
 
 def family_outputs(name, folder):

@@ -27,11 +27,11 @@ try:
 except ImportError:
     gguf = None  # said in main
 import torch
+from checkpoints import MISTRAL
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 
-from checkpoints import MISTRAL
 from minimas.cli import command, refuse
 from minimas.common import InputError, check_known
 

@@ -4,10 +4,10 @@ import json
 import random
 from pathlib import Path
 
+import alignment
 import pytest
 import torch
 
-import alignment
 import minimas
 from minimas.train.examples import load_examples
 from minimas.train.ridge import read

@@ -13,10 +13,10 @@ import zlib
 from functools import partial
 
 import pytest
+import standin
 from huggingface_hub import constants
 
 import minimas
-import standin
 from minimas import InputError
 from minimas.common import no_op
 from minimas.evaluate.benchmarks import BENCHMARKS, load_dataset, settings_for

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+import standin
 
 import minimas
-import standin
-from minimas.train import examples
-from minimas.train.examples import load_examples
 from minimas.prompts import Question
 from minimas.recurse import STYLES
+from minimas.train import examples
+from minimas.train.examples import load_examples
 
 RELEASED_ROWS = {  # a row in the columns of the authors' data cards and loaders
     "sequential_light": {

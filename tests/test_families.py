@@ -2,12 +2,12 @@
 and equals itself whatever way it is fed.
 """
 
+import checkpoints
 import pytest
 import torch
+from checkpoints import GOLDENS, IDS
 from safetensors.torch import load_file
 
-import checkpoints
-from checkpoints import GOLDENS, IDS
 from minimas.cache import WindowCache
 from minimas.load import load_model
 

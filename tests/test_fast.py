@@ -4,13 +4,14 @@ packed and merged linears, replayed steps, rows that leave the batch, fused link
 
 from contextlib import nullcontext
 
+import checkpoints
 import pytest
 import torch
 import torch.nn.functional as F
-
-import checkpoints
-import minimas
 from checkpoints import IDS, QUESTIONS
+from fake_cuda import FakeCUDA
+
+import minimas
 from minimas import llama
 from minimas.fast import graphs as graphs_module
 from minimas.fast import linear
@@ -20,7 +21,6 @@ from minimas.fast.prepare import prepare
 from minimas.generate import REPLY_ROOM
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
-from fake_cuda import FakeCUDA
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OPTIONS = {

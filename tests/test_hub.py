@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 
+import checkpoints
 import pytest
+import standin
 from huggingface_hub import constants
 
-import checkpoints
 import minimas
-import standin
 from minimas import recurse
 from minimas.styles import STYLES
 

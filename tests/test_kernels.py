@@ -20,6 +20,9 @@ pytest.importorskip("triton", OLDEST, reason="needs Triton: pip install '.[oracl
 
 import checkpoints
 from checkpoints import IDS
+from fake_cuda import FakeTensor, real
+from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
+
 from minimas import link, llama
 from minimas.cache import DeltaCache, attention_cache, grow
 from minimas.fast import kernels, linear
@@ -29,8 +32,6 @@ from minimas.link import fused
 from minimas.llama import attend, rope_cos_sin, rope_frequencies
 from minimas.load import load_model
 from minimas.qwen import apply_partial_rope
-from fake_cuda import FakeTensor, real
-from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative error of float32 sums, and of results rounded once. The interpreter has no product of bfloat16s.

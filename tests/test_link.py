@@ -1,9 +1,9 @@
 import pickle
 
+import checkpoints
 import pytest
 import torch
 
-import checkpoints
 from minimas import InputError
 from minimas.link import InnerLink, OuterLink
 from minimas.load import load_link

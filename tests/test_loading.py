@@ -3,12 +3,12 @@
 import json
 from types import SimpleNamespace
 
+import checkpoints
 import pytest
 import torch
+from checkpoints import IDS
 from safetensors.torch import load_file, save_file
 
-import checkpoints
-from checkpoints import IDS
 from minimas import InputError, load_mas_system
 from minimas.agent import load_agent
 from minimas.common import write_atomic

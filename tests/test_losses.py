@@ -3,12 +3,12 @@
 import copy
 import random
 
+import checkpoints
 import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import pre_tokenizers
 
-import checkpoints
 import minimas
 from minimas.link import fused
 from minimas.prompts import Question

@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 
+import checkpoints
 import pytest
 import torch
 from safetensors.torch import save_file
 
-import checkpoints
 from minimas.config import read_config
 
 PROGRAM = """

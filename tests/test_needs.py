@@ -6,12 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import checkpoints
 import pytest
+import standin
 import torch
 
-import checkpoints
 import minimas
-import standin
 from minimas import recurse
 from minimas.evaluate import __main__ as evaluate
 from minimas.link import OuterLink

@@ -7,12 +7,12 @@ import sys
 import time
 from types import SimpleNamespace
 
-import pytest
-import torch
-
 import checkpoints
 import gpu_checks
 import on_gpu
+import pytest
+import torch
+
 from minimas import generate as generate_module
 
 PRELUDE = f"import os, sys, time, subprocess; sys.path.insert(0, {str(on_gpu.HERE)!r}); from on_gpu import note; "

@@ -1,9 +1,9 @@
 import hashlib
 import json
 
+import checkpoints
 import pytest
 
-import checkpoints
 from minimas import InputError
 from minimas.prompts import PROMPTS, Question, Slot, prompt, wrap
 from minimas.tokenizer import load_tokenizer

@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
+import real_models
 import torch
 import torch.nn.functional as F
 
 import minimas
-import real_models
 from minimas import cli
 from minimas.agent import load_agent
 from minimas.generate import generate

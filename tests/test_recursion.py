@@ -3,15 +3,15 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
 import tqdm
+from checkpoints import GOLDENS, QUESTIONS, RECURSION
 from safetensors.torch import load_file
 
-import checkpoints
 import minimas
-from checkpoints import GOLDENS, QUESTIONS, RECURSION
 from minimas.recurse import STYLES
 
 STYLE = pytest.mark.parametrize("style", checkpoints.SYSTEMS)

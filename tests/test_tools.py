@@ -10,10 +10,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import checkpoints
 import pytest
 import torch
 
-import checkpoints
 import minimas
 from minimas.generate import generate
 from minimas.sandbox import tools

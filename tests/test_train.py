@@ -13,10 +13,10 @@ import xml.etree.ElementTree as xml
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 
-import checkpoints
 import minimas
 from minimas.cli import command
 from minimas.link import InnerLink, OuterLink

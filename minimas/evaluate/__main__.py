@@ -52,7 +52,6 @@ from .report import plot, summary, write_csv
 from .run_tests import check_tests
 from .runs import join_others
 
-
 # Options
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from ..common import InputError
 
-
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
 FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 

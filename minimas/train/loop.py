@@ -19,7 +19,6 @@ from ..evaluate.runs import unchanged
 from ..look.plot import save_charts
 from .save import suffix, write_state
 
-
 # The order of the rows
 
 
