@@ -21,6 +21,10 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what was found, what was expected and what to do."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, as a scheduler or a closed terminal sends it."""
+
+
 def check_known(what, found, known):
     """InputError if one of the names that were found is not known."""
     if unknown := [

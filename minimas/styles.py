@@ -11,7 +11,7 @@ from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 
-from .common import InputError, check_known, check_text, read_json
+from .common import InputError, check_known, check_text, read_json, warn_once
 from .compat.style_file import wrong_prompts, wrong_roles
 from .prompts import Question
 from .sandbox.tools import TOOLS
@@ -115,7 +115,7 @@ class Settings:
     top_p           sample from the likeliest tokens that together reach this probability
     top_k           and from at most this many of them: 0 is no limit, None what the agent's generation_config.json says
     seed            of all random numbers, together with the question's text
-    rollouts        texts for each question, sampled from one prefill
+    rollouts        texts for each question, sampled from one prefill; at temperature 0 there is one
     batch_size      questions that are answered together
     retry           ask once more if a text holds no answer
     channel         latent, or text: agents then decode and pass text, for comparison
@@ -171,6 +171,12 @@ class Settings:
             raise InputError(
                 "tools are given, but this style's agents call none: leave them out, or use style deliberation"
             )
+        if settings.temperature == 0 and settings.rollouts > 1:
+            warn_once(
+                f"{settings.rollouts} rollouts at temperature 0 are the same text, so each question gets one: "
+                "raise the temperature to sample several"
+            )
+            settings = replace(settings, rollouts=1)
         return settings
 
 

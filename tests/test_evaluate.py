@@ -21,12 +21,14 @@ import torch
 
 import minimas
 from minimas.evaluate import __main__ as evaluate
+from minimas.evaluate import answering
 from minimas.evaluate.benchmarks import Example
 from minimas.evaluate.grade import graders_for, is_correct
 from minimas.evaluate.records import answers_hash
 from minimas.evaluate.report import interval
 from minimas.look.plot import save_charts, ticks
 from minimas.recurse import System
+from minimas.runs.processes import Processes
 from minimas.styles import STYLES
 from minimas.tiny.task import questions
 
@@ -230,10 +232,11 @@ def test_other_settings_are_refused(unbroken, data, monkeypatch, capsys, change,
 def test_threads_in_place_of_processes_share_the_batches(short, data, tmp_path, monkeypatch):
     """Each takes its share and writes a file of its own; the first merges them when all are done."""
     out, barrier = tmp_path / "records.jsonl", threading.Barrier(3, timeout=60)
-    rank = lambda *_: (int(threading.current_thread().name), 3, barrier.wait)
-    monkeypatch.setattr(evaluate, "join_others", rank)
+    rank = lambda: Processes(int(threading.current_thread().name), 3)
+    monkeypatch.setattr(evaluate, "launched", rank)
+    monkeypatch.setattr(evaluate, "join", lambda *_: ("cpu", barrier.wait))
     monkeypatch.setattr(sys, "argv", ["evaluate", *options(data, out, "--limit", "4")])
-    shares, append = {}, evaluate.answer_batches
+    shares, append = {}, answering.answer_batches
 
     def watched(system, batches, examples, questions, graders, finished, file, quiet):
         append(system, batches, examples, questions, graders, finished, file, quiet)
@@ -241,7 +244,7 @@ def test_threads_in_place_of_processes_share_the_batches(short, data, tmp_path, 
             (point.rounds, point.channel) for point, _ in batches
         ]
 
-    monkeypatch.setattr(evaluate, "answer_batches", watched)
+    monkeypatch.setattr(answering, "answer_batches", watched)
     threads = [threading.Thread(target=evaluate.main, name=str(n), daemon=True) for n in range(3)]
     [thread.start() for thread in threads]
     [thread.join(60) for thread in threads]
@@ -505,7 +508,7 @@ def test_questions_are_read_before_the_system_is_loaded(tmp_path, monkeypatch, c
     data, out = tmp_path / "data.jsonl", tmp_path / "r.jsonl"
     data.write_text('{"problem": "7 +5", "answer": "2"}\n{"problem": "Why?", "answer": "2"}\n')
     monkeypatch.setattr(
-        evaluate, "load_mas_system", lambda *_, **__: pytest.fail("the system was loaded")
+        answering, "load_mas_system", lambda *_, **__: pytest.fail("the system was loaded")
     )
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, *options(data, out))
@@ -606,7 +609,7 @@ def test_regrade(short, data, tmp_path, monkeypatch, capsys):
     assert out.read_bytes() == before
     with monkeypatch.context() as patch:
         patch.setattr(
-            evaluate, "load_mas_system", lambda *_, **__: pytest.fail("an agent was loaded")
+            answering, "load_mas_system", lambda *_, **__: pytest.fail("an agent was loaded")
         )
         table = run(monkeypatch, capsys, *asked, "--regrade").out
     again = records(out)

@@ -21,7 +21,7 @@ from minimas import InputError
 from minimas.cli import command
 from minimas.common import no_op
 from minimas.evaluate import __main__ as evaluate
-from minimas.evaluate import latex, run_tests
+from minimas.evaluate import answering, latex, run_tests
 from minimas.evaluate.benchmarks import load_dataset
 from minimas.evaluate.grade import (
     GRADERS,
@@ -561,7 +561,7 @@ def test_tests_that_prove_nothing_are_refused(tmp_path):
 def test_evaluation_asks_no_question_before_the_tests_are_checked(tmp_path, monkeypatch, capsys):
     code_questions(tmp_path, ["assert add(1, 2) == 3", "assert True", "def add(): pass"])
     monkeypatch.setattr(
-        evaluate, "load_mas_system", lambda *_, **__: pytest.fail("agents were loaded")
+        answering, "load_mas_system", lambda *_, **__: pytest.fail("agents were loaded")
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(

@@ -46,7 +46,7 @@ def test_there_is_no_circle():
     TopologicalSorter(IMPORTS).prepare()
     assert (
         IMPORTS["recurse"] >= {"agent", "generate", "styles", "cli"}
-        and "recurse" in IMPORTS["evaluate.__main__"]
+        and "recurse" in IMPORTS["evaluate.answering"]
     )
 
 
@@ -73,3 +73,12 @@ def test_what_knows_little_stays_so():
                 assert not {
                     other for other in IMPORTS[name] if "." in other and not other.startswith(leaf)
                 }, name
+
+
+def test_what_evaluation_and_training_share_knows_neither():
+    shared = {name for name in IMPORTS if name.startswith("runs.")}
+    assert {"runs.lock", "runs.dependencies", "runs.processes"} <= shared
+    for name in shared:
+        assert not {
+            other for other in IMPORTS[name] if other.startswith(("evaluate", "train", "commands"))
+        }, name

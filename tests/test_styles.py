@@ -11,9 +11,9 @@ from huggingface_hub import constants
 import minimas
 from minimas import recurse
 from minimas.common import InputError
-from minimas.evaluate.runs import fingerprint
 from minimas.prompts import Question, prompt
 from minimas.recurse import System
+from minimas.runs.dependencies import fingerprint
 from minimas.styles import STYLES, style_named
 from minimas.train import __main__ as train
 from minimas.train.ridge import new_outer_links

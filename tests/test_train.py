@@ -23,7 +23,7 @@ from minimas.link import InnerLink, OuterLink
 from minimas.styles import STYLES
 from minimas.tiny.task import questions
 from minimas.train import __main__ as train
-from minimas.train import loop, save
+from minimas.train import links, loop, save
 from minimas.train.examples import load_examples
 
 TINY = [
@@ -349,15 +349,15 @@ def test_ctrl_c_keeps_the_steps_that_were_taken(
     assert seen == list(range(12)) and curve(tmp_path) == pytest.approx(
         curve(unbroken[0]), rel=1e-4
     )
-    with pytest.raises(KeyboardInterrupt), loop.delayed_interrupt() as interrupt:
+    with pytest.raises(KeyboardInterrupt), loop.Ending() as ending:
         signal.raise_signal(signal.SIGINT)
-        assert interrupt
+        assert ending.number == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with loop.delayed_interrupt() as interrupt:
+    with loop.Ending() as ending:
         signal.raise_signal(signal.SIGINT)
-    assert not interrupt, "who ignores Ctrl-C goes on doing so"
+    assert not ending.number, "who ignores Ctrl-C goes on doing so"
 
 
 def test_links_of_others_are_not_overwritten(unbroken, tmp_path, monkeypatch, capsys):
@@ -832,9 +832,9 @@ def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
     closed form each agent reads its texts once.
     """
     args, reads = [*base_style(tmp_path), *steps], []
-    read = train.read
+    read = links.read
     monkeypatch.setattr(
-        train,
+        links,
         "read",
         lambda system, role, *more: (reads.append(role), read(system, role, *more))[1],
     )
@@ -855,7 +855,7 @@ def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "set_outer_link", killed)
+        patch.setattr(links, "set_outer_link", killed)
         with pytest.raises(SystemExit):
             run(patch, capsys, *args, "--out", tmp_path / "again")
     assert not (tmp_path / "again" / "links" / "outerlink_config.json").exists()

@@ -7,20 +7,21 @@ each of its points all questions are answered.
 
 The record of a question (records.py) is written as soon as it is answered. At the end the table (report.py) is printed.
 
-A run that was killed continues when it is started again. It replays the same batches, so records match up to rounding;
-they differ by rounding only where memory ran out and a batch was answered in pieces. With torchrun every process answers
-its share of the batches and writes a part of its own; the first process merges the parts.
+A run that was killed continues when it is started again. It replays the same batches, so records match up to
+rounding. They differ by rounding only where memory ran out and a batch was answered in pieces. With torchrun every
+process answers its share of the batches and writes a part of its own; the first process merges the parts. A second run
+with the same outputs is refused (runs/lock.py).
 """
 
-import gc
+import argparse
 import itertools
-from argparse import ArgumentTypeError
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
+from typing import Any
 
 from ..cli import (
     add_answering,
@@ -28,42 +29,49 @@ from ..cli import (
     command,
     make_parser,
     names,
-    out_of_memory,
     pairs,
     writable_file,
 )
-from ..common import InputError, aligned, no_op, warn
-from ..look.needs import check_memory, needs_text
-from ..recurse import load_mas_system
-from ..styles import Settings, style_named
-from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
+from ..common import InputError, aligned, no_op, warn, write_atomic
+from ..runs.lock import Lock, held, share
+from ..runs.processes import Processes, join, launched
+from ..styles import Settings, Style, style_named
+from .benchmarks import BENCHMARKS, COLUMNS, Example, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import (
     POINT,
+    Key,
+    Record,
     gather,
     graded,
-    line_of,
-    make_record,
     read_lines,
     record_key,
     settings_line,
 )
-from .report import plot, summary, write_csv
 from .run_tests import check_tests
-from .runs import join_others
+
+# What needs torch is imported where it is used, after the outputs are held: a run that is refused ends at once.
+
+WAIT = timedelta(days=30)  # for the other processes of a run, whose shares may take as long
+OURS = re.compile(
+    r"\.(part\d+|partial|lock)$"
+)  # ends of names that runs give to files beside their outputs
 
 # Options
 
 
-def numbers(text):
+def numbers(text: str) -> tuple[int, ...]:
     """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
     try:
         return tuple(map(int, text.split(",")))
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers such as 1,2,3"
+        ) from None
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
+    """The options as typed."""
     parser = make_parser(
         "evaluate", "Measure a recursive multi-agent system on questions with known answers."
     )
@@ -120,147 +128,111 @@ def arguments():
     return parser.parse_args()
 
 
-def plan(args, style):
+def plan(args: argparse.Namespace, style: Style) -> tuple[list[Settings], tuple[str, ...]]:
     """(the completed Settings of each point of the grid, the graders); InputError if options do not make a run.
 
     A setting is what its option says, else what the data set's protocol says, else the default of the style.
     """
-    options = {"rounds": (None,), "latent_steps": (None,), "channel": ("latent",)}
+    options: dict[str, Any] = {"rounds": (None,), "latent_steps": (None,), "channel": ("latent",)}
     options |= settings_for(args.dataset, args.style, args.protocol, args.task)
-    options |= {
-        f.name: getattr(args, f.name)
-        for f in fields(Settings)
-        if getattr(args, f.name, None) is not None
-    }
+    given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
+    options |= {name: value for name, value in given.items() if value is not None}
     graders = graders_for(options.pop("grader"), args.grader, args.allow_code_execution)
+    grid = [options.pop(name) for name in POINT]
     points = []
-    for channel, rounds, latent_steps in itertools.product(*map(options.pop, POINT)):
-        steps = (
-            latent_steps if channel == "latent" else 0
-        )  # a text channel has none: one point for all their numbers
-        points.append(
-            Settings(channel=channel, rounds=rounds, latent_steps=steps, **options).completed(style)
-        )
+    for channel, rounds, latent_steps in itertools.product(*grid):
+        if channel != "latent":
+            latent_steps = 0  # a text channel has none: one point for all their numbers
+        point = Settings(channel=channel, rounds=rounds, latent_steps=latent_steps, **options)
+        points.append(point.completed(style))
     if not points:
         raise InputError("--channel lists nothing, expected latent, text or latent,text")
     return list(dict.fromkeys(points)), graders
 
 
-# Answering
-
-
-def answer_in_pieces(system, questions, settings, size):
-    """(Results of a batch, size): the batch is asked in pieces of at most `size` questions.
-
-    When memory runs out, the size is halved and the whole batch asked again; InputError if one question is too much.
-    """
-    while True:
-        try:
-            pieces = [questions[i : i + size] for i in range(0, len(questions), size)]
-            return [result for piece in pieces for result in system.answer(piece, settings)], size
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e):
-                raise
-        if size == 1:
-            raise InputError(
-                "out of memory with one question at a time: try fewer new tokens or rollouts, or --offload"
-            )
-        size = -(-min(size, len(questions)) // 2)
-        warn(f"out of memory, going on with {size} questions at once")
-        for agent in system.agents.values():
-            agent.release()
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def answer_batches(system, batches, examples, questions, graders, finished, file, quiet=False):
-    """Answer batches, and append a record of each question to `file`.
-
-    batches   [(the Settings of a point, the indices of a batch of the questions), ...]
-    finished  the keys of records that exist already
-    quiet     show no bar
-    """
-    size, k = (batches[0][0].batch_size, batches[0][0].rollouts) if batches else (1, 1)
-    total, verdicts = sum(len(batch) for _, batch in batches), []
-    with (
-        open(file, "a", encoding="utf-8") as out,
-        tqdm(total=total, unit="question", disable=quiet) as bar,
-    ):
-        for point, batch in batches:
-            missing = [i for i in batch if record_key(vars(point), i) not in finished]
-            if missing:  # the whole batch is asked again, because other rows would round otherwise
-                results, size = answer_in_pieces(system, [questions[i] for i in batch], point, size)
-            for i in missing:
-                first = (
-                    i - batch.start
-                ) * k  # each question of the batch has k results, one after another
-                record = make_record(i, examples[i], results[first : first + k], point, graders)
-                out.write(line_of(record))
-                out.flush()
-                verdicts += record["right"][graders[0]]
-                bar.set_postfix_str(f"{sum(verdicts) / len(verdicts):.1%} right", refresh=False)
-            bar.update(len(batch))
-
-
 # The command
 
 
-def record_file(args):
-    """The file of records, in a folder that exists.
+def output_files(args: argparse.Namespace) -> dict[str, Path]:
+    """{option: file} of what this run writes: --out, and --csv and --plot if given. The folder of --out is made.
 
-    InputError if it, or that of --csv or --plot, cannot be written, or two of them or the data are one file.
+    InputError if one cannot be written, has a name that runs use themselves, or is one file with another or the data.
     """
-    out = args.out or Path(f"{Path(args.style).stem}-{Path(args.dataset).stem}.jsonl")
-    files = {
-        "--dataset": args.dataset,
-        "--file": args.file,
-        "--out": out,
-        "--csv": args.csv,
-        "--plot": args.plot,
-    }
-    taken = {}
-    for option, file in [(option, file) for option, file in files.items() if file]:
-        if (other := taken.setdefault(Path(file).expanduser().resolve(), option)) != option:
+    default = Path(f"{Path(args.style).stem}-{Path(args.dataset).stem}.jsonl")
+    files = {"--out": args.out or default, "--csv": args.csv, "--plot": args.plot}
+    outputs = {option: file for option, file in files.items() if file}
+    taken: dict[Path, str] = {}
+    for option, file in [("--dataset", args.dataset), ("--file", args.file), *outputs.items()]:
+        if not file:
+            continue
+        other = taken.setdefault(Path(file).expanduser().resolve(), option)
+        if other != option:
             raise InputError(f"{option} and {other} are the same file, {file}: give another name")
-        if option in ("--csv", "--plot"):
-            writable_file(option, file)
-    return writable_file("--out", out, make_folder=True)
+    for option, file in outputs.items():
+        if end := OURS.search(str(file)):
+            raise InputError(
+                f"{option} is {file}, but names that end in {end[0]} are those of files beside the outputs of runs: "
+                "give another name"
+            )
+        writable_file(option, file, make_folder=option == "--out")
+    return outputs
 
 
-def show(args, records, points, n, graders):
+def show(
+    args: argparse.Namespace,
+    records: Mapping[Key, Record],
+    points: Sequence[Settings],
+    n: int,
+    graders: Sequence[str],
+    outputs: Mapping[str, Path],
+) -> None:
     """Print the table of a finished run of n questions, and write what --csv and --plot ask for.
 
     InputError if records are missing.
     """
-    missing = [
-        point for point in points for i in range(n) if record_key(vars(point), i) not in records
-    ]
+    from .report import plot, summary, write_csv
+
+    rows, missing = [], 0
+    for point in points:
+        keys = [record_key(vars(point), i) for i in range(n)]
+        found = [records[key] for key in keys if key in records]
+        missing += n - len(found)
+        if not missing:
+            rows.append(summary(found, point, graders))
     if missing:
+        found_out = f"{missing} of {n * len(points)} questions are not answered yet"
+        if args.regrade:
+            raise InputError(f"{found_out}: run without --regrade first")
         raise InputError(
-            f"{len(missing)} of {n * len(points)} questions are not answered yet: run without --regrade first"
+            f"{found_out}, though this run answered all: something else has changed {outputs['--out']} "
+            "or deleted files beside it, or processes on several machines do not share its folder. "
+            "Start the same command again to answer them"
         )
-    rows = [
-        summary([records[record_key(vars(point), i)] for i in range(n)], point, graders)
-        for point in points
-    ]
-    if args.csv:
-        write_csv(args.csv, rows)
-    if args.plot:
-        plot(args.plot, rows, graders[0])
+    if "--csv" in outputs:
+        write_atomic(outputs["--csv"], partial(write_csv, rows=rows))
+    if "--plot" in outputs:
+        write_atomic(outputs["--plot"], partial(plot, rows=rows, grader=graders[0]))
     print(aligned([[*rows[0]], *([*map(str, row.values())] for row in rows)]))
 
 
-def main():
-    args = arguments()
-    style = style_named(args.style)
-    args.task = args.task or (None if args.dataset in BENCHMARKS else style.task)
-    points, graders = plan(args, style)
-    if args.needs:
-        return print(needs_text(args, style, points, args.task or BENCHMARKS[args.dataset]["task"]))
-    file = record_file(args)
-    rank, world, wait = join_others(
-        args, "gloo", timedelta(days=30)
-    )  # gloo: it is only used to wait
+def measure(
+    args: argparse.Namespace,
+    style: Style,
+    points: Sequence[Settings],
+    graders: Sequence[str],
+    outputs: Mapping[str, Path],
+    locks: Sequence[Lock],
+    processes: Processes,
+) -> None:
+    """Answer all questions at all points of the grid that have no record yet, and show the table.
+
+    outputs   {option: file}, which `locks` hold in the first process
+    """
+    rank = processes.rank
+    args.device, wait = join(processes, args.device, "gloo", WAIT)  # gloo: it is only used to wait
+    if processes.world > 1:
+        share(locks, rank, wait)
+    file = outputs["--out"].resolve()  # what a link leads to is written, and the link stays
     examples = load_dataset(
         args.dataset,
         args.file,
@@ -270,56 +242,65 @@ def main():
         args.seed,
         warn if rank == 0 else no_op,
     )
-    questions = style.questions(
-        [e.question for e in examples], [e.fn_name for e in examples], args.dataset
-    )
-    settings = settings_line(
-        args, style, style.sources(checkpoints(args)), points[0], graders, examples, questions
-    )
+    asked = [example.question for example in examples]
+    questions = style.questions(asked, [example.fn_name for example in examples], args.dataset)
+    sources = style.sources(checkpoints(args))
+    settings = settings_line(args, style, sources, points[0], graders, examples, questions)
     if rank == 0 and examples[0].task == "code":
         check_tests(examples)
-    again = (
-        (lambda record: graded(record, examples[record["index"]], graders))
-        if args.regrade
-        else None
-    )
-    records = gather(file, settings, again) if rank == 0 else {}
     if args.regrade:
         if rank == 0:
-            show(args, records, points, len(examples), graders)
+            records = gather(file, settings, regrading(examples, graders))
+            show(args, records, points, len(examples), graders, outputs)
         return
+    if rank == 0:
+        gather(file, settings)
     wait()  # until the file is whole
     finished = {record_key(line, line["index"]) for line in read_lines(file)[1:]}
     wait()  # until every process has read it, so that the first may write to it
-    check_memory(args, style, points, 1)  # more at once are asked in pieces if memory runs out
-    system = load_mas_system(
-        args.style,
-        checkpoints=checkpoints(args),
-        device=args.device,
-        dtype=args.dtype,
-        task=examples[0].task,
-        offload=args.offload,
-        plain=args.plain,
+    from . import answering
+
+    system = answering.load(args, style, points, examples[0].task)
+    answering.answer_batches(
+        system,
+        answering.share_of(points, len(examples), processes),
+        examples,
+        questions,
+        graders,
+        finished,
+        answering.own_file(file, rank),
+        quiet=rank > 0,
     )
-    everything, size = range(len(examples)), points[0].batch_size
-    batches = [
-        (point, everything[i : i + size]) for point in points for i in everything[::size]
-    ]  # the run in order
-    own_file = file if rank == 0 else file.with_name(f"{file.name}.part{rank}")
-    with torch.no_grad():
-        answer_batches(
-            system,
-            batches[rank::world],
-            examples,
-            questions,
-            graders,
-            finished,
-            own_file,
-            quiet=rank > 0,
-        )
     wait()
     if rank == 0:
-        show(args, gather(file, settings), points, len(examples), graders)
+        show(args, gather(file, settings), points, len(examples), graders, outputs)
+
+
+def regrading(examples: Sequence[Example], graders: Sequence[str]) -> Callable[[Record], Record]:
+    """A function that grades a record again."""
+
+    def regrade(record: Record) -> Record:
+        return graded(record, examples[record["index"]], graders)
+
+    return regrade
+
+
+def main() -> None:
+    args = arguments()
+    style = style_named(args.style)
+    args.task = args.task or (None if args.dataset in BENCHMARKS else style.task)
+    processes = launched()
+    points, graders = plan(args, style)
+    if args.needs:
+        from ..look.needs import needs_text
+
+        task = args.task or BENCHMARKS[args.dataset]["task"]
+        print(needs_text(args, style, points, task))
+        return
+    outputs = output_files(args)
+    locks = [Lock(option, file) for option, file in outputs.items()]
+    with held(locks, processes.rank):
+        measure(args, style, points, graders, outputs, locks, processes)
 
 
 if __name__ == "__main__":

@@ -3,89 +3,115 @@
 A file is appended to while its run goes on; `gather` puts it in order and merges what other processes wrote.
 """
 
+import argparse
 import glob
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from ..answers import extract
 from ..common import InputError, write_atomic
+from ..prompts import Question
+from ..runs.dependencies import depends_on, digest, unchanged
+from ..styles import Settings, Style
+from .benchmarks import Example
 from .grade import graders_hash, is_correct
-from .runs import depends_on, digest, unchanged
+
+if TYPE_CHECKING:
+    from ..recurse import Result  # which imports torch
+
+Record = dict[str, Any]
+Key = tuple  # what distinguishes a record from all others of its run
 
 POINT = ("channel", "rounds", "latent_steps")  # the settings that name a point of the grid
-RECORD = {
-    *POINT,
-    "index",
-    "question",
-    "gold",
-    "right",
-    "tokens",
-    "heard_tokens",
-    "seconds",
-}  # what is read of a record
+ANSWERED = {"index", "question", "gold", "right", "tokens", "heard_tokens", "seconds"}
+RECORD = {*POINT, *ANSWERED}  # what is read of a record
 
 
-def settings_line(args, style, sources, settings, graders, examples, questions):
+def settings_line(
+    args: argparse.Namespace,
+    style: Style,
+    sources: Mapping[str, str | Path],
+    settings: Settings,
+    graders: Sequence[str],
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+) -> Record:
     """The first line of a file: all that must not change if another run is to continue this one.
 
     settings  the Settings of any point of the grid
     """
-    more = {name: getattr(args, name) for name in ("style", "dataset", "checkpoint", "dtype")}
-    more |= {
+    options = {name: getattr(args, name) for name in ("style", "dataset", "checkpoint", "dtype")}
+    grading = {
         "task": examples[0].task,
         "questions": len(examples),
         "graders": graders,
         "graders_hash": graders_hash(),
         "answers_hash": answers_hash(examples),
     }
-    more |= {name: value for name, value in asdict(settings).items() if name not in POINT}
-    return depends_on(style, sources.values(), questions, more)
+    common = {name: value for name, value in asdict(settings).items() if name not in POINT}
+    return depends_on(style, sources.values(), questions, options | grading | common)
 
 
-def answers_hash(examples):
+def answers_hash(examples: Iterable[Example]) -> str:
     """A hash of what the answers to Examples are judged by."""
-    return digest([(e.gold, e.tests.keywords if callable(e.tests) else e.tests) for e in examples])
+    judged = []
+    for example in examples:
+        tests = example.tests
+        judged.append((example.gold, tests.keywords if callable(tests) else tests))
+    return digest(judged)
 
 
-def make_record(index, example, results, point, graders):
+def make_record(
+    index: int,
+    example: Example,
+    results: "Sequence[Result]",
+    point: Settings,
+    graders: Sequence[str],
+) -> Record:
     """The record of one question at one point of the grid, from its Results, one for each rollout."""
     record = {
         "index": index,
         "id": example.id,
         **{name: getattr(point, name) for name in POINT},
         "question": example.question,
-        "texts": [r.text for r in results],
+        "texts": [result.text for result in results],
     }
     return graded(record, example, graders) | {
-        "tokens": [r.new_tokens for r in results],
+        "tokens": [result.new_tokens for result in results],
         "heard_tokens": results[0].heard_tokens,
-        "seconds": round(sum(r.seconds for r in results), 3),
+        "seconds": round(sum(result.seconds for result in results), 3),
     }
 
 
-def graded(record, example, graders):
+def graded(record: Record, example: Example, graders: Sequence[str]) -> Record:
     """A record with the answers in its texts, and the verdict of each grader on each of them."""
-    answers = [extract(text, example.task) for text in record["texts"]]
-    right = {
-        grader: [is_correct(example, *pair, grader) for pair in zip(record["texts"], answers)]
-        for grader in graders
-    }
+    texts = record["texts"]
+    answers = [extract(text, example.task) for text in texts]
+    right = {}
+    for grader in graders:
+        right[grader] = [
+            is_correct(example, text, answer, grader)
+            for text, answer in zip(texts, answers, strict=True)
+        ]
     return record | {"gold": example.gold, "answers": answers, "right": right}
 
 
-def record_key(place, index):
+def record_key(place: Mapping[str, Any], index: int) -> Key:
     """What distinguishes a record from all others of its run; place: the record, or vars() of its point of the grid."""
     return (*(place[name] for name in POINT), index)
 
 
-def line_of(record):
+def line_of(record: Record) -> str:
     """A record as a line of the file."""
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def read_lines(file, beginning=b'{"minimas"'):
+def read_lines(file: Path, beginning: bytes = b'{"minimas"') -> list[Record]:
     """The lines of a file of records, as dicts, without a last one that was cut off when its writer was killed.
 
     beginning   how its first line begins: with settings, in a part with a record
@@ -102,7 +128,9 @@ def read_lines(file, beginning=b'{"minimas"'):
         ) from e
 
 
-def gather(file, settings, regrade=None):
+def gather(
+    file: Path, settings: Record, regrade: Callable[[Record], Record] | None = None
+) -> dict[Key, Record]:
     """Merge a run's records and the parts of other processes into one file, in order; returns {key: record}.
 
     regrade: a function that grades a record again. Then the file may have been graded otherwise.
@@ -110,13 +138,13 @@ def gather(file, settings, regrade=None):
     """
     parts = sorted(file.parent.glob(f"{glob.escape(file.name)}.part[0-9]*"))
     if not file.exists():  # it was deleted, so its parts are void
-        for part in parts:
-            part.unlink()
+        delete(parts)
         parts = []
     before, *lines = read_lines(file) or [settings]
-    lines += [line for part in parts for line in read_lines(part, b'{"index"')]
+    for part in parts:
+        lines += read_lines(part, b'{"index"')
     if lines:  # else that run found out that it could not begin
-        unchanged(file, before, settings, "--out", regrade=bool(regrade))
+        unchanged(file, before, settings, "--out", regrade=regrade is not None)
     if foreign := [line for line in lines if not RECORD <= line.keys()]:
         raise InputError(
             f"{file} holds a line that is not a record, {str(foreign[0])[:60]}: give another name with --out"
@@ -125,8 +153,13 @@ def gather(file, settings, regrade=None):
         settings = settings | {"minimas": before["minimas"]}  # the version that wrote the texts
         lines = [regrade(line) for line in tqdm(lines, "grading", unit="record")]
     records = {record_key(line, line["index"]): line for line in lines}
-    text = "".join(map(line_of, [settings, *(records[key] for key in sorted(records))]))
+    whole = [settings, *(records[key] for key in sorted(records))]
+    text = "".join(line_of(line) for line in whole)
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
-    for part in parts:
-        part.unlink()
+    delete(parts)
     return records
+
+
+def delete(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink()

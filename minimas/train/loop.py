@@ -1,52 +1,76 @@
 """The steps of a training, and the folder that keeps it.
 
-AdamW under a cosine schedule, on batches whose order depends on the seed alone. The state in the folder holds all that a
-step depends on, so that a training that was killed resumes to the same weights.
+AdamW under a cosine schedule, on batches whose order depends on the seed alone. The state in the folder holds all that
+a step depends on, so that a training that was killed resumes to the same weights.
 """
 
 import json
 import math
 import signal
+import threading
 import time
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
+from pathlib import Path
 from statistics import fmean
+from types import FrameType
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..common import InputError, warn, write_atomic
-from ..evaluate.runs import unchanged
+from ..agent import Agent
+from ..common import InputError, Terminated, warn, write_atomic
 from ..look.plot import save_charts
+from ..runs.dependencies import unchanged
 from .save import suffix, write_state
 
 # The order of the rows
 
 
-def permutation(n, seed, epoch):
+def permutation(n: int, seed: int, epoch: int) -> list[int]:
     """The order of n rows in one pass over them. It depends on nothing else, so that a resumed training repeats it."""
-    return torch.randperm(
-        n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    ).tolist()
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n, generator=generator).tolist()
 
 
-def batch_of(rows, seed, number, size):
+def batch_of(rows: Sequence, seed: int, number: int, size: int) -> list:
     """Batch `number` (from 0) of `size` rows, of an endless series of permutations of the rows."""
-    places = [divmod(place, len(rows)) for place in range(number * size, (number + 1) * size)]
-    orders = {
-        epoch: permutation(len(rows), seed, epoch) for epoch in {epoch for epoch, _ in places}
-    }
-    return [rows[orders[epoch][i]] for epoch, i in places]
+    orders: dict[int, list[int]] = {}
+    batch = []
+    for place in range(number * size, (number + 1) * size):
+        epoch, i = divmod(place, len(rows))
+        if epoch not in orders:
+            orders[epoch] = permutation(len(rows), seed, epoch)
+        batch.append(rows[orders[epoch][i]])
+    return batch
 
 
 # The folder
 
 
-def files_of(folder, task):
+def files_of(folder: Path, task: str | None) -> tuple[Path, Path]:
     """The state and the metrics of a training in a folder; task is None, math or code, as in save_outer_links.
 
     The metrics are there from the start: with them, but without a state, a training was killed before it kept one.
     """
     return folder / f"training{suffix(task)}.pt", folder / f"metrics{suffix(task)}.jsonl"
+
+
+def read_metrics(file: Path) -> dict[int, dict]:
+    """{step: its line} of a file of metrics, in the order of the steps.
+
+    A line that was cut off when its writer was killed is left out. Of several lines of a step the last one counts: the
+    step was taken again.
+    """
+    metrics = {}
+    lines = file.read_bytes().split(b"\n") if file.exists() else []
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            values = dict(json.loads(line))
+            metrics[int(values["step"])] = values
+    return dict(sorted(metrics.items()))
 
 
 class Run:
@@ -59,19 +83,35 @@ class Run:
     In a group of processes only rank 0 writes.
     """
 
-    def __init__(self, folder, task, settings, agents, objective, save_links, save_every, rank=0):
+    def __init__(
+        self,
+        folder: Path,
+        task: str | None,
+        settings: Mapping[str, Any],
+        agents: Mapping[str, Agent],
+        objective: torch.nn.Module,
+        save_links: Callable[[], None],
+        save_every: int,
+        rank: int = 0,
+    ) -> None:
         self.state_file, self.metrics_file = files_of(folder, task)
-        self.settings, self.objective, self.save_links = settings, objective, save_links
-        self.steps, self.save_every, self.rank = settings["steps"], save_every, rank
-        self.positions, self.started = 0, time.perf_counter()
+        self.settings = settings
+        self.objective = objective
+        self.save_links = save_links
+        self.steps: int = settings["steps"]
+        self.save_every = save_every
+        self.rank = rank
+        self.steppers: list[Any] = []  # optimizers and schedules
+        self.positions = 0  # that agents have read since the last step
+        self.started = time.perf_counter()  # when the last step ended
 
-        def count(_, args):
+        def count(_: torch.nn.Module, args: tuple) -> None:
             self.positions += args[1].numel()
 
         for agent in agents.values():
             agent.model.register_forward_pre_hook(count)
 
-    def saved_state(self):
+    def saved_state(self) -> dict[str, Any]:
         """The last state that was saved; InputError if it is damaged, or that of a training under other settings."""
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
@@ -84,32 +124,34 @@ class Run:
         unchanged(self.state_file, settings, self.settings, "--out")
         return state
 
-    def resume(self, steppers):
+    def resume(self, steppers: Sequence[Any]) -> int:
         """Put links, optimizers, schedules and metrics back to the last state -> its step; 0 if none was saved."""
-        self.steppers, step = steppers, 0
+        self.steppers = list(steppers)
+        step = 0
         if self.state_file.exists():
             state = self.saved_state()
             step = state["step"]
             self.objective.load_state_dict(state["links"])
-            for stepper, saved in zip(steppers, state["steppers"]):
+            for stepper, saved in zip(steppers, state["steppers"], strict=True):
                 stepper.load_state_dict(saved)
             torch.set_rng_state(state["random"])
-        if (
-            self.rank == 0
-        ):  # metrics of steps after the state are dropped: these steps are taken again
-            before = (
-                self.metrics_file.read_text().splitlines(keepends=True)
-                if self.metrics_file.exists()
-                else []
-            )
-            write_atomic(self.metrics_file, lambda file: file.write_text("".join(before[:step])))
+        if self.rank == 0:
+            self.keep_metrics(step)
         return step
 
-    def record_step(self, step, loss, lr, norm):
+    def keep_metrics(self, last: int) -> None:
+        """Drop the metrics of steps after the `last` one of the state: these steps are taken again."""
+        kept = [line for step, line in read_metrics(self.metrics_file).items() if step <= last]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomic(self.metrics_file, lambda file: file.write_text(text))
+
+    def record_step(self, step: int, loss: float, lr: float, norm: float) -> dict[str, str]:
         """Write the metrics of a step, and the state every save_every steps; returns what the progress bar shows."""
         now = time.perf_counter()
-        seconds, self.started = now - self.started, now
-        pace, self.positions = self.positions / seconds, 0
+        seconds = now - self.started
+        pace = self.positions / seconds
+        self.started = now
+        self.positions = 0
         if self.rank == 0:
             line = {
                 "step": step,
@@ -125,7 +167,7 @@ class Run:
             self.save(step)
         return {"tokens/s": f"{pace:.0f}"}
 
-    def save(self, step):
+    def save(self, step: int) -> None:
         """Write the links and the state after `step` steps."""
         if self.rank > 0:
             return
@@ -139,55 +181,73 @@ class Run:
         self.save_links()  # before the state: if killed in between, --resume takes the steps and writes the links again
         write_atomic(self.state_file, lambda file: write_state(state, file))
 
-    def report(self, losses, plot):
+    def report(self, losses: Sequence[float], plot: Path | None) -> None:
         """Print the outcome and plot the loss; `losses` are those of steps taken now, none if all were taken before."""
         if self.steps == 0:
             self.save(0)
         what, style, role = (self.settings[name] for name in ("what", "style", "role"))
-        curve = [json.loads(line)["loss"] for line in self.metrics_file.read_text().splitlines()]
+        curve = [(step, line["loss"]) for step, line in read_metrics(self.metrics_file).items()]
         if plot and curve:
-            size = -(
-                -len(curve) // 400
-            )  # each point is the mean of consecutive steps, so that there are at most 400
-            means = [(i + size / 2, fmean(curve[i : i + size])) for i in range(0, len(curve), size)]
-            save_charts(
-                plot, [(f"loss, {what} of {style}", "steps", {self.settings["data"]: means})]
-            )
+            lines = {self.settings["data"]: means_of(curve)}
+            charts = [(f"loss, {what} of {style}", "steps", lines)]
+            write_atomic(plot, partial(save_charts, charts=charts))
         loss = f", loss {losses[-1]:.4f}" if losses else ""
+        folder = self.metrics_file.parent
         print(
-            f"{what} of {style}: {self.steps} steps{loss}; --checkpoint {role or 'links'}={self.metrics_file.parent}"
+            f"{what} of {style}: {self.steps} steps{loss}; --checkpoint {role or 'links'}={folder}"
         )
+
+
+def means_of(curve: Sequence[tuple[int, float]], most: int = 400) -> list[tuple[float, float]]:
+    """At most `most` points of a curve of (step, loss): each is the mean of as many neighbours."""
+    size = math.ceil(len(curve) / most)
+    means = []
+    for i in range(0, len(curve), size):
+        steps, losses = zip(*curve[i : i + size], strict=True)
+        means.append((fmean(steps), fmean(losses)))
+    return means
 
 
 # Steps
 
 
-def adamw(module, lr):
+def adamw(module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimizer of the released recipe."""
     return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=None):
+def fit(
+    loss_at: Callable[[int, int], torch.Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    steps: int,
+    name: str,
+    warm_up: int = 10,
+    clip: float = 1.0,
+    parts: int = 1,
+    run: Run | None = None,
+) -> list[float]:
     """Take `steps` steps down the mean over parts of loss_at(step, part); returns the losses.
 
     warm_up  steps in which the learning rate rises, before it follows a cosine down to 0
     name  label of the progress bar
     run   a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
     Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` saves the last state.
+    Ctrl-C, SIGTERM and SIGHUP end it after the step, whose state `run` saves: KeyboardInterrupt or Terminated.
     """
-    rate = lambda step: min(
-        (step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
-    )
+
+    def rate(step: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+        return min((step + 1) / warm_up, cosine)
+
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
-    steppers = [*optimizers, *schedules]
-    first, losses = run.resume(steppers) if run else 0, []
-    quiet, alone = (
-        run is not None and run.rank > 0,
-        run is not None and not torch.distributed.is_initialized(),
-    )
+    steppers: list[Any] = [*optimizers, *schedules]
+    first = run.resume(steppers) if run else 0
+    quiet = run is not None and run.rank > 0
+    ending = Ending(quiet) if run else None
+    losses: list[float] = []
     with (
         tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar,
-        delayed_interrupt() if alone else nullcontext() as interrupt,
+        ending or nullcontext(),
     ):
         for step in bar:
             loss, norm = set_gradients(loss_at, step, parts, optimizers, clip)
@@ -198,27 +258,33 @@ def fit(loss_at, optimizers, steps, name, warm_up=10, clip=1.0, parts=1, run=Non
                     f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are "
                     "kept: start from them with a lower --lr and another --out, at step 1 with --dtype float32"
                 )
-            lr = schedules[0].get_last_lr()[0]
+            lr = float(schedules[0].get_last_lr()[0])
             for stepper in steppers:
                 stepper.step()
             losses.append(loss)
-            bar.set_postfix(
-                loss=f"{loss:.4f}", **(run.record_step(step + 1, loss, lr, norm) if run else {})
-            )
-            if interrupt:  # the last step, too: the next training of a system must not begin
-                run.save(step + 1)
-                raise KeyboardInterrupt
+            shown = {"loss": f"{loss:.4f}"}
+            if run:
+                shown |= run.record_step(step + 1, loss, lr, norm)
+            if run and ending:  # before the bar is shown: a terminal that was closed can show none
+                leave_if_asked(run, ending, step + 1, optimizers)
+            bar.set_postfix(shown)
     return losses
 
 
-def set_gradients(loss_at, step, parts, optimizers, clip):
+def set_gradients(
+    loss_at: Callable[[int, int], torch.Tensor],
+    step: int,
+    parts: int,
+    optimizers: Sequence[torch.optim.Optimizer],
+    clip: float,
+) -> tuple[float, float]:
     """Put the gradients of a step in place, clipped to the norm `clip`; returns its loss and their norm before.
 
     Both are averaged over the parts and over all processes. A parameter without a gradient has none in any process.
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
-    total = 0
+    total = torch.zeros(())
     for part in range(parts):
         loss = loss_at(step, part) / parts
         if not loss.requires_grad:
@@ -226,30 +292,108 @@ def set_gradients(loss_at, step, parts, optimizers, clip):
                 "nothing that a link sends reaches the last agent: give more --rounds, or an edge to it"
             )
         loss.backward()
-        total = total + loss.detach()
-    parameters = [
-        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
-    ]
+        total = total.to(loss.device) + loss.detach()
+    parameters = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            parameters += group["params"]
     if torch.distributed.is_initialized():
-        for value in total, *(p.grad for p in parameters if p.grad is not None):
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for value in (total, *gradients):
             torch.distributed.all_reduce(value)
             value /= torch.distributed.get_world_size()
     return total.item(), torch.nn.utils.clip_grad_norm_(parameters, clip).item()
 
 
-@contextmanager
-def delayed_interrupt():
-    """A list that gets an item at Ctrl-C, so that a step can be ended and saved; the second Ctrl-C ends all at once."""
-    before, interrupt = signal.getsignal(signal.SIGINT), []
+# The end before the last step
 
-    def note(*_):
-        signal.signal(signal.SIGINT, before)
-        interrupt.append(True)
-        warn("ending after this step, --resume will go on; Ctrl-C again ends at once")
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+# Seconds in which a further signal is taken for the first one: `timeout` sends SIGTERM to its command and then to the
+# whole group of processes, systemd sends SIGHUP after SIGTERM, and torchrun forwards what its processes have already.
+ECHO_ALONE = 0.1
+ECHO_IN_GROUP = 5.0
 
-    if before is not signal.SIG_IGN:  # as in the background of a shell
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+class Ending:
+    """Notes the first Ctrl-C, SIGTERM or SIGHUP, so that a step can be ended and saved; a second one ends all at once.
+
+    quiet   do not say so
+    Signals that are ignored, as in the background of a shell or under nohup, go on being ignored.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.number = 0  # of the signal, 0 for none
+        self.noted = 0.0  # when it came
+        self.before: dict[int, Any] = {}  # signal: its handler outside
+
+    def __enter__(self) -> "Ending":
+        if threading.current_thread() is threading.main_thread():  # only there handlers can be set
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                if handler not in (signal.SIG_IGN, None):
+                    self.before[number] = handler
+                    signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.restore()
+        if self.number and kind is None:  # it came after the last step
+            signal.raise_signal(self.number)
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler of all signals."""
+        if not self.number:
+            self.number = number
+            self.noted = time.monotonic()
+            if not self.quiet:
+                with suppress(
+                    OSError, RuntimeError
+                ):  # a terminal that was closed, or is being written to
+                    warn(
+                        "ending after this step, --resume will go on; a second signal or Ctrl-C ends at once"
+                    )
+        elif not self.is_echo(number):
+            self.restore()
+            signal.raise_signal(number)
+
+    def is_echo(self, number: int) -> bool:
+        """Whether a further signal means no more than the first. A second Ctrl-C always does, from a single process."""
+        seconds = time.monotonic() - self.noted
+        if torch.distributed.is_initialized():
+            return seconds < ECHO_IN_GROUP
+        return number != signal.SIGINT and seconds < ECHO_ALONE
+
+    def agreed(self, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+        """The signal that this process or another of its group has noted: all of them end after the same step."""
+        if not torch.distributed.is_initialized():
+            return self.number
+        device = optimizers[0].param_groups[0]["params"][0].device
+        number = torch.tensor(self.number, device=device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return int(number.item())
+
+
+def leave_if_asked(
+    run: Run, ending: Ending, step: int, optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Save the state after `step` steps and leave, if a signal was noted.
+
+    Also after the last step: the next training of a system must not begin.
+    """
+    number = ending.agreed(optimizers)
+    if not number:
+        return
+    run.save(step)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # torchrun ends the others when one has left
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Terminated

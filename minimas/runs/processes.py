@@ -1,0 +1,138 @@
+"""The processes of one run, as torchrun starts them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ..common import InputError, no_op
+
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TODO = f"start several processes with torchrun, or unset {', '.join(VARIABLES)} to run one"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of the processes of a run this one is.
+
+    rank    its number, from 0
+    world   how many there are
+    local   its number among those of its machine
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+
+def launched() -> Processes:
+    """The processes that the environment describes, one if it describes none.
+
+    InputError if its variables are incomplete, no numbers, or contradict each other.
+    """
+    world = number_in("WORLD_SIZE")
+    rank = number_in("RANK")
+    local = number_in("LOCAL_RANK")
+    if world is None:
+        for name, number in (("RANK", rank), ("LOCAL_RANK", local)):
+            if number is not None:
+                raise InputError(f"{name} is set in the environment, but WORLD_SIZE is not: {TODO}")
+        return Processes()
+    if world < 1:
+        raise InputError(f"WORLD_SIZE is {world} in the environment, expected 1 or more: {TODO}")
+    if (
+        world > 1
+    ):  # one process needs none of these, and other software has variables of these names, too
+        check_complete(world)
+    for name, number in (("RANK", rank), ("LOCAL_RANK", local)):
+        if number is not None and not 0 <= number < world:
+            raise InputError(
+                f"{name} is {number} in the environment, expected 0 to {world - 1} since WORLD_SIZE is {world}: {TODO}"
+            )
+    return Processes(rank or 0, world, local or 0)
+
+
+def check_complete(world: int) -> None:
+    """InputError if the environment does not say how several processes find each other."""
+    for name in VARIABLES:
+        if not os.environ.get(name):
+            raise InputError(
+                f"WORLD_SIZE is {world} in the environment, but {name} is not set: {TODO}"
+            )
+    port = number_in("MASTER_PORT")
+    if port is None or not 0 < port < 1 << 16:
+        raise InputError(f"MASTER_PORT is {port} in the environment, expected 1 to 65535: {TODO}")
+
+
+def number_in(name: str) -> int | None:
+    """The number in a variable of the environment, None if it is not set; InputError if it holds something else."""
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            f"{name} is {text!r} in the environment, expected a number: {TODO}"
+        ) from None
+
+
+def join(
+    processes: Processes,
+    device: str | None,
+    backend: str | None = None,
+    timeout: timedelta | None = None,
+) -> tuple[str | None, Callable[[], object]]:
+    """Join the processes of a run -> (the device of this one, a function that waits for all).
+
+    device    that of --device. Each process takes the GPU of its local number.
+    backend   of torch.distributed
+    timeout   of a wait
+    Raises InputError if there are too few GPUs, if --device names one, or if the processes do not find each other.
+    """
+    if processes.world == 1:
+        return device, no_op
+    import torch  # after the environment is known to be right
+
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(
+            f"--device is {device}, but {processes.world} processes take a GPU each: leave it out"
+        )
+    if device == "cpu":
+        backend = "gloo"  # on a machine with a GPU torch would join the processes through NCCL, too
+    elif torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if processes.local >= gpus:
+            raise InputError(
+                f"there are more processes than the {gpus} GPUs of this machine: start one for each GPU"
+            )
+        device = f"cuda:{processes.local}"
+        torch.cuda.set_device(device)
+    try:
+        torch.distributed.init_process_group(backend, timeout=timeout)
+    except (RuntimeError, ValueError, OSError) as e:
+        reason = str(e).partition("\n")[0]
+        raise InputError(f"the processes do not find each other ({reason}): {TODO}") from e
+    return device, wait_for_all
+
+
+def wait_for_all() -> None:
+    """Return when all processes of the run have called this; InputError if one of them has ended."""
+    import torch
+
+    try:
+        torch.distributed.barrier()
+    except RuntimeError as e:
+        reason = str(e).partition("\n")[0]
+        raise InputError(
+            f"another process of this run has ended before it was done ({reason}): see what it said, and start the "
+            "same command again"
+        ) from e
+
+
+def leave(processes: Processes) -> None:
+    """Leave the group of processes that `join` joined."""
+    if processes.world > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()
