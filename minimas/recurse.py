@@ -41,6 +41,7 @@ from .look.logit_lens import logit_lens, table
 from .look.needs import check_memory, needs_text
 from .look.trace import page
 from .prompts import TASKS, Slot, answer_retry, prompt, wrap
+from .runs.lock import Lock, held
 from .sample import seeds
 from .sandbox.tools import ToolCalls
 from .styles import STYLES, Settings, style_named
@@ -563,22 +564,26 @@ def main():
         [] if sys.stdin and sys.stdin.isatty() and not args.prompt else read_questions(args.prompt)
     )
     questions = style.questions(typed, [fn_name] * len(typed))
-    check_memory(args, style, [settings], min(len(typed) or 1, settings.batch_size))
-    system = load_mas_system(
-        args.style,
-        checkpoints=checkpoints(args),
-        device=args.device,
-        dtype=args.dtype,
-        task=args.task,
-        offload=args.offload,
-        plain=args.plain,
-    )
-    if questions:
-        print_answers(system, questions, settings, args)
-    else:
-        converse(
-            lambda typed: print_answers(system, style.questions([typed], [fn_name]), settings, args)
+    outputs = [] if args.trace is None else [Lock("--trace", Path(args.trace))]
+    with held(outputs):
+        check_memory(args, style, [settings], min(len(typed) or 1, settings.batch_size))
+        system = load_mas_system(
+            args.style,
+            checkpoints=checkpoints(args),
+            device=args.device,
+            dtype=args.dtype,
+            task=args.task,
+            offload=args.offload,
+            plain=args.plain,
         )
+        if questions:
+            print_answers(system, questions, settings, args)
+        else:
+            converse(
+                lambda typed: print_answers(
+                    system, style.questions([typed], [fn_name]), settings, args
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import minimas
+from minimas import common
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import answering
 from minimas.evaluate.benchmarks import Example
@@ -372,6 +373,55 @@ def test_rollouts(data, tmp_path, monkeypatch, capsys):
         and str(round(100 * sum(map(any, verdicts)) / 24, 1)) in shown[1].split()
     )
     assert str(round(100 * sum(map(sum, verdicts)) / 72, 1)) in shown[1].split()
+
+
+def test_rollouts_at_temperature_0_are_one(data, tmp_path, monkeypatch, capsys):
+    """A warning, one text per question in records, table and System.run; and it resumes as a run without rollouts."""
+    out = tmp_path / "r.jsonl"
+    args = ["--dataset", data, "--columns", "question=problem", "--limit", "4", "--rounds", "1,2"]
+    args += ["--channel", "latent", "--temperature", "0", "--out", out]
+    common.warn_once.cache_clear()
+    done = run(monkeypatch, capsys, *args, "--rollouts", "3")
+    assert done.err.count("minimas: 3 rollouts at temperature 0 are the same text") == 1
+    assert "pass@" not in done.out
+    settings, *lines = records(out)
+    assert settings["rollouts"] == 1 and len(lines) == 8
+    for line in lines:
+        counts = {len(line[name]) for name in ("texts", "answers", "tokens")}
+        assert counts == {1} and {len(verdicts) for verdicts in line["right"].values()} == {1}
+    assert run(monkeypatch, capsys, *args).out == done.out
+    system = minimas.load_mas_system("tiny", device="cpu")
+    assert len(system.run(["7 +5", "7 *3"], rollouts=3, temperature=0)) == 2
+    assert len(system.run(["7 +5", "7 *3"], rollouts=3, temperature=0.5)) == 6
+
+
+def test_records_that_are_gone_at_the_end(data, tmp_path, monkeypatch, capsys):
+    """The error message says so, and not to leave out an option that was not given."""
+    out = tmp_path / "r.jsonl"
+    whole = answering.answer_batches
+
+    def lost(*args, **options):
+        whole(*args, **options)
+        lines = out.read_text().splitlines(keepends=True)
+        out.write_text("".join(lines[:-2]))
+
+    monkeypatch.setattr(answering, "answer_batches", lost)
+    args = options(data, out, "--limit", "4")
+    err = refused(monkeypatch, capsys, *args)
+    assert (
+        f"2 of 16 questions are not answered yet, though this run answered all: something else has changed {out}"
+        in err
+    )
+    assert "Start the same command again" in err and "--regrade" not in err
+    assert "run without --regrade first" in refused(monkeypatch, capsys, *args, "--regrade")
+
+
+def test_what_a_link_leads_to_is_written(short, data, tmp_path, monkeypatch, capsys):
+    """The link stays, so that another run is refused by either name."""
+    (tmp_path / "r.jsonl").symlink_to(tmp_path / "real.jsonl")
+    run(monkeypatch, capsys, *options(data, tmp_path / "r.jsonl", "--limit", "4"))
+    assert (tmp_path / "r.jsonl").is_symlink()
+    assert records(tmp_path / "real.jsonl") == records(short)
 
 
 def test_csv_and_plot(unbroken, data, tmp_path, monkeypatch, capsys):

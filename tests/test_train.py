@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as xml
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 
 import minimas
 from minimas.cli import command
+from minimas.common import Terminated
 from minimas.link import InnerLink, OuterLink
 from minimas.styles import STYLES
 from minimas.tiny.task import questions
@@ -358,6 +360,134 @@ def test_ctrl_c_keeps_the_steps_that_were_taken(
     with loop.Ending() as ending:
         signal.raise_signal(signal.SIGINT)
     assert not ending.number, "who ignores Ctrl-C goes on doing so"
+
+
+def test_metrics_have_one_line_a_step(tmp_path, unbroken, monkeypatch, capsys):
+    """After lines that were written twice, cut off by a kill, or follow the state; the plot has the same steps."""
+    folder = shutil.copytree(unbroken[0], tmp_path / "links")
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    again = lines[2].replace('"loss": ', '"loss": 9')
+    metrics.write_text("".join([*lines[:3], again, *lines[2:], lines[4], '{"step": 13}\n{"st']))
+    assert list(loop.read_metrics(metrics)) == list(range(1, 14))
+    args = [*TINY, "--steps", "12", "--save-every", "5", "--out", folder, "--resume"]
+    run(monkeypatch, capsys, *args, "--plot", tmp_path / "loss.svg")
+    assert metrics.read_text() == "".join(lines)
+    drawn = (tmp_path / "loss.svg").read_bytes()
+    run(monkeypatch, capsys, *args, "--plot", tmp_path / "loss.svg")
+    assert metrics.read_text() == "".join(lines)
+    assert (tmp_path / "loss.svg").read_bytes() == drawn
+    assert not list(tmp_path.rglob("*.partial")) + list(tmp_path.rglob("*.lock"))
+
+
+def test_points_of_a_curve():
+    assert loop.means_of([(1, 3.0), (3, 1.0)]) == [(1, 3.0), (3, 1.0)]
+    assert loop.means_of([(1, 4.0), (2, 2.0), (3, 1.0)], most=2) == [(1.5, 3.0), (3, 1.0)]
+
+
+def ended_by(number, at, monkeypatch, capsys, *args):
+    """(what a training raises that gets signals in these steps, the steps that it began)"""
+    whole, seen = loop.set_gradients, []
+
+    def set_gradients(loss_at, step, *rest):
+        seen.append(step)
+        if step in at:
+            signal.raise_signal(number)
+        return whole(loss_at, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as end:
+        patch.setattr(loop, "set_gradients", set_gradients)
+        patch.setattr(sys, "argv", ["train", *map(str, args)])
+        train.main()
+    return end.type, seen
+
+
+@pytest.fixture
+def terminated():
+    """Handlers as those of a command: SIGTERM and SIGHUP raise Terminated."""
+
+    def terminate(*_):
+        raise Terminated
+
+    numbers = signal.SIGTERM, signal.SIGHUP
+    before = [signal.signal(number, terminate) for number in numbers]
+    yield terminate
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_ends_it_as_ctrl_c_does(
+    number, terminated, unbroken, tmp_path, monkeypatch, capsys
+):
+    args = [*TINY, "--steps", "12", "--save-every", "5", "--out", tmp_path]
+    kind, seen = ended_by(number, [2], monkeypatch, capsys, *args)
+    assert kind is Terminated and seen == [0, 1, 2]
+    assert state(tmp_path)["step"] == 3 and len(curve(tmp_path)) == 3
+    assert capsys.readouterr().err.count("minimas: ending after this step") == 1
+    assert signal.getsignal(number) is terminated
+    run(monkeypatch, capsys, *args, "--resume")
+    assert same(state(tmp_path)["links"], state(unbroken[0])["links"])
+    assert curve(tmp_path) == curve(unbroken[0])
+
+
+def test_a_second_signal_ends_at_once(terminated, monkeypatch):
+    """But not an echo of the first, as `timeout` and torchrun send it."""
+    with pytest.raises(Terminated), loop.Ending() as ending:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert ending.number == signal.SIGTERM
+        monkeypatch.setattr(loop, "ECHO_ALONE", 0)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with loop.Ending() as ending:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        assert ending.number == signal.SIGHUP
+        ending.number = 0
+    with pytest.raises(Terminated), loop.Ending() as ending:
+        signal.raise_signal(signal.SIGHUP)
+        monkeypatch.setattr(loop, "ECHO_IN_GROUP", 0)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_is_not_lost(terminated):
+    """The next training of a system must not begin."""
+    with pytest.raises(Terminated), loop.Ending():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is terminated
+
+
+def test_a_thread_can_train():
+    """Handlers of signals can be set in the main thread only."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: loop.Ending().__enter__().before).result() == {}
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow  # three processes load torch, twice
+def test_sigterm_ends_all_processes_after_one_step(tmp_path):
+    """torchrun forwards it. They leave together, and the first of them keeps the state; then they go on."""
+    args = [*TINY, "--steps", "400", "--save-every", "1000", "--out", str(tmp_path)]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    start = lambda *more: subprocess.Popen(
+        [sys.executable, "-m", *torchrun, "-m", "minimas.train", *args, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    child = start()
+    while child.poll() is None and (not metrics.exists() or len(curve(tmp_path)) < 3):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=25)  # torchrun would kill them after 30 s
+    steps = state(tmp_path)["step"]
+    assert child.returncode != 0 and 3 <= steps < 400 and len(curve(tmp_path)) == steps
+    assert err.count("minimas: ending after this step") == 1
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_links_of_others_are_not_overwritten(unbroken, tmp_path, monkeypatch, capsys):

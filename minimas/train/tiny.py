@@ -22,6 +22,7 @@ from ..config import read_config
 from ..link import InnerLink
 from ..load import load_generation_config, load_model
 from ..recurse import System, load_mas_system
+from ..runs.lock import Lock, held
 from ..styles import STYLES, Settings
 from ..tiny.task import OPERATIONS, ROLES, WORDS, exercise, note, questions, random_chain
 from ..tokenizer import load_tokenizer
@@ -278,9 +279,10 @@ def main():
     )
     args = parser.parse_args()
     torch.manual_seed(args.seed)  # for the random links of the control
-    report = (
-        build(args.out, args.seed, split=args.split)
-        if args.out
-        else evaluate(args.evaluate, args.split, 150)
-    )
+    if args.out:
+        folders = [args.out, *(args.out / name for name in (*ROLES, "links"))]
+        with held([Lock("--out", folder, folder=True) for folder in folders]):
+            report = build(args.out, args.seed, split=args.split)
+    else:
+        report = evaluate(args.evaluate, args.split, 150)
     print(json.dumps(report, indent=1))

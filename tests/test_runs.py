@@ -1,0 +1,386 @@
+"""What evaluation and training share: one run per output, and the processes of torchrun."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from minimas import recurse
+from minimas.cli import command
+from minimas.common import InputError
+from minimas.evaluate import __main__ as evaluate
+from minimas.runs import lock as locks
+from minimas.runs.lock import Lock, held, share
+from minimas.runs.processes import Processes, join, launched
+from minimas.train import __main__ as train
+from minimas.train import tiny
+
+# Locks
+
+HOLDER = """
+    import sys, time
+    from pathlib import Path
+    from minimas.runs import lock
+    if sys.argv[2] == "without locks":
+        lock.fcntl = None
+    with lock.held([lock.Lock("--out", Path(sys.argv[1]))]):
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def holder(output, kind="with locks"):
+    """A process that holds an output."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(output), kind],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+@pytest.fixture(params=["with locks", "none in this system", "none in this file system"])
+def kind(request, monkeypatch):
+    """With locks of the operating system, and without."""
+
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if request.param == "none in this system":
+        monkeypatch.setattr(locks, "fcntl", None)
+    if request.param == "none in this file system":
+        monkeypatch.setattr(locks.fcntl, "flock", refused)
+    return "with locks" if request.param == "with locks" else "without locks"
+
+
+def test_an_output_is_held_while_its_process_lives(kind, tmp_path):
+    """It names the process, and a kill sets the output free. A link to it and another spelling are the same output."""
+    output = tmp_path / "r.jsonl"
+    child = holder(output, kind)
+    (tmp_path / "link.jsonl").symlink_to(output)
+    (tmp_path / "folder").mkdir()
+    try:
+        for name in "r.jsonl", "link.jsonl", "folder/../r.jsonl":
+            with (
+                pytest.raises(InputError, match=f"--out .* by process {child.pid}: wait until"),
+                held([Lock("--out", tmp_path / name)]),
+            ):
+                pytest.fail("held twice")
+        with held([Lock("--out", tmp_path / "other.jsonl")]):
+            pass
+    finally:
+        child.send_signal(signal.SIGKILL)
+        if kind == "with locks":
+            child.wait()  # else its parent has not asked for it yet: it has ended all the same
+    time.sleep(0.1)
+    assert (tmp_path / "r.jsonl.lock").exists()
+    with held([Lock("--out", output)]):
+        process = json.loads((tmp_path / "r.jsonl.lock").read_text())
+        assert process["pid"] == os.getpid()
+    child.wait()
+    assert {file.name for file in tmp_path.iterdir()} == {"link.jsonl", "folder"}
+
+
+def test_a_folder_is_held_and_leaves_nothing(kind, tmp_path):
+    folder = tmp_path / "runs" / "links"
+    with held([Lock("--out", folder, folder=True)]):
+        assert [file.name for file in folder.iterdir()] == ["training.lock"]
+        with (
+            pytest.raises(InputError, match="is being written by process"),
+            held([Lock("--out", tmp_path / "runs" / "." / "links", folder=True)]),
+        ):
+            pytest.fail("held twice")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_held_if_one_output_is_taken(kind, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    with held([Lock("--csv", second)]):
+        with (
+            pytest.raises(InputError, match="--csv"),
+            held([Lock("--out", first), Lock("--csv", second)]),
+        ):
+            pytest.fail("held twice")
+        assert [file.name for file in tmp_path.iterdir()] == ["b.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_in_a_lock_file_does_no_harm(kind, tmp_path):
+    """Nothing, something else, and processes that have ended, of which one has a successor with its number."""
+    output, file = tmp_path / "r.jsonl", tmp_path / "r.jsonl.lock"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    here = {"host": locks.socket.gethostname(), "by_existence": True}
+    reused = {"pid": os.getppid(), "started": "1", **here}
+    for text in (
+        "",
+        "{",
+        "[1]\n\0\n",
+        json.dumps({"pid": dead.pid, "started": "1", **here}) + "\n",
+        json.dumps(reused) + "\n" if sys.platform == "linux" else "",
+    ):
+        file.write_text(text)
+        with held([Lock("--out", output)]):
+            assert json.loads(file.read_text())["pid"] == os.getpid()
+        assert not file.exists()
+
+
+def test_another_machine_is_believed(tmp_path, monkeypatch):
+    """Without locks it cannot be asked. The error message says what to delete."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    file = tmp_path / "r.jsonl.lock"
+    process = {"pid": 1, "host": "elsewhere", "started": "1", "by_existence": True}
+    file.write_text(json.dumps(process) + "\n")
+    with (
+        pytest.raises(InputError, match=f"by process 1 on elsewhere: .*delete {file}"),
+        held([Lock("--out", tmp_path / "r.jsonl")]),
+    ):
+        pytest.fail("held twice")
+    assert file.exists()
+
+
+def test_the_processes_of_a_run_share_an_output(kind, tmp_path):
+    """It is held until the last of them ends, also if the first is killed."""
+    output = tmp_path / "r.jsonl"
+    first, second = [Lock("--out", output)], [Lock("--out", output)]
+    with held(second, rank=1):
+        with held(first):
+            share(first, 0, lambda: None)
+            share(second, 1, lambda: None)
+            with pytest.raises(InputError, match="process"), held([Lock("--out", output)]):
+                pytest.fail("held twice")
+        if kind == "with locks":  # else the two are one process, which has let go
+            assert (tmp_path / "r.jsonl.lock").exists()
+            with pytest.raises(InputError, match="process"), held([Lock("--out", output)]):
+                pytest.fail("held twice")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_holds_nothing(tmp_path):
+    """It may outlive its parent, as that of a grader."""
+    with held([Lock("--out", tmp_path / "r.jsonl")]):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with held([Lock("--out", tmp_path / "r.jsonl")]):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_refused_command_loads_nothing(tmp_path):
+    """It ends before it imports torch."""
+    for module, args, output in (
+        ("minimas.evaluate", ["--dataset", "tiny", "--out", "r.jsonl"], "r.jsonl"),
+        (
+            "minimas.train",
+            ["outer", "--data", "tiny", "--out", "links", "--resume"],
+            "links/training",
+        ),
+    ):
+        place = tmp_path / output
+        place.parent.mkdir(exist_ok=True)
+        child = holder(place)
+        code = (
+            "import sys, runpy; sys.modules['torch'] = None; "
+            "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+        )
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code, module, *args],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        seconds = time.monotonic() - started
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        assert done.returncode == 2 and done.stdout == "", done.stderr
+        assert done.stderr.startswith(
+            f"minimas: --out {args[-1 if module.endswith('evaluate') else -2]}"
+        )
+        assert f"by process {child.pid}" in done.stderr and done.stderr.count("\n") == 1
+        assert seconds < 2
+
+
+def refused(monkeypatch, capsys, main, *args):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
+    with pytest.raises(SystemExit) as end:
+        command(main)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    "main, option, args, taken",
+    [
+        (evaluate.main, "--out", ["--dataset", "tiny", "--out", "r.jsonl", "--regrade"], "r.jsonl"),
+        (evaluate.main, "--out", ["--dataset", "tiny"], "tiny-tiny.jsonl"),
+        (evaluate.main, "--csv", ["--dataset", "tiny", "--csv", "t.csv"], "t.csv"),
+        (evaluate.main, "--plot", ["--dataset", "tiny", "--plot", "t.svg"], "t.svg"),
+        (
+            train.main,
+            "--plot",
+            ["outer", "--data", "tiny", "--out", "o", "--plot", "t.svg"],
+            "t.svg",
+        ),
+        (train.main, "--out", ["outer", "--data", "tiny", "--out", "o"], "o/training"),
+        (
+            train.main,
+            "--out",
+            ["inner", "--role", "critic", "--data", "tiny", "--out", "o"],
+            "o/training",
+        ),
+        (train.main, "--out", ["system", "--data", "tiny", "--out", "o"], "o/training"),
+        (train.main, "--out", ["system", "--data", "tiny", "--out", "o"], "o/critic/training"),
+        (tiny.main, "--out", ["--out", "o"], "o/training"),
+        (tiny.main, "--out", ["--out", "o"], "o/solver/training"),
+        (recurse.main, "--trace", ["--prompt", "7 +5", "--trace", "t.html"], "t.html"),
+        (
+            train.main,
+            "--out",
+            ["outer", "--data", "tiny", "--out", "o/links", "--resume"],
+            "o/links/training",
+        ),
+    ],
+    ids=str,
+)
+def test_all_outputs_are_held(main, option, args, taken, tmp_path, monkeypatch, capsys):
+    """Of every command. The stages of a training have a folder each; `taken` is held with .lock at its end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
+    with held([Lock("--out", tmp_path / taken)]):
+        err = refused(monkeypatch, capsys, main, *args)
+        assert err.startswith(f"minimas: {option} ") and f"by process {os.getpid()}" in err
+        assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 1
+
+
+def test_names_of_files_beside_an_output_are_no_outputs(tmp_path, monkeypatch, capsys):
+    for option, name in (
+        ("--out", "r.jsonl.part1"),
+        ("--csv", "t.csv.lock"),
+        ("--plot", "a.partial"),
+    ):
+        err = refused(
+            monkeypatch, capsys, evaluate.main, "--dataset", "tiny", option, tmp_path / name
+        )
+        assert f"{option} is {tmp_path / name}, but names that end in" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_is_not_written_over_its_data(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}")
+    args = [
+        "outer",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "o",
+        "--plot",
+        tmp_path / "." / "rows.jsonl",
+    ]
+    assert "--plot and --data are the same file" in refused(monkeypatch, capsys, train.main, *args)
+    assert data.read_text() == "{}"
+
+
+# Processes
+
+
+@pytest.mark.parametrize(
+    "variables, complaint",
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is 2 in the environment, but LOCAL_RANK is"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 in the environment, but RANK is not set"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '' in the environment, expected a number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment, expected a number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment, expected 1 or more"),
+        ({"RANK": "1"}, "RANK is set in the environment, but WORLD_SIZE is not"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK is set in the environment, but WORLD_SIZE is not"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK is 1 in the environment, expected 0 to 0"),
+        ({"WORLD_SIZE": "1", "RANK": "x"}, "RANK is 'x' in the environment, expected a number"),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": ""}, "LOCAL_RANK is ''"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("main", [evaluate.main, train.main])
+def test_half_an_environment(main, variables, complaint, tmp_path, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    what = ["--dataset", "tiny"]
+    if main is train.main:
+        what = ["outer", "--data", "tiny", "--out", "o"]
+    err = refused(monkeypatch, capsys, main, *what)
+    assert complaint in err and "torchrun" in err and "unset WORLD_SIZE, RANK" in err
+    assert not list(tmp_path.iterdir())
+
+
+WHOLE = {
+    "WORLD_SIZE": "2",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"RANK": "2"}, "RANK is 2 in the environment, expected 0 to 1 since WORLD_SIZE is 2"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is -1"),
+        ({"MASTER_ADDR": ""}, "but MASTER_ADDR is not set"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http' in the environment, expected a number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000 in the environment, expected 1 to 65535"),
+    ],
+    ids=str,
+)
+def test_an_environment_that_contradicts_itself(change, complaint, monkeypatch):
+    for name, value in (WHOLE | change).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=complaint):
+        launched()
+
+
+def test_environments_that_are_whole(monkeypatch):
+    assert launched() == Processes()
+    monkeypatch.setenv("MASTER_PORT", "tcp://10.0.0.1:80")  # as some clusters name a service
+    assert launched() == Processes()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched() == Processes()
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == Processes(1, 2, 1)
+
+
+def test_processes_that_do_not_find_each_other(monkeypatch):
+    import torch
+
+    def fails(*_, **__):
+        raise RuntimeError("The client socket has failed to connect\nat frame 1")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", fails)
+    with pytest.raises(
+        InputError, match=r"do not find each other \(The client .* connect\): start"
+    ):
+        join(Processes(1, 2, 1), "cpu")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "barrier", fails)
+    device, wait = join(Processes(1, 2, 1), "cpu")
+    with pytest.raises(InputError, match="another process of this run has ended"):
+        wait()
+    assert device == "cpu"
