@@ -396,4 +396,4 @@ def leave_if_asked(
         torch.distributed.barrier()  # torchrun ends the others when one has left
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise Terminated
+    raise Terminated(number)
