@@ -3,8 +3,8 @@
     python tools/kill_and_resume.py --kills 50 --seed 0
 
 Half of the kills are SIGKILL, half SIGTERM. After each one the same command is started again, and is killed again or
-runs to its end. Then its records, or its links and all else in its folder, must be those of a run that nobody killed, bit for
-bit on a CPU, but for the seconds that it took. Exit status 1 says that something differs.
+runs to its end. Then its records, or its links and all else in its folder, must be those of a run that nobody killed,
+bit for bit on a CPU, but for the seconds that it took. Exit status 1 says that something differs.
 """
 
 import argparse
