@@ -28,6 +28,7 @@ LONGEST = (
     60.0  # seconds that a process may take to end after SIGTERM, and a tenth of those of a run
 )
 KINDS = (signal.SIGKILL, signal.SIGTERM)
+CALM = 1 / 3  # of the kills after which a run may come to its end
 
 
 @dataclass
@@ -156,7 +157,7 @@ def kill_and_resume(
         killed = True
         while killed and sum(case.kills.values()) < kills:
             killed = case.kill_once(own, rng.uniform(0, case.seconds), rng.choice(KINDS))
-            if rng.random() < 0.5:
+            if rng.random() < CALM:
                 break
         if killed:
             case.finish(own)
