@@ -115,7 +115,7 @@ class Settings:
     top_p           sample from the likeliest tokens that together reach this probability
     top_k           and from at most this many of them: 0 is no limit, None what the agent's generation_config.json says
     seed            of all random numbers, together with the question's text
-    rollouts        texts for each question, sampled from one prefill; at temperature 0 there is one
+    rollouts        texts for each question, sampled from one prefill; one where nothing is left to chance
     batch_size      questions that are answered together
     retry           ask once more if a text holds no answer
     channel         latent, or text: agents then decode and pass text, for comparison
@@ -171,10 +171,11 @@ class Settings:
             raise InputError(
                 "tools are given, but this style's agents call none: leave them out, or use style deliberation"
             )
-        if settings.temperature == 0 and settings.rollouts > 1:
+        if settings.rollouts > 1 and (settings.temperature == 0 or settings.top_k == 1):
+            cause = "at temperature 0" if settings.temperature == 0 else "with top_k 1"
             warn_once(
-                f"{settings.rollouts} rollouts at temperature 0 are the same text, so each question gets one: "
-                "raise the temperature to sample several"
+                f"{settings.rollouts} rollouts {cause} are the same text, so each question gets one: "
+                "sample from more than the likeliest token to get several"
             )
             settings = replace(settings, rollouts=1)
         return settings

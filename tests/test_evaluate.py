@@ -393,6 +393,9 @@ def test_rollouts_at_temperature_0_are_one(data, tmp_path, monkeypatch, capsys):
     system = minimas.load_mas_system("tiny", device="cpu")
     assert len(system.run(["7 +5", "7 *3"], rollouts=3, temperature=0)) == 2
     assert len(system.run(["7 +5", "7 *3"], rollouts=3, temperature=0.5)) == 6
+    assert len(system.run(["7 +5", "7 *3"], rollouts=3, temperature=0.5, top_k=1)) == 2
+    told = capsys.readouterr().err
+    assert told.count("same text") == 1 and "minimas: 3 rollouts with top_k 1 are the same" in told
 
 
 def test_records_that_are_gone_at_the_end(data, tmp_path, monkeypatch, capsys):

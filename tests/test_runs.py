@@ -379,6 +379,7 @@ def test_processes_that_do_not_find_each_other(monkeypatch):
     ):
         join(Processes(1, 2, 1), "cpu")
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "barrier", fails)
     device, wait = join(Processes(1, 2, 1), "cpu")
     with pytest.raises(InputError, match="another process of this run has ended"):

@@ -147,7 +147,7 @@ def plan(args: argparse.Namespace, style: Style) -> tuple[list[Settings], tuple[
         points.append(point.completed(style))
     if not points:
         raise InputError("--channel lists nothing, expected latent, text or latent,text")
-    return list(dict.fromkeys(points)), graders
+    return list(dict.fromkeys(points)), tuple(dict.fromkeys(graders))
 
 
 # The command

@@ -4,10 +4,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 from ..common import InputError, no_op
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MEETING = timedelta(
+    minutes=10
+)  # in which processes find each other, however long one may wait for another's work
 TODO = f"start several processes with torchrun, or unset {', '.join(VARIABLES)} to run one"
 
 
@@ -87,7 +92,7 @@ def join(
 
     device    that of --device. Each process takes the GPU of its local number.
     backend   of torch.distributed
-    timeout   of a wait
+    timeout   of a wait for the others; None takes that of torch
     Raises InputError if there are too few GPUs, if --device names one, or if the processes do not find each other.
     """
     if processes.world == 1:
@@ -108,20 +113,23 @@ def join(
             )
         device = f"cuda:{processes.local}"
         torch.cuda.set_device(device)
+    group = None
     try:
-        torch.distributed.init_process_group(backend, timeout=timeout)
+        torch.distributed.init_process_group(backend, timeout=MEETING if timeout else None)
+        if timeout:
+            group = torch.distributed.new_group(timeout=timeout)
     except (RuntimeError, ValueError, OSError) as e:
         reason = str(e).partition("\n")[0]
         raise InputError(f"the processes do not find each other ({reason}): {TODO}") from e
-    return device, wait_for_all
+    return device, partial(wait_for_all, group)
 
 
-def wait_for_all() -> None:
+def wait_for_all(group: Any = None) -> None:
     """Return when all processes of the run have called this; InputError if one of them has ended."""
     import torch
 
     try:
-        torch.distributed.barrier()
+        torch.distributed.barrier(group)
     except RuntimeError as e:
         reason = str(e).partition("\n")[0]
         raise InputError(
