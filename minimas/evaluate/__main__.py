@@ -34,7 +34,7 @@ from ..cli import (
 )
 from ..common import InputError, aligned, no_op, warn
 from ..look.needs import check_memory, needs_text
-from ..recurse import load_mas_system
+from ..system import load_mas_system
 from ..styles import Settings, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
