@@ -5,7 +5,7 @@ decoder trusts its Config.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Family:
     decoder: Callable[[Any], Decoder]
     Config: type[llama.Config]
     must_be: dict[str, Any]
-    layer_types: set[str] = field(default_factory=lambda: ATTENTION_TYPES)
+    layer_types: frozenset[str] = ATTENTION_TYPES
 
 
 LLAMA_LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
@@ -45,7 +45,7 @@ GEMMA_LIKE = {
     "final_logit_softcapping": None,
     "use_bidirectional_attention": False,
 }
-QWEN35_LAYERS = {"linear_attention", "full_attention"}
+QWEN35_LAYERS = frozenset({"linear_attention", "full_attention"})
 FAMILIES = {
     "llama": Family(llama.Llama, llama.Config, LLAMA_LIKE),
     "mistral": Family(llama.Llama, mistral.Config, LLAMA_LIKE),

@@ -163,8 +163,9 @@ def load_weights(
                     loaded[name] = shard
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
-    tie_head(model, loaded)
     absent = set(expected) - set(loaded)
+    if model.config.tie_word_embeddings:
+        absent = tie_head(model, absent)
     if absent:
         raise InputError(absent_message(folder, absent, len(expected), shards))
 
@@ -186,25 +187,21 @@ def check_same(
         )
 
 
-def tie_head(model: Decoder, loaded: dict[str, str]) -> None:
-    """Make head and embeddings one parameter if config.json ties them, and enter in `loaded` the one that had no file.
+def tie_head(model: Decoder, absent: set[str]) -> set[str]:
+    """Make head and embeddings one parameter -> the parameters that are still absent.
 
     As in transformers 5.3, either may be stored for both. If both are stored, and differ, they are not tied.
     """
     head, embeddings = "lm_head.weight", "embed_tokens.weight"
-    if not model.config.tie_word_embeddings:
-        return
-    if head in loaded and embeddings in loaded:
-        if torch.equal(model.lm_head.weight, model.embed_tokens.weight):
-            model.lm_head.weight = model.embed_tokens.weight
-    elif embeddings in loaded:
+    if head in absent and embeddings in absent:
+        return absent - {head}  # they lack one tensor
+    if head in absent:
         model.lm_head.weight = model.embed_tokens.weight
-        loaded[head] = loaded[embeddings]
-    elif head in loaded:
+    elif embeddings in absent:
         model.embed_tokens.weight = model.lm_head.weight
-        loaded[embeddings] = loaded[head]
-    else:
-        loaded[head] = "nowhere: it is missed as embed_tokens.weight"
+    elif torch.equal(model.lm_head.weight, model.embed_tokens.weight):
+        model.lm_head.weight = model.embed_tokens.weight
+    return absent - {head, embeddings}
 
 
 def absent_message(folder: Path, absent: set[str], expected: int, shards: Mapping[str, str]) -> str:

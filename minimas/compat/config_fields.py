@@ -65,7 +65,7 @@ def check_value(file: Path, name: str, value: Any, type_: Any) -> None:
         )
 
 
-def check_layers(file: Path, config: Any, allowed: set[str]) -> None:
+def check_layers(file: Path, config: Any, allowed: frozenset[str]) -> None:
     """InputError unless heads share keys evenly, and each layer is of an allowed type and has the window it needs."""
     for many, few in SHARED_HEADS:
         if not hasattr(config, many):

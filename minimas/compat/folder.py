@@ -80,7 +80,7 @@ FORMATS = (
     ),
     (r"[^/]*\.(ckpt|nemo)(\.[^/]*)?", "a checkpoint of a training framework", CONVERT_OWN),
     (
-        r"(?!adapter|optimizer|scheduler|training_args|rng_state)[^/]*\.(pth|pt|bin)",
+        r"(?!adapter|.*outerlink|optimizer|scheduler|training_args|rng_state)[^/]*\.(pth|pt|bin)",
         "a file of PyTorch",
         CONVERT,
     ),

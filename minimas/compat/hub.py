@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 
 from ..common import InputError
 
+HUB = "https://huggingface.co"
 INSTEAD = {
     "model": "give a folder with --checkpoint; --style tiny runs offline",
     "dataset": "give a local file of the same columns; --dataset tiny runs offline",
@@ -146,7 +147,7 @@ def of_status(status: int, why: str) -> tuple[str, str]:
         )
     if status >= 500:
         return f"the hub is in trouble: {why}", "try again later, or check the network"
-    if constants.ENDPOINT != "https://huggingface.co":
+    if constants.ENDPOINT != HUB:
         return (
             f"{constants.ENDPOINT} answers {status} to what the hub knows",
             "correct HF_ENDPOINT, or unset it",
@@ -183,11 +184,11 @@ def file_in_the_way() -> Path | None:
 def of_connection(cause: BaseException, why: str) -> tuple[str, str]:
     """(what is wrong, what to do) if no answer came, or one that the client could not read."""
     endpoint = constants.ENDPOINT
-    own = endpoint != "https://huggingface.co"  # one that the user named
+    own = endpoint != HUB  # one that the user named
     if isinstance(cause, (httpx.UnsupportedProtocol, httpx.InvalidURL)) or not is_url(endpoint):
         return (
             f"HF_ENDPOINT is {endpoint!r}, which is no URL",
-            "correct it to one like https://huggingface.co, or unset it",
+            f"correct it to one like {HUB}, or unset it",
         )
     if isinstance(cause, (httpx.LocalProtocolError, UnicodeEncodeError)):
         return (
@@ -202,12 +203,10 @@ def of_connection(cause: BaseException, why: str) -> tuple[str, str]:
             "check the clock of this machine, and name your proxy's certificate in SSL_CERT_FILE",
         )
     if isinstance(cause, (JSONDecodeError, FileMetadataError)):
-        return (
-            f"what answers at {endpoint} is not the hub",
-            "correct or unset HF_ENDPOINT"
-            if own
-            else "check the network: a login page may answer for it",
-        )
+        advice = "check the network: a login page may answer for it"
+        if own:
+            advice = "correct or unset HF_ENDPOINT"
+        return f"what answers at {endpoint} is not the hub", advice
     if isinstance(cause, (httpx.TransportError, LocalEntryNotFoundError)) or is_closed(cause):
         why = f"no connection to {endpoint}" if own else "no connection"
     return why, "check HF_ENDPOINT and the network" if own else "check the network"

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..common import InputError, entry, warn_once
 
-ATTENTION_TYPES = {"sliding_attention", "full_attention"}
+ATTENTION_TYPES = frozenset({"sliding_attention", "full_attention"})
 PARTIAL = {
     "qwen3_5_text": 0.25
 }  # families that rotate only a part of a head, and how much of it by default
