@@ -214,10 +214,13 @@ def test_offline(client):
 def test_a_cache_that_is_a_file(client, tmp_path):
     home = tmp_path / "home"
     home.write_text("")
+    client.delenv("HF_HUB_CACHE", raising=False)
     client.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     message = refused()
     assert f"its cache is {home}/hub, but {home} is a file): set HF_HOME to a folder" in message
     assert "network" not in message
+    client.setenv("HF_HUB_CACHE", str(home / "hub"))
+    assert "is a file): set HF_HUB_CACHE to a folder" in refused(), "HF_HOME would change nothing"
 
 
 @pytest.mark.parametrize(
@@ -235,6 +238,7 @@ def test_a_cache_that_cannot_be_written(client, error, complaint):
     def fails(*args, **options):
         raise error
 
+    client.delenv("HF_HUB_CACHE", raising=False)
     client.setattr(hub_errors, "snapshot_download", fails)
     message = refused()
     assert re.search(complaint + ".*HF_HOME", message), message

@@ -7,6 +7,7 @@ disk, the endpoint, or the network.
 import errno
 import os
 import re
+from collections.abc import Iterable
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ NOT_WRITABLE = {  # errors of files; those of sockets have other numbers
 }
 
 
-def download(repository: str, patterns: Any, repo_type: str = "model", **options: Any) -> Any:
+def download(
+    repository: str, patterns: Iterable[str], repo_type: str = "model", **options: Any
+) -> Any:
     """The folder in huggingface_hub's cache with the files of a repository that match the patterns.
 
     options  revision; with dry_run=True nothing is downloaded, and files are listed with filename, file_size and
@@ -108,7 +111,7 @@ def diagnosis(cause: BaseException, revision: str | None) -> tuple[str, str]:
     if file is not None:
         return (
             f"its cache is {constants.HF_HUB_CACHE}, but {file} is a file",
-            "set HF_HOME to a folder",
+            f"set {cache_variable()} to a folder",
         )
     if constants.HF_HUB_OFFLINE or isinstance(cause, OfflineModeIsEnabled):
         name = offline_variable()
@@ -124,6 +127,11 @@ def offline_variable() -> str:
     if os.environ.get("TRANSFORMERS_OFFLINE") and not os.environ.get("HF_HUB_OFFLINE"):
         return "TRANSFORMERS_OFFLINE"
     return "HF_HUB_OFFLINE"
+
+
+def cache_variable() -> str:
+    """The environment variable that says where the cache is: the narrower one, if it is set, hides HF_HOME."""
+    return "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
 
 
 def of_status(status: int, why: str) -> tuple[str, str]:
@@ -165,13 +173,13 @@ def of_files(cause: BaseException, why: str) -> tuple[str, str] | None:
     if number in FULL:
         return (
             f"the disk of its cache {cache} is full",
-            "free some space, or set HF_HOME to a folder on another disk",
+            f"free some space, or set {cache_variable()} to a folder on another disk",
         )
     if number not in NOT_WRITABLE:
         return None
     return (
         f"its cache {cache} cannot be written: {why}",
-        "set HF_HOME to a folder that you can write to",
+        f"set {cache_variable()} to a folder that you can write to",
     )
 
 
