@@ -1,0 +1,1 @@
+from .styles import Settings
