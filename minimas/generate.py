@@ -25,7 +25,7 @@ def generate(agent, prompts, seeds, settings, tick=no_op, reply=None):
     A text ends with one of the generation config's eos_ids, which is part of it, or after settings.max_new_tokens.
     InputError if a score is not finite.
     seeds     an integer for each text: k of them for each prompt, which is read once for all k
-    settings  max_new_tokens, temperature, top_p, top_k (None: the generation config's), as in styles.Settings
+    settings  max_new_tokens, temperature, top_p, top_k (None: the generation config's), as in settings.Settings
     reply     reply(b, ids) gives ids to insert after text b's last token, such as a tool's result; mostly none. While
               one row reads its reply, the others go on by a token each.
     """

@@ -33,17 +33,18 @@ from .cli import (
     read_questions,
     writable_file,
 )
+from .commands.needs import check_memory, needs_text
 from .common import InputError, check_known, no_op, write_atomic
 from .generate import generate
 from .link import fused
 from .load import devices_by_role, load_outer_links, usable_dtype
 from .look.logit_lens import logit_lens, table
-from .look.needs import check_memory, needs_text
 from .look.trace import page
 from .prompts import TASKS, Slot, answer_retry, prompt, wrap
 from .sample import seeds
 from .sandbox.tools import ToolCalls
-from .styles import STYLES, Settings, style_named
+from .settings import Settings
+from .styles import STYLES, style_named
 from .tokenizer import DATE
 
 __all__ = [

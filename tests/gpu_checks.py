@@ -25,7 +25,7 @@ from on_gpu import HERE, note, part_options
 from minimas.agent import load_agent
 from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink, fused
-from minimas.styles import Settings
+from minimas.settings import Settings
 
 STATES = {
     torch.float32: (2e-5, 2e-3),

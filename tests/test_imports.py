@@ -17,9 +17,16 @@ MODULES = {
 
 
 def imported(name, file):
-    """The modules of minimas that a module imports, also within functions."""
+    """The modules of minimas that a module imports, also within functions, but not those of its type hints."""
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    for_types = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for_types |= {id(statement) for statement in node.body}
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*parts[: len(parts) + 1 - node.level], *(node.module or "").split(".")]
             base = [part for part in base if part]

@@ -3,7 +3,7 @@
 import csv
 import math
 
-from ..look.plot import save_charts
+from ..runs.plot import save_charts
 from .records import POINT
 
 

@@ -22,7 +22,8 @@ from ..config import read_config
 from ..link import InnerLink
 from ..load import load_generation_config, load_model
 from ..recurse import System, load_mas_system
-from ..styles import STYLES, Settings
+from ..settings import Settings
+from ..styles import STYLES
 from ..tiny.task import OPERATIONS, ROLES, WORDS, exercise, note, questions, random_chain
 from ..tokenizer import load_tokenizer
 from .examples import TargetTurn, TrainExample
