@@ -15,17 +15,22 @@ MODULES = {
     name.removesuffix(".__init__"): file for name, file in FILES.items() if name != "__init__"
 }
 
+LEFT_OUT = (
+    "TYPE_CHECKING",
+    "__name__ == '__main__'",
+)  # conditions of imports that a module does not run
+
 
 def imported(name, file):
-    """The modules of minimas that a module imports, also within functions, but not those of its type hints."""
+    """The modules of minimas that a module imports, also within functions; not for its type hints or as a command."""
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
     tree = ast.parse(file.read_text())
-    for_types = set()
+    left_out = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for_types |= {id(statement) for statement in node.body}
+        if isinstance(node, ast.If) and ast.unparse(node.test) in LEFT_OUT:
+            left_out |= {id(statement) for statement in node.body}
     for node in ast.walk(tree):
-        if id(node) in for_types:
+        if id(node) in left_out:
             continue
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*parts[: len(parts) + 1 - node.level], *(node.module or "").split(".")]

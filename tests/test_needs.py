@@ -124,7 +124,7 @@ def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
 
         monkeypatch.setattr(agent, "make_cache", spy)
     questions = entry.questions(["How many primes are there below 30?"] * 2)
-    list(system.answer_all(questions, points[0]))
+    list(system.stream(questions, points[0]))
     for role in entry.order:
         largest, S = max(made[role])
         room = 9 if args.channel == "text" or role == entry.order[-1] else 4
@@ -280,7 +280,7 @@ def test_no_run_needs_less_than_what_is_refused(folders, monkeypatch, options):
             return cache
 
         monkeypatch.setattr(agent, "make_cache", spy)
-    list(system.answer_all(entry.questions(["1 + 1"]), points[0]))
+    list(system.stream(entry.questions(["1 + 1"]), points[0]))
     weights = [in_memory(agent.model) for agent in system.agents.values()]
     most = sum(weights) + max(held) + (max(weights) if args.offload else 0)
     least = needs.on_devices(

@@ -13,8 +13,8 @@ from minimas import recurse
 from minimas.common import InputError
 from minimas.evaluate.runs import fingerprint
 from minimas.prompts import Question, prompt
-from minimas.recurse import System
 from minimas.styles import STYLES, style_named
+from minimas.system import System
 from minimas.train import __main__ as train
 from minimas.train.ridge import new_outer_links
 

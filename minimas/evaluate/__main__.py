@@ -34,9 +34,9 @@ from ..cli import (
 )
 from ..commands.needs import check_memory, needs_text
 from ..common import InputError, aligned, no_op, warn
-from ..recurse import load_mas_system
 from ..settings import Settings
 from ..styles import style_named
+from ..system import load_mas_system
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import (

@@ -6,15 +6,13 @@ tokens it is close to and how sure that is. Cosines show how states change from 
 Letters: m latent steps, D width, V vocabulary.
 """
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import torch
 
 from ..agent import Agent
 from ..common import upcast
-
-if TYPE_CHECKING:
-    from ..recurse import System
+from ..system import System
 
 
 class LensRow(TypedDict):
@@ -39,7 +37,7 @@ class LensRow(TypedDict):
 
 
 def logit_lens(
-    system: "System", states: dict[tuple[int, str], torch.Tensor], top: int = 3
+    system: System, states: dict[tuple[int, str], torch.Tensor], top: int = 3
 ) -> list[LensRow]:
     """A LensRow for each state of a question, with its `top` likeliest tokens.
 

@@ -7,19 +7,17 @@ tokenizer is escaped where it is filled in (jinja.py).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..jinja import environment
 from ..styles import Style
+from ..system import Result, System
 from .logit_lens import logit_lens, token_text
 
-if TYPE_CHECKING:
-    from ..recurse import Result, System
 
-
-def page(system: "System", results: "list[Result]") -> str:
+def page(system: System, results: list[Result]) -> str:
     """The page of Results that were run with keep_states and keep_latents, as HTML."""
     writer = system.agents[system.style.order[-1]]
     questions = []
@@ -36,7 +34,7 @@ def page(system: "System", results: "list[Result]") -> str:
     return template.render(system=system, questions=questions)
 
 
-def turns(system: "System", result: "Result") -> list[dict[str, Any]]:
+def turns(system: System, result: Result) -> list[dict[str, Any]]:
     """The turns of a question: when each began, how long it took, its prompt, and its rows of the logit lens."""
     rows = logit_lens(system, result.states)
     turns = []
@@ -61,7 +59,7 @@ def turns(system: "System", result: "Result") -> list[dict[str, Any]]:
 
 
 def slot(
-    style: Style, result: "Result", r: int, role: str, latents: torch.Tensor
+    style: Style, result: Result, r: int, role: str, latents: torch.Tensor
 ) -> dict[str, int | str]:
     """A slot in the prompt of `role` in round r: how many latents (m, D) fill it, and the turn that they come from."""
     if len(latents):

@@ -1,6 +1,6 @@
 """Times a training step of minimas beside the same step on transformers, and measures the memory it adds to the models.
 
-    python tests/bench_train.py --device cpu --size wide
+    python tools/bench_train.py --device cpu --size wide
 
 The step trains the outer links of a style: latents from teacher-forced texts (80 per turn), three rounds, the answer's
 loss in the last round, gradients of all links. Two peers, both with transformers' gradient checkpointing:
