@@ -15,23 +15,11 @@ MODULES = {
     name.removesuffix(".__init__"): file for name, file in FILES.items() if name != "__init__"
 }
 
-LEFT_OUT = (
-    "TYPE_CHECKING",
-    "__name__ == '__main__'",
-)  # conditions of imports that a module does not run
-
 
 def imported(name, file):
-    """The modules of minimas that a module imports, also within functions; not for its type hints or as a command."""
+    """The modules of minimas that a module imports, also within functions."""
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    tree = ast.parse(file.read_text())
-    left_out = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in LEFT_OUT:
-            left_out |= {id(statement) for statement in node.body}
-    for node in ast.walk(tree):
-        if id(node) in left_out:
-            continue
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*parts[: len(parts) + 1 - node.level], *(node.module or "").split(".")]
             base = [part for part in base if part]
