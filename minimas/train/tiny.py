@@ -23,6 +23,7 @@ from ..common import read_json
 from ..config import read_config
 from ..link import InnerLink, OuterLink
 from ..load import load_generation_config, load_model
+from ..settings import Settings
 from ..styles import STYLES
 from ..system import System, load_mas_system
 from ..tiny.task import (
