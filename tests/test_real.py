@@ -26,7 +26,7 @@ from minimas import cli
 from minimas.agent import load_agent
 from minimas.generate import generate
 from minimas.load import load_model
-from minimas.styles import Settings
+from minimas.settings import Settings
 from minimas.tokenizer import load_tokenizer
 from minimas.train import __main__ as train
 

@@ -26,7 +26,8 @@ from bench import Peer, make_system, questions, timed
 
 import minimas
 from minimas.config import DTYPES
-from minimas.styles import STYLES, Settings
+from minimas.settings import Settings
+from minimas.styles import STYLES
 from minimas.train.examples import TrainExample
 from minimas.train.losses import OuterLoss, checkpoint_activations, reply_ending
 

@@ -6,5 +6,4 @@ folder.py         what a folder of another format holds, and what to do with it
 hub.py            files of the hub, and why they cannot be had
 tokens.py         special and added tokens that other files than tokenizer.json name
 template.py       where the chat template is, and the sandbox in which it runs
-style_file.py     what can be wrong in a user's style file
 """

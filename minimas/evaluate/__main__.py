@@ -32,10 +32,11 @@ from ..cli import (
     pairs,
     writable_file,
 )
+from ..commands.needs import check_memory, needs_text
 from ..common import InputError, aligned, no_op, warn
-from ..look.needs import check_memory, needs_text
+from ..settings import Settings
+from ..styles import style_named
 from ..system import load_mas_system
-from ..styles import Settings, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import (

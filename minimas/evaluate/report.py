@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..look.plot import save_charts
+from ..runs.plot import save_charts
 from ..settings import Settings
 from .records import POINT
 

@@ -23,8 +23,9 @@ from ..common import InputError, check_known, no_op, read_json, warn
 from ..evaluate.runs import depends_on, digest, join_others
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
 from ..prompts import TASKS
+from ..settings import Settings
+from ..styles import style_named
 from ..system import System
-from ..styles import Settings, style_named
 from .examples import load_examples
 from .loop import Run, adamw, batch_of, files_of, fit
 from .losses import InnerLoss, OuterLoss, checkpoint_activations

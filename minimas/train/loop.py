@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..common import InputError, warn, write_atomic
 from ..evaluate.runs import unchanged
-from ..look.plot import save_charts
+from ..runs.plot import save_charts
 from .save import suffix, write_state
 
 # The order of the rows
