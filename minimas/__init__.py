@@ -19,7 +19,7 @@ __all__ = ["InputError", "Result", "STYLES", "Settings", "System", "load_mas_sys
 def __getattr__(name):
     # On first use: `import minimas` stays light, and `python -m minimas.recurse` finds its module not yet imported.
     if name in __all__:
-        from . import recurse
+        from . import system
 
-        return getattr(recurse, name)
+        return getattr(system, name)
     raise AttributeError(f"module 'minimas' has no attribute {name!r}")

@@ -2,59 +2,58 @@
 
 A prompt is a list of pieces: text, token ids, or latents.
 
-    embed    a prompt as input embeddings
-    prefill  its last state, and the KV cache that holds its keys and values
-    think    m latent steps: h_1 = last state of the prompt, h_{i+1} = state at the next input R_in(h_i)
+    embed   a prompt as input embeddings
+    read    its last state, and the KV cache that holds its keys and values
+    think   m latent steps: h_1 = last state of the prompt, h_{i+1} = state at the next input R_in(h_i)
 
-Thinking and writing repeat a step, a function of tensors that returns the tensors of the next step and one output. These
-tensors, the carry, have a row for each prompt; the first two are always the next inputs x (B, 1, D) and their positions
-(B, 1).
-
-Letters: B prompts, T their tokens, D the agent's width, m latent steps.
+Letters: B prompts, T their tokens, D the agent's width, m latent steps, k copies, S positions of a cache.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from os.path import commonprefix
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from .cache import KVCache
+from .cache import KVCache, first_rows, repeat_rows
 from .common import InputError, no_op, warn_once
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
 from .link import InnerLink, fused
+from .llama import Llama
 from .load import (
+    GenerationConfig,
     agent_patterns,
     checkpoint_folder,
     load_generation_config,
     load_inner_link,
     load_model,
 )
-from .tokenizer import load_tokenizer
+from .steps import Steps
+from .tokenizer import Tokenizer, load_tokenizer
+
+Piece = str | torch.Tensor  # text, token ids (n,), or latents (m, D)
+Prompt = list[Piece]
 
 
-def left_pad(rows, starts=0):
-    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there, else from starts (B, 1)."""
+def left_pad(
+    rows: list[torch.Tensor], starts: torch.Tensor | int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there, else from starts (B,
+    1).
+    """
     T = max(map(len, rows))
-    x = torch.stack([torch.nn.functional.pad(row, (0, 0, T - len(row), 0)) for row in rows])
+    x = torch.stack([F.pad(row, (0, 0, T - len(row), 0)) for row in rows])
     padding = torch.tensor([[T - len(row)] for row in rows], device=x.device)
     columns = torch.arange(T, device=x.device) - padding
     return x, torch.where(columns < 0, -1, columns + starts)
 
 
-def run_steps(step, carry, times, tick=no_op):
-    """Apply step(*carry) -> (carry, output) `times` times; returns the last carry and the list of outputs."""
-    outputs = []
-    for _ in range(times):
-        carry, output = step(*carry)
-        outputs.append(output)
-        tick()
-    return carry, outputs
-
-
-def check_finite(finite, what, model):
+def check_finite(finite: torch.Tensor | bool, what: str, model: Llama) -> None:
     """InputError unless `finite`: what a model computes is NaN or infinite."""
     if not finite:
         dtype = str(model.norm.weight.dtype).removeprefix("torch.")
@@ -64,11 +63,26 @@ def check_finite(finite, what, model):
         )
 
 
-class PrefixCache(NamedTuple):
-    """What an agent read last: the ids of the text that each prompt begins with, the cache that holds them, and its size.
+class Reading(NamedTuple):
+    """What reading B prompts gives, in k rows for each.
 
-    The size is what was asked for. With graphs the cache may be larger, as earlier questions were longer, but no answer
-    may depend on earlier questions, not even by rounding.
+    states          (B k, last, D), those of the last tokens
+    next_positions  (B k, 1), that of the token which follows
+    cache           one object per layer
+    S               positions that were asked for: those of the longest prompt, and the room after it
+    """
+
+    states: torch.Tensor
+    next_positions: torch.Tensor
+    cache: list
+    S: int
+
+
+class PrefixCache(NamedTuple):
+    """What an agent read last: the ids of the text that each prompt begins with, and the cache that holds them.
+
+    S is what was asked for. With graphs the cache may be larger, as earlier questions were longer, but no answer may
+    depend on earlier questions, not even by rounding.
     """
 
     beginnings: list[list[int]]
@@ -77,152 +91,221 @@ class PrefixCache(NamedTuple):
 
 
 class Agent:
-    """A frozen decoder with its tokenizer, its inner link, and how it generates (load.GenerationConfig).
+    """A frozen decoder with its tokenizer, its inner link, and how it generates.
 
     inner_link   None for a base model, which cannot think in latents
     device       where it computes; the model's own weights may be offloaded
-    graphs       the fast.Graphs that replay its steps on CUDA, else None
-    sync_every   tokens that are generated before the host looks at them
+    steps        takes its steps: as they are, or as CUDA graphs
     """
 
-    def __init__(self, model, tokenizer, inner_link, generation_config, device, offload=False):
-        self.model, self.tokenizer, self.inner_link = model, tokenizer, inner_link
-        self.generation_config, self.device, self.offload = (
-            generation_config,
-            torch.device(device),
-            offload,
-        )
-        self.graphs, self.sync_every, self.prefix_cache = None, 1, None
-        tokenizer.embedding_rows = len(
-            model.embed_tokens.weight
-        )  # encode refuses ids without an embedding
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        inner_link: nn.Module | None,
+        generation_config: GenerationConfig,
+        device: torch.device | str,
+        offload: bool = False,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.inner_link = inner_link
+        self.generation_config = generation_config
+        self.device = torch.device(device)
+        self.offload = offload
+        self.steps = Steps(model)
+        self.prefix_cache: PrefixCache | None = None
+        tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids beyond it
 
     # Prompts
 
-    def embed(self, prompts):
-        """B prompts, lists of pieces -> embeddings (B, T, D) and positions (B, T), left-padded.
+    def embed(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        """B prompts -> embeddings (B, T, D) and positions (B, T), left-padded.
 
-        A piece is a text, token ids (n,), or latents (m, D), which enter as they are, without the scale or norm that a
-        family may give its token embeddings. No special tokens are added to a text: a chat template writes its own.
+        Latents enter as they are, without the scale or norm that a family may give its token embeddings. No special
+        tokens are added to a text: a chat template writes its own.
         """
         return left_pad([self.embed_pieces(self.tokens(pieces)) for pieces in prompts])
 
-    def tokens(self, pieces):
+    def tokens(self, pieces: Prompt) -> list[torch.Tensor]:
         """The pieces with texts as token ids; texts that touch are one text to the tokenizer.
 
         Warns of a prompt that is longer than what the model was made for. It is read all the same, as by transformers.
         """
-        row, longest = [], self.model.config.max_position_embeddings
-        for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
-            row += (
-                [torch.tensor(self.tokenizer.encode("".join(group)), dtype=torch.long)]
-                if is_text
-                else group
-            )
+        row: list[torch.Tensor] = []
+        text = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                text += piece
+                continue
+            if text:
+                row.append(self.token_ids(text))
+                text = ""
+            row.append(piece)
+        if text:
+            row.append(self.token_ids(text))
+        longest = self.model.config.max_position_embeddings
         if longest and sum(map(len, row)) > longest:
+            family = type(self.model).__name__
             warn_once(
-                f"a prompt is longer than the {longest} positions that this {type(self.model).__name__} was made for, so "
-                "what follows may be worthless: shorten the question, or lower --latent-steps or --max-new-tokens"
+                f"a prompt is longer than the {longest} positions that this {family} was made for, so "
+                "what follows may be worthless: shorten the question, or lower --latent-steps or "
+                "--max-new-tokens"
             )
         return row
 
-    def embed_pieces(self, pieces):
+    def token_ids(self, text: str) -> torch.Tensor:
+        """The ids (n,) of a text."""
+        return torch.tensor(self.tokenizer.encode(text), dtype=torch.long)
+
+    def embed_pieces(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """Token ids and latents -> (T, D)."""
-        w, embed = self.model.embed_tokens.weight, self.model.embed
-        return torch.cat(
-            [
-                piece.to(w) if piece.is_floating_point() else embed(piece.to(w.device))
-                for piece in pieces
-            ]
-        )
+        weight = self.model.embed_tokens.weight
+        embedded = []
+        for piece in pieces:
+            if piece.is_floating_point():
+                embedded.append(piece.to(weight))
+            else:
+                embedded.append(self.model.embed(piece.to(weight.device)))
+        return torch.cat(embedded)
 
     # Reading
 
-    def prefill(self, prompts, room):
-        """Read B prompts that begin with text -> last states (B, 1, D), positions (B, T), a cache for `room` more.
+    def read(
+        self,
+        prompts: Sequence[Prompt],
+        room: int = 0,
+        *,
+        copies: int = 1,
+        gradient: bool = False,
+        keep: bool = False,
+        last: int = 1,
+    ) -> Reading:
+        """Read B prompts: for thinking, for writing, and in training.
 
-        Prefix caching: a prompt that begins like the last round's is read from where they part, since the keys and values
-        of what they share are still in the cache. That needs a cache that holds all positions (no windows, no states) and
-        may be kept (no offload).
+        room      positions that the cache has after the longest prompt
+        copies    rows for each prompt (k), which is read once for all of them
+        gradient  with a cache that can be differentiated; it grows by itself and needs no room
+        keep      keep the cache, so that prompts that begin alike need not be read again (prefix caching)
+        last      states that are wanted of each prompt
         """
-        prompts = [self.tokens(pieces) for pieces in prompts]
-        rows, beginnings = (
-            [self.embed_pieces(pieces) for pieces in prompts],
-            [pieces[0].tolist() for pieces in prompts],
-        )
-        S, previous = max(map(len, rows)) + room, self.prefix_cache
-        self.drop_prefix()  # until the cache is whole again
-        if previous and len(previous.beginnings) == len(rows) and S <= previous.S:
-            cache, S, pairs = previous.cache, previous.S, zip(beginnings, previous.beginnings)
-            shared = [
-                min(len(commonprefix(pair)), len(row) - 1) for pair, row in zip(pairs, rows)
-            ]  # at least one is read
-            for c in cache:
-                c.filled = max(shared)
+        pieces = [self.tokens(prompt) for prompt in prompts]
+        rows = [self.embed_pieces(own) for own in pieces]
+        S = max(map(len, rows)) + room
+        if gradient:
+            return self.read_with_gradient(pieces, rows, S, last)
+        beginnings = [first_text(own) for own in pieces]
+        previous = self.take_prefix(len(rows), S) if keep else None
+        if previous is None:
+            cache = self.make_cache(len(rows) * copies, S)
+            known = [0] * len(rows)  # tokens of each prompt that the cache holds already
         else:
-            previous = None  # frees its memory for the new cache
-            cache, shared = self.make_cache(len(rows), S), [0] * len(rows)
-        starts = torch.tensor(shared, device=rows[0].device)[:, None]
-        x, positions = left_pad([row[n:] for n, row in zip(shared, rows)], starts)
-        h = self.model(x, positions, cache, last=1)
-        if not self.offload and all(isinstance(c, KVCache) for c in cache):
+            cache, S = previous.cache, previous.S
+            known = shared_lengths(beginnings, previous.beginnings)
+            known = [
+                min(n, len(row) - 1) for n, row in zip(known, rows, strict=True)
+            ]  # one is read
+            for c in cache:
+                c.filled = max(known)
+        starts = torch.tensor(known, device=rows[0].device)[:, None]
+        x, positions = left_pad([row[n:] for n, row in zip(known, rows, strict=True)], starts)
+        first = first_rows(cache, len(rows)) if copies > 1 else cache
+        states = self.model(x, positions, first, last=last)
+        next_positions = positions[:, -1:] + 1
+        if copies > 1:
+            repeat_rows(cache, first, copies)
+            states = states.repeat_interleave(copies, 0)
+            next_positions = next_positions.repeat_interleave(copies, 0)
+        if keep and not self.offload and all(isinstance(c, KVCache) for c in cache):
             self.prefix_cache = PrefixCache(beginnings, cache, S)
-        return h, positions, cache
+        return Reading(states, next_positions, cache, S)
 
-    def make_cache(self, B, S):
+    def read_with_gradient(
+        self, pieces: list[list[torch.Tensor]], rows: list[torch.Tensor], S: int, last: int
+    ) -> Reading:
+        """The same for prompts as token ids and latents, and as embeddings.
+
+        A cache that is written in place could not be differentiated: this one grows by concatenation. The text before a
+        prompt's first latents has no gradient, and is read without a graph.
+        """
+        x, positions = left_pad(rows)
+        cache = self.model.make_cache(len(rows))
+        T = x.shape[1]
+        since_latents = max(map(length_since_latents, pieces))
+        start = T - since_latents if x.requires_grad and since_latents > last else 0
+        if start:
+            with torch.no_grad():
+                self.model(x[:, :start], positions[:, :start], cache, last=1)
+        states = self.model(x[:, start:], positions[:, start:], cache, last=last)
+        return Reading(states, positions[:, -1:] + 1, cache, S)
+
+    def take_prefix(self, B: int, S: int) -> PrefixCache | None:
+        """What was read last, if its cache serves for B prompts and S positions; it is no longer kept then.
+
+        The keys and values of what two prompts share at their beginning are the same. Using them needs a cache that
+        holds all positions (no windows, no states) and may be kept (no offload).
+        """
+        previous = self.prefix_cache
+        self.drop_prefix()  # until the cache is whole again
+        if previous is None or len(previous.beginnings) != B or previous.S < S:
+            return None
+        return previous
+
+    def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions. With graphs it reuses the memory of what was read last."""
         self.drop_prefix()
-        return (self.graphs or self.model).make_cache(B, S)
+        return self.steps.make_cache(B, S)
 
-    def drop_prefix(self):
+    def drop_prefix(self) -> None:
         """Let go of what was read last."""
         self.prefix_cache = None
 
-    def release(self):
+    def release(self) -> None:
         """Free all memory that is kept from question to question."""
         self.drop_prefix()
-        if self.graphs:
-            self.graphs.release()
-
-    def steps(self, step, carry, times, cache, tick, *kind):
-        """run_steps; on CUDA, steps of one token a row are replayed as graphs.
-
-        kind: what a step depends on besides its tensors; a graph holds for one kind only.
-        """
-        if self.graphs and times and carry[0].shape[1] == 1 and not torch.is_grad_enabled():
-            return self.graphs.steps(step, carry, times, cache, tick, kind)
-        return run_steps(step, carry, times, tick)
+        self.steps.release()
 
     # Thinking
 
-    def think(self, prompts, m, tick=no_op, prefill=None):
-        """m latent steps after B prompts (see `embed`) -> hidden states H (B, m, D).
+    def think(
+        self,
+        prompts: Sequence[Prompt],
+        m: int,
+        tick: Callable = no_op,
+        gradient: bool = False,
+    ) -> torch.Tensor:
+        """m latent steps after B prompts -> hidden states H (B, m, D).
 
         A state becomes the agent's own next input through its inner link, R_in. H holds the states themselves: whoever
         sends them on applies R_in once more (recurse.send_latents).
-        prefill: takes the place of Agent.prefill in training (losses.prefill_with_gradient)
         """
-        if not m:
+        if m == 0:
             return self.model.embed_tokens.weight.new_zeros(
                 len(prompts), 0, self.model.config.hidden_size
             )
-        h, positions, cache = (prefill or self.prefill)(prompts, m)
-
-        def next_input(h, positions):
-            return self.inner_link(h).to(h.dtype), positions[:, -1:] + 1
-
-        def step(x, positions):
-            h = self.model(x, positions, cache, last=1)
-            return next_input(h, positions), h
-
+        link = self.inner_link
+        assert link is not None, "System.check_links refuses a base model"
+        h, positions, cache, _ = self.read(prompts, m, gradient=gradient, keep=not gradient)
         tick()
-        _, others = self.steps(step, next_input(h, positions), m - 1, cache, tick, "latent")
+
+        def next_input(h: torch.Tensor) -> torch.Tensor:
+            return link(h).to(h.dtype)
+
+        def step(
+            x: torch.Tensor, positions: torch.Tensor
+        ) -> tuple[list[torch.Tensor], torch.Tensor]:
+            h = self.model(x, positions, cache, last=1)  # (B, 1, D)
+            return [next_input(h), positions + 1], h
+
+        _, others = self.steps.take(
+            step, [next_input(h), positions], m - 1, cache, tick, ("latent",)
+        )
         return torch.cat([h, *others], 1)
 
     # Weights
 
     @contextmanager
-    def at_work(self):
+    def at_work(self) -> Iterator[None]:
         """Within, the weights are on the agent's device; an offloaded agent has them in main memory otherwise."""
         parameters = list(self.model.parameters()) if self.offload else []
         resting = [p.data for p in parameters]
@@ -231,38 +314,67 @@ class Agent:
                 p.data = p.data.to(self.device, copy=True)
             yield
         finally:
-            for p, data in zip(parameters, resting):
+            for p, data in zip(parameters, resting, strict=True):
                 p.data = data
 
 
+def first_text(pieces: list[torch.Tensor]) -> list[int]:
+    """The token ids that a prompt begins with."""
+    return [] if pieces[0].is_floating_point() else pieces[0].tolist()
+
+
+def shared_lengths(ones: list[list[int]], others: list[list[int]]) -> list[int]:
+    """How many ids each of some lists shares with its counterpart at the beginning."""
+    return [len(commonprefix([one, other])) for one, other in zip(ones, others, strict=True)]
+
+
+def length_since_latents(pieces: list[torch.Tensor]) -> int:
+    """How many positions of a prompt its first latents and all that follows take; 0 if it has none."""
+    for i, piece in enumerate(pieces):
+        if piece.is_floating_point():
+            return sum(map(len, pieces[i:]))
+    return 0
+
+
 def load_agent(
-    source, task, device, dtype, offload=False, plain=False, untrained=False, role="agent"
-):
+    source: str | Path,
+    task: str,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    offload: bool = False,
+    plain: bool = False,
+    untrained: bool = False,
+    role: str = "agent",
+) -> Agent:
     """The agent of a folder or repository in the released layout.
 
     task       math, choice or code: which inner link is taken if there are several
     offload    keep the weights in main memory while the agent rests
     plain      leave out the fast path; it needs weights that stay where they are, so an offloaded agent has none
     untrained  give it a new inner link: the folder may be that of a base model
-    role       its name in the error if there is no such folder or repository
+    role       its name in the error message if there is no such folder or repository
     Raises InputError if the folder is not whole.
     """
     folder = checkpoint_folder(source, *agent_patterns(task), role=role)
-    model, tokenizer = (
-        load_model(folder, device, dtype, "cpu" if offload else None),
-        load_tokenizer(folder),
-    )
+    model = load_model(folder, device, dtype, "cpu" if offload else None)
+    tokenizer = load_tokenizer(folder)
     D = model.config.hidden_size
-    inner_link = (
-        InnerLink(D).to(device)
-        if untrained
-        else load_inner_link(folder, task, D, device, model.norm.weight.dtype)
-    )
-    agent = Agent(
-        model, tokenizer, inner_link, load_generation_config(folder, tokenizer), device, offload
-    )
+    inner_link: nn.Module | None
+    if untrained:
+        inner_link = InnerLink(D).to(device)
+    else:
+        inner_link = load_inner_link(folder, task, D, device, model.norm.weight.dtype)
+    generation_config = load_generation_config(folder, tokenizer)
+    agent = Agent(model, tokenizer, inner_link, generation_config, device, offload)
     if not (plain or offload):
-        agent.model, agent.inner_link = prepare(model), inner_link and fused(inner_link)
-        if agent.device.type == "cuda":
-            agent.graphs, agent.sync_every = Graphs(model), 16
+        make_fast(agent)
     return agent
+
+
+def make_fast(agent: Agent) -> None:
+    """Put an agent on the fast path (fast/), in place."""
+    prepare(agent.model)
+    if agent.inner_link is not None:
+        agent.inner_link = fused(agent.inner_link)
+    if agent.device.type == "cuda":
+        agent.steps = Graphs(agent.model)

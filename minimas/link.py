@@ -146,3 +146,11 @@ def folded(norm, linear):
 def fused(link):
     """The fast form of an InnerLink or OuterLink, from its weights as they are now, on the device where they are."""
     return FusedInnerLink(link) if isinstance(link, InnerLink) else FusedOuterLink(link)
+
+
+def apply_link(link: nn.Module, latents: torch.Tensor | list) -> torch.Tensor | list:
+    """A link applied to latents (B, m, D), or to all of B of unequal length, (m_b, D) each, at once."""
+    if torch.is_tensor(latents):
+        return link(latents)
+    lengths = [len(own) for own in latents]
+    return list(link(torch.cat(latents)).split(lengths))

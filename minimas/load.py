@@ -6,25 +6,34 @@ An agent's folder: config.json, generation_config.json, model.safetensors (or sh
 tokenizer.json, tokenizer_config.json, chat_template.jinja, and its inner link, adapter.pt or adapter(TASK).pt.
 The links' folder: outerlink_config.json and the .pt files that it names.
 
-Every file is checked here: the rest of the package trusts what it is given. No code from a checkpoint is executed, except
-chat templates, which run in a sandbox.
+Every file is checked here: the rest of the package trusts what it is given. No code from a checkpoint is executed,
+except chat templates, which run in a sandbox.
 """
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .common import InputError, check_known, entry, read_json, required
-from .config import DTYPES, read_config
+from .compat.folder import (
+    INDEX,
+    WHOLE,
+    check_no_pointer,
+    other_format,
+    required_of_model,
+)
+from .compat.hub import download, names_in_repository
+from .config import DTYPES, Decoder, read_config
 from .link import InnerLink, OuterLink
 
-AGENT_FILES = (
+AGENT_FILES = (  # and the weights
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -33,15 +42,15 @@ AGENT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "additional_chat_templates/default.jinja",
-    "model.safetensors.index.json",
-)  # and the weights
-WEIGHTS = ("model.safetensors", "model-*.safetensors")
+    INDEX,
+)
+WEIGHTS = (WHOLE, "model-*.safetensors")
 
 
 # Folders
 
 
-def checkpoint_folder(source, *patterns, role="checkpoint"):
+def checkpoint_folder(source: str | Path, *patterns: str, role: str = "checkpoint") -> Path:
     """The local folder of a checkpoint. Of a hub repository only the files that match the patterns are downloaded.
 
     source  a folder, or a hub id such as Qwen/Qwen3-1.7B
@@ -50,19 +59,41 @@ def checkpoint_folder(source, *patterns, role="checkpoint"):
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        found = other_format([folder.name])
+        why = f"; {found.removeprefix('it holds ')}" if found else ""
+        raise InputError(
+            f"{role}: {source} is a file, a checkpoint is the folder that holds it{why}"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(
             f"{role}: {source} is not a folder, nor a hub id like Qwen/Qwen3-1.7B: give that of a checkpoint"
         )
     try:
-        return download(str(source), patterns)
+        folder = download(str(source), patterns)
+        check_repository(str(source), folder, patterns)
     except InputError as e:
         raise InputError(
             f"{role}: there is no folder {source}, and as a hub id it cannot be loaded either: {e}"
         ) from e
+    return folder
 
 
-def agent_patterns(task):
+def check_repository(repository: str, folder: Path, patterns: Iterable[str]) -> None:
+    """InputError if a repository lacks its config.json or its weights, but has another format that can be named."""
+    lacks = []
+    if "config.json" in patterns and not (folder / "config.json").is_file():
+        lacks.append("config.json")
+    if WHOLE in patterns and not (folder / WHOLE).is_file() and not (folder / INDEX).is_file():
+        lacks.append(WHOLE)
+    if not lacks:
+        return
+    found = other_format(names_in_repository(repository))
+    if found is not None:
+        raise InputError(f"{repository} has no {lacks[0]}, but {found}")
+
+
+def agent_patterns(task: str) -> tuple[str, ...]:
     """The files of an agent, with its inner link for a task if it has one under a released name."""
     links = (
         "innerlink_config.json",
@@ -73,140 +104,172 @@ def agent_patterns(task):
     return *AGENT_FILES, *WEIGHTS, *links
 
 
-def download(repository, patterns, repo_type="model", **options):
-    """The folder in huggingface_hub's cache with the files of a repository that match the patterns.
-
-    options: revision; with dry_run=True nothing is downloaded, and files are listed (filename, file_size, will_download)
-    """
-    try:
-        found = snapshot_download(
-            repository, repo_type=repo_type, allow_patterns=list(patterns), **options
-        )
-        return found if isinstance(found, list) else Path(found)
-    except GatedRepoError as e:
-        raise InputError(
-            f"{repository} is gated: accept its terms on its page, then use `hf auth login` or HF_TOKEN"
-        ) from e
-    except RepositoryNotFoundError as e:
-        raise InputError(
-            f"{repository} is not on the hub, or private and closed to you: check its name and HF_TOKEN"
-        ) from e
-    except (
-        Exception
-    ) as e:  # whatever else the network stack raises becomes a sentence, not a traceback
-        why = (str(e) or type(e).__name__).splitlines()[0]
-        if isinstance(
-            e, (LocalEntryNotFoundError, AttributeError)
-        ):  # a long text; threads of a client that was closed
-            why = (
-                "HF_HUB_OFFLINE is set and it is not in the cache"
-                if constants.HF_HUB_OFFLINE
-                else "no connection"
-            )
-        instead = {
-            "model": "a folder with --checkpoint; --style tiny runs offline",
-            "dataset": "a local file of the same columns; --dataset tiny runs offline",
-        }
-        raise InputError(
-            f"{repository} cannot be fetched from the hub ({why}): check the network, or give "
-            f"{instead[repo_type]}"
-        ) from e
-
-
 # Weights
 
 
-def weight_files(folder):
+def shard_of(folder: Path) -> dict[str, str]:
+    """{tensor: the shard that holds it}, as the index says; {} if one file holds all.
+
+    A whole model.safetensors beside an index is taken without it, as by transformers.
+    """
+    index = folder / INDEX
+    if (folder / WHOLE).is_file() or not index.is_file():
+        return {}
+    shards = entry(index, read_json(index), "weight_map", type_=dict)
+    return {key: entry(index, shards, key, type_=str) for key in shards}
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
     """{name: path} of model.safetensors, or of the shards that the index names."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if not (folder / names[0]).is_file() and index.is_file():
-        shards = entry(index, read_json(index), "weight_map", type_=dict)
-        names = sorted({entry(index, shards, key, type_=str) for key in shards})
-    return {name: required(folder, name) for name in names}
+    shards = sorted(set(shard_of(folder).values()))
+    if shards:
+        return {name: required(folder, name) for name in shards}
+    return {WHOLE: required_of_model(folder, WHOLE)}
 
 
-def parameter_name(key):
+def parameter_name(key: str) -> str | None:
     """A tensor's name in a checkpoint -> its name in our decoder, or None if a text decoder has no use for it."""
-    if re.match(
-        r"(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\.", key
-    ) or key.endswith("rotary_emb.inv_freq"):
+    if re.match(r"(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\.", key):
+        return None
+    if key.endswith("rotary_emb.inv_freq"):
         return None
     return re.sub(r"^(language_model\.model|model\.language_model|language_model|model)\.", "", key)
 
 
-def load_weights(model, folder, device, dtype):
+def load_weights(
+    model: Decoder, folder: Path, device: torch.device | str, dtype: torch.dtype
+) -> None:
     """Stream the weights of a folder into `model`, which was built on the meta device, one tensor at a time.
 
-    Raises InputError on a damaged file, and on a tensor that is missing, unknown, or not of config.json's shape.
+    Raises InputError on a damaged file, and on a tensor that is missing, unknown, in two places, or not of the shape
+    that config.json makes it.
     """
-    expected, tied = (
-        dict(model.named_parameters(remove_duplicate=False)),
-        model.config.tie_word_embeddings,
-    )
-    absent = set(expected) - ({"lm_head.weight"} if tied else set())
-    for file in weight_files(folder).values():
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    shards = shard_of(folder)
+    loaded: dict[str, str] = {}  # a parameter -> the file that it came from
+    for shard, file in weight_files(folder).items():
+        check_no_pointer(file)
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
-                for key in filter(parameter_name, tensors.keys()):
+                for key in tensors.keys():  # noqa: SIM118, it is no dict
                     name = parameter_name(key)
+                    if name is None or shards.get(key, shard) != shard:
+                        continue  # of no use here, or a stale copy: the index names another shard
                     tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
-                    module, _, leaf = name.rpartition(".")
-                    parameter = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
-                    setattr(model.get_submodule(module), leaf, parameter)
-                    absent.discard(name)
+                    parameter = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+                    if name in loaded:
+                        check_same(folder, name, [loaded[name], shard], model, parameter)
+                    set_parameter(model, name, parameter)
+                    loaded[name] = shard
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
+    absent = set(expected) - set(loaded)
+    if model.config.tie_word_embeddings:
+        absent = tie_head(model, absent)
     if absent:
+        raise InputError(absent_message(folder, absent, len(expected), shards))
+
+
+def set_parameter(model: Decoder, name: str, parameter: nn.Parameter) -> None:
+    """Put a parameter in the place of the one of that name, such as layers.0.mlp.up_proj.weight."""
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, parameter)
+
+
+def check_same(
+    folder: Path, name: str, files: list[str], model: Decoder, parameter: nn.Parameter
+) -> None:
+    """InputError if a parameter was loaded before with other numbers."""
+    if not torch.equal(model.get_parameter(name), parameter):
         raise InputError(
-            f"{folder}: the weights lack {len(absent)} of {len(expected)} tensors, the first is {min(absent)}"
+            f"{folder}: {name} is stored twice, in {' and '.join(sorted(set(files)))}, with different numbers, "
+            "and no index says which one is meant: fetch the folder again"
         )
-    head, embeddings = model.lm_head.weight, model.embed_tokens.weight
-    if tied and (
-        head.is_meta or torch.equal(head, embeddings)
-    ):  # stored all the same: as in transformers, the file wins
-        model.lm_head.weight = embeddings
 
 
-def checked_tensor(file, key, tensor, expected):
+def tie_head(model: Decoder, absent: set[str]) -> set[str]:
+    """Make head and embeddings one parameter -> the parameters that are still absent.
+
+    As in transformers 5.3, either may be stored for both. If both are stored, and differ, they are not tied.
+    """
+    head, embeddings = "lm_head.weight", "embed_tokens.weight"
+    if head in absent and embeddings in absent:
+        return absent - {head}  # they lack one tensor
+    if head in absent:
+        model.lm_head.weight = model.embed_tokens.weight
+    elif embeddings in absent:
+        model.embed_tokens.weight = model.lm_head.weight
+    elif torch.equal(model.lm_head.weight, model.embed_tokens.weight):
+        model.lm_head.weight = model.embed_tokens.weight
+    return absent - {head, embeddings}
+
+
+def absent_message(folder: Path, absent: set[str], expected: int, shards: Mapping[str, str]) -> str:
+    """What to say of parameters that no file has."""
+    first = min(absent)
+    message = (
+        f"{folder}: the weights lack {len(absent)} of {expected} tensors, the first is {first}"
+    )
+    for key, shard in shards.items():
+        if parameter_name(key) == first:
+            return (
+                f"{message}; {INDEX} says that {shard} holds it as {key}, but it does not: "
+                "fetch the index and its shards again, all of one revision"
+            )
+    if shards:
+        return f"{message}; {INDEX} does not name it either: fetch the folder again"
+    return message
+
+
+def checked_tensor(file: Path, key: str, tensor: Tensor, expected: Tensor | None) -> Tensor:
     """The tensor, if it has the shape of the parameter `expected` (None: no such parameter) and a usable dtype."""
     if tensor.dtype not in DTYPES.values():
         raise InputError(
             f"{file}: {key} is stored as {tensor.dtype}, expected {', '.join(DTYPES)}, not quantised weights"
         )
-    if expected is None or tensor.shape != expected.shape:
-        expected = "no such tensor" if expected is None else f"shape {tuple(expected.shape)}"
-        raise InputError(
-            f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {expected}: "
-            "weights and config.json are not of one model"
-        )
-    return tensor
+    if expected is not None and tensor.shape == expected.shape:
+        return tensor
+    wanted = "no such tensor" if expected is None else f"shape {tuple(expected.shape)}"
+    raise InputError(
+        f"{file}: {key} has shape {tuple(tensor.shape)}, config.json makes it {wanted}: "
+        "weights and config.json are not of one model"
+    )
 
 
 class SkipInit(TorchFunctionMode):
-    """Under it nn.init.normal_ does nothing: on the meta device it would make torch import its compiler, which takes 1 s."""
+    """Under it nn.init.normal_ does nothing: on the meta device it would import torch's compiler, which takes 1 s."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return (
-            kwargs["tensor"]
-            if function is torch.nn.init.normal_
-            else function(*args, **kwargs or {})
-        )
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is nn.init.normal_:
+            return kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
-def decoder_without_weights(folder):
+def decoder_without_weights(folder: Path) -> tuple[Decoder, torch.dtype]:
     """(the decoder that config.json describes, on the meta device; the dtype that it names)."""
     family, config, stored = read_config(folder)
     with torch.device("meta"), SkipInit():
         return family(config), stored
 
 
-def load_model(folder, device="cpu", dtype=None, weights_device=None):
+def load_model(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    weights_device: torch.device | str | None = None,
+) -> Decoder:
     """The frozen decoder in a folder, in `dtype` (None: the one that config.json names) on `device`.
 
     weights_device: where the weights of an offloaded agent are put instead. Raises InputError on a bad config or file.
-    On CUDA it also turns off cuDNN's attention, torch's first choice on Hopper, for the whole process: it makes a plan for
-    each new number of tokens, which is reported to take tenths of a second.
+    On CUDA it also turns off cuDNN's attention, torch's first choice on Hopper, for the whole process: it makes a plan
+    for each new number of tokens, which is reported to take tenths of a second.
     """
     if torch.device(device).type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -228,58 +291,65 @@ class GenerationConfig:
     top_k: int = 50
 
 
-def load_generation_config(folder, tokenizer):
-    """The GenerationConfig of a folder, from config.json where generation_config.json is missing, as in some base models.
+def load_generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
+    """The GenerationConfig of a folder, from config.json where generation_config.json is missing, as in base models.
 
     The tokenizer's own end token always ends a text, and top_k is 50 if none is named, as in transformers.
     """
     file = folder / "generation_config.json"
-    file = file if file.is_file() else required(folder, "config.json")
-    raw = read_json(file)
-    raw = entry(file, {"text_config": {}} | raw, "text_config", type_=dict) | raw
-    eos, top_k = raw.get("eos_token_id"), 50 if raw.get("top_k") is None else raw["top_k"]
-    eos = [
-        number
-        for number in [*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_id]
-        if number is not None
-    ]
-    if wrong := [number for number in [*eos, top_k] if type(number) is not int or number < 0]:
-        raise InputError(
-            f"{file}: eos_token_id or top_k has {wrong[0]!r}, expected a whole number from 0: fetch it again"
-        )
-    return GenerationConfig(tuple(sorted(set(eos))), top_k)
+    if not file.is_file():
+        file = required_of_model(folder, "config.json")
+    whole = read_json(file)
+    raw = entry(file, {"text_config": {}} | whole, "text_config", type_=dict) | whole
+    eos = raw.get("eos_token_id")
+    listed = eos if isinstance(eos, list) else [eos]
+    ends = [number for number in [*listed, tokenizer.eos_id] if number is not None]
+    top_k = raw.get("top_k")
+    if top_k is None:
+        top_k = 50
+    for number in [*ends, top_k]:
+        if type(number) is not int or number < 0:
+            raise InputError(
+                f"{file}: eos_token_id or top_k has {number!r}, expected a whole number from 0: fetch it again"
+            )
+    return GenerationConfig(tuple(sorted(set(ends))), top_k)
 
 
 # Links
 
 
-def links_task(task):
+def links_task(task: str) -> str:
     """Which links a task uses: they were trained for math and for code, and choice takes those for math."""
     return "code" if task == "code" else "math"
 
 
-def load_link(link, file, device="cpu", dtype=None):
+def load_link(
+    link: Any,
+    file: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Any:
     """Fill `link` from a released .pt file -> the link, frozen, on `device`, in the wider of its dtype and `dtype`.
 
     Raises InputError if the file is not a plain state dict of one floating dtype, or keys or shapes are not the link's.
     """
+    check_no_pointer(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a damaged pickle leads to
         raise InputError(
             f"{file} is not a readable state dict ({type(e).__name__}): fetch the file again"
         ) from e
-    wrong = (
-        [key for key, t in state.items() if not is_plain(key, t)]
-        if isinstance(state, dict)
-        else [type(state)]
-    )
+    if isinstance(state, dict):
+        wrong = [key for key, tensor in state.items() if not is_plain(key, tensor)]
+    else:
+        wrong = [type(state)]
     if wrong:
         raise InputError(
             f"{file} is not a plain state dict (wrong: {wrong[0]!r}): expected dense floating tensors without "
             f"NaN or infinity under {', '.join(link.state_dict())}; fetch it again"
         )
-    dtypes = {t.dtype for t in state.values()}
+    dtypes = {tensor.dtype for tensor in state.values()}
     if len(dtypes) > 1:
         raise InputError(f"{file} mixes dtypes {sorted(map(str, dtypes))}: save all tensors in one")
     try:
@@ -292,7 +362,7 @@ def load_link(link, file, device="cpu", dtype=None):
     return link.to(device, torch.promote_types(stored, dtype or stored)).requires_grad_(False)
 
 
-def is_plain(key, tensor):
+def is_plain(key: Any, tensor: Any) -> bool:
     """Whether the key is a string, and the tensor is dense, with finite numbers of a usable dtype."""
     return (
         isinstance(key, str)
@@ -305,61 +375,74 @@ def is_plain(key, tensor):
     )
 
 
-def load_inner_link(folder, task, D, device="cpu", dtype=None):
+def load_inner_link(
+    folder: Path,
+    task: str,
+    D: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> InnerLink | None:
     """The inner link of an agent of width D and of this dtype: the one for the task if there are several.
 
     None in the folder of a base model, which has none.
     """
-    task, manifest = links_task(task), folder / "innerlink_config.json"
-    name = f"adapter({task}).pt" if (folder / f"adapter({task}).pt").is_file() else "adapter.pt"
+    trained_for = links_task(task)
+    manifest = folder / "innerlink_config.json"
+    name = f"adapter({trained_for}).pt"
     if manifest.is_file():
-        name = entry(manifest, read_json(manifest), "tasks", task, "adapter.pt", type_=str)
+        name = entry(manifest, read_json(manifest), "tasks", trained_for, "adapter.pt", type_=str)
     elif not any(folder.glob("adapter*")):
         return None
+    elif not (folder / name).is_file():
+        name = "adapter.pt"
     return load_link(InnerLink(D), required(folder, name), device, dtype)
 
 
-def load_outer_links(source, task, edges, agents):
+def load_outer_links(
+    source: str | Path,
+    task: str,
+    edges: Mapping[tuple[str, str], str],
+    agents: Mapping[str, Any],
+) -> dict[tuple[str, str], OuterLink]:
     """{(source, target): OuterLink} for `edges`, {(source, target): released key}, between agents {role: Agent}.
 
-    A link is put on the device of its source. Raises InputError if the manifest lacks a link, or a link does not fit its
-    agents.
+    A link is put on the device of its source. Raises InputError if the manifest lacks a link, or a link does not fit
+    its agents.
     """
-    manifest = required(
-        checkpoint_folder(source, "outerlink_config.json", role="links"), "outerlink_config.json"
-    )
+    folder = checkpoint_folder(source, "outerlink_config.json", role="links")
+    manifest = required(folder, "outerlink_config.json")
     config = read_json(manifest)
     in_task = ["tasks", links_task(task)] if "tasks" in config else []
     adapters = entry(manifest, config, *in_task, "adapters", type_=list)
     listed = {entry(manifest, adapter, "legacy_key", type_=str): adapter for adapter in adapters}
-    for (src, dst), key in edges.items():
+    files = {}
+    for (speaker, hearer), key in edges.items():
         if key not in listed:
             raise InputError(
-                f"{manifest} lists no link {key} ({src} to {dst}); it has {', '.join(listed) or 'none'}"
+                f"{manifest} lists no link {key} ({speaker} to {hearer}); it has {', '.join(listed) or 'none'}"
             )
-    files = {
-        edge: entry(manifest, listed[key], "filename", type_=str) for edge, key in edges.items()
-    }
+        files[speaker, hearer] = entry(manifest, listed[key], "filename", type_=str)
     folder = checkpoint_folder(source, *files.values())
     widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}
-    return {
-        (src, dst): load_link(
-            OuterLink(widths[src], widths[dst]),
+    links = {}
+    for (speaker, hearer), name in files.items():
+        links[speaker, hearer] = load_link(
+            OuterLink(widths[speaker], widths[hearer]),
             required(folder, name),
-            agents[src].device,
-            agents[src].model.norm.weight.dtype,
+            agents[speaker].device,
+            agents[speaker].model.norm.weight.dtype,
         )
-        for (src, dst), name in files.items()
-    }
+    return links
 
 
 # Devices and dtypes
 
 
-def usable_device(name):
+def usable_device(name: torch.device | str | None) -> torch.device:
     """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or default)
         torch.zeros(1, device=device).item()  # a number that is really there: `meta` has none
     except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         raise InputError(
@@ -368,26 +451,38 @@ def usable_device(name):
     return device
 
 
-def devices_by_role(roles, given=None):
+Devices = torch.device | str | Mapping[str, torch.device | str] | None
+
+
+def devices_by_role(roles: Iterable[str], given: Devices = None) -> dict[str, torch.device]:
     """{role: torch.device}, from one device or its name, {role: device}, "planner=cuda:0,critic=cuda:1", or None."""
+    roles = list(roles)
     if isinstance(given, str) and "=" in given:
-        pairs = [pair.partition("=")[::2] for pair in given.split(",")]
-        if not all(device for _, device in pairs) or len(dict(pairs)) < len(pairs):
-            raise InputError(
-                f"device is {given}, expected ROLE=DEVICE,ROLE=DEVICE with each role once"
-            )
-        given = dict(pairs)
-    if not isinstance(given, dict):
+        given = device_of_each(given)
+    if not isinstance(given, Mapping):
         return dict.fromkeys(roles, usable_device(given))
     if set(given) != set(roles):
         raise InputError(f"device names {', '.join(given)}, expected each of {', '.join(roles)}")
     return {role: usable_device(name) for role, name in given.items()}
 
 
-def usable_dtype(name, device):
+def device_of_each(given: str) -> dict[str, str]:
+    """ "planner=cuda:0,critic=cuda:1" -> {role: its device}; InputError if it is not written so."""
+    devices: dict[str, str] = {}
+    for pair in given.split(","):
+        role, _, device = pair.partition("=")
+        if not device or role in devices:
+            raise InputError(
+                f"device is {given}, expected ROLE=DEVICE,ROLE=DEVICE with each role once"
+            )
+        devices[role] = device
+    return devices
+
+
+def usable_dtype(name: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:
     """The torch dtype of that name; None stands for float32 on a CPU, and for config.json's elsewhere."""
     if name is None:
         return torch.float32 if device.type == "cpu" else None
-    name = str(name).removeprefix("torch.")
-    check_known("dtype", [name], DTYPES)
-    return DTYPES[name]
+    short = str(name).removeprefix("torch.")
+    check_known("dtype", [short], DTYPES)
+    return DTYPES[short]

@@ -7,11 +7,18 @@ or Slot, and stays one until it is embedded, so that nothing in a question can p
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .common import InputError, read_json
+from .tokenizer import Tokenizer
 
 PROMPTS = read_json(Path(__file__).with_name("prompts.json"))
 TASKS = ("math", "choice", "code")
+
+# What a template may name besides roles
+FIELDS = ("question", "fn_name", "context", "final", "interface")
+FIELD = re.compile(r"\{([a-z_]{2,})\}")  # \boxed{1} and \boxed{A} in the strings are not fields
+OPTION = re.compile(r"^\s*[A-D]\s*[.):-]\s", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,85 +45,107 @@ class Slot:
     role: str
 
 
-FIELDS = (
-    "question",
-    "fn_name",
-    "context",
-    "final",
-    "interface",
-)  # what a template may name besides roles
-FIELD = re.compile(r"\{([a-z_]{2,})\}")  # \boxed{1} and \boxed{A} in the strings are not fields
+Piece = str | Slot
 
 
-def fill(template, templates, texts):
-    """A template -> pieces. `{name}` becomes texts[name], or templates[name] filled in turn, or else Slot(name)."""
-    pieces = []
+def fill(template: str, templates: dict[str, str], texts: dict[str, str]) -> list[Piece]:
+    """A template -> pieces. `{name}` becomes texts[name], or templates[name] filled in turn, or else Slot(name).
+
+    What is filled in from `texts` is not read again, so that a question may hold braces.
+    """
+    pieces: list[Piece] = []
     for i, part in enumerate(FIELD.split(template)):
-        if i % 2 == 0:
+        is_name = i % 2 == 1  # texts and names alternate, and a text comes first
+        if not is_name:
             pieces.append(part)
         elif part in texts:
             pieces.append(texts[part])
+        elif part in templates:
+            pieces += fill(templates[part], templates, texts)
         else:
-            pieces += fill(templates[part], templates, texts) if part in templates else [Slot(part)]
-    return [p for p in pieces if p != ""]
+            pieces.append(Slot(part))
+    return [piece for piece in pieces if piece != ""]
 
 
-def answer_form(section, question, task):
+def strings_of(section: str | dict[str, str], task: str) -> dict[str, Any]:
+    """The strings of a section of prompts.json, or of one of that form."""
+    if isinstance(section, dict):
+        return section
+    if section == "sequential":
+        return PROMPTS["sequential"]["code" if task == "code" else "text"]
+    return PROMPTS[section]
+
+
+def context_form(section: str | dict[str, str], text: str, task: str) -> str:
+    """The template of the question with what the task adds to it."""
+    says_so_itself = "choose the correct option" in text.lower()
+    if task == "choice" and section != "sequential" and says_so_itself:
+        return PROMPTS["context"]["math"]  # as in the release, which then adds nothing
+    return PROMPTS["context"][task]
+
+
+def answer_form(section: str | dict[str, str], text: str, task: str) -> str:
     """The sentence that asks for the form of the answer."""
     if task == "code":
         return PROMPTS["final"]["code"]
-    lists_options = re.search(r"^\s*[A-D]\s*[.):-]\s", question, re.MULTILINE | re.IGNORECASE)
-    if section == "sequential":
+    lists_options = OPTION.search(text) is not None
+    if section == "sequential":  # looks at the question only, never at the task
         return PROMPTS["sequential"]["text"]["final"]["letter" if lists_options else "number"]
-    return PROMPTS["final"]["letter" if lists_options or task == "choice" else "number"]
+    is_choice = lists_options or task == "choice"
+    return PROMPTS["final"]["letter" if is_choice else "number"]
 
 
-def prompt(section, role, question, task, has_feedback):
+def code_form(fn_name: str | None) -> str:
+    """The sentence that says what code to write."""
+    if fn_name is None:
+        return PROMPTS["interface"]["unnamed_function"]
+    if fn_name == "":
+        return PROMPTS["interface"]["program"]
+    return PROMPTS["interface"]["function"]
+
+
+def prompt(
+    section: str | dict[str, str], role: str, question: Question, task: str, has_feedback: bool
+) -> tuple[str, list[Piece]]:
     """System text, and the pieces of the user message, for `role` in a section of prompts.json, or in one of that form.
 
     has_feedback: this role has heard somebody who speaks after it, or itself. If there is a `ROLE_with_feedback`, that
     template is taken, which has a slot for it; else one for the question's data set, else the role's own.
     """
-    table = section if isinstance(section, dict) else PROMPTS[section]
-    context, text = PROMPTS["context"][task], question.text
-    if section == "sequential":
-        table = table["code" if task == "code" else "text"]
-    elif task == "choice":
+    strings = strings_of(section, task)
+    text = question.text
+    if task == "choice" and section != "sequential":
         text = text.rstrip()
-        if "choose the correct option" in text.lower():
-            context = PROMPTS["context"][
-                "math"
-            ]  # as the release does when the question says so itself
-    system = table.get(
-        "system", PROMPTS["system_deliberation" if section == "deliberation" else "system"]
-    )
-    names = [
-        *([f"{role}_with_feedback"] if has_feedback else []),
-        f"{role}_{question.dataset}",
-        role,
-    ]
-    template = next(table[name] for name in names if name in table)
-    code = {"": "program", None: "unnamed_function"}.get(
-        question.fn_name, "function"
-    )  # what code to write
+
+    names = [role]
+    if question.dataset is not None:
+        names.insert(0, f"{role}_{question.dataset}")
+    if has_feedback:
+        names.insert(0, f"{role}_with_feedback")
+    template = next(strings[name] for name in names if name in strings)
+
     templates = {
-        "context": context,
+        "context": context_form(section, text, task),
         "final": answer_form(section, text, task),
-        "interface": PROMPTS["interface"][code],
+        "interface": code_form(question.fn_name),
     }
-    return system, fill(template, templates, {"question": text, "fn_name": question.fn_name or ""})
+    texts = {"question": text, "fn_name": question.fn_name or ""}
+    usual_system = "system_deliberation" if section == "deliberation" else "system"
+    system = strings.get("system", PROMPTS[usual_system])
+    return system, fill(template, templates, texts)
 
 
-def answer_retry(section, task):
-    """What is appended to a text without an answer, so that the agent goes on with one; None if that was never trained."""
-    return (
-        (PROMPTS[section] if isinstance(section, str) else {})
-        .get("answer_retry", PROMPTS["answer_retry"])
-        .get(task)
-    )
+def answer_retry(section: str | dict[str, str], task: str) -> str | None:
+    """What is appended to a text without an answer, so that the agent goes on with one; None if none was trained."""
+    own = PROMPTS[section] if isinstance(section, str) else {}
+    retries = own.get("answer_retry", PROMPTS["answer_retry"])
+    return retries.get(task)
 
 
-def wrap(tokenizer, system, pieces, date):
+# The chat template
+
+
+def wrap(tokenizer: Tokenizer, system: str, pieces: list[Piece], date: str) -> list[Piece]:
     """Put system text and pieces through the chat template; the result is again pieces, slots in place.
 
     Raises InputError if the template leaves out the user message, or drops or repeats a slot.
@@ -125,17 +154,24 @@ def wrap(tokenizer, system, pieces, date):
         raise InputError(
             "the chat template leaves out the user message: minimas needs one that shows a message's text"
         )
-    n = 0
-    while any(f"[slot {n}]" in p for p in pieces if isinstance(p, str)):
-        n += 1
-    mark = f"[slot {n}]"  # occurs in no piece; its brackets keep it from overlapping itself or its neighbours
-    slots = [p for p in pieces if isinstance(p, Slot)]
-    texts = tokenizer.chat(
-        system, "".join(mark if isinstance(p, Slot) else p for p in pieces), date
-    ).split(mark)
+    slots = [piece for piece in pieces if isinstance(piece, Slot)]
+    mark = unused_mark([piece for piece in pieces if isinstance(piece, str)])
+    user = "".join(mark if isinstance(piece, Slot) else piece for piece in pieces)
+    texts = tokenizer.chat(system, user, date).split(mark)
     if len(texts) != len(slots) + 1:
         raise InputError(
             f"the chat template shows the user message's {len(slots)} slot(s) {len(texts) - 1} times: "
             "minimas needs a template that shows each once"
         )
-    return [p for pair in zip(texts, [*slots, ""]) for p in pair if p != ""]
+    wrapped: list[Piece] = [texts[0]]
+    for slot, text in zip(slots, texts[1:], strict=True):
+        wrapped += [slot, text]
+    return [piece for piece in wrapped if piece != ""]
+
+
+def unused_mark(texts: list[str]) -> str:
+    """A mark for slots that is in none of the texts; its brackets keep it from overlapping itself or its neighbours."""
+    n = 0
+    while any(f"[slot {n}]" in text for text in texts):
+        n += 1
+    return f"[slot {n}]"

@@ -4,79 +4,85 @@ Files: tokenizer.json (read by `tokenizers`), tokenizer_config.json (special and
 chat_template.jinja, and in older folders others beside them (compat/).
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property, partial
+from pathlib import Path
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as FastTokenizer
 
 from .common import InputError, check_text, read_json, required
+from .compat.folder import check_no_pointer
 from .compat.template import compile_template, date_as, find_template
 from .compat.tokens import add_tokens
 
-DATE = (
-    "26 Jul 2024"  # what Llama 3.2's template falls back to; fixed, so that a run can be repeated
-)
-CLEANED = (
-    " .",
-    " ?",
-    " !",
-    " ,",
-    " ' ",
-    " n't",
-    " 'm",
-    " 's",
-    " 've",
-    " 're",
-)  # clean_up_tokenization_spaces strips them
+# What Llama 3.2's template falls back to; fixed, so that a run can be repeated.
+DATE = "26 Jul 2024"
+# clean_up_tokenization_spaces takes the blanks out of these
+CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 class Tokenizer:
     """One agent's tokenizer and chat template.
 
-    fast      a tokenizers.Tokenizer
-    named     its special tokens by name, {"eos_token": "</s>", ...}
-    template  Jinja text
-    clean_up  decode removes spaces before punctuation, as older tokenizers ask for
+    fast            a tokenizers.Tokenizer
+    named           its special tokens by name, {"eos_token": "</s>", ...}
+    template        Jinja text
+    clean_up        decode removes spaces before punctuation, as older tokenizers ask for
+    embedding_rows  of the agent that uses it, which sets it: encode refuses ids from here on; None: it refuses none
     """
 
-    def __init__(self, fast, named, template, clean_up=False):
-        self.fast, self.named, self.clean_up = fast, named, clean_up
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        named: dict[str, str],
+        template: str,
+        clean_up: bool = False,
+        embedding_rows: int | None = None,
+    ) -> None:
+        self.fast = fast
+        self.named = named
         self.template = compile_template(template)
+        self.clean_up = clean_up
+        self.embedding_rows = embedding_rows
         self.eos_id = fast.token_to_id(named.get("eos_token", ""))
-        self.embedding_rows = None  # of the agent, which sets it: encode refuses ids from here on
 
-    def encode(self, text, special=False):
-        """Text -> list of ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS.
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Text -> ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS.
 
-        InputError if the agent has no embedding for one; that is not asked before, since many tokenizers hold unused ids.
+        InputError if the agent has no embedding for one; not asked before, since many tokenizers hold unused ids.
         """
-        ids = self.fast.encode(text, add_special_tokens=special).ids
-        if self.embedding_rows and (last := max(ids, default=0)) >= self.embedding_rows:
+        ids: list[int] = self.fast.encode(text, add_special_tokens=special).ids
+        last = max(ids, default=0)
+        if self.embedding_rows and last >= self.embedding_rows:
             raise InputError(
                 f"the text has token {last}, {self.fast.id_to_token(last)!r}, but the agent has embeddings "
                 f"for {self.embedding_rows}: fetch its tokenizer.json and weights again, or leave that token out"
             )
         return ids
 
-    def decode(self, ids, strip=True):
+    def decode(self, ids: Iterable[int], strip: bool = True) -> str:
         """Ids -> text without special tokens."""
-        text = self.fast.decode(list(ids), skip_special_tokens=True)
-        for spaced in CLEANED if self.clean_up else ():
-            text = text.replace(spaced, spaced.strip())
+        text: str = self.fast.decode(list(ids), skip_special_tokens=True)
+        if self.clean_up:
+            for spaced in CLEANED:
+                text = text.replace(spaced, spaced.strip())
         return text.strip() if strip else text
 
-    def chat(self, system, user, date=DATE):
+    def chat(self, system: str, user: str, date: str = DATE) -> str:
         """The rendered prompt up to the point where the assistant speaks, with thinking mode off.
 
-        A template that refuses a system message (Mistral's, Gemma 2's) or leaves it out gets both texts as one user message.
-        InputError if it refuses that too.
+        A template that refuses a system message (Mistral's, Gemma 2's) or leaves it out gets both texts as one user
+        message. InputError if it refuses that too.
         """
         try:
-            if system and "system" not in self.roles:
-                system, user = "", system + "\n\n" + user
-            messages = [{"role": "system", "content": system}] if system else []
-            return self.render([*messages, {"role": "user", "content": user}], date)
+            messages = [{"role": "user", "content": user}]
+            if system and "system" in self.roles:
+                messages.insert(0, {"role": "system", "content": system})
+            elif system:
+                messages[0]["content"] = system + "\n\n" + user
+            return self.render(messages, date)
         except Exception as e:  # a template is a program, it can raise anything
             raise InputError(
                 "the chat template refuses a system and a user message: "
@@ -84,16 +90,20 @@ class Tokenizer:
             ) from e
 
     @cached_property
-    def roles(self):
+    def roles(self) -> tuple[str, ...]:
         """The roles whose messages the template shows: ("system", "user"), or ("user",), or none."""
-        for roles in ("system", "user"), ("user",):
+        attempts: list[tuple[str, ...]] = [("system", "user"), ("user",)]
+        for roles in attempts:
+            messages = [{"role": role, "content": f"[{role}]"} for role in roles]
             with suppress(TemplateError):  # it refuses one of them
-                text = self.render([{"role": role, "content": f"[{role}]"} for role in roles], DATE)
+                text = self.render(messages, DATE)
                 if all(f"[{role}]" in text for role in roles):
                     return roles
         return ()
 
-    def render(self, messages, date, add_generation_prompt=True):
+    def render(
+        self, messages: list[dict[str, str]], date: str, add_generation_prompt: bool = True
+    ) -> str:
         """The template's text for messages. It raises anything if it fails, TemplateError if it refuses them."""
         text = self.template.render(
             messages=messages,
@@ -111,9 +121,10 @@ class Tokenizer:
         return text
 
 
-def load_tokenizer(folder):
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The Tokenizer in a folder, with its chat template; InputError if a file is missing or damaged."""
     file = required(folder, "tokenizer.json")
+    check_no_pointer(file)
     try:
         fast = FastTokenizer.from_file(str(file))
     except Exception as e:  # tokenizers raises bare Exception
@@ -121,13 +132,13 @@ def load_tokenizer(folder):
     fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
     config = read_json(required(folder, "tokenizer_config.json"))
-    fast.encode_special_tokens = bool(
-        config.get("split_special_tokens")
-    )  # true: those in a text are read as its letters
+    # true: special tokens in a text are read as its letters
+    fast.encode_special_tokens = bool(config.get("split_special_tokens"))
     named = add_tokens(fast, folder, config)
     place, template = find_template(folder, config)
+    clean_up = bool(config.get("clean_up_tokenization_spaces"))
     try:
-        return Tokenizer(fast, named, template.decode(), config.get("clean_up_tokenization_spaces"))
+        return Tokenizer(fast, named, template.decode(), clean_up)
     except (
         Exception
     ) as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax

@@ -22,7 +22,7 @@ def serve(root):
     asked      the files fetched so far
     revisions  (repository, revision) of each that was asked for by its name
     tokens     what came as Authorization
-    failing    {repository: (status, code)}
+    failing    {repository: (status, code), or (status, code, message)}
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -106,10 +106,12 @@ def serve(root):
             if body:
                 self.wfile.write(content)
 
-        def refuse(self, status, code):
+        def refuse(self, status, code, message=None):
             self.send_response(status)
             for header in ("X-Error-Code", code), ("Content-Length", "0"):
                 self.send_header(*header)
+            if message:
+                self.send_header("X-Error-Message", message)
             self.end_headers()
 
         def log_message(self, *args):

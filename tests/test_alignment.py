@@ -1,4 +1,4 @@
-"""tests/alignment.py: the map of LatentMAS, and what the figures of the tiny system's links must be."""
+"""tools/alignment.py: the map of LatentMAS, and what the figures of the tiny system's links must be."""
 
 import json
 import random

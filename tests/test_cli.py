@@ -184,11 +184,11 @@ def test_a_file_that_is_closed_is_a_sentence(monkeypatch, capsys):
 
 
 def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, capsys):
-    def answer_all(self, *args, answer_all=minimas.System.answer_all, **options):
-        yield next(answer_all(self, *args, **options))
+    def stream(self, *args, stream=minimas.System.stream, **options):
+        yield next(stream(self, *args, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(minimas.System, "answer_all", answer_all)
+    monkeypatch.setattr(minimas.System, "stream", stream)
     asked = ["--prompt", CHAIN, "--prompt", "1 +1", "--trace", str(tmp_path / "t.html")]
     monkeypatch.setattr(sys, "argv", ["recurse", *asked])
     with pytest.raises(SystemExit) as end:

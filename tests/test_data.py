@@ -22,7 +22,8 @@ from minimas.common import no_op
 from minimas.evaluate.benchmarks import BENCHMARKS, load_dataset, settings_for
 from minimas.evaluate.grade import same_math
 from minimas.evaluate.rows import parquet_rows
-from minimas.styles import STYLES, Settings
+from minimas.settings import Settings
+from minimas.styles import STYLES
 from minimas.tiny.task import questions as chains
 
 MBPP = [

@@ -27,10 +27,10 @@ from minimas.evaluate.benchmarks import Example
 from minimas.evaluate.grade import graders_for, is_correct
 from minimas.evaluate.records import answers_hash
 from minimas.evaluate.report import interval
-from minimas.look.plot import save_charts, ticks
-from minimas.recurse import System
+from minimas.runs.plot import save_charts, ticks
 from minimas.runs.processes import Processes
 from minimas.styles import STYLES
+from minimas.system import System
 from minimas.tiny.task import questions
 
 

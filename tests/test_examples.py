@@ -7,7 +7,7 @@ import standin
 
 import minimas
 from minimas.prompts import Question
-from minimas.recurse import STYLES
+from minimas.styles import STYLES
 from minimas.train import examples
 from minimas.train.examples import load_examples
 

@@ -132,7 +132,8 @@ def test_every_style(folders, style, temperature):
 def replayed(system):
     """The system with its steps driven as CUDA graphs are, and a look at what is written every third token."""
     for agent in system.agents.values():
-        agent.graphs, agent.sync_every = Graphs(agent.model), 3
+        agent.steps = Graphs(agent.model)
+        agent.steps.sync_every = 3
     return system
 
 
@@ -154,7 +155,7 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
         "top_k": 0,
     }
     for agent in quick.agents.values():
-        agent.sync_every = 3
+        agent.steps.sync_every = 3
     gpu.passed.clear()
     for asked, batch_size in (ASKED[:4], 3), (ASKED[::-1][:2], 2):
         with gpu:
@@ -217,7 +218,7 @@ def test_graphs_and_caches_are_used_again(folders, captures):
     for _ in range(2):  # in the first run the longer prompts of round 2 make the caches grow
         system.run(ASKED, temperature=0.0, **OPTIONS)
     addresses = lambda: [
-        c.k.data_ptr() for agent in system.agents.values() for c in agent.graphs.base
+        c.k.data_ptr() for agent in system.agents.values() for c in agent.steps.base
     ]
     before, made = addresses(), len(captures)
     system.run(ASKED[::-1], temperature=0.0, **OPTIONS)
@@ -236,7 +237,7 @@ def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
 
     for c in cache:
         c.filled = c.capacity
-    _, outputs = graphs.steps(
+    _, outputs = graphs.take(
         step,
         (model.embed(torch.tensor([[5]])), torch.zeros(1, 1, dtype=torch.long)),
         4,
@@ -340,11 +341,11 @@ def reading_anew(system, monkeypatch):
     """The system, made to read every prompt as if there had been none before."""
     for agent in system.agents.values():
 
-        def read_anew(prompts, m, agent=agent, prefill=agent.prefill):
+        def read_anew(*args, agent=agent, read=agent.read, **options):
             agent.drop_prefix()
-            return prefill(prompts, m)
+            return read(*args, **options)
 
-        monkeypatch.setattr(agent, "prefill", read_anew)
+        monkeypatch.setattr(agent, "read", read_anew)
     return system
 
 
@@ -507,4 +508,4 @@ def test_cuda_graphs(folders, style):
         (ASKED, {"rollouts": 8}),
     ):
         assert_same(quick.run(asked, **options | more), plain.run(asked, **options | more))
-    assert all(agent.graphs.graphs for agent in quick.agents.values())
+    assert all(agent.steps.recorded for agent in quick.agents.values())

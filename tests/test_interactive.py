@@ -203,7 +203,7 @@ def test_answers_after_an_interrupt_are_those_of_a_fresh_system(captures, way, o
             "tiny", device="cpu", **{name: on for name, on in way.items() if name != "graphs"}
         )
         for agent in system.agents.values() if "graphs" in way else ():
-            agent.graphs = Graphs(agent.model)
+            agent.steps = Graphs(agent.model)
         return system
 
     asked = [OTHER, "2 *9 +4 *3"]

@@ -361,11 +361,11 @@ def test_a_run_by_replayed_kernels(folders, captures, gpu, by_kernels):
 def test_they_compile_for_a_gpu():
     """For Hopper (sm_90), in all the forms that a run takes; the interpreter accepts what the compiler does not."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    here = Path(__file__).parent
-    command = [sys.executable, here / "compile_kernels.py"]
+    tools = Path(__file__).parent.parent / "tools"
+    command = [sys.executable, tools / "compile_kernels.py"]
     out = subprocess.run(
         command,
-        cwd=here.parent,
+        cwd=tools.parent,
         env=environment | {"PYTHONPATH": "."},
         capture_output=True,
         text=True,

@@ -363,10 +363,6 @@ def test_a_damaged_file_is_named(folder, name):
             "of several layer types",
         ),
         (
-            {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
-            "rope_parameters and rope_scaling differ",
-        ),
-        (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
             "'yarn' is not known, expected one of default, linear, llama3",
         ),
@@ -437,11 +433,6 @@ def test_a_config_that_does_not_fit(folder, changes, complaint):
             "gemma3",
             {"rope_parameters": {"full_attention": "x", "sliding_attention": {}}},
             "is 'x', expected an object",
-        ),
-        (
-            "gemma3",
-            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-            "rope_parameters and rope_scaling differ",
         ),
         (
             "gemma3",

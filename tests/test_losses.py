@@ -13,7 +13,8 @@ import minimas
 from minimas.link import fused
 from minimas.prompts import Question
 from minimas.recurse import recurse
-from minimas.styles import STYLES, Settings
+from minimas.settings import Settings
+from minimas.styles import STYLES
 from minimas.tiny.task import questions
 from minimas.tokenizer import load_tokenizer
 from minimas.train import losses, ridge, tiny

@@ -26,7 +26,7 @@ from minimas import cli
 from minimas.agent import load_agent
 from minimas.generate import generate
 from minimas.load import load_model
-from minimas.styles import Settings
+from minimas.settings import Settings
 from minimas.tokenizer import load_tokenizer
 from minimas.train import __main__ as train
 
@@ -49,11 +49,11 @@ def real_folder(name):
     root = os.environ.get("MINIMAS_REAL_MODELS")
     if not root:
         pytest.skip(
-            "MINIMAS_REAL_MODELS is not set: name the folder that `python tests/real_models.py FOLDER` made"
+            "MINIMAS_REAL_MODELS is not set: name the folder that `python tools/real_models.py FOLDER` made"
         )
     assert Path(root).is_dir(), f"MINIMAS_REAL_MODELS is {root}, which is no folder"
     if not Path(root, name).is_dir():
-        pytest.skip(f"{root} has no {name}: `python tests/real_models.py {root}` makes it")
+        pytest.skip(f"{root} has no {name}: `python tools/real_models.py {root}` makes it")
     return Path(root, name)
 
 

@@ -12,7 +12,7 @@ from checkpoints import GOLDENS, QUESTIONS, RECURSION
 from safetensors.torch import load_file
 
 import minimas
-from minimas.recurse import STYLES
+from minimas.styles import STYLES
 
 STYLE = pytest.mark.parametrize("style", checkpoints.SYSTEMS)
 ROUNDS = pytest.mark.parametrize("rounds", checkpoints.ROUNDS)

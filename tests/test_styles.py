@@ -12,9 +12,9 @@ import minimas
 from minimas import recurse
 from minimas.common import InputError
 from minimas.prompts import Question, prompt
-from minimas.recurse import System
 from minimas.runs.dependencies import fingerprint
 from minimas.styles import STYLES, style_named
+from minimas.system import System
 from minimas.train import __main__ as train
 from minimas.train.ridge import new_outer_links
 
@@ -302,3 +302,55 @@ def test_another_hub_id_is_another_run(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "adapter.pt").write_text("x")
     assert fingerprint([tmp_path]) == before != fingerprint([str(tmp_path / "runs")])
+
+
+# What a style and settings say of themselves
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_repr_fits_one_screen(name):
+    """Roles, edges, checkpoints and defaults; prompts by the name of their section."""
+    style = STYLES[name]
+    lines = repr(style).split("\n")
+    assert len(lines) <= 24
+    for role in style.order:
+        assert role in lines[1]
+    for key in [*style.edges.values(), *map(str, style.checkpoints.values())]:
+        assert any(key in line for line in lines), key
+    assert f"prompts: {style.paradigm}" in repr(style)
+    assert f"latent_steps={style.latent_steps}" in lines[-2]
+
+
+def test_feedback_is_what_is_read_a_round_later():
+    tiny = STYLES["tiny"]
+    assert tiny.is_feedback("solver", "planner") and tiny.is_feedback("critic", "critic")
+    assert not tiny.is_feedback("planner", "solver")
+
+
+def test_completed_settings_have_all_of_the_styles_values():
+    settings = minimas.Settings(rounds=2, latent_steps=0).completed(STYLES["tiny"])
+    assert (settings.rounds, settings.latent_steps) == (2, 0)
+    assert (settings.max_new_tokens, settings.temperature) == (8, 0.0)
+    assert settings.completed(STYLES["tiny"]) == settings
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"rounds": 0}, "rounds is 0, expected a whole number from 1 up"),
+        ({"latent_steps": -1}, "latent_steps is -1, expected a whole number from 0 up"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a whole number from 1 up"),
+        ({"top_k": -1}, "top_k is -1, expected a whole number from 0 up"),
+        ({"batch_size": None}, "batch_size is None, expected a whole number from 1 up"),
+        ({"rollouts": 0}, "rollouts is 0, expected a whole number from 1 up"),
+        ({"temperature": float("nan")}, "temperature is nan, expected a number from 0 up"),
+        ({"top_p": 0}, "top_p is 0, expected more than 0 and at most 1"),
+        ({"top_p": "high"}, "top_p is 'high', expected more than 0 and at most 1"),
+        ({"channel": "radio"}, "channel 'radio' is not known"),
+        ({"tools": ("shell",)}, "tool 'shell' is not known"),
+        ({"tools": ("python",)}, "tools are given, but this style's agents call none"),
+    ],
+)
+def test_settings_out_of_range(options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        minimas.Settings(**options).completed(STYLES["tiny"])

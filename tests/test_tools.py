@@ -202,7 +202,7 @@ def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
     """
     from minimas.agent import load_agent
     from minimas.fast.graphs import Graphs
-    from minimas.recurse import Settings
+    from minimas.settings import Settings
 
     agent = load_agent(
         checkpoints.make_agent(tmp_path, model_type), "math", torch.device("cpu"), torch.float64
@@ -254,7 +254,7 @@ def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
     )  # the last row ends before the others, and after their replies
     rows = sampled()
     assert len(rows[0]) == 12 + 40 and len(rows[2]) == 10
-    agent.graphs = Graphs(agent.model)
+    agent.steps = Graphs(agent.model)
     assert sampled() == rows == sampled(), (
         "a cache that grew, and that a row left, is whole for the next batch"
     )

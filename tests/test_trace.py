@@ -12,8 +12,9 @@ import torch
 
 import minimas
 from minimas import cli, recurse
+from minimas.jinja import environment
 from minimas.look.logit_lens import logit_lens
-from minimas.look.trace import environment, page
+from minimas.look.trace import page
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 HOSTILE = "<script>alert(1)</script> {math} [slot 0] $question \"&amp;' </pre><!-- \x00\x1b ${n}"
@@ -305,7 +306,7 @@ def test_nothing_breaks_out_or_is_fetched(made, request):
     assert len(html.encode()) < 300_000
 
 
-def test_hostile_text_is_shown_as_typed(hostile):
+def test_hostile_text_is_shown_as_typed(hostile, tmp_path):
     _, (result,), html, root = hostile
     assert "<script" not in html.lower() and "alert(1)" in html and html.count("<!--") == 0
     assert words(find(root, "pre")[0]) == seen(result.question) and HOSTILE in result.question
@@ -313,7 +314,7 @@ def test_hostile_text_is_shown_as_typed(hostile):
         html.count("[slot 0]") == 13 and html.count("{math}") == 13
     )  # the question, and in each of twelve prompts
     filled = (
-        environment()
+        environment(tmp_path)
         .from_string("{{ text }}|{{ token | blanks }}")
         .render(text="<\x07\r\n", token="<b> \n")
     )

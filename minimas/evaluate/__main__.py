@@ -35,7 +35,8 @@ from ..cli import (
 from ..common import InputError, aligned, no_op, warn, write_atomic
 from ..runs.lock import Lock, held, share
 from ..runs.processes import Processes, join, launched
-from ..styles import Settings, Style, style_named
+from ..settings import CompletedSettings, Settings
+from ..styles import Style, style_named
 from .benchmarks import BENCHMARKS, COLUMNS, Example, load_dataset, settings_for
 from .grade import GRADERS, graders_for
 from .records import (
@@ -128,7 +129,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plan(args: argparse.Namespace, style: Style) -> tuple[list[Settings], tuple[str, ...]]:
+def plan(args: argparse.Namespace, style: Style) -> tuple[list[CompletedSettings], tuple[str, ...]]:
     """(the completed Settings of each point of the grid, the graders); InputError if options do not make a run.
 
     A setting is what its option says, else what the data set's protocol says, else the default of the style.
@@ -181,7 +182,7 @@ def output_files(args: argparse.Namespace) -> dict[str, Path]:
 def show(
     args: argparse.Namespace,
     records: Mapping[Key, Record],
-    points: Sequence[Settings],
+    points: Sequence[CompletedSettings],
     n: int,
     graders: Sequence[str],
     outputs: Mapping[str, Path],
@@ -218,7 +219,7 @@ def show(
 def measure(
     args: argparse.Namespace,
     style: Style,
-    points: Sequence[Settings],
+    points: Sequence[CompletedSettings],
     graders: Sequence[str],
     outputs: Mapping[str, Path],
     locks: Sequence[Lock],
@@ -258,9 +259,11 @@ def measure(
     wait()  # until the file is whole
     finished = {record_key(line, line["index"]) for line in read_lines(file)[1:]}
     wait()  # until every process has read it, so that the first may write to it
+    from ..commands.needs import check_memory
     from . import answering
 
-    system = answering.load(args, style, points, examples[0].task)
+    check_memory(args, style, points, 1)  # more at once are asked in pieces if memory runs out
+    system = answering.load(args, examples[0].task)
     answering.answer_batches(
         system,
         answering.share_of(points, len(examples), processes),
@@ -292,7 +295,7 @@ def main() -> None:
     processes = launched()
     points, graders = plan(args, style)
     if args.needs:
-        from ..look.needs import needs_text
+        from ..commands.needs import needs_text
 
         task = args.task or BENCHMARKS[args.dataset]["task"]
         print(needs_text(args, style, points, task))

@@ -10,20 +10,18 @@ from tqdm import tqdm
 
 from ..cli import checkpoints, out_of_memory
 from ..common import InputError, warn
-from ..look.needs import check_memory
 from ..prompts import Question
-from ..recurse import Result, System, load_mas_system
 from ..runs.processes import Processes
-from ..styles import Settings, Style
+from ..settings import CompletedSettings
+from ..system import Result, System, load_mas_system
 from .benchmarks import Example
 from .records import Key, line_of, make_record, record_key
 
-Batch = tuple[Settings, range]  # a point of the grid, and the indices of the questions
+Batch = tuple[CompletedSettings, range]  # a point of the grid, and the indices of the questions
 
 
-def load(args: argparse.Namespace, style: Style, points: Sequence[Settings], task: str) -> System:
-    """The System of a run; InputError if the machine cannot hold it."""
-    check_memory(args, style, points, 1)  # more at once are asked in pieces if memory runs out
+def load(args: argparse.Namespace, task: str) -> System:
+    """The System of a run."""
     return load_mas_system(
         args.style,
         checkpoints=checkpoints(args),
@@ -35,7 +33,7 @@ def load(args: argparse.Namespace, style: Style, points: Sequence[Settings], tas
     )
 
 
-def share_of(points: Sequence[Settings], n: int, processes: Processes) -> list[Batch]:
+def share_of(points: Sequence[CompletedSettings], n: int, processes: Processes) -> list[Batch]:
     """The batches of n questions that a process answers, in the order of the run."""
     everything, size = range(n), points[0].batch_size
     batches = [(point, everything[i : i + size]) for point in points for i in everything[::size]]
@@ -48,7 +46,7 @@ def own_file(file: Path, rank: int) -> Path:
 
 
 def answer_in_pieces(
-    system: System, questions: Sequence[Question], settings: Settings, size: int
+    system: System, questions: Sequence[Question], settings: CompletedSettings, size: int
 ) -> tuple[list[Result], int]:
     """(Results of a batch, size): the batch is asked in pieces of at most `size` questions.
 

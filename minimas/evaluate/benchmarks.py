@@ -140,7 +140,7 @@ def examples_of(rows, task, read):
 
 
 def settings_for(name, style, protocol="paper", task=None):
-    """The settings of a benchmark for a style: {"grader": ..., "rollouts": ..., other fields of styles.Settings}.
+    """The settings of a benchmark for a style: {"grader": ..., "rollouts": ..., other fields of settings.Settings}.
 
     rounds, latent_steps and channel are lists of the values to measure.
     protocol  paper, or released, which adds the released runner's latent_steps and batch_size for sequential styles;

@@ -17,12 +17,13 @@ from ..answers import extract
 from ..common import InputError, write_atomic
 from ..prompts import Question
 from ..runs.dependencies import depends_on, digest, unchanged
-from ..styles import Settings, Style
+from ..settings import Settings
+from ..styles import Style
 from .benchmarks import Example
 from .grade import graders_hash, is_correct
 
 if TYPE_CHECKING:
-    from ..recurse import Result  # which imports torch
+    from ..system import Result  # which imports torch
 
 Record = dict[str, Any]
 Key = tuple  # what distinguishes a record from all others of its run

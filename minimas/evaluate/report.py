@@ -2,58 +2,83 @@
 
 import csv
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from ..look.plot import save_charts
+from ..runs.plot import save_charts
+from ..settings import Settings
 from .records import POINT
 
+Record = dict[str, Any]
+Row = dict[str, Any]  # of the table: column -> value
 
-def interval(p, n, z=1.96):
+
+def interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's 95 % interval of a share p seen in n independent trials.
 
     The trials are questions. With k rollouts p is the mean of the questions' own shares, whose variance is p(1 - p) at
     most: the interval is then at least as wide as it should be, and never takes rollouts for more questions.
     """
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+    middle = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low = (middle - half) / scale
+    high = (middle + half) / scale
+    return max(0.0, low), min(1.0, high)
 
 
-def summary(records, point, graders):
+def summary(records: Sequence[Record], point: Settings, graders: Sequence[str]) -> Row:
     """A row of the table from all records of a point: percentages, and means over the questions."""
     n = len(records)
-    row = {name: getattr(point, name) for name in POINT} | {"questions": n}
-    row["latent_steps"] = "-" if point.channel == "text" else point.latent_steps
+    row: Row = {name: getattr(point, name) for name in POINT}
+    if point.channel == "text":
+        row["latent_steps"] = "-"
+    row["questions"] = n
     for grader in graders:
-        verdicts = [record["right"][grader] for record in records]
-        accuracy = sum(sum(own) / point.rollouts for own in verdicts) / n
-        low, high = interval(accuracy, n)
-        row |= {
-            f"{grader} %": round(100 * accuracy, 1),
-            f"{grader} 95 %": f"{100 * low:.1f} to {100 * high:.1f}",
-        }
-        if point.rollouts > 1:
-            row[f"{grader} pass@{point.rollouts} %"] = round(100 * sum(map(any, verdicts)) / n, 1)
-    tokens = sum(sum(record["tokens"]) + record["heard_tokens"] for record in records) / n
-    return row | {
-        "tokens": round(tokens, 1),
-        "seconds": round(sum(record["seconds"] for record in records) / n, 3),
+        row |= accuracy(records, point, grader)
+    tokens = [sum(record["tokens"]) + record["heard_tokens"] for record in records]
+    row["tokens"] = round(sum(tokens) / n, 1)
+    row["seconds"] = round(sum(record["seconds"] for record in records) / n, 3)
+    return row
+
+
+def accuracy(records: Sequence[Record], point: Settings, grader: str) -> Row:
+    """The columns of one grader: percent right, its interval, and with rollouts pass@k."""
+    n = len(records)
+    k = point.rollouts
+    verdicts = [record["right"][grader] for record in records]  # k of each question
+    share = sum(sum(own) / k for own in verdicts) / n
+    low, high = interval(share, n)
+    columns = {
+        f"{grader} %": round(100 * share, 1),
+        f"{grader} 95 %": f"{100 * low:.1f} to {100 * high:.1f}",
     }
+    if k > 1:
+        solved = sum(any(own) for own in verdicts)
+        columns[f"{grader} pass@{k} %"] = round(100 * solved / n, 1)
+    return columns
 
 
-def write_csv(file, rows):
+def write_csv(file: Path, rows: Sequence[Row]) -> None:
     """Write the table to a file."""
     with open(file, "w", newline="", encoding="utf-8") as out:
-        table = csv.DictWriter(out, rows[0])
+        table = csv.DictWriter(out, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
 
 
-def plot(file, rows, grader):
+def plot(file: Path, rows: Sequence[Row], grader: str) -> None:
     """Draw accuracy and tokens against rounds, with a line for each channel and number of latent steps."""
-    charts = []
-    for title, column in ("percent right", f"{grader} %"), ("decoded tokens a question", "tokens"):
-        lines = {}
-        for row in rows:
-            name = "text" if row["channel"] == "text" else f"latent, {row['latent_steps']} steps"
-            lines.setdefault(name, []).append((row["rounds"], row[column]))
-        charts.append((title, "rounds", {name: sorted(line) for name, line in lines.items()}))
-    save_charts(file, charts)
+    right = ("percent right", "rounds", lines(rows, f"{grader} %"))
+    tokens = ("decoded tokens a question", "rounds", lines(rows, "tokens"))
+    save_charts(file, [right, tokens])
+
+
+def lines(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]]:
+    """{name of a line: its points (rounds, value of the column)}."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        name = "text" if row["channel"] == "text" else f"latent, {row['latent_steps']} steps"
+        found.setdefault(name, []).append((row["rounds"], row[column]))
+    return {name: sorted(points) for name, points in found.items()}

@@ -1,88 +1,148 @@
 """An agent's steps as CUDA graphs: captured once, then replayed without the host launching their kernels one by one."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 
-from ..cache import KVCache, first_rows
+from ..cache import KVCache, first_rows, grow
+from ..common import no_op
+from ..llama import Llama
+from ..steps import LoopState, Step, Steps, round_up
 
-SPARE = 64  # cache slots: capacities are rounded up to a multiple of this, so that a slightly longer prompt still fits
+SPARE = 64  # positions: capacities are rounded up to a multiple, so that a slightly longer prompt still fits
 
 
-class Graphs:
-    """An agent's steps (see agent.py) as CUDA graphs, over one cache that stays in place from question to question.
+class RecordedStep(NamedTuple):
+    """A captured step: it reads its loop state from `state`, and leaves the next one there and its output in
+    `output`.
+    """
+
+    state: list[torch.Tensor]
+    output: torch.Tensor
+    replay: Callable[[], None]
+
+
+class Graphs(Steps):
+    """Takes steps of one token a row as CUDA graphs, over one cache that stays in place from question to question.
 
     A graph reads and writes the memory that it was captured with. So there is one for each kind of step and number of
     rows, and while graphs are at work a KVCache counts as filled: what is seen, positions decide.
+
+    base      the cache, for `capacity` (rows, positions)
+    recorded  {(*kind, rows): RecordedStep}
     """
 
-    def __init__(self, model):
-        self.model, self.stream = model, None
-        self.release()
+    def __init__(self, model: Llama) -> None:
+        super().__init__(model)
+        self.sync_every = 16
+        self.stream: torch.cuda.Stream | None = None  # of the captures; made with the first one
+        self.pool: Any = None  # memory that all graphs of one cache share
+        self.base: list | None = None
+        self.capacity = (0, 0)
+        self.recorded: dict[tuple, RecordedStep] = {}
 
-    def release(self):
+    def release(self) -> None:
         """Let go of the cache and the graphs."""
-        self.base, self.capacity, self.graphs = None, (0, 0), {}
+        self.base = None
+        self.capacity = (0, 0)
+        self.recorded = {}
 
-    def adopt(self, cache, B, S):
+    def adopt(self, cache: list, B: int, S: int) -> None:
         """Use this cache of B rows and S positions from now on, and discard all graphs of another one."""
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-        self.base, self.capacity, self.graphs = (
-            first_rows(cache, B),
-            (B, S),
-            {},
-        )  # all B, even when rows leave `cache`
+        self.base = first_rows(cache, B)  # all B, even when rows leave `cache`
+        self.capacity = (B, S)
+        self.recorded = {}
 
-    def make_cache(self, B, S):
+    def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions, in the same memory as before if that suffices."""
-        if B > self.capacity[0] or S > self.capacity[1]:
-            capacity = max(B, self.capacity[0]), -(-max(S, self.capacity[1]) // SPARE) * SPARE
+        most_rows, most_positions = self.capacity
+        if self.base is None or most_rows < B or most_positions < S:
+            rows = max(B, most_rows)
+            positions = round_up(max(S, most_positions), SPARE)
             self.release()  # free the old cache before the new one is allocated
-            self.adopt(self.model.make_cache(*capacity), *capacity)
+            self.adopt(self.model.make_cache(rows, positions), rows, positions)
+        assert self.base is not None
         cache = first_rows(self.base, B)
         for c in cache:
             for name in c.tensors:
-                getattr(c, name).fill_(
-                    -1 if name == "positions" else 0
-                )  # no NaN, either, reaches the next question
+                # Cleared, so that no NaN reaches the next question.
+                getattr(c, name).fill_(-1 if name == "positions" else 0)
             if isinstance(c, KVCache):
                 c.filled = 0
         return cache
 
-    def steps(self, step, state, times, cache, tick, kind):
-        """run_steps by replay, for one step or more. The first of each kind and number of rows is taken, then captured."""
-        outputs, kv, key = [], [c for c in cache if isinstance(c, KVCache)], (*kind, len(state[0]))
-        filled = [min(c.filled + times, c.capacity) for c in kv]
-        for c in kv:
+    def grow_cache(self, cache: list, more: int) -> None:
+        """Make room for `more` positions; the graphs of the old memory are discarded."""
+        self.release()  # first, so that the old memory goes layer by layer
+        grow(cache, more)
+        grown = [c for c in cache if isinstance(c, KVCache)]
+        self.adopt(cache, len(grown[0].k), grown[0].capacity)
+
+    def rows_to_keep(self, unfinished: int, rows: int) -> int:
+        """A power of two: few sizes, few graphs."""
+        power = 1
+        while power < unfinished:
+            power *= 2
+        return min(power, rows)
+
+    def take(
+        self,
+        step: Step,
+        state: LoopState,
+        times: int,
+        cache: list,
+        tick: Callable = no_op,
+        kind: tuple = (),
+    ) -> tuple[LoopState, list[torch.Tensor]]:
+        """Steps.take by replay. The first step of each kind and number of rows is taken as it is, then captured."""
+        rows, tokens = state[0].shape[:2]
+        if times == 0 or tokens > 1 or torch.is_grad_enabled():
+            return super().take(step, state, times, cache, tick, kind)
+        outputs = []
+        layers = [c for c in cache if isinstance(c, KVCache)]
+        filled_after = [min(c.filled + times, c.capacity) for c in layers]
+        for c in layers:
             c.filled = c.capacity
-        if key not in self.graphs:
+        key = (*kind, rows)
+        if key not in self.recorded:
             state, output = step(*state)
             tick()
-            self.graphs[key], outputs = self.record(step, state, output), [output]
-        buffers, out, replay = self.graphs[key]
-        for buffer, value in zip(buffers, state):
-            buffer.copy_(value)
-        for _ in range(times - len(outputs)):
-            replay()
-            outputs.append(out.clone())
+            outputs.append(output)
+            self.recorded[key] = self.record(step, state, output)
+        recorded = self.recorded[key]
+        copy_into(recorded.state, state)
+        while len(outputs) < times:
+            recorded.replay()
+            outputs.append(recorded.output.clone())
             tick()
-        for c, n in zip(kv, filled):
-            c.filled = n
-        return [buffer.clone() for buffer in buffers], outputs
+        for c, filled in zip(layers, filled_after, strict=True):
+            c.filled = filled
+        return [buffer.clone() for buffer in recorded.state], outputs
 
-    def record(self, step, state, output):
-        """A captured step: (state buffers, output buffer, replay()), which takes one step in these buffers."""
-        buffers, out = [value.clone() for value in state], output.clone()
+    def record(self, step: Step, state: LoopState, output: torch.Tensor) -> RecordedStep:
+        """Capture a step; a loop state and an output of it say which shapes its buffers have."""
+        buffers = [value.clone() for value in state]
+        output_buffer = output.clone()
 
-        def in_place():
-            new, output = step(*buffers)
-            for buffer, value in zip([*buffers, out], [*new, output]):
-                buffer.copy_(value)
+        def in_place() -> None:
+            next_state, output = step(*buffers)
+            copy_into(buffers, next_state)
+            output_buffer.copy_(output)
 
-        if out.is_cuda and self.stream is None:
-            self.stream = torch.cuda.Stream(out.device)
-        return buffers, out, capture(in_place, self.pool, self.stream)
+        if output.is_cuda and self.stream is None:
+            self.stream = torch.cuda.Stream(output.device)
+        return RecordedStep(buffers, output_buffer, capture(in_place, self.pool, self.stream))
 
 
-def capture(f, pool, stream):
+def copy_into(buffers: LoopState, values: LoopState) -> None:
+    """Copy each value into its buffer."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
+
+
+def capture(f: Callable[[], None], pool: Any, stream: Any) -> Callable[[], None]:
     """Capture f(), which works in place on tensors that stay, as a CUDA graph; returns its replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(stream.device), torch.cuda.graph(graph, pool=pool, stream=stream):

@@ -6,76 +6,110 @@ tokens it is close to and how sure that is. Cosines show how states change from 
 Letters: m latent steps, D width, V vocabulary.
 """
 
+from typing import TypedDict
+
 import torch
 
+from ..agent import Agent
 from ..common import upcast
+from ..system import System
 
 
-@torch.no_grad()
-def logit_lens(system, states, top=3):
-    """One dict for each state of a question; states: {(round, role): (m, D)}, as in Result.states.
+class LensRow(TypedDict):
+    """What the logit lens says of one state.
 
     round, role, step   its place, each number from 1
-    tokens              the `top` likeliest tokens under the agent's own head, as (text, probability), at temperature 1
+    tokens              the likeliest tokens under the agent's own head, as (text, probability), at temperature 1
     entropy             of all tokens' probabilities, in bits
     norm                of the state
     step_cosine         with the previous state of its turn, None for the first
     round_cosine        with the state at its step one round before, None in the first round
     """
+
+    round: int
+    role: str
+    step: int
+    tokens: list[tuple[str, float]]
+    entropy: float
+    norm: float
+    step_cosine: float | None
+    round_cosine: float | None
+
+
+def logit_lens(
+    system: System, states: dict[tuple[int, str], torch.Tensor], top: int = 3
+) -> list[LensRow]:
+    """A LensRow for each state of a question, with its `top` likeliest tokens.
+
+    states   {(round, role): (m, D)}, as in Result.states
+    """
     rows = []
     for (r, role), H in states.items():
-        agent, before = system.agents[role], states.get((r - 1, role))
-        with agent.at_work():
-            log_p = upcast(agent.model.logits(H)).log_softmax(-1)  # (m, V)
-        H, entropies = upcast(H), -(log_p.exp() * log_p).sum(-1) / torch.log(torch.tensor(2.0))
-        steps = [None, *cosines(H[1:], H[:-1])]
-        rounds = [None] * len(H) if before is None else cosines(H, upcast(before))
-        best = log_p.exp().topk(top)
-        for i in range(len(H)):
-            tokens = [
-                (token_text(agent, t), round(p, 4))
-                for t, p in zip(best.indices[i].tolist(), best.values[i].tolist())
-            ]
-            rows.append(
-                {
-                    "round": r,
-                    "role": role,
-                    "step": i + 1,
-                    "tokens": tokens,
-                    "entropy": round(entropies[i].item(), 3),
-                    "norm": round(H[i].norm().item(), 3),
-                    "step_cosine": steps[i],
-                    "round_cosine": rounds[i],
-                }
-            )
+        before = states.get((r - 1, role))
+        rows += turn_rows(system.agents[role], r, role, H, before, top)
     return rows
 
 
-def cosines(a, b):
+@torch.no_grad()
+def turn_rows(
+    agent: Agent, r: int, role: str, H: torch.Tensor, before: torch.Tensor | None, top: int
+) -> list[LensRow]:
+    """The LensRows of a turn: its states H (m, D), and `before` (m, D), those of the round before if there was one."""
+    with agent.at_work():
+        log_p = upcast(agent.model.logits(H)).log_softmax(-1)  # (m, V)
+    p = log_p.exp()
+    bits = -(p * log_p).sum(-1) / torch.log(torch.tensor(2.0))
+    likeliest = p.topk(top)  # values and indices, (m, top) each
+    H = upcast(H)
+    by_step = [None, *cosines(H[1:], H[:-1])]
+    by_round = [None] * len(H) if before is None else cosines(H, upcast(before))
+
+    rows: list[LensRow] = []
+    for i in range(len(H)):
+        texts = [token_text(agent, token) for token in likeliest.indices[i].tolist()]
+        probabilities = [round(value, 4) for value in likeliest.values[i].tolist()]
+        rows.append(
+            {
+                "round": r,
+                "role": role,
+                "step": i + 1,
+                "tokens": list(zip(texts, probabilities, strict=True)),
+                "entropy": round(bits[i].item(), 3),
+                "norm": round(H[i].norm().item(), 3),
+                "step_cosine": by_step[i],
+                "round_cosine": by_round[i],
+            }
+        )
+    return rows
+
+
+def cosines(a: torch.Tensor, b: torch.Tensor) -> list[float]:
     """The cosine of each row of a (m, D) with the same row of b."""
     return [round(c, 3) for c in torch.cosine_similarity(a, b, dim=-1).tolist()]
 
 
-def token_text(agent, token):
+def token_text(agent: Agent, token: int) -> str:
     """The text of a token, special tokens included."""
     return agent.tokenizer.fast.decode([token], skip_special_tokens=False)
 
 
-def table(rows):
+def table(rows: list[LensRow]) -> str:
     """The rows of logit_lens as text, with a block for each turn."""
+    titles = f"{'step':>6}{'norm':>9}{'bits':>7}{'cos step':>10}{'cos round':>11}  closest tokens"
     lines = []
     for row in rows:
         if row["step"] == 1:
-            lines += [
-                "",
-                f"round {row['round']}, {row['role']}",
-                f"{'step':>6}{'norm':>9}{'bits':>7}{'cos step':>10}{'cos round':>11}  closest tokens",
-            ]
-        by_step, by_round = (
-            "" if c is None else f"{c:.2f}" for c in (row["step_cosine"], row["round_cosine"])
+            lines += ["", f"round {row['round']}, {row['role']}", titles]
+        by_step = cosine_text(row["step_cosine"])
+        by_round = cosine_text(row["round_cosine"])
+        numbers = (
+            f"{row['step']:>6}{row['norm']:>9.2f}{row['entropy']:>7.2f}{by_step:>10}{by_round:>11}"
         )
         tokens = "  ".join(f"{text!r} {p:.0%}" for text, p in row["tokens"])
-        lines.append(
-            f"{row['step']:>6}{row['norm']:>9.2f}{row['entropy']:>7.2f}{by_step:>10}{by_round:>11}  {tokens}"
-        )
-    return "\n".join(lines[1:])
+        lines.append(f"{numbers}  {tokens}")
+    return "\n".join(lines[1:])  # without the blank line above the first block
+
+
+def cosine_text(cosine: float | None) -> str:
+    """A cosine in the table; nothing where there is no state to compare with."""
+    return "" if cosine is None else f"{cosine:.2f}"

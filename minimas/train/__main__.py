@@ -21,7 +21,8 @@ from ..common import InputError, check_known, read_json
 from ..prompts import TASKS
 from ..runs.lock import Lock, held
 from ..runs.processes import join, launched, leave
-from ..styles import Settings, Style, style_named
+from ..settings import Settings
+from ..styles import Style, style_named
 
 # What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option is for
 OPTIONS = read_json(Path(__file__).with_name("options.json"))

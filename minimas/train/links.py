@@ -4,18 +4,20 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..agent import load_agent
 from ..cli import pairs
 from ..common import InputError, no_op, warn
+from ..link import InnerLink, OuterLink
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
-from ..recurse import System
 from ..runs.dependencies import depends_on, digest
 from ..runs.processes import Processes
-from ..styles import Settings, Style
+from ..settings import Settings
+from ..styles import Style
+from ..system import System
 from .examples import TrainExample, load_examples
 from .loop import Run, adamw, batch_of, files_of, fit
 from .losses import InnerLoss, OuterLoss, checkpoint_activations
@@ -89,9 +91,9 @@ def load_system(args: argparse.Namespace, style: Style, sources: Sources) -> Sys
     system = System(style, agents, {}, args.task)
     if "links" in sources:
         links = load_outer_links(sources["links"], args.task, style.edges, agents)
-        system.outer_links = {edge: link.float() for edge, link in links.items()}
+        system.outer_links.update({edge: link.float() for edge, link in links.items()})
     elif args.what == "outer":
-        system.outer_links = new_outer_links(style.edges, agents)
+        system.outer_links.update(new_outer_links(style.edges, agents))
     return system
 
 
@@ -109,7 +111,7 @@ def prepare_inner(
         raise InputError(
             f"the folder of {args.role} has no inner link to start from: leave out --init checkpoint"
         )
-    link = agent.inner_link.float()
+    link = cast(InnerLink, agent.inner_link).float()  # of plain agents, as are all that train
     if args.init == "random":
         start_gain(link, agent)
     elif ridge:
@@ -137,7 +139,8 @@ def prepare_outer(
             set_outer_link(system, edge, readings_of(args, system, edge[0], examples, known))
     teacher = args.latents == "teacher"
     objective = OuterLoss(system, settings, teacher, args.supervise_all, args.max_length)
-    return objective, partial(save_outer_links, args.out, style, task, system.outer_links), examples
+    links = cast(dict[tuple[str, str], OuterLink], system.outer_links)
+    return objective, partial(save_outer_links, args.out, style, task, links), examples
 
 
 def readings_of(

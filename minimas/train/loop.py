@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from ..agent import Agent
 from ..common import InputError, Terminated, warn, write_atomic
-from ..look.plot import save_charts
 from ..runs.dependencies import unchanged
+from ..runs.plot import save_charts
 from .save import suffix, write_state
 
 # The order of the rows

@@ -11,18 +11,22 @@ Letters: B rows, N tokens of the longest reply, T tokens, D width, n tokens of a
 """
 
 import copy
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import dropwhile
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..agent import left_pad
+from ..agent import Agent, Prompt
 from ..common import upcast
 from ..recurse import recurse
-from ..tokenizer import DATE
+from ..settings import CompletedSettings
+from ..system import System
+from ..tokenizer import DATE, Tokenizer
+from .examples import TargetTurn, TrainExample
 
 IGNORED = -100  # stands where a row has no token
 MAX_POSITIONS = 4096  # of a prompt and its reply, as in the released recipe
@@ -32,84 +36,79 @@ SCORES_AT_ONCE = 128  # states whose scores over the vocabulary are in memory to
 # Teacher forcing
 
 
-def prefill_with_gradient(agent, prompts, room=0, last=1):
-    """Read B prompts as Agent.prefill does -> their last `last` states (B, last, D), positions (B, T), a cache that grows.
-
-    The text before a prompt's first latents has no gradient and is read without a graph. A cache that is written in place
-    could not be differentiated: this one grows by concatenation, and needs no `room`.
-    """
-    prompts = [agent.tokens(pieces) for pieces in prompts]
-    x, positions = left_pad([agent.embed_pieces(pieces) for pieces in prompts])
-    cache, T = agent.model.make_cache(len(x)), x.shape[1]
-    rest = max(
-        sum(map(len, dropwhile(lambda piece: not piece.is_floating_point(), pieces)))
-        for pieces in prompts
-    )
-    start = T - rest if x.requires_grad and rest > last else 0
-    if start:
-        with torch.no_grad():
-            agent.model(x[:, :start], positions[:, :start], cache, last=1)
-    return agent.model(x[:, start:], positions[:, start:], cache, last=last), positions, cache
-
-
-def reply_ending(tokenizer):
+def reply_ending(tokenizer: Tokenizer) -> str:
     """What ends an assistant's reply: the first word that the template writes after it, else the eos token."""
-    text = mark = "[reply]"
-    with suppress(Exception):
-        text = tokenizer.render(
-            [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], DATE, False
-        )
-    return next(iter(text.partition(mark)[2].split()), tokenizer.named.get("eos_token", ""))
+    reply = "[reply]"
+    text = ""
+    with suppress(Exception):  # some templates refuse such a conversation
+        user = {"role": "user", "content": "?"}
+        assistant = {"role": "assistant", "content": reply}
+        text = tokenizer.render([user, assistant], DATE, False)
+    _, _, after = text.partition(reply)
+    words = after.split()
+    return words[0] if words else tokenizer.named.get("eos_token", "")
 
 
-def teacher_forced(agent, prompts, replies, longest=MAX_POSITIONS):
+def teacher_forced(
+    agent: Agent,
+    prompts: Sequence[Prompt],
+    replies: Sequence[str],
+    longest: int = MAX_POSITIONS,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """B prompts (lists of pieces, see Agent.embed) and the texts that follow -> states h (B, N + 1, D), tokens (B, N).
 
     h[:, i] is the state that predicts reply token i; the last one follows the reply. The token that ends a reply is one
     of its N. Shorter replies stand at the right, with IGNORED on their left. A reply is cut where it and its prompt
     exceed `longest` positions, but keeps at least one token; prompts are never cut.
     """
-    prompts = [agent.tokens(prompt) for prompt in prompts]
-    room = [max(1, longest - sum(map(len, prompt))) for prompt in prompts]
-    encode, ending = agent.tokenizer.encode, reply_ending(agent.tokenizer)
-    ids = [
-        torch.tensor(encode(reply + ending)[:n], device=agent.device)
-        for reply, n in zip(replies, room)
-    ]
-    N = max(map(len, ids))
-    read = [
-        [*prompt, reply] for prompt, reply in zip(prompts, ids)
-    ]  # no text is left in it to be tokenized again
-    h, _, _ = prefill_with_gradient(agent, read, last=N + 1)
-    return h, torch.stack([F.pad(reply, (N - len(reply), 0), value=IGNORED) for reply in ids])
+    ending = reply_ending(agent.tokenizer)
+    rows: list[Prompt] = []  # prompt and reply, with no text left to be tokenized again
+    ids = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        pieces = agent.tokens(prompt)
+        room = max(1, longest - sum(len(piece) for piece in pieces))
+        tokens = agent.tokenizer.encode(reply + ending)[:room]
+        ids.append(torch.tensor(tokens, device=agent.device))
+        rows.append([*pieces, ids[-1]])
+    N = max(len(own) for own in ids)
+    h = agent.read(rows, gradient=True, last=N + 1).states
+    padded = [F.pad(own, (N - len(own), 0), value=IGNORED) for own in ids]
+    return h, torch.stack(padded)
 
 
-def forced_turns(system, role, turns, longest=MAX_POSITIONS, date=DATE):
+def forced_turns(
+    system: System,
+    role: str,
+    turns: Sequence[TargetTurn],
+    longest: int = MAX_POSITIONS,
+    date: str = DATE,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """teacher_forced on B TargetTurns of `role`, with the messages of other agents in the prompts as text."""
-    inboxes = [
-        {(source, role): [text] for source, text in turn.inbox.items()} for turn in turns
-    ]  # as in recurse
-    prompts = [
-        system.prompts(role, [turn.question], inbox, date)[0] for turn, inbox in zip(turns, inboxes)
-    ]
-    return teacher_forced(system.agents[role], prompts, [turn.reply for turn in turns], longest)
+    prompts = []
+    for turn in turns:
+        inbox = {(source, role): [text] for source, text in turn.inbox.items()}  # as in recurse
+        prompts += system.prompts(role, [turn.question], inbox, date)
+    replies = [turn.reply for turn in turns]
+    return teacher_forced(system.agents[role], prompts, replies, longest)
 
 
 # Losses
 
 
-def mean_of_rows(losses, ids):
+def mean_of_rows(losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Losses (n,) of the n tokens in ids (B, N) that are not IGNORED: the mean over rows of each row's mean."""
     kept = ids != IGNORED
-    return (losses / kept.sum(1, keepdim=True).expand(kept.shape)[kept]).sum() / len(ids)
+    lengths = kept.sum(1, keepdim=True).expand(kept.shape)[
+        kept
+    ]  # (n,), for each token that of its row
+    return (losses / lengths).sum() / len(ids)
 
 
-def next_token_loss(agent, h, ids):
+def next_token_loss(agent: Agent, h: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of tokens (B, N) under the states h (B, N + 1, D) of teacher_forced; the head is frozen."""
     kept = ids != IGNORED
-    return mean_of_rows(
-        TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight), ids
-    )
+    losses = TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight)
+    return mean_of_rows(losses, ids)
 
 
 class TokenLoss(torch.autograd.Function):
@@ -120,121 +119,161 @@ class TokenLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, h, ids, head):
-        losses, gradients = [], []
-        for part, target in zip(h.split(SCORES_AT_ONCE), ids.split(SCORES_AT_ONCE)):
+    def forward(ctx: Any, h: torch.Tensor, ids: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        losses = []
+        gradients = []
+        for part, target in zip(h.split(SCORES_AT_ONCE), ids.split(SCORES_AT_ONCE), strict=True):
             log_p = upcast(part @ head.T).log_softmax(-1)
             losses.append(-log_p.gather(1, target[:, None])[:, 0])
             if ctx.needs_input_grad[0]:
-                p = log_p.exp_()
+                p = log_p.exp_()  # in place: log_p is not needed any more
                 p[torch.arange(len(part), device=p.device), target] -= 1
                 gradients.append(p.to(head.dtype) @ head)
         ctx.save_for_backward(*gradients)
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx, gradient):
-        return (
-            (gradient[:, None] * torch.cat(ctx.saved_tensors)).to(ctx.saved_tensors[0].dtype),
-            None,
-            None,
-        )
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        gradients = torch.cat(ctx.saved_tensors)  # (n, D)
+        return (gradient[:, None] * gradients).to(gradients.dtype), None, None
 
 
 class InnerLoss(torch.nn.Module):
     """The loss of one agent's inner link on a batch of its TargetTurns; `mse` is the weight w of the squared error."""
 
-    def __init__(self, system, role, mse=0.0, longest=MAX_POSITIONS, date=DATE):
+    def __init__(
+        self,
+        system: System,
+        role: str,
+        mse: float = 0.0,
+        longest: int = MAX_POSITIONS,
+        date: str = DATE,
+    ) -> None:
         super().__init__()
-        self.link = system.agents[role].inner_link.requires_grad_(True)
-        self.system, self.role, self.mse, self.longest, self.date = system, role, mse, longest, date
+        link = system.agents[role].inner_link
+        assert link is not None, "training gives an agent that has none a new one"
+        self.link = link.requires_grad_(True)
+        self.system = system
+        self.role = role
+        self.mse = mse
+        self.longest = longest
+        self.date = date
 
-    def forward(self, turns):
+    def forward(self, turns: Sequence[TargetTurn]) -> torch.Tensor:
         """B TargetTurns -> their loss, a scalar."""
         with torch.no_grad():
             h, ids = forced_turns(self.system, self.role, turns, self.longest, self.date)
             kept = ids != IGNORED
             target = upcast(self.system.agents[self.role].model.embed(ids[kept]))  # (n, D)
         predicted = upcast(self.link(h[:, :-1][kept]))  # (n, D)
-        losses = (
-            1
-            - F.cosine_similarity(predicted, target, dim=-1)
-            + self.mse * (predicted - target).square().mean(-1)
-        )
+        losses = 1 - F.cosine_similarity(predicted, target, dim=-1)
+        losses = losses + self.mse * (predicted - target).square().mean(-1)
         return mean_of_rows(losses, ids)
 
 
 class OuterLoss(torch.nn.Module):
-    """The loss of all outer links on a batch of TrainExamples. Unless `teacher` is set, only the last agent's texts count.
+    """The loss of all outer links on a batch of TrainExamples.
+
+    Only the last agent's texts count, unless `teacher` is set.
 
     settings       completed Settings, of which rounds, latent_steps and date are used
-    teacher        agents do not think: they send the states at the first latent_steps tokens of their text in the example,
-                   as in the released training. What they send depends on that text, in later rounds also on the answer.
+    teacher        agents do not think: they send the states at the first latent_steps tokens of their text in the
+                   example, as in the released training. What they send depends on that text, in later rounds also on
+                   the answer.
     other_rounds   weight of the last agent's loss in the other rounds, averaged over them
     """
 
-    def __init__(self, system, settings, teacher=False, other_rounds=0.0, longest=MAX_POSITIONS):
+    def __init__(
+        self,
+        system: System,
+        settings: CompletedSettings,
+        teacher: bool = False,
+        other_rounds: float = 0.0,
+        longest: int = MAX_POSITIONS,
+    ) -> None:
         super().__init__()
         self.links = torch.nn.ModuleList(system.outer_links.values()).requires_grad_(True)
-        self.system, self.settings, self.longest = system, settings, longest
-        self.teacher, self.other_rounds = teacher, other_rounds
+        self.system = system
+        self.settings = settings
+        self.teacher = teacher
+        self.other_rounds = other_rounds
+        self.longest = longest
 
-    def forward(self, examples):
+    def forward(self, examples: Sequence[TrainExample]) -> torch.Tensor:
         """B TrainExamples -> their loss, a scalar."""
-        agents, last, losses = self.system.agents, self.system.style.order[-1], []
+        last = self.system.style.order[-1]
+        other_losses = []
 
-        def think(r, role, prompts):
-            supervised = role == last and self.other_rounds
+        def think(r: int, role: str, prompts: list[Prompt]) -> torch.Tensor | list[torch.Tensor]:
+            supervised = role == last and self.other_rounds != 0
             if self.teacher or supervised:
                 h, ids = self.forced(examples, r, role, prompts)
             if supervised:
-                losses.append(next_token_loss(agents[last], h, ids))
+                other_losses.append(next_token_loss(self.system.agents[role], h, ids))
             if self.teacher:
-                lengths = (ids != IGNORED).sum(1).tolist()
-                return [row[-n:][: self.settings.latent_steps] for row, n in zip(h, lengths)]
-            prefill = partial(prefill_with_gradient, agents[role])
-            return agents[role].think(prompts, self.settings.latent_steps, prefill=prefill)
+                return self.first_states(h, ids)
+            m = self.settings.latent_steps
+            return self.system.agents[role].think(prompts, m, gradient=True)
 
-        *_, final = recurse(
-            self.system, [example.question for example in examples], self.settings, think=think
-        )
-        loss = next_token_loss(
-            agents[last], *self.forced(examples, self.settings.rounds, last, final.prompts)
-        )
-        return loss + self.other_rounds * sum(losses) / len(losses) if losses else loss
+        questions = [example.question for example in examples]
+        *_, final = recurse(self.system, questions, self.settings, think=think)
+        h, ids = self.forced(examples, self.settings.rounds, last, final.prompts)
+        loss = next_token_loss(self.system.agents[last], h, ids)
+        if other_losses:
+            loss = loss + self.other_rounds * sum(other_losses) / len(other_losses)
+        return loss
 
-    def forced(self, examples, r, role, prompts):
+    def forced(
+        self, examples: Sequence[TrainExample], r: int, role: str, prompts: list[Prompt]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """teacher_forced on the texts of `role` for round r."""
         replies = [example.text(role, r) for example in examples]
         return teacher_forced(self.system.agents[role], prompts, replies, self.longest)
+
+    def first_states(self, h: torch.Tensor, ids: torch.Tensor) -> list[torch.Tensor]:
+        """States h (B, N + 1, D) of teacher_forced -> for each row those at its first latent_steps tokens, (m, D) each.
+
+        They are the states after these tokens: h[:, i + 1] follows token i.
+        """
+        states = []
+        for row, own_ids in zip(h, ids, strict=True):
+            n = int((own_ids != IGNORED).sum())
+            states.append(row[-n:][: self.settings.latent_steps])
+        return states
 
 
 # Activation checkpointing
 
 
-def checkpoint_activations(system):
+def checkpoint_activations(system: System) -> None:
     """Make links and blocks keep only their inputs and recompute the rest for the gradient (arXiv 1604.06174)."""
-    for link in [
-        *system.outer_links.values(),
-        *(agent.inner_link for agent in system.agents.values()),
-    ]:
-        link.forward = partial(
-            checkpoint, link.forward, use_reentrant=False, preserve_rng_state=False
-        )
+    links = list(system.outer_links.values())
     for agent in system.agents.values():
+        if agent.inner_link is not None:
+            links.append(agent.inner_link)
         for block in agent.model.layers:
             block.forward = partial(checkpointed_block, block.forward)
+    for link in links:
+        link.forward = partial(  # type: ignore[method-assign]
+            checkpoint, link.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 
-def checkpointed_block(forward, x, positions, rope, mask, cache):
+def checkpointed_block(
+    forward: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    positions: torch.Tensor,
+    rope: Any,
+    mask: torch.Tensor | None,
+    cache: Any,
+) -> torch.Tensor:
     """A block's forward under checkpoint, which may run it twice: each time from the cache's content before it."""
     if not x.requires_grad:
         return forward(x, positions, rope, mask, cache)
-    before = copy.copy(
-        cache
-    )  # shallow is enough: in training a cache replaces its tensors and never writes into them
+    # A shallow copy is enough: in training a cache replaces its tensors and never writes into them.
+    before = copy.copy(cache)
 
-    def run():
+    def run() -> tuple[torch.Tensor, Any]:
         after = copy.copy(before)
         return forward(x, positions, rope, mask, after), after
 

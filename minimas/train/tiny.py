@@ -11,7 +11,9 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,12 +21,22 @@ from safetensors.torch import save_file
 from ..agent import Agent
 from ..common import read_json
 from ..config import read_config
-from ..link import InnerLink
+from ..link import InnerLink, OuterLink
 from ..load import load_generation_config, load_model
-from ..recurse import System, load_mas_system
 from ..runs.lock import Lock, held
-from ..styles import STYLES, Settings
-from ..tiny.task import OPERATIONS, ROLES, WORDS, exercise, note, questions, random_chain
+from ..settings import Settings
+from ..styles import STYLES
+from ..system import System, load_mas_system
+from ..tiny.task import (
+    OPERATIONS,
+    ROLES,
+    WORDS,
+    Chain,
+    exercise,
+    note,
+    questions,
+    random_chain,
+)
 from ..tokenizer import load_tokenizer
 from .examples import TargetTurn, TrainExample
 from .loop import adamw, fit
@@ -32,37 +44,34 @@ from .losses import IGNORED, InnerLoss, OuterLoss, forced_turns
 from .ridge import embedding_scale, new_outer_links, read, set_outer_link, start_gain
 from .save import save_inner_link, save_outer_links, write_json
 
+COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 
-def write_agent(folder, role, seed):
-    """Write all files of an agent except its weights: those of the shipped agent, with token ids that depend on the seed.
 
-    Its tokenizer has one token per word, digit, operation or piece of a note. (The chat template of the Qwen agents ends
-    with a line break, so that the word assistant does not fuse with the reply.)
+def write_agent(folder: Path, role: str, seed: int) -> None:
+    """Write all files of an agent except its weights: those of the shipped agent, with token ids that depend on the
+    seed.
+
+    Its tokenizer has one token per word, digit, operation or piece of a note. (The chat template of the Qwen agents
+    ends with a line break, so that the word assistant does not fuse with the reply.)
     """
-    shipped = STYLES["tiny"].checkpoints[role]
+    shipped = Path(STYLES["tiny"].checkpoints[role])
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (
-        "config.json",
-        "generation_config.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ):
+    for name in COPIED:
         (folder / name).write_bytes((shipped / name).read_bytes())
-    tokenizer, words = read_json(shipped / "tokenizer.json"), WORDS[:]
+    tokenizer = read_json(shipped / "tokenizer.json")
+    words = list(WORDS)
     random.Random(f"{seed} {role}").shuffle(words)
-    words = [
-        *(token["content"] for token in tokenizer["added_tokens"]),
-        "<unk>",
-        *words,
-    ]  # special tokens come first
-    tokenizer["model"]["vocab"] = {word: i for i, word in enumerate(words)}
-    (folder / "tokenizer.json").write_text(
-        json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8"
-    )
+    special = [token["content"] for token in tokenizer["added_tokens"]]
+    vocabulary = [*special, "<unk>", *words]
+    tokenizer["model"]["vocab"] = {word: i for i, word in enumerate(vocabulary)}
+    text = json.dumps(tokenizer, indent=2, ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
-def new_agent(folder, role, seed):
-    """An untrained Agent in float32, with a new inner link; its folder gets all files except its weights and its link."""
+def new_agent(folder: Path, role: str, seed: int) -> Agent:
+    """An untrained Agent in float32, with a new inner link; its folder gets all files except its weights and its
+    link.
+    """
     write_agent(folder, role, seed)
     family, config, _ = read_config(folder)
     model = family(config)
@@ -72,46 +81,42 @@ def new_agent(folder, role, seed):
         elif name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
     tokenizer = load_tokenizer(folder)
-    return Agent(
-        model,
-        tokenizer,
-        InnerLink(config.hidden_size),
-        load_generation_config(folder, tokenizer),
-        torch.device("cpu"),
-    )
+    generation_config = load_generation_config(folder, tokenizer)
+    return Agent(model, tokenizer, InnerLink(config.hidden_size), generation_config, "cpu")
 
 
-def turns(rng, role, count, **options):
+def turns(rng: random.Random, role: str, count: int, **options: Any) -> list[TargetTurn]:
     """`count` random exercises of `role` as TargetTurns; options are those of exercise."""
-    source, opens = (
-        ROLES[ROLES.index(role) - 1],
-        role == ROLES[0],
-    )  # only the planner has a first prompt without a slot
-    exercises = [exercise(rng, role, **options) for _ in range(count)]
-    return [
-        TargetTurn(
-            STYLES["tiny"].question(question), {source: heard} if heard or not opens else {}, reply
-        )
-        for question, heard, reply in exercises
-    ]
+    source = ROLES[ROLES.index(role) - 1]
+    first_prompt_has_no_slot = role == ROLES[0]
+    found = []
+    for _ in range(count):
+        question, heard, reply = exercise(rng, role, **options)
+        nothing_heard = not heard and first_prompt_has_no_slot
+        inbox = {} if nothing_heard else {source: heard}
+        found.append(TargetTurn(STYLES["tiny"].question(question), inbox, reply))
+    return found
 
 
-def train_agent(system, role, seed, steps, batch=64):
+def train_agent(system: System, role: str, seed: int, steps: int, batch: int = 64) -> None:
     """Teach an agent its part as an ordinary language model, by cross-entropy of the next token on its replies.
 
     The operations it sees grow from 2 to all 21 over the first 40 % of the steps, or it learns the table of values too
     slowly. For the first three quarters it writes all remaining steps of a chain, then only the next one. Noise on its
     input embeddings makes it tolerate latents, which are never exactly an embedding.
     """
-    agent, rng = system.agents[role], random.Random(f"{seed} agent {role}")
+    agent = system.agents[role]
+    rng = random.Random(f"{seed} agent {role}")
     shuffled = random.Random(0).sample(OPERATIONS, len(OPERATIONS))
 
-    def with_noise(model, args):
+    def with_noise(model: torch.nn.Module, args: tuple) -> tuple:
         x, *others = args
-        return x + 0.1 * embedding_scale(agent) * torch.randn_like(x), *others
+        noise = 0.1 * embedding_scale(agent) * torch.randn_like(x)
+        return x + noise, *others
 
-    def loss_at(step, part):
-        operations = shuffled[: 2 + int(19 * step / (0.4 * steps))]
+    def loss_at(step: int, part: int) -> torch.Tensor:
+        more = int(19 * step / (0.4 * steps))
+        operations = shuffled[: 2 + more]
         exercises = turns(rng, role, batch, operations=operations, whole=step < 0.75 * steps)
         h, ids = forced_turns(system, role, exercises)
         scores = agent.model.logits(h[:, :-1])
@@ -120,7 +125,8 @@ def train_agent(system, role, seed, steps, batch=64):
         )
 
     matrices = [p for p in agent.model.layers.parameters() if p.ndim == 2]
-    others = [p for p in agent.model.parameters() if not any(p is matrix for matrix in matrices)]
+    in_layers = {id(p) for p in matrices}
+    others = [p for p in agent.model.parameters() if id(p) not in in_layers]
     optimizers = [  # Muon at 0.02 leaves some agents at 96 to 98 %
         torch.optim.Muon(matrices, lr=0.01, weight_decay=0.01, adjust_lr_fn="original"),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01),
@@ -131,72 +137,80 @@ def train_agent(system, role, seed, steps, batch=64):
 
 
 @torch.no_grad()
-def mastery(system, role, count=2000):
+def mastery(system: System, role: str, count: int = 2000) -> float:
     """The fraction of `count` validation exercises to which the agent's most likely tokens are the correct reply."""
     exercises = turns(random.Random("mastery"), role, count, split="validation")
     h, ids = forced_turns(system, role, exercises)
-    correct = (system.agents[role].model.logits(h[:, :-1]).argmax(-1) == ids) | (ids == IGNORED)
+    predicted = system.agents[role].model.logits(h[:, :-1]).argmax(-1)
+    correct = (predicted == ids) | (ids == IGNORED)
     return correct.all(1).float().mean().item()
 
 
-def save_agent(folder, agent):
+def save_agent(folder: Path, agent: Agent) -> None:
     """Write the weights in bfloat16 under their released names, and let the agent go on with them, in float32."""
-    weights = {
-        name if name == "lm_head.weight" else f"model.{name}": p.detach().to(torch.bfloat16)
-        for name, p in agent.model.named_parameters()
-    }
+    weights = {}
+    for name, parameter in agent.model.named_parameters():
+        released = name if name == "lm_head.weight" else f"model.{name}"
+        weights[released] = parameter.detach().to(torch.bfloat16)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     agent.model = load_model(folder, dtype=torch.float32)
 
 
-def answers_to_learn(rng, batch):
+def answers_to_learn(rng: random.Random, batch: int) -> list[TrainExample]:
     """TrainExamples of random chains with the solver's last note, which three rounds should lead to."""
-    chains = [random_chain(rng, rng.randint(1, 9)) for _ in range(batch)]
-    return [
-        TrainExample(
-            STYLES["tiny"].question(chain.question),
-            {"solver": (note("solver", chain, len(chain.steps), chain.answer),)},
-        )
-        for chain in chains
-    ]
+    examples = []
+    for _ in range(batch):
+        chain = random_chain(rng, rng.randint(1, 9))
+        last_note = note("solver", chain, len(chain.steps), chain.answer)
+        question = STYLES["tiny"].question(chain.question)
+        examples.append(TrainExample(question, {"solver": (last_note,)}))
+    return examples
 
 
-def accuracy(system, chains, **options):
+# Measuring
+
+
+def percent(hits: Sequence[bool]) -> float:
+    """Percent of hits that are true."""
+    return round(100 * sum(hits) / len(hits), 1)
+
+
+def accuracy(system: System, chains: Sequence[Chain], **options: Any) -> dict:
     """Percent of correct answers, in total and by chain length, and the tokens that all agents decoded per question.
 
     options  those of System.run
     """
     results = system.run([chain.question for chain in chains], batch_size=len(chains), **options)
-    correct = {}
-    for chain, result in zip(chains, results):
-        correct.setdefault(len(chain.steps), []).append(result.answer == str(chain.answer))
-    percent = lambda hits: round(100 * sum(hits) / len(hits), 1)
+    hits: dict[int, list[bool]] = {}
+    for chain, result in zip(chains, results, strict=True):
+        right = result.answer == str(chain.answer)
+        hits.setdefault(len(chain.steps), []).append(right)
     tokens = sum(result.new_tokens + result.heard_tokens for result in results)
     return {
-        "percent": percent(sum(correct.values(), [])),
-        "by_length": {length: percent(hits) for length, hits in sorted(correct.items())},
+        "percent": percent(sum(hits.values(), [])),
+        "by_length": {length: percent(own) for length, own in sorted(hits.items())},
         "tokens": round(tokens / len(chains), 1),
     }
 
 
-def randomise_outer_links(links):
+def randomise_outer_links(links: Iterable[torch.nn.Module]) -> None:
     """Replace trained weights by random ones. The last gain stays, so that messages keep their scale: a control."""
     for link in links:
+        assert isinstance(link, OuterLink)
         gain = link.ln_target.weight.clone()
         for module in link.children():
-            module.reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]  # nn.Linear and nn.LayerNorm have it, nn.Module has not
         link.ln_target.weight.data.copy_(gain)
 
 
-def evaluate(folder, split, per_length):
+def evaluate(folder: Path, split: str, per_length: int) -> dict:
     """What the system in a folder reaches on `per_length` chains of each length, loaded as any user would load it."""
-    system, chains = (
-        load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True),
-        questions(split, per_length),
-    )
-    at = lambda rounds, **options: {
-        r: accuracy(system, chains, rounds=r, **options) for r in rounds
-    }
+    system = load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True)
+    chains = questions(split, per_length)
+
+    def at(rounds: Iterable[int], **options: Any) -> dict[int, dict]:
+        return {r: accuracy(system, chains, rounds=r, **options) for r in rounds}
+
     report = {
         "split": split,
         "questions": len(chains),
@@ -205,23 +219,40 @@ def evaluate(folder, split, per_length):
         "empty slots": at((1, 3), latent_steps=0),
     }
     randomise_outer_links(system.outer_links.values())
-    return report | {"random outer links": at((1, 3))}
+    report["random outer links"] = at((1, 3))
+    return report
 
 
-def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
+# The build
+
+
+def build(
+    out: Path,
+    seed: int = 0,
+    scale: float = 1.0,
+    batch: int = 64,
+    split: str = "test",
+    per_length: int = 150,
+) -> dict:
     """Train and save everything, measure it, and return the report. `scale` shortens every phase, for tests."""
+
+    def scaled(steps: int) -> int:
+        return max(1, round(steps * scale))
+
     torch.manual_seed(seed)
-    started, steps = time.perf_counter(), lambda n: max(1, round(n * scale))
-    agents, style = {role: new_agent(out / role, role, seed) for role in ROLES}, STYLES["tiny"]
-    system = System(style, agents, new_outer_links(style.edges, agents))
+    started = time.perf_counter()
+    style = STYLES["tiny"]
+    agents = {role: new_agent(out / role, role, seed) for role in ROLES}
+    links = new_outer_links(style.edges, agents)
+    system = System(style, agents, links)
     for role, agent in agents.items():
-        train_agent(system, role, seed, steps(700), batch)
+        train_agent(system, role, seed, scaled(700), batch)
         save_agent(out / role, agent)
     for role, agent in agents.items():
-        train_inner_link(system, role, seed, steps(400), batch)
+        train_inner_link(system, role, seed, scaled(400), batch)
         save_inner_link(out / role, style, None, agent.inner_link)
-    train_outer_links(system, seed, steps(1000), steps(300), batch)
-    save_outer_links(out / "links", style, None, system.outer_links)
+    train_outer_links(system, seed, scaled(1000), scaled(300), batch)
+    save_outer_links(out / "links", style, None, links)
     minutes = round((time.perf_counter() - started) / 60, 1)
     mastered = {role: round(100 * mastery(system, role), 1) for role in ROLES}
     report = {
@@ -234,34 +265,35 @@ def build(out, seed=0, scale=1.0, batch=64, split="test", per_length=150):
     return report
 
 
-def train_inner_link(system, role, seed, steps, batch):
-    agent, rng = system.agents[role], random.Random(f"{seed} inner {role}")
+def train_inner_link(system: System, role: str, seed: int, steps: int, batch: int) -> None:
+    """Train one agent's inner link on random exercises."""
+    agent = system.agents[role]
+    rng = random.Random(f"{seed} inner {role}")
     start_gain(agent.inner_link, agent)
     loss = InnerLoss(system, role, mse=0.1)
-    fit(
-        lambda step, part: loss(turns(rng, role, batch)),
-        [adamw(loss, 3e-3)],
-        steps,
-        f"inner link of {role}",
-    )
+
+    def loss_at(step: int, part: int) -> torch.Tensor:
+        return loss(turns(rng, role, batch))
+
+    fit(loss_at, [adamw(loss, 3e-3)], steps, f"inner link of {role}")
     agent.inner_link.requires_grad_(False)
 
 
-def train_outer_links(system, seed, ridge_turns, steps, batch):
+def train_outer_links(system: System, seed: int, ridge_turns: int, steps: int, batch: int) -> None:
+    """Train all outer links, from a ridge regression on."""
     for edge in system.outer_links:
         given = turns(random.Random(f"{seed} ridge {edge}"), edge[0], ridge_turns)
         set_outer_link(system, edge, read(system, edge[0], given))
     rng = random.Random(f"{seed} outer")
     loss = OuterLoss(system, Settings().completed(system.style))
-    fit(
-        lambda step, part: loss(answers_to_learn(rng, batch)),
-        [adamw(loss, 1e-3)],
-        steps,
-        "outer links",
-    )
+
+    def loss_at(step: int, part: int) -> torch.Tensor:
+        return loss(answers_to_learn(rng, batch))
+
+    fit(loss_at, [adamw(loss, 1e-3)], steps, "outer links")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m minimas.tiny.build", description="Train the tiny system from scratch."
     )
@@ -284,5 +316,5 @@ def main():
         with held([Lock("--out", folder, folder=True) for folder in folders]):
             report = build(args.out, args.seed, split=args.split)
     else:
-        report = evaluate(args.evaluate, args.split, 150)
+        report = evaluate(args.evaluate, args.split, per_length=150)
     print(json.dumps(report, indent=1))

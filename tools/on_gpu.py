@@ -1,8 +1,8 @@
 """What a GPU has to show, in one command of at most nine minutes on one H100 or H200: correctness first, then speed.
 
-    PYTHONPATH=. python tests/on_gpu.py OUT                      # needs nothing but torch, Triton, transformers and pytest
-    PYTHONPATH=. python tests/on_gpu.py OUT --only llama tests   # some parts
-    PYTHONPATH=. python tests/on_gpu.py /tmp/dry --small --device cpu    # Triton 3.6 needs numpy below 2.4 for it
+    PYTHONPATH=. python tools/on_gpu.py OUT                      # needs nothing but torch, Triton, transformers and pytest
+    PYTHONPATH=. python tools/on_gpu.py OUT --only llama tests   # some parts
+    PYTHONPATH=. python tools/on_gpu.py /tmp/dry --small --device cpu    # Triton 3.6 needs numpy below 2.4 for it
 
 Parts are processes of gpu_checks.py and gpu_speed.py, in the order of worth; the last may use all the time that is left.
 Those of a stage run at once, and no other beside them. A part that fails costs no other, and one that still runs when the

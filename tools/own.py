@@ -1,10 +1,10 @@
-"""The measurements of docs/own.md on real agents (`python tests/real_models.py FOLDER` fetches them).
+"""The measurements of docs/own.md on real agents (`python tools/real_models.py FOLDER` fetches them).
 
-    python tests/own.py same FOLDER/AGENT RECORDS.jsonl ...        transformers' greedy choice beside minimas's texts
-    python tests/own.py words FOLDER OUT                           styles and rows of the repeating task
-    python tests/own.py carried STYLE.json LINKS TEST.jsonl        what of the words passes the links
-    python tests/own.py helps STYLE.json LINKS DATA.jsonl          the loss of an answer, with and without latents
-    python tests/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without latents
+    python tools/own.py same FOLDER/AGENT RECORDS.jsonl ...        transformers' greedy choice beside minimas's texts
+    python tools/own.py words FOLDER OUT                           styles and rows of the repeating task
+    python tools/own.py carried STYLE.json LINKS TEST.jsonl        what of the words passes the links
+    python tools/own.py helps STYLE.json LINKS DATA.jsonl          the loss of an answer, with and without latents
+    python tools/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without latents
 
 Letters: n words of a question, m latents, B questions.
 """
@@ -73,7 +73,7 @@ def same(args):
                 else []
             )
             if len(ids) != record["tokens"][0] or behind(peer, prompt, ids):
-                (result,) = system.answer_all(question, settings.completed(system.style))
+                (result,) = system.stream(question, settings.completed(system.style))
                 again.append(result.text == record["texts"][0])
                 ids = result.token_ids
             margins.append(behind(peer, prompt, ids))
@@ -244,7 +244,7 @@ def answers(system, rows, settings, edit=own):
     hearing = sources(system)
     edit_last = lambda turn, questions: edit(turn, questions) if turn.role in hearing else None
     questions = system.style.questions([row["question"] for row in rows])
-    return system.answer_all(questions, settings, edit=edit_last)
+    return system.stream(questions, settings, edit=edit_last)
 
 
 def symbols(text):

@@ -1,10 +1,10 @@
 """minimas beside transformers, on equal work:
 the same weights, prompts, rounds, latent steps, tokens and dtype, greedy.
 
-    python tests/bench.py --weights real --models FOLDER --batch 1
-    python tests/bench.py --device cpu --size wide
+    python tools/bench.py --weights real --models FOLDER --batch 1
+    python tools/bench.py --device cpu --size wide
 
-The first takes real models at their true depth (`python tests/real_models.py FOLDER` fetches them), with links that are
+The first takes real models at their true depth (`python tools/real_models.py FOLDER` fetches them), with links that are
 drawn; the second the released widths, two layers deep, with weights that are drawn.
 
 Two peers, both on transformers:
@@ -40,7 +40,9 @@ from minimas.config import DTYPES
 from minimas.fast.graphs import capture
 from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink, fused
-from minimas.recurse import STYLES, Settings, recurse
+from minimas.recurse import recurse
+from minimas.settings import Settings
+from minimas.styles import STYLES
 
 DEPTH_AND_VOCAB = {  # of the released agents; their widths are checkpoints.REAL_WIDTHS
     "Qwen3-1.7B": (28, 151936),
@@ -657,7 +659,7 @@ def main():
         help="real: those of real models, at their true depth",
     )
     add(
-        "--models", type=Path, help="the folder of real models that tests/real_models.py has filled"
+        "--models", type=Path, help="the folder of real models that tools/real_models.py has filled"
     )
     add(
         "--style",

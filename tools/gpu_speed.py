@@ -37,7 +37,8 @@ from minimas.cache import KVCache, masks
 from minimas.fast import linear
 from minimas.fast import prepare as prepare_module
 from minimas.llama import rope_cos_sin
-from minimas.styles import STYLES, Settings
+from minimas.settings import Settings
+from minimas.styles import STYLES
 
 STYLE = "sequential_light"
 WORTH = (
@@ -509,7 +510,7 @@ def mark(name):
 import torch
 from minimas.agent import load_agent
 from minimas.generate import generate
-from minimas.styles import Settings
+from minimas.settings import Settings
 torch.set_grad_enabled(False)  # or neither kernels nor graphs would be used
 mark("import")
 agent = load_agent(pathlib.Path(sys.argv[1]), "math", torch.device(sys.argv[2]), None)

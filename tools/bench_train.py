@@ -1,6 +1,6 @@
 """Times a training step of minimas beside the same step on transformers, and measures the memory it adds to the models.
 
-    python tests/bench_train.py --device cpu --size wide
+    python tools/bench_train.py --device cpu --size wide
 
 The step trains the outer links of a style: latents from teacher-forced texts (80 per turn), three rounds, the answer's
 loss in the last round, gradients of all links. Two peers, both with transformers' gradient checkpointing:
@@ -26,7 +26,8 @@ from bench import Peer, make_system, questions, timed
 
 import minimas
 from minimas.config import DTYPES
-from minimas.styles import STYLES, Settings
+from minimas.settings import Settings
+from minimas.styles import STYLES
 from minimas.train.examples import TrainExample
 from minimas.train.losses import OuterLoss, checkpoint_activations, reply_ending
 

@@ -23,9 +23,10 @@ import torch
 from on_gpu import HERE, note, part_options
 
 from minimas.agent import load_agent
+from minimas.fast.graphs import Graphs
 from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink, fused
-from minimas.styles import Settings
+from minimas.settings import Settings
 
 STATES = {
     torch.float32: (2e-5, 2e-3),
@@ -136,7 +137,7 @@ def agents(folder, device, dtype):
         load_agent(folder, "math", torch.device(device), dtype, plain=plain)
         for plain in (True, False)
     )
-    fast.sync_every = 4 if fast.graphs else 1
+    fast.steps.sync_every = 4 if isinstance(fast.steps, Graphs) else 1
     return plain, fast
 
 
@@ -404,7 +405,7 @@ def tests(options):
             "-p",
             "no:cacheprovider",
             *parallel,
-            *(str(HERE / name) for name in which),
+            *(str(HERE.parent / "tests" / name) for name in which),
         ],
         plugins=[Watch()],
     )

@@ -1,4 +1,4 @@
-"""How the graders judge published pairs of answers: python tests/grade_pairs.py FOLDER
+"""How the graders judge published pairs of answers: python tools/grade_pairs.py FOLDER
 
 Each *.jsonl file of the folder has an object per line with "gold", "answer" and "equal", the published verdict;
 other objects are passed over. For each grader this prints how many of its verdicts are right, false accepts and false

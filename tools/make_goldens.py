@@ -1,6 +1,6 @@
 """Write tests/goldens/: what transformers makes of the miniature checkpoints. Needs the oracle extra.
 
-python tests/make_goldens.py
+python tools/make_goldens.py
 """
 
 import tempfile

@@ -1,0 +1,125 @@
+"""The settings of a run: what can be chosen, what each choice means, and its default.
+
+Four defaults are the style's own. `completed` fills them in and checks all values.
+"""
+
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+
+from .common import InputError, check_known, warn_once
+from .sandbox.tools import TOOLS
+from .styles import Style
+from .tokenizer import DATE
+
+OF_THE_STYLE = ("rounds", "latent_steps", "max_new_tokens", "temperature")
+CHANNELS = ("latent", "text")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes. None stands for the style's own value.
+
+    rounds          of recursion, 1 or more
+    latent_steps    latents that an agent thinks in a turn (m), 0 or more
+    max_new_tokens  limit on the tokens of a text
+    temperature     0 always takes the likeliest token
+    top_p           sample from the likeliest tokens that together reach this probability
+    top_k           and from at most this many of them: 0 is no limit, None what the agent's generation_config.json says
+    seed            of all random numbers, together with the question's text
+    rollouts        texts for each question, sampled from one prefill; one where nothing is left to chance
+    batch_size      questions that are answered together
+    retry           ask once more if a text holds no answer
+    channel         latent, or text: agents then decode and pass text, for comparison
+    tools           python, search, or both: what an agent of a style that calls tools may call
+    date            the date that Llama's chat template tells its agent
+    """
+
+    rounds: int | None = None
+    latent_steps: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float = 0.95
+    top_k: int | None = None
+    seed: int = 42
+    rollouts: int = 1
+    batch_size: int = 8
+    retry: bool = True
+    channel: str = "latent"
+    tools: tuple[str, ...] = ()
+    date: str = DATE
+
+    def completed(self, style: Style) -> "CompletedSettings":
+        """The same with the values of a Style filled in; InputError names a setting that is out of range."""
+        values = dict(vars(self))
+        for name in OF_THE_STYLE:
+            if values[name] is None:
+                values[name] = getattr(style, name)
+        settings = CompletedSettings(**values)
+        check_settings(settings, style)
+        return one_text_where_all_are_equal(settings)
+
+
+class CompletedSettings(Settings):
+    """Settings that leave nothing to the style: what a run works with."""
+
+    rounds: int
+    latent_steps: int
+    max_new_tokens: int
+    temperature: float
+
+
+def one_text_where_all_are_equal(settings: CompletedSettings) -> CompletedSettings:
+    """The same settings without further rollouts, with a warning, if all rollouts would be the likeliest text."""
+    if settings.rollouts == 1 or (settings.temperature > 0 and settings.top_k != 1):
+        return settings
+    cause = "at temperature 0" if settings.temperature == 0 else "with top_k 1"
+    warn_once(
+        f"{settings.rollouts} rollouts {cause} are the same text, so each question gets one: "
+        "sample from more than the likeliest token to get several"
+    )
+    return replace(settings, rollouts=1)
+
+
+# Checks
+
+
+def check_settings(settings: CompletedSettings, style: Style) -> None:
+    """InputError names the first setting that is out of range, or that the style has no use for."""
+    check_whole("rounds", settings.rounds, 1)
+    check_whole("latent_steps", settings.latent_steps, 0)
+    check_whole("max_new_tokens", settings.max_new_tokens, 1)
+    if settings.top_k is not None:
+        check_whole("top_k", settings.top_k, 0)
+    check_whole("batch_size", settings.batch_size, 1)
+    check_whole("rollouts", settings.rollouts, 1)
+    check_temperature(settings.temperature)
+    check_top_p(settings.top_p)
+    check_known("channel", [settings.channel], CHANNELS)
+    check_tools(settings.tools, style)
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """InputError unless a setting is a whole number, `least` or more."""
+    if not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name} is {value!r}, expected a whole number from {least} up")
+
+
+def check_temperature(value: object) -> None:
+    """InputError unless it is a finite number from 0 up."""
+    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+        raise InputError(f"temperature is {value!r}, expected a number from 0 up")
+
+
+def check_top_p(value: object) -> None:
+    """InputError unless it is a probability above 0."""
+    if not isinstance(value, Real) or not 0 < float(value) <= 1:
+        raise InputError(f"top_p is {value!r}, expected more than 0 and at most 1")
+
+
+def check_tools(tools: tuple[str, ...], style: Style) -> None:
+    """InputError unless all tools are known and the style's last agent calls tools."""
+    check_known("tool", tools, TOOLS)
+    if tools and not style.calls_tools:
+        raise InputError(
+            "tools are given, but this style's agents call none: leave them out, or use style deliberation"
+        )

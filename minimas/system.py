@@ -1,0 +1,455 @@
+"""A system: the agents of a style, and the links between them. It answers questions, batch by batch.
+
+    system = load_mas_system("tiny")
+    result, = system.run(["7 +5 *3 -4 +8"], rounds=3)
+
+The recursion itself is in recurse.py. Here are what surrounds it: the prompts, the text of the answer, and the retry
+when that text holds no answer.
+
+Letters: B questions in a batch, D an agent's width, m latent steps, k rollouts.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import RLock
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .agent import Agent, Piece, Prompt, load_agent
+from .answers import extract
+from .common import InputError, check_known, no_op
+from .generate import generate
+from .link import fused
+from .load import devices_by_role, load_outer_links, usable_dtype
+from .prompts import TASKS, Question, Slot, answer_retry, prompt, wrap
+from .recurse import recurse
+from .sample import seeds
+from .sandbox.tools import ToolCalls
+from .settings import Settings
+from .styles import Style, style_named
+from .tokenizer import DATE
+from .turn import Edge, Message, Turn
+
+MASK = (1 << 63) - 1  # all bits of a seed
+RETRY_TOKENS = {"math": 16, "choice": 16, "code": 256}  # that a text may take to end with an answer
+
+
+@dataclass
+class Result:
+    """What a system made of one question.
+
+    question      as typed
+    text          what the last agent wrote, its retry included
+    answer        the answer in that text, None if it holds none in the form that the task asks for
+    token_ids     of the text, with what tools replied to it
+    new_tokens    how many of them the agent generated
+    seconds       the text's share of its batch's wall time
+    heard_tokens  intermediate tokens: how many agents decoded for one another to read; 0 for latents
+    rounds        how many it took: fewer than asked for if the question was stopped
+    retried       whether the text held no answer at first, so that the agent was asked for one
+    latents       {(round, source, target): latents (m, D of the target), or a text}, if kept
+    states        {(round, role): (m, D)}, the hidden states that an agent thought, if kept
+    stages        {(round, role): (seconds from the batch's start to the end of the turn, its prompt)}, if kept
+    """
+
+    question: str
+    text: str
+    answer: str | None
+    token_ids: list[int]
+    new_tokens: int
+    seconds: float
+    heard_tokens: int = 0
+    rounds: int = 0
+    retried: bool = False
+    latents: dict = field(default_factory=dict)
+    states: dict = field(default_factory=dict)
+    stages: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        lines = [f"Result({self.question!r}", f"answer={self.answer!r}", f"text={self.text!r:.200}"]
+        retried = ", retried" if self.retried else ""
+        lines.append(
+            f"{self.rounds} rounds, {self.new_tokens} tokens, {self.seconds:.2f} s{retried}"
+        )
+        for name in ("latents", "states"):
+            if kept := getattr(self, name):
+                lines.append(f"{name}: {len(kept)} kept")
+        return ",\n       ".join(lines) + ")"
+
+
+class Written(NamedTuple):
+    """A text that the last agent wrote: see Result."""
+
+    text: str
+    token_ids: list[int]
+    new_tokens: int
+    retried: bool
+
+
+class History:
+    """What is kept of the turns of one question, for its Result."""
+
+    def __init__(self) -> None:
+        self.heard_tokens = 0
+        self.latents: dict[tuple[int, str, str], Piece] = {}
+        self.states: dict[tuple[int, str], torch.Tensor] = {}
+        self.stages: dict[tuple[int, str], tuple[float, Prompt]] = {}
+
+    def add(
+        self, turn: Turn, i: int, keep_latents: bool, keep_states: bool, seconds: float
+    ) -> None:
+        """Keep what is wanted of the turn for its i-th question, which ended so many seconds after the batch's
+        start.
+        """
+        self.heard_tokens += turn.decoded[i]
+        if keep_latents:
+            for edge, message in turn.sent.items():
+                self.latents[(turn.round, *edge)] = own_copy(message[i])
+        if keep_states:
+            key = (turn.round, turn.role)
+            self.stages[key] = seconds, [own_copy(piece) for piece in turn.prompts[i]]
+            if turn.states is not None:
+                self.states[key] = own_copy(turn.states[i])
+
+
+class System:
+    """The agents of a Style by role, and the outer links between them; load_mas_system makes one.
+
+    outer_links   {(source, target): OuterLink}
+    task          math, choice or code: how agents are asked, and what counts as an answer
+    Several threads may use it; it answers one batch at a time.
+    """
+
+    def __init__(
+        self,
+        style: Style,
+        agents: dict[str, Agent],
+        outer_links: dict[Edge, nn.Module],
+        task: str = "math",
+    ) -> None:
+        self.style = style
+        self.agents = agents
+        self.outer_links = outer_links
+        self.task = task
+        self.lock = RLock()  # agents keep what they read last: one thread at a time
+
+    def __repr__(self) -> str:
+        lines = [
+            f"System(task {self.task}, {self.style.rounds} rounds of {' > '.join(self.style.order)}"
+        ]
+        for role, agent in self.agents.items():
+            model, link = agent.model, agent.inner_link
+            weight = model.norm.weight
+            dtype = str(weight.dtype).removeprefix("torch.")
+            shape = f"{model.config.num_hidden_layers} layers of width {model.config.hidden_size}"
+            has = type(link).__name__ if link is not None else "no inner link"
+            lines.append(
+                f"  {role}: {type(model).__name__}, {shape}, {dtype} on {agent.device}, {has}"
+            )
+        for (source, target), link in self.outer_links.items():
+            lines.append(f"  {source} > {target}: {type(link).__name__}")
+        return "\n".join(lines) + ")"
+
+    # Answering
+
+    def run(
+        self,
+        questions: Sequence[str],
+        settings: Settings | None = None,
+        *,
+        rounds: int | None = None,
+        latent_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        rollouts: int | None = None,
+        batch_size: int | None = None,
+        retry: bool | None = None,
+        channel: str | None = None,
+        tools: Sequence[str] | None = None,
+        date: str | None = None,
+        keep_latents: bool = False,
+        keep_states: bool = False,
+        fn_names: Sequence[str | None] | None = None,
+        dataset: str | None = None,
+        progress: bool = False,
+        edit: Callable[[Turn, list[Question]], Any] = no_op,
+    ) -> list[Result]:
+        """Answer a list of questions: one Result each, in their order (with rollouts=k: k, one after another).
+
+        settings       a Settings object; what follows up to `date` are its fields, and None leaves them as they are
+                       there
+
+        keep_latents   put what passed each edge into Result.latents
+        keep_states    put what each agent thought into Result.states, when and on what prompt into Result.stages
+        fn_names       task code: for each question a name, None for a function without one, "" for a program
+        dataset        name of the data set that the questions are from: gpqa has a prompt of its own
+        progress       show a bar on stderr
+        edit           edit(turn, questions) is called after each Turn with its Questions, and may change what others
+                       hear, mute an edge or stop a question: see turn.py and docs/extending.md
+
+        Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
+        Raises InputError if a question or a setting cannot be used, before anything is computed.
+        """
+        options = dict(
+            rounds=rounds,
+            latent_steps=latent_steps,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            rollouts=rollouts,
+            batch_size=batch_size,
+            retry=retry,
+            channel=channel,
+            tools=None if tools is None else tuple(tools),
+            date=date,
+        )
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = replace(settings or Settings(), **given).completed(self.style)
+        asked = self.style.questions(questions, fn_names, dataset)
+        return list(self.stream(asked, settings, keep_latents, keep_states, progress, edit))
+
+    def stream(
+        self,
+        questions: Sequence[Question],
+        settings: Settings,
+        keep_latents: bool = False,
+        keep_states: bool = False,
+        progress: bool = False,
+        edit: Callable[[Turn, list[Question]], Any] = no_op,
+    ) -> Iterator[Result]:
+        """Iterate over the Results of Questions under completed Settings: those of a batch come as soon as it is
+        done.
+        """
+        size = settings.batch_size
+        batches = [questions[i : i + size] for i in range(0, len(questions), size)]
+        per_turn = (
+            settings.latent_steps if settings.channel == "latent" else settings.max_new_tokens
+        )
+        turns = settings.rounds * len(self.style.order)
+        per_batch = (turns - 1) * per_turn + settings.max_new_tokens
+        total = len(batches) * per_batch
+        with tqdm(total=total, unit="token", leave=False, disable=not progress) as bar:
+            for n, batch in enumerate(batches, 1):
+                yield from self.answer(batch, settings, keep_latents, keep_states, bar.update, edit)
+                bar.update(n * per_batch - bar.n)  # texts that ended early
+
+    @torch.no_grad()
+    def answer(
+        self,
+        questions: Sequence[Question],
+        settings: Settings,
+        keep_latents: bool = False,
+        keep_states: bool = False,
+        tick: Callable = no_op,
+        edit: Callable[[Turn, list[Question]], Any] = no_op,
+    ) -> list[Result]:
+        """One batch of Questions -> its Results, k for each question. Settings must be completed."""
+        self.check_links(settings)
+        started = time.perf_counter()
+        histories = [History() for _ in questions]
+        texts: dict[int, list[Written]] = {}  # by the number of the question
+        rounds: dict[int, int] = {}
+        with self.lock:
+            for turn in recurse(self, questions, settings, tick):
+                own = [questions[b] for b in turn.rows]
+                edit(turn, own)
+                if turn.answers:
+                    turn.check(edges=[])
+                    written = self.write(turn.role, own, turn.prompts, settings, tick)
+                    texts |= zip(turn.rows, written, strict=True)
+                    rounds |= dict.fromkeys(turn.rows, turn.round)
+                if keep_states and self.agents[turn.role].device.type == "cuda":
+                    torch.cuda.synchronize(
+                        self.agents[turn.role].device
+                    )  # so that the work is done, not only launched
+                seconds = time.perf_counter() - started
+                for i, b in enumerate(turn.rows):
+                    histories[b].add(turn, i, keep_latents, keep_states, seconds)
+        share = (time.perf_counter() - started) / (len(questions) * settings.rollouts)
+        results = []
+        for b, question in enumerate(questions):
+            for one in texts[b]:
+                answer = extract(one.text, self.task)
+                result = Result(
+                    question.typed, one.text, answer, one.token_ids, one.new_tokens, share
+                )
+                kept = vars(histories[b])
+                results.append(replace(result, rounds=rounds[b], retried=one.retried, **kept))
+        return results
+
+    # Prompts
+
+    def prompts(
+        self,
+        role: str,
+        questions: Sequence[Question],
+        inbox: Mapping[Edge, Message],
+        date: str = DATE,
+    ) -> list[Prompt]:
+        """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
+        order = self.style.order
+        place = order.index(role)
+        fed_back = any(target == role and order.index(source) >= place for source, target in inbox)
+        tokenizer = self.agents[role].tokenizer
+        prompts = []
+        for b, question in enumerate(questions):
+            task = question.task or self.task
+            system, user = prompt(self.style.prompts, role, question, task, fed_back)
+            pieces = wrap(tokenizer, system, user, date)
+            prompts.append([self.fill(piece, role, b, inbox) for piece in pieces])
+        return prompts
+
+    def fill(self, piece: str | Slot, role: str, b: int, inbox: Mapping[Edge, Message]) -> Piece:
+        """A piece of a prompt, a slot replaced by what question b finds there; InputError if nobody sends it
+        anything.
+        """
+        if isinstance(piece, str):
+            return piece
+        edge = (piece.role, role)
+        if edge not in inbox:
+            raise InputError(
+                f"the prompt of {role} has a slot for {piece.role}, who has sent it nothing: "
+                "the style needs an edge between them"
+            )
+        return inbox[edge][b]
+
+    def drop_prefixes(self) -> None:
+        """Let agents go of the prompts that they keep from round to round."""
+        for agent in self.agents.values():
+            agent.drop_prefix()
+
+    def check_links(self, settings: Settings) -> None:
+        """InputError if latents are to be sent through links that are not there."""
+        asked_once = settings.rounds == 1 and len(self.style.order) == 1
+        if settings.channel == "text" or asked_once:
+            return
+        missing = []
+        for role, agent in self.agents.items():
+            if agent.inner_link is None:
+                missing.append(("inner", f"of {role}"))
+        for source, target in self.style.edges:
+            if (source, target) not in self.outer_links:
+                missing.append(("outer", f"from {source} to {target}"))
+        if missing:
+            kind, whose = missing[0]
+            raise InputError(
+                f"there is no {kind} link {whose}, which latents need: make it with "
+                f"`python -m minimas.train {kind}` (docs/training.md), or take --channel text"
+            )
+
+    # The text of the answer
+
+    def write(
+        self,
+        role: str,
+        questions: Sequence[Question],
+        prompts: Sequence[Prompt],
+        settings: Settings,
+        tick: Callable = no_op,
+    ) -> list[list[Written]]:
+        """The last turn: for each of B prompts k texts."""
+        agent = self.agents[role]
+        k = settings.rollouts
+        text_seeds = seeds(questions, settings.seed, rollouts=k)
+        calls = None
+        if self.style.calls_tools:
+            calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
+        with agent.at_work():
+            ids = generate(agent, prompts, text_seeds, settings, tick, calls and calls.reply)
+            texts = []
+            for b, row in enumerate(ids):
+                inserted = calls.inserted[b] if calls else 0
+                texts.append(Written(agent.tokenizer.decode(row), row, len(row) - inserted, False))
+            if settings.retry:
+                texts = self.retry(agent, texts, text_seeds, settings)
+        return [texts[i : i + k] for i in range(0, len(texts), k)]
+
+    def retry(
+        self, agent: Agent, texts: list[Written], text_seeds: list[int], settings: Settings
+    ) -> list[Written]:
+        """Where a text holds no answer, ask for one at its end and let the agent go on a little.
+
+        It reads the text alone, not its prompt again.
+        """
+        request = answer_retry(self.style.prompts, self.task)
+        lost = [b for b, one in enumerate(texts) if extract(one.text, self.task) is None]
+        if not request or not lost:
+            return texts
+        asked = [f"{texts[b].text}\n{request}" for b in lost]
+        prompts = [[torch.tensor(agent.tokenizer.encode(text, special=True))] for text in asked]
+        # The complement of a seed gives random numbers that the text did not use.
+        others = [text_seeds[b] ^ MASK for b in lost]
+        more = generate(
+            agent, prompts, others, replace(settings, max_new_tokens=RETRY_TOKENS[self.task])
+        )
+        texts = list(texts)
+        for b, text, new in zip(lost, asked, more, strict=True):
+            text = (text + agent.tokenizer.decode(new, strip=False)).strip()
+            texts[b] = Written(text, texts[b].token_ids + new, texts[b].new_tokens + len(new), True)
+        return texts
+
+
+def own_copy(piece: Piece) -> Piece:
+    """One question's part of what a batch sent or read, not a view that holds the whole batch in memory."""
+    return piece.clone() if torch.is_tensor(piece) else piece
+
+
+def load_mas_system(
+    style: str | Path = "tiny",
+    *,
+    checkpoints: Mapping[str, str | Path] | str | Path | None = None,
+    device: str | torch.device | Mapping[str, str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    task: str | None = None,
+    offload: bool = False,
+    plain: bool = False,
+    trust_remote_code: bool | None = None,
+) -> System:
+    """Load the agents and links of a style as a System.
+
+    style        a name in STYLES, or a .json file of that form (docs/extending.md)
+    checkpoints  {role, or "links": folder or hub id}, in place of the style's own; or one folder that holds a folder
+                 for each, named as the role or as the released repository
+    device       where agents run: a torch device or its name, {role: device} or "planner=cuda:0,critic=cuda:1"; None
+                 takes cuda if there is one
+    dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json
+                 names. Links compute in the dtype of their files, or in their agent's if that is wider.
+    task         math, choice or code: which links are loaded and how agents are asked; None takes the style's
+    offload      keep weights in main memory, and on the device only those of the agent at work
+    plain        leave out the fast path (minimas/fast): slower, the same results, and what training needs
+    trust_remote_code  accepted from callers of the released code, and ignored: no Python from a checkpoint is executed
+
+    Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
+    """
+    style = style_named(style)
+    task = task or style.task
+    check_known("task", [task], TASKS)
+    sources = style.sources(checkpoints)
+    devices = devices_by_role(style.order, device)
+    agents = {}
+    for role in style.order:
+        agents[role] = load_agent(
+            sources[role],
+            task,
+            devices[role],
+            usable_dtype(dtype, devices[role]),
+            offload,
+            plain,
+            role=role,
+        )
+    links: dict[Edge, nn.Module] = {}
+    if "links" in sources:
+        links = load_outer_links(sources["links"], task, style.edges, agents)
+    if not plain:
+        links = {edge: fused(link) for edge, link in links.items()}
+    return System(style, agents, links, task)
