@@ -30,7 +30,7 @@ from .prompts import TASKS, Question, Slot, answer_retry, prompt, wrap
 from .recurse import recurse
 from .sample import seeds
 from .sandbox.tools import ToolCalls
-from .settings import Settings
+from .settings import CompletedSettings, Settings
 from .styles import Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
@@ -221,7 +221,7 @@ class System:
     def stream(
         self,
         questions: Sequence[Question],
-        settings: Settings,
+        settings: CompletedSettings,
         keep_latents: bool = False,
         keep_states: bool = False,
         progress: bool = False,
@@ -247,7 +247,7 @@ class System:
     def answer(
         self,
         questions: Sequence[Question],
-        settings: Settings,
+        settings: CompletedSettings,
         keep_latents: bool = False,
         keep_states: bool = False,
         tick: Callable = no_op,
@@ -354,7 +354,7 @@ class System:
         role: str,
         questions: Sequence[Question],
         prompts: Sequence[Prompt],
-        settings: Settings,
+        settings: CompletedSettings,
         tick: Callable = no_op,
     ) -> list[list[Written]]:
         """The last turn: for each of B prompts k texts."""
@@ -375,7 +375,7 @@ class System:
         return [texts[i : i + k] for i in range(0, len(texts), k)]
 
     def retry(
-        self, agent: Agent, texts: list[Written], text_seeds: list[int], settings: Settings
+        self, agent: Agent, texts: list[Written], text_seeds: list[int], settings: CompletedSettings
     ) -> list[Written]:
         """Where a text holds no answer, ask for one at its end and let the agent go on a little.
 
