@@ -133,7 +133,9 @@ def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
     R_in maps states into the agent's own embedding space, where its outer links begin. In `think` it was applied to
     each state on its way to the next; H holds the states before it.
     """
-    Z = apply_link(system.agents[role].inner_link, H)
+    inner_link = system.agents[role].inner_link
+    assert inner_link is not None, "System.check_links refuses a base model"
+    Z = apply_link(inner_link, H)
     links = system.outer_links
     return {edge: apply_link(links[edge], Z) for edge in edges_from(system, role)}
 

@@ -114,7 +114,7 @@ class History:
             key = (turn.round, turn.role)
             self.stages[key] = seconds, [own_copy(piece) for piece in turn.prompts[i]]
             if turn.states is not None:
-                self.states[key] = own_copy(turn.states[i])
+                self.states[key] = turn.states[i].clone()
 
 
 class System:
@@ -198,7 +198,7 @@ class System:
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
-        options = dict(
+        options: dict[str, Any] = dict(
             rounds=rounds,
             latent_steps=latent_steps,
             max_new_tokens=max_new_tokens,
@@ -297,9 +297,8 @@ class System:
         date: str = DATE,
     ) -> list[Prompt]:
         """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
-        order = self.style.order
-        place = order.index(role)
-        fed_back = any(target == role and order.index(source) >= place for source, target in inbox)
+        heard = [source for source, target in inbox if target == role]
+        fed_back = any(self.style.is_feedback(source, role) for source in heard)
         tokenizer = self.agents[role].tokenizer
         prompts = []
         for b, question in enumerate(questions):
@@ -365,7 +364,8 @@ class System:
         if self.style.calls_tools:
             calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
         with agent.at_work():
-            ids = generate(agent, prompts, text_seeds, settings, tick, calls and calls.reply)
+            reply = calls.reply if calls else None
+            ids = generate(agent, prompts, text_seeds, settings, tick, reply)
             texts = []
             for b, row in enumerate(ids):
                 inserted = calls.inserted[b] if calls else 0
@@ -386,7 +386,9 @@ class System:
         if not request or not lost:
             return texts
         asked = [f"{texts[b].text}\n{request}" for b in lost]
-        prompts = [[torch.tensor(agent.tokenizer.encode(text, special=True))] for text in asked]
+        prompts: list[Prompt] = []
+        for text in asked:
+            prompts.append([torch.tensor(agent.tokenizer.encode(text, special=True))])
         # The complement of a seed gives random numbers that the text did not use.
         others = [text_seeds[b] ^ MASK for b in lost]
         more = generate(
@@ -407,7 +409,7 @@ def own_copy(piece: Piece) -> Piece:
 def load_mas_system(
     style: str | Path = "tiny",
     *,
-    checkpoints: Mapping[str, str | Path] | str | Path | None = None,
+    checkpoints: dict[str, str | Path] | str | Path | None = None,
     device: str | torch.device | Mapping[str, str] | None = None,
     dtype: str | torch.dtype | None = None,
     task: str | None = None,
@@ -431,13 +433,13 @@ def load_mas_system(
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
-    style = style_named(style)
-    task = task or style.task
+    known_style = style_named(style)
+    task = task or known_style.task
     check_known("task", [task], TASKS)
-    sources = style.sources(checkpoints)
-    devices = devices_by_role(style.order, device)
+    sources = known_style.sources(checkpoints)
+    devices = devices_by_role(known_style.order, device)
     agents = {}
-    for role in style.order:
+    for role in known_style.order:
         agents[role] = load_agent(
             sources[role],
             task,
@@ -449,7 +451,7 @@ def load_mas_system(
         )
     links: dict[Edge, nn.Module] = {}
     if "links" in sources:
-        links = load_outer_links(sources["links"], task, style.edges, agents)
+        links |= load_outer_links(sources["links"], task, known_style.edges, agents)
     if not plain:
         links = {edge: fused(link) for edge, link in links.items()}
-    return System(style, agents, links, task)
+    return System(known_style, agents, links, task)
