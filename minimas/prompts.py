@@ -7,6 +7,7 @@ or Slot, and stays one until it is embedded, so that nothing in a question can p
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 from .common import InputError, read_json
 
@@ -69,6 +70,20 @@ def answer_form(section, question, task):
     if section == "sequential":
         return PROMPTS["sequential"]["text"]["final"]["letter" if lists_options else "number"]
     return PROMPTS["final"]["letter" if lists_options or task == "choice" else "number"]
+
+
+def count_options(question: str) -> int:
+    """How many options a question lists, each on a line that begins with its letter; 4 if they are fewer."""
+    count = 0
+    for line in question.splitlines():
+        if count < len(ascii_uppercase) and is_labelled(line, ascii_uppercase[count]):
+            count += 1
+    return max(4, count)
+
+
+def is_labelled(line: str, letter: str) -> bool:
+    """Whether a line begins with this letter as a label. One such line proves nothing: C. difficile is not option C."""
+    return re.match(rf"\s*{letter}[.):-]\s", line, re.IGNORECASE) is not None
 
 
 def prompt(section, role, question, task, has_feedback):

@@ -21,7 +21,7 @@ from minimas import InputError
 from minimas.common import no_op
 from minimas.evaluate.benchmarks import BENCHMARKS, load_dataset, settings_for
 from minimas.evaluate.grade import same_math
-from minimas.evaluate.rows import parquet_rows
+from minimas.runs.rows import parquet_rows
 from minimas.styles import STYLES, Settings
 from minimas.tiny.task import questions as chains
 
@@ -839,7 +839,7 @@ def test_no_cell_ends_in_a_traceback(tmp_path, name):
         ("tests", {"inputs": ["[" * 10000], "outputs": ["1"]}, "RecursionError|JSONDecodeError"),
         ("tests", "[]", "holds no question"),
         ("fn_name", "f()", "no name of a function"),
-        ("options", "['a']", "expected a list of 2 to 4"),
+        ("options", "['a']", "expected a list of 2 to 26"),
         ("options", [None, "x"], "holds no question"),
         ("options", [{}, "a"], "an option holds a dict"),
     ],
@@ -921,7 +921,7 @@ def test_local_choice_and_code(tmp_path):
     named = [{"id": name, "question": "q", "answer": "a"} for name in ("x", "x", "row 2")]
     assert [e.id for e in local(write(tmp_path / "ids.jsonl", named))] == ["x", "row 2", "row 3"]
     assert examples[0].question == "Which?\nA. x\nB. y\n\nChoose the correct option (A/B/C/D)."
-    assert "options are 'B', expected a list of 2 to 4" in refused(
+    assert "options are 'B', expected a list of 2 to 26" in refused(
         file, task="choice", columns={"question": "q", "options": "key", "answer": "key"}
     )
     assert "has no column 'o', only id, q" in refused(
