@@ -23,7 +23,7 @@ from ..runs.rows import Row, text_of
 LABEL_KEYS = ("label", "key", "letter", "id")  # of an object that is an option
 TEXT_KEYS = ("text", "value", "option", "content")
 NUMBER = re.compile(r"(\d{1,9})(?:\.0+)?")  # pandas writes 2.0 for 2 in a column with gaps
-TEXT, FROM_0, FROM_1 = "the text of", "counting from 0,", "counting from 1,"  # what a number may be
+TEXT, FROM_0, FROM_1 = "its text", "counted from 0", "counted from 1"  # what a number may be
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def meanings_in(row: Row) -> set[str]:
 
 
 def read_choice(row: Row, numbering: Numbering) -> dict[str, Any]:
-    """The question with its options, and the letter of the right one, "" without an answer, or if an option is blank."""
+    """The question with its options, and the letter of the right one, "" if it has none or an option is blank."""
     question = row.text("question").strip()
     options = options_of(row)
     answer = row.text("answer").strip()
@@ -297,15 +297,13 @@ def letter_of_number(
         if option.is_number == is_number(row.cell("answer")):
             return possible[TEXT]
     if possible:
-        found = "it is " + " or ".join(
-            f"{meaning} {letter}" for meaning, letter in possible.items()
-        )
-        why = f"{found}, and no other row says which"
+        found = " or ".join(f"{letter} ({meaning})" for meaning, letter in possible.items())
+        why = f"it may be {found}, and no other row says which"
     else:
-        why = "other rows count options in another way, or give their texts"
+        why = "other rows count options from another number, or give their texts"
     raise InputError(
-        f"{row}: the answer {answer} names no option for certain: {why}; expected a letter: "
-        "give letters, or texts of options"
+        f"{row}: the answer {answer} names no option for certain: {why}; expected a letter or the text of an "
+        "option: give letters"
     )
 
 

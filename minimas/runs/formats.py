@@ -25,6 +25,7 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".ndjson", ".tsv", ".parquet")  # each al
 COMPRESSED = b"\x1f\x8b"  # the first bytes of a gzip file
 PARQUET = b"PAR1"  # and of a Parquet file
 BOM = "\ufeff"
+JSON_BEGINS = (b"[", b"{")
 OTHERS = {  # the first bytes of files that are not read: (what they are, what to do)
     b"PK\x03\x04": ("a ZIP archive or a sheet of a spreadsheet", "unpack it, or save it as .csv"),
     b"BZh": ("compressed with bzip2", "unpack it"),
@@ -89,7 +90,8 @@ def kind_of(file: Path) -> str:
     suffix = suffix_of(file)
     with opened(file) as stream:
         start = stream.read(32)
-    if start.startswith(PARQUET) or suffix == ".parquet":
+    looks_like_text = start.lstrip(BOM.encode() + b" \t\r\n")[:1] in JSON_BEGINS
+    if start.startswith(PARQUET) or suffix == ".parquet" and not looks_like_text:
         return "parquet"
     for beginning, (what, remedy) in OTHERS.items():
         if start.startswith(beginning):
@@ -101,13 +103,13 @@ def kind_of_text(file: Path, suffix: str) -> str:
     """lines, json or table, by the first line that is not blank, and where that says too little by the suffix."""
     with opened(file) as stream:
         first = next(lines_with_text(stream), b"")
-        begins_as_json = first.lstrip()[:1] in (b"[", b"{")
+        begins_as_json = first.lstrip()[:1] in JSON_BEGINS
         if begins_as_json and is_object(first):
             has_more = next(lines_with_text(stream), None) is not None
             if has_more or suffix in LINES:
                 return "lines"
-    if not first or suffix in LINES and not begins_as_json:
-        return "lines"
+    if not first:
+        return "lines"  # none of them
     if not begins_as_json:
         if suffix in TABLES:
             return "table"
@@ -158,13 +160,14 @@ class Repeated(dict):
     """An object in JSON in which a key stands twice."""
 
     key: str
+    values_of_key: list[Any]
 
 
 def parse_unique(data: str | bytes, place: object) -> Any:
     """The value of JSON; InputError if it is damaged, or if an object at any depth has a key twice."""
     value, repeated = parse_with_repeated(data, place)
     if repeated:
-        raise twice(place, repeated[0].key)
+        raise twice(place, repeated[0])
     return value
 
 
@@ -178,6 +181,7 @@ def parse_with_repeated(data: str | bytes, place: object) -> tuple[Any, list[Rep
             return made
         found = Repeated(made)
         found.key = first_repeated(key for key, _ in pairs)
+        found.values_of_key = [value for key, value in pairs if key == found.key]
         repeated.append(found)
         return found
 
@@ -203,10 +207,11 @@ def first_repeated(names: Iterable[Any]) -> Any:
     return ""
 
 
-def twice(place: object, key: object) -> InputError:
+def twice(place: object, found: Repeated) -> InputError:
     """The error for an object that has a key twice."""
+    values = " and ".join(f"{value!r:.40}" for value in found.values_of_key[:2])
     return InputError(
-        f"{place} has the key {key!r} twice in one object, expected it once: "
+        f"{place} has the key {found.key!r} twice in one object, for {values}, expected it once: "
         "remove or rename one of the two"
     )
 
@@ -216,7 +221,7 @@ def line_records(file: Path) -> Iterator[Record]:
     can_seek = not is_compressed(file)
     with opened(file) as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
+            if not line.removeprefix(BOM.encode()).strip():
                 continue
             cells = parse_unique(line, f"{file} line {number}")
             offset = lines.tell() - len(line) if can_seek else None
@@ -242,10 +247,10 @@ def json_records(file: Path) -> Iterator[Record]:
     for number, cells in enumerate(rows, 1):
         inner = [one for one in objects_in(cells) if isinstance(one, Repeated)] if repeated else []
         if inner:
-            raise twice(f"{file} row {number}", inner[0].key)
+            raise twice(f"{file} row {number}", inner[0])
         yield Record(cells, number)
     if repeated:  # beside the rows
-        raise twice(file, repeated[0].key)
+        raise twice(file, repeated[0])
 
 
 def objects_in(value: Any) -> Iterator[dict]:

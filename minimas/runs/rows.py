@@ -130,7 +130,7 @@ def spelled(text: str, place: str) -> Any:
     except InputError:
         return literal(text.strip(), place)
     if repeated:
-        raise twice(place, repeated[0].key)
+        raise twice(place, repeated[0])
     return value
 
 
@@ -159,7 +159,10 @@ def check_keys_of(tree: ast.AST, place: str) -> None:
             continue
         keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
         if len(set(keys)) < len(keys):
-            raise twice(place, first_repeated(keys))
+            raise InputError(
+                f"{place} has the key {first_repeated(keys)!r} twice in one object, expected it once: "
+                "remove or rename one of the two"
+            )
 
 
 # Files
