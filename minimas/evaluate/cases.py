@@ -89,18 +89,19 @@ def digest_of(row: dict[str, Any]) -> str:
 
 def livecodebench_tests(file: Path, offset: int, digest: str) -> list[Test]:
     """The public and private tests in the line that begins at a byte of the file; their digest must be this one."""
-    place = f"{file}: tests at byte {offset}"
     try:
         with open(file, "rb") as lines:
             lines.seek(offset)
             row = json.loads(lines.readline())
         if digest_of(row) != digest:
             raise ValueError("they are not those that were there at first")
-        public = parse_unique(row["public_test_cases"] or "[]", "the column public_test_cases")
-        private = parse_unique(private_json(row), "the column private_test_cases")
+        public = parse_unique(row["public_test_cases"] or "[]", "public_test_cases")
+        private = parse_unique(private_json(row), "private_test_cases")
         return [case_of(test["input"], [test["output"]], "") for test in public + private]
     except Exception as e:  # a damaged pickle can raise anything
-        raise InputError(f"{place} cannot be read ({e!r}): fetch the file again") from e
+        raise InputError(
+            f"{file}: tests at byte {offset} cannot be read ({e!r}): fetch the file again"
+        ) from e
 
 
 def private_json(row: dict[str, Any]) -> str:
