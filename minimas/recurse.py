@@ -40,7 +40,7 @@ from .load import devices_by_role, load_outer_links, usable_dtype
 from .look.logit_lens import logit_lens, table
 from .look.needs import check_memory, needs_text
 from .look.trace import page
-from .prompts import TASKS, Slot, answer_retry, prompt, wrap
+from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .sample import seeds
 from .sandbox.tools import ToolCalls
 from .styles import STYLES, Settings, style_named
@@ -314,7 +314,7 @@ class System:
             Result(
                 asked[i],
                 text,
-                extract(text, self.task),
+                self.answer_in(text, questions[i // k]),
                 ids[i],
                 new_tokens[i],
                 seconds,
@@ -361,16 +361,23 @@ class System:
             ]
             texts = [agent.tokenizer.decode(row) for row in ids]
             if settings.retry:
-                self.retry(agent, texts, ids, new_tokens, text_seeds, settings)
+                self.retry(agent, questions, texts, ids, new_tokens, text_seeds, settings)
         return texts, ids, new_tokens
 
-    def retry(self, agent, texts, ids, new_tokens, text_seeds, settings):
+    def answer_in(self, text: str, question: Question) -> str | None:
+        """The answer in a text that was written for a question; None if there is none in the expected form."""
+        return extract(text, self.task, count_options(question.text))
+
+    def retry(self, agent, questions, texts, ids, new_tokens, text_seeds, settings):
         """Where a text holds no answer, ask for one at its end and let the agent go on a little; in place.
 
         It reads the text alone, not its prompt again.
         """
         request = answer_retry(self.style.prompts, self.task)
-        lost = [b for b, text in enumerate(texts) if extract(text, self.task) is None]
+        k = settings.rollouts
+        lost = [
+            b for b, text in enumerate(texts) if self.answer_in(text, questions[b // k]) is None
+        ]
         if not request or not lost:
             return
         settings = replace(settings, max_new_tokens=256 if self.task == "code" else 16)

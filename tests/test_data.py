@@ -21,6 +21,8 @@ from minimas import InputError
 from minimas.common import no_op
 from minimas.evaluate.benchmarks import BENCHMARKS, load_dataset, settings_for
 from minimas.evaluate.grade import same_math
+from minimas.evaluate.records import graded
+from minimas.prompts import Question
 from minimas.runs.rows import parquet_rows
 from minimas.styles import STYLES, Settings
 from minimas.tiny.task import questions as chains
@@ -1101,6 +1103,20 @@ def test_letters_go_as_far_as_options(tmp_path, count):
     listed = "\n".join(lines[: count + 1])
     ((lines, gold),) = choices(tmp_path, {"question": listed, "answer": last})
     assert gold == last and len(lines) == count + 3
+
+
+def test_an_answer_beyond_d_is_graded(tmp_path):
+    """A letter counts as an answer as far as the question lists options."""
+    row = {"question": "Which?", "options": list("vwxyz"), "answer": "z"}
+    (example,) = local(write(tmp_path / "five.jsonl", [row]), task="choice")
+    texts = [rf"\boxed{{{letter}}}" for letter in "AEFe"]
+    record = graded({"texts": texts}, example, ["choice"])
+    assert record["answers"] == ["A", "E", None, "E"]
+    assert record["right"] == {"choice": [False, True, False, True]}
+    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system.task = "choice"
+    assert system.answer_in(texts[1], Question(example.question)) == "E"
+    assert system.answer_in(texts[1], Question("Which?\nA. v\nB. w")) is None
 
 
 @pytest.mark.parametrize(
