@@ -104,7 +104,7 @@ def kind_of_text(file: Path, suffix: str) -> str:
     with opened(file) as stream:
         first = next(lines_with_text(stream), b"")
         begins_as_json = first.lstrip()[:1] in JSON_BEGINS
-        if begins_as_json and is_object(first):
+        if is_object(first):
             has_more = next(lines_with_text(stream), None) is not None
             if has_more or suffix in LINES:
                 return "lines"
@@ -132,6 +132,8 @@ def lines_with_text(stream: BinaryIO) -> Iterator[bytes]:
 
 def is_object(line: bytes) -> bool:
     """Whether a line is a whole object in JSON."""
+    if not line.lstrip().startswith(b"{"):
+        return False  # without reading a list that is the whole file
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):

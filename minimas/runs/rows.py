@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Row:
         InputError if a second column has the same name but for blanks and capitals, unless the user named this one.
         """
         if column not in self.columns.values():
-            same = [other for other in self.cells if folded(other) == folded(column)]
+            same = alike(column, tuple(self.cells))
             if len(same) > 1:
                 raise InputError(
                     f"{self} has the column {column!r} twice, spelled {' and '.join(map(repr, same))}: "
@@ -95,6 +96,12 @@ class Row:
 def numbered(rows: Iterable[dict], source: str, columns: dict[str, str]) -> Iterator[Row]:
     """Dicts as the Rows of a data set of this name."""
     return (Row(cells, source, number, columns) for number, cells in enumerate(rows, 1))
+
+
+@lru_cache(maxsize=1024)  # rows of one file mostly have the same columns
+def alike(column: str, columns: tuple[str, ...]) -> list[str]:
+    """The columns that have the name of this one but for blanks and capitals; it is among them."""
+    return [other for other in columns if folded(other) == folded(column)]
 
 
 def folded(name: str) -> str:
