@@ -185,6 +185,17 @@ def test_a_folder_with_one_data_file(tmp_path, read):
         read(tmp_path)
 
 
+def test_a_folder_with_the_parts_of_a_file(tmp_path, read):
+    write(tmp_path, "data/train-00000-of-00002.jsonl", LINES.splitlines()[0])
+    with pytest.raises(InputError, match="expected one, or all parts of one"):
+        read(tmp_path)
+    write(tmp_path, "data/train-00001-of-00002.jsonl", LINES.splitlines()[1])
+    assert read(tmp_path) == PAIRS
+    write(tmp_path, "data/test-00000-of-00001.jsonl", LINES)
+    with pytest.raises(InputError, match="is a folder with 3 files of rows"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name, content, complaint",
     [

@@ -7,6 +7,7 @@ import ast
 import io
 import json
 import os
+import re
 import tokenize
 import zlib
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,9 @@ from .formats import (
 
 NO_VALUE = "", "null", "nan", "NaN", "inf", "-inf"  # of a number, as programs write it
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
+PART = re.compile(
+    r"(.*-)(\d+)-of-(\d+)(\D*)"
+)  # the name of a part of a file: train-00000-of-00002.parquet
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")  # beside data
 
 
@@ -186,9 +190,14 @@ def is_file_name(name: str | Path) -> bool:
     return suffix_of(path) in SUFFIXES or os.path.exists(path)
 
 
-def file_rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
-    """Yield the Rows of a local file, or of the only data file in a folder; InputError says where it is damaged."""
-    file = data_file(file)
+def file_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    """Yield the Rows of a local file, or of a folder that holds one data set; InputError says where it is damaged."""
+    for file in data_files(path):
+        yield from rows_of_file(file, columns)
+
+
+def rows_of_file(file: Path, columns: dict[str, str]) -> Iterator[Row]:
+    """Yield the Rows of one file."""
     try:
         for record in read_records(file):
             row = Row(
@@ -208,11 +217,14 @@ def file_rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
         ) from e
 
 
-def data_file(path: Path) -> Path:
-    """A file of rows: the path itself, or the only one in a folder. InputError if there is none, or more than one."""
+def data_files(path: Path) -> list[Path]:
+    """The files of rows: the path itself, or the one in a folder, in parts or whole.
+
+    InputError if there is none, or more than one.
+    """
     names = ", ".join(SUFFIXES)
     if path.is_file():
-        return path
+        return [path]
     if not path.is_dir():
         raise InputError(f"{path} is not there: give a file of rows, {names}")
     found = [file for pattern in ("*", "*/*") for file in sorted(path.glob(pattern))]
@@ -221,13 +233,24 @@ def data_file(path: Path) -> Path:
         raise InputError(
             f"{path} is a folder, and a file of rows is not there: give a file ({names})"
         )
-    if len(files) > 1:
+    is_complete = are_parts(files) if PART.fullmatch(str(files[0])) else len(files) == 1
+    if not is_complete:
         some = ", ".join(str(file.relative_to(path)) for file in files[:5])
         raise InputError(
             f"{path} is a folder with {len(files)} files of rows ({some}{', ...' if files[5:] else ''}), "
-            "expected one: give the file itself"
+            "expected one, or all parts of one: give the file itself"
         )
-    return files[0]
+    return files
+
+
+def are_parts(files: list[Path]) -> bool:
+    """Whether files are all the parts of one, in order: train-00000-of-00002.parquet, train-00001-of-00002.parquet."""
+    found = [PART.fullmatch(str(file)) for file in files]
+    parts = [match.groups() for match in found if match]
+    names = {(before, total, suffix) for before, _, total, suffix in parts}
+    numbers = [int(number) for _, number, _, _ in parts]
+    is_all = len(parts) == len(files) and numbers == list(range(int(parts[0][2])))
+    return len(names) == 1 and is_all
 
 
 def is_data_in(file: Path, folder: Path) -> bool:
