@@ -1083,6 +1083,24 @@ def test_forms_of_options_and_answers(tmp_path, options, answer):
     assert lines[5:] == ["", "Choose the correct option (A/B/C/D)."]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["A - B", "B - A"],
+        ["A:B", "B:A"],
+        ["1.5", "2.5"],
+        ["A. x", "C. y"],
+        ["A.", "B."],
+        ["A", "B"],
+    ],
+)
+def test_texts_that_look_like_letters(tmp_path, options):
+    ((lines, gold),) = choices(tmp_path, {"options": options, "answer": options[1]})
+    assert lines[1:3] == [f"A. {options[0]}", f"B. {options[1]}"] and gold == "B"
+    rows = [{"options": ["1.5", "2.5"], "answer": answer} for answer in (1, 0)]
+    assert golds(tmp_path, *rows) == "BA", "1 is no label of 1.5"
+
+
 def test_columns_that_are_named_as_letters(tmp_path):
     file = tmp_path / "mmlu.csv"
     file.write_text("question,A,B,C,D,E,answer\nWhich?,w,x,y,z,,B\nWhich?,w,x,y,z,v,e\n")

@@ -205,19 +205,15 @@ def without_letters(options: list[Option]) -> list[Option]:
         return [Option(text) for text in stripped]
     for first in (0, 1):
         numbers = [str(number) for number in range(first, first + len(options))]
-        if all(
-            without_letter(option.text, number)
-            for option, number in zip(options, numbers, strict=True)
-        ):
-            return [
-                Option(option.text, number) for option, number in zip(options, numbers, strict=True)
-            ]
+        pairs = list(zip(options, numbers, strict=True))
+        if all(re.match(rf"\(?{number}[.)]\s+\S", option.text) for option, number in pairs):
+            return [Option(option.text, number) for option, number in pairs]
     return options
 
 
 def without_letter(text: str, letter: str) -> str:
-    """What follows a letter as a label: x of A. x, (a) x, A)x or A - x; "" if nothing does, or another text begins."""
-    label = rf"\s*\(?{letter}\s*(?:[.):]|-(?=\s))\s*(.+)"
+    """What follows a letter as a label: x of A. x, A: x, A- x, (a) x or A)x; "" if nothing does, or it is no label."""
+    label = rf"\s*\(?{letter}(?:\)|[.:-](?=\s))\s*(.+)"
     found = re.fullmatch(label, text, re.IGNORECASE | re.DOTALL)
     return found[1].strip() if found else ""
 
