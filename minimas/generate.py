@@ -79,7 +79,11 @@ class Batch:
     """
 
     def __init__(
-        self, agent: Agent, prompts: Sequence[Prompt], seeds: Sequence[int], settings: CompletedSettings
+        self,
+        agent: Agent,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        settings: CompletedSettings,
     ) -> None:
         self.agent = agent
         self.model = agent.model

@@ -88,7 +88,12 @@ def recurse(
 
 
 def think_in_latents(
-    system: System, settings: CompletedSettings, tick: Callable, r: int, role: str, prompts: list[Prompt]
+    system: System,
+    settings: CompletedSettings,
+    tick: Callable,
+    r: int,
+    role: str,
+    prompts: list[Prompt],
 ) -> torch.Tensor:
     """An agent's hidden states H (B, m, D) after B prompts; InputError if they are not finite."""
     agent = system.agents[role]

@@ -26,7 +26,7 @@ from .common import InputError, check_known, no_op
 from .generate import generate
 from .link import fused
 from .load import devices_by_role, load_outer_links, usable_dtype
-from .prompts import TASKS, Question, Slot, answer_retry, prompt, wrap
+from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .recurse import recurse
 from .sample import seeds
 from .sandbox.tools import ToolCalls
@@ -279,7 +279,7 @@ class System:
         results = []
         for b, question in enumerate(questions):
             for one in texts[b]:
-                answer = extract(one.text, self.task)
+                answer = self.answer_in(one.text, question)
                 result = Result(
                     question.typed, one.text, answer, one.token_ids, one.new_tokens, share
                 )
@@ -371,18 +371,31 @@ class System:
                 inserted = calls.inserted[b] if calls else 0
                 texts.append(Written(agent.tokenizer.decode(row), row, len(row) - inserted, False))
             if settings.retry:
-                texts = self.retry(agent, texts, text_seeds, settings)
+                texts = self.retry(agent, questions, texts, text_seeds, settings)
         return [texts[i : i + k] for i in range(0, len(texts), k)]
 
+    def answer_in(self, text: str, question: Question) -> str | None:
+        """The answer in a text that was written for a question; None if there is none in the expected form."""
+        return extract(text, self.task, count_options(question.text))
+
     def retry(
-        self, agent: Agent, texts: list[Written], text_seeds: list[int], settings: CompletedSettings
+        self,
+        agent: Agent,
+        questions: Sequence[Question],
+        texts: list[Written],
+        text_seeds: list[int],
+        settings: CompletedSettings,
     ) -> list[Written]:
         """Where a text holds no answer, ask for one at its end and let the agent go on a little.
 
         It reads the text alone, not its prompt again.
         """
         request = answer_retry(self.style.prompts, self.task)
-        lost = [b for b, one in enumerate(texts) if extract(one.text, self.task) is None]
+        lost = []
+        for b, one in enumerate(texts):
+            question = questions[b // settings.rollouts]
+            if self.answer_in(one.text, question) is None:
+                lost.append(b)
         if not request or not lost:
             return texts
         asked = [f"{texts[b].text}\n{request}" for b in lost]

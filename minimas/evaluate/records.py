@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..answers import extract
 from ..common import InputError, write_atomic
+from ..prompts import count_options
 from .grade import graders_hash, is_correct
 from .runs import depends_on, digest, unchanged
 
@@ -67,7 +68,8 @@ def make_record(index, example, results, point, graders):
 
 def graded(record, example, graders):
     """A record with the answers in its texts, and the verdict of each grader on each of them."""
-    answers = [extract(text, example.task) for text in record["texts"]]
+    options = count_options(example.question)
+    answers = [extract(text, example.task, options) for text in record["texts"]]
     right = {
         grader: [is_correct(example, *pair, grader) for pair in zip(record["texts"], answers)]
         for grader in graders
