@@ -2,6 +2,7 @@ r"""The answer in a text: the last \boxed{...} for task math, the letter in it f
 
 import re
 import textwrap
+from string import ascii_uppercase
 
 # Words may follow the name of a block whose fence begins its line. A fence within a line of code does not end it.
 BLOCK = re.compile(
@@ -41,11 +42,16 @@ def boxed(text):
     return text[slice(*found)].strip() or None if found else None
 
 
-def letter(text):
-    r"""The option A to D in the last box, as in B, (b), B., \text{B}, B: text, B - text or B \text{text}; else None."""
+def letter(text: str, options: int = 4) -> str | None:
+    r"""The option in the last box, as in B, (b), B., \text{B}, B: text, B - text or B \text{text}; else None.
+
+    options   how many there are, named by the letters from A on
+    """
     plain = TEXT_AFTER.sub(": ", boxed(text) or "")
     plain = re.sub(r"\\(text|math)[a-z]*\s*\{|\\([ ,;:!]|q?quad\b)|[{}$*]", "", plain)
-    return (option := OPTION.match(plain)) and option[1].upper()
+    pattern = OPTION.pattern.replace("A-D", f"A-{ascii_uppercase[options - 1]}")
+    option = re.match(pattern, plain, OPTION.flags)
+    return option[1].upper() if option else None
 
 
 def code_block(text):
@@ -58,6 +64,11 @@ def code_block(text):
     return max(reversed(blocks), key=lambda block: block[0], default=(False, None))[1]
 
 
-def extract(text, task):
-    """The answer in a text for task math, choice or code; None if there is none in the expected form."""
-    return {"math": boxed, "choice": letter, "code": code_block}[task](text)
+def extract(text: str, task: str, options: int = 4) -> str | None:
+    """The answer in a text for task math, choice or code; None if there is none in the expected form.
+
+    options   of a choice: how many there are
+    """
+    if task == "choice":
+        return letter(text, options)
+    return boxed(text) if task == "math" else code_block(text)

@@ -5,8 +5,10 @@ It imports nothing but the standard library, so that `import minimas` stays ligh
 
 import json
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import PureWindowsPath
+from typing import Any
 
 JSON_TYPES = {
     bool: "true or false",
@@ -64,11 +66,18 @@ def check_text(text, what):
         ) from e
 
 
-def parse_json(data, place):
-    """The value of a JSON text or of its bytes; InputError names the place if it is not valid JSON in UTF-8."""
+def parse_json(
+    data: str | bytes,
+    place: object,
+    make_object: Callable[[list[tuple[str, Any]]], dict] | None = None,
+) -> Any:
+    """The value of a JSON text or of its bytes; InputError names the place if it is not valid JSON in UTF-8.
+
+    make_object   makes the dict of an object from its pairs of key and value, if a key that comes twice matters
+    """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=make_object)
     except (
         ValueError,
         RecursionError,

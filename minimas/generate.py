@@ -15,7 +15,7 @@ from .agent import Agent, Prompt, check_finite, left_pad
 from .cache import KVCache, keep_rows
 from .common import no_op
 from .sample import sample, uniforms
-from .settings import Settings
+from .settings import CompletedSettings
 from .steps import round_up
 
 UNIFORMS = 2048  # a text's random numbers are made before it, a multiple of this many: few sizes, few graphs
@@ -30,7 +30,7 @@ def generate(
     agent: Agent,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
-    settings: Settings,
+    settings: CompletedSettings,
     tick: Callable = no_op,
     reply: Reply | None = None,
 ) -> list[list[int]]:
@@ -79,7 +79,11 @@ class Batch:
     """
 
     def __init__(
-        self, agent: Agent, prompts: Sequence[Prompt], seeds: Sequence[int], settings: Settings
+        self,
+        agent: Agent,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        settings: CompletedSettings,
     ) -> None:
         self.agent = agent
         self.model = agent.model

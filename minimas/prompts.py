@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from string import ascii_uppercase
 
 from .common import InputError, read_json
 from .tokenizer import Tokenizer
@@ -102,6 +103,20 @@ def code_form(fn_name: str | None) -> str:
     if fn_name == "":
         return PROMPTS["interface"]["program"]
     return PROMPTS["interface"]["function"]
+
+
+def count_options(question: str) -> int:
+    """How many options a question lists, each on a line that begins with its letter; 4 if they are fewer."""
+    count = 0
+    for line in question.splitlines():
+        if count < len(ascii_uppercase) and is_labelled(line, ascii_uppercase[count]):
+            count += 1
+    return max(4, count)
+
+
+def is_labelled(line: str, letter: str) -> bool:
+    """Whether a line begins with this letter as a label. One such line proves nothing: C. difficile is not option C."""
+    return re.match(rf"\s*{letter}[.):-]\s", line, re.IGNORECASE) is not None
 
 
 def prompt(

@@ -26,7 +26,7 @@ from .generate import generate
 from .link import apply_link
 from .prompts import Question
 from .sample import seeds
-from .settings import Settings
+from .settings import CompletedSettings
 from .turn import Edge, Latents, Message, Turn, select
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Think = Callable[[int, str, list[Prompt]], Latents]
 def recurse(
     system: System,
     questions: Sequence[Question],
-    settings: Settings,
+    settings: CompletedSettings,
     tick: Callable = no_op,
     think: Think | None = None,
 ) -> Iterator[Turn]:
@@ -88,7 +88,12 @@ def recurse(
 
 
 def think_in_latents(
-    system: System, settings: Settings, tick: Callable, r: int, role: str, prompts: list[Prompt]
+    system: System,
+    settings: CompletedSettings,
+    tick: Callable,
+    r: int,
+    role: str,
+    prompts: list[Prompt],
 ) -> torch.Tensor:
     """An agent's hidden states H (B, m, D) after B prompts; InputError if they are not finite."""
     agent = system.agents[role]
@@ -104,7 +109,7 @@ def write(
     role: str,
     questions: Sequence[Question],
     prompts: list[Prompt],
-    settings: Settings,
+    settings: CompletedSettings,
     tick: Callable,
 ) -> list[list[int]]:
     """On the text channel: the token ids that an agent writes for others after B prompts."""
@@ -133,7 +138,9 @@ def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
     R_in maps states into the agent's own embedding space, where its outer links begin. In `think` it was applied to
     each state on its way to the next; H holds the states before it.
     """
-    Z = apply_link(system.agents[role].inner_link, H)
+    inner_link = system.agents[role].inner_link
+    assert inner_link is not None, "System.check_links refuses a base model"
+    Z = apply_link(inner_link, H)
     links = system.outer_links
     return {edge: apply_link(links[edge], Z) for edge in edges_from(system, role)}
 

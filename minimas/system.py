@@ -26,11 +26,11 @@ from .common import InputError, check_known, no_op
 from .generate import generate
 from .link import fused
 from .load import devices_by_role, load_outer_links, usable_dtype
-from .prompts import TASKS, Question, Slot, answer_retry, prompt, wrap
+from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .recurse import recurse
 from .sample import seeds
 from .sandbox.tools import ToolCalls
-from .settings import Settings
+from .settings import CompletedSettings, Settings
 from .styles import Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
@@ -114,7 +114,7 @@ class History:
             key = (turn.round, turn.role)
             self.stages[key] = seconds, [own_copy(piece) for piece in turn.prompts[i]]
             if turn.states is not None:
-                self.states[key] = own_copy(turn.states[i])
+                self.states[key] = turn.states[i].clone()
 
 
 class System:
@@ -198,7 +198,7 @@ class System:
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
-        options = dict(
+        options: dict[str, Any] = dict(
             rounds=rounds,
             latent_steps=latent_steps,
             max_new_tokens=max_new_tokens,
@@ -221,7 +221,7 @@ class System:
     def stream(
         self,
         questions: Sequence[Question],
-        settings: Settings,
+        settings: CompletedSettings,
         keep_latents: bool = False,
         keep_states: bool = False,
         progress: bool = False,
@@ -247,7 +247,7 @@ class System:
     def answer(
         self,
         questions: Sequence[Question],
-        settings: Settings,
+        settings: CompletedSettings,
         keep_latents: bool = False,
         keep_states: bool = False,
         tick: Callable = no_op,
@@ -279,7 +279,7 @@ class System:
         results = []
         for b, question in enumerate(questions):
             for one in texts[b]:
-                answer = extract(one.text, self.task)
+                answer = self.answer_in(one.text, question)
                 result = Result(
                     question.typed, one.text, answer, one.token_ids, one.new_tokens, share
                 )
@@ -297,9 +297,8 @@ class System:
         date: str = DATE,
     ) -> list[Prompt]:
         """Prompts of `role` for B questions, each slot filled with what inbox[source, role] holds for the question."""
-        order = self.style.order
-        place = order.index(role)
-        fed_back = any(target == role and order.index(source) >= place for source, target in inbox)
+        heard = [source for source, target in inbox if target == role]
+        fed_back = any(self.style.is_feedback(source, role) for source in heard)
         tokenizer = self.agents[role].tokenizer
         prompts = []
         for b, question in enumerate(questions):
@@ -354,7 +353,7 @@ class System:
         role: str,
         questions: Sequence[Question],
         prompts: Sequence[Prompt],
-        settings: Settings,
+        settings: CompletedSettings,
         tick: Callable = no_op,
     ) -> list[list[Written]]:
         """The last turn: for each of B prompts k texts."""
@@ -365,28 +364,44 @@ class System:
         if self.style.calls_tools:
             calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
         with agent.at_work():
-            ids = generate(agent, prompts, text_seeds, settings, tick, calls and calls.reply)
+            reply = calls.reply if calls else None
+            ids = generate(agent, prompts, text_seeds, settings, tick, reply)
             texts = []
             for b, row in enumerate(ids):
                 inserted = calls.inserted[b] if calls else 0
                 texts.append(Written(agent.tokenizer.decode(row), row, len(row) - inserted, False))
             if settings.retry:
-                texts = self.retry(agent, texts, text_seeds, settings)
+                texts = self.retry(agent, questions, texts, text_seeds, settings)
         return [texts[i : i + k] for i in range(0, len(texts), k)]
 
+    def answer_in(self, text: str, question: Question) -> str | None:
+        """The answer in a text that was written for a question; None if there is none in the expected form."""
+        return extract(text, self.task, count_options(question.text))
+
     def retry(
-        self, agent: Agent, texts: list[Written], text_seeds: list[int], settings: Settings
+        self,
+        agent: Agent,
+        questions: Sequence[Question],
+        texts: list[Written],
+        text_seeds: list[int],
+        settings: CompletedSettings,
     ) -> list[Written]:
         """Where a text holds no answer, ask for one at its end and let the agent go on a little.
 
         It reads the text alone, not its prompt again.
         """
         request = answer_retry(self.style.prompts, self.task)
-        lost = [b for b, one in enumerate(texts) if extract(one.text, self.task) is None]
+        lost = []
+        for b, one in enumerate(texts):
+            question = questions[b // settings.rollouts]
+            if self.answer_in(one.text, question) is None:
+                lost.append(b)
         if not request or not lost:
             return texts
         asked = [f"{texts[b].text}\n{request}" for b in lost]
-        prompts = [[torch.tensor(agent.tokenizer.encode(text, special=True))] for text in asked]
+        prompts: list[Prompt] = []
+        for text in asked:
+            prompts.append([torch.tensor(agent.tokenizer.encode(text, special=True))])
         # The complement of a seed gives random numbers that the text did not use.
         others = [text_seeds[b] ^ MASK for b in lost]
         more = generate(
@@ -407,7 +422,7 @@ def own_copy(piece: Piece) -> Piece:
 def load_mas_system(
     style: str | Path = "tiny",
     *,
-    checkpoints: Mapping[str, str | Path] | str | Path | None = None,
+    checkpoints: dict[str, str | Path] | str | Path | None = None,
     device: str | torch.device | Mapping[str, str] | None = None,
     dtype: str | torch.dtype | None = None,
     task: str | None = None,
@@ -431,13 +446,13 @@ def load_mas_system(
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
-    style = style_named(style)
-    task = task or style.task
+    known_style = style_named(style)
+    task = task or known_style.task
     check_known("task", [task], TASKS)
-    sources = style.sources(checkpoints)
-    devices = devices_by_role(style.order, device)
+    sources = known_style.sources(checkpoints)
+    devices = devices_by_role(known_style.order, device)
     agents = {}
-    for role in style.order:
+    for role in known_style.order:
         agents[role] = load_agent(
             sources[role],
             task,
@@ -449,7 +464,7 @@ def load_mas_system(
         )
     links: dict[Edge, nn.Module] = {}
     if "links" in sources:
-        links = load_outer_links(sources["links"], task, style.edges, agents)
+        links |= load_outer_links(sources["links"], task, known_style.edges, agents)
     if not plain:
         links = {edge: fused(link) for edge, link in links.items()}
-    return System(style, agents, links, task)
+    return System(known_style, agents, links, task)

@@ -72,7 +72,9 @@ class Turn:
     def sent(self) -> dict[Edge, Message]:
         """What others hear, by edge."""
         if self._sent is None:
-            self._sent = self._send(self.states) if self._send else {}
+            self._sent = {}
+            if self._send is not None and self.states is not None:
+                self._sent = self._send(self.states)
             self._states_sent = snapshot(self.states)
         return self._sent
 
@@ -138,4 +140,6 @@ def snapshot(value: Any) -> Any:
 
 def select(message: Message, rows: list[int]) -> Message:
     """The messages of these rows."""
-    return message[rows] if torch.is_tensor(message) else [message[i] for i in rows]
+    if isinstance(message, torch.Tensor):
+        return message[rows]
+    return [message[i] for i in rows]  # type: ignore[return-value]  # texts of texts, latents of latents

@@ -21,7 +21,9 @@ from minimas import InputError
 from minimas.common import no_op
 from minimas.evaluate.benchmarks import BENCHMARKS, load_dataset, settings_for
 from minimas.evaluate.grade import same_math
-from minimas.evaluate.rows import parquet_rows
+from minimas.evaluate.records import graded
+from minimas.prompts import Question
+from minimas.runs.rows import parquet_rows
 from minimas.settings import Settings
 from minimas.styles import STYLES
 from minimas.tiny.task import questions as chains
@@ -840,7 +842,7 @@ def test_no_cell_ends_in_a_traceback(tmp_path, name):
         ("tests", {"inputs": ["[" * 10000], "outputs": ["1"]}, "RecursionError|JSONDecodeError"),
         ("tests", "[]", "holds no question"),
         ("fn_name", "f()", "no name of a function"),
-        ("options", "['a']", "expected a list of 2 to 4"),
+        ("options", "['a']", "expected a list of 2 to 26"),
         ("options", [None, "x"], "holds no question"),
         ("options", [{}, "a"], "an option holds a dict"),
     ],
@@ -922,7 +924,7 @@ def test_local_choice_and_code(tmp_path):
     named = [{"id": name, "question": "q", "answer": "a"} for name in ("x", "x", "row 2")]
     assert [e.id for e in local(write(tmp_path / "ids.jsonl", named))] == ["x", "row 2", "row 3"]
     assert examples[0].question == "Which?\nA. x\nB. y\n\nChoose the correct option (A/B/C/D)."
-    assert "options are 'B', expected a list of 2 to 4" in refused(
+    assert "options are 'B', expected a list of 2 to 26" in refused(
         file, task="choice", columns={"question": "q", "options": "key", "answer": "key"}
     )
     assert "has no column 'o', only id, q" in refused(
@@ -1032,3 +1034,247 @@ def test_what_cannot_be_asked_for(tmp_path):
 
 def test_the_data_set_reaches_the_prompts():
     assert STYLES["sequential_light"].questions(["q"], dataset="gpqa")[0].dataset == "gpqa"
+
+
+# Options and answers
+
+
+def choices(tmp_path, *rows, **options):
+    """(the lines of the question, the letter of the right one) of each row."""
+    file = write(tmp_path / "choices.jsonl", [{"question": "Which?"} | row for row in rows])
+    return [(e.question.splitlines(), e.gold) for e in local(file, task="choice", **options)]
+
+
+def golds(tmp_path, *rows, **options):
+    return "".join(gold for _, gold in choices(tmp_path, *rows, **options))
+
+
+WXYZ = ["w", "x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"A": "w", "B": "x", "C": "y", "D": "z"},
+        {"D": "z", "B": "x", "C": "y", "A": "w"},
+        {"a": "w", "b": "x", "c": "y", "d": "z"},
+        {"(A)": "w", "(B)": "x", "(C)": "y", "(D)": "z"},
+        {"option_a": "w", "option_b": "x", "option_c": "y", "option_d": "z"},
+        {"0": "w", "1": "x", "2": "y", "3": "z"},
+        {"1": "w", "2": "x", "3": "y", "4": "z"},
+        {"A": "w", "B": "x", "C": "y", "D": "z", "E": None, "F": None},  # as Parquet has them
+        '{"A": "w", "B": "x", "C": "y", "D": "z"}',
+        "{'A': 'w', 'B': 'x', 'C': 'y', 'D': 'z'}",
+        {"text": WXYZ, "label": ["A", "B", "C", "D"]},
+        {"label": ["1", "2", "3", "4"], "text": WXYZ},
+        [{"label": label, "text": text} for label, text in zip("ABCD", WXYZ, strict=True)],
+        [{"key": label, "value": text} for label, text in zip("ABCD", WXYZ, strict=True)],
+        [{label: text} for label, text in zip("ABCD", WXYZ, strict=True)],
+        WXYZ,
+        ["A) w", "B) x", "C) y", "D) z"],
+        ["A)w", "B)x", "C)y", "D)z"],
+        ["(a) w", "(b) x", "(c) y", "(d) z"],
+        "A. w\nB. x\nC. y\nD. z",
+    ],
+)
+@pytest.mark.parametrize("answer", ["B", "b", "(B)", "B.", "x", "B. x", "(b) x", "B) x", "B: x"])
+def test_forms_of_options_and_answers(tmp_path, options, answer):
+    ((lines, gold),) = choices(tmp_path, {"options": options, "answer": answer})
+    assert lines[:5] == ["Which?", "A. w", "B. x", "C. y", "D. z"] and gold == "B"
+    assert lines[5:] == ["", "Choose the correct option (A/B/C/D)."]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["A - B", "B - A"],
+        ["A:B", "B:A"],
+        ["1.5", "2.5"],
+        ["A. x", "C. y"],
+        ["A.", "B."],
+        ["A", "B"],
+    ],
+)
+def test_texts_that_look_like_letters(tmp_path, options):
+    ((lines, gold),) = choices(tmp_path, {"options": options, "answer": options[1]})
+    assert lines[1:3] == [f"A. {options[0]}", f"B. {options[1]}"] and gold == "B"
+    rows = [{"options": ["1.5", "2.5"], "answer": answer} for answer in (1, 0)]
+    assert golds(tmp_path, *rows) == "BA", "1 is no label of 1.5"
+
+
+def test_columns_that_are_named_as_letters(tmp_path):
+    file = tmp_path / "mmlu.csv"
+    file.write_text("question,A,B,C,D,E,answer\nWhich?,w,x,y,z,,B\nWhich?,w,x,y,z,v,e\n")
+    four, five = local(file, task="choice")
+    assert four.question.splitlines()[1:6] == ["A. w", "B. x", "C. y", "D. z", ""]
+    assert five.question.splitlines()[5:] == ["E. v", "", "Choose the correct option (A/B/C/D/E)."]
+    assert four.gold + five.gold == "BE"
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 26])
+def test_letters_go_as_far_as_options(tmp_path, count):
+    options = [f"option {n}" for n in range(count)]
+    last = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[count - 1]
+    for answer in last, last.lower(), options[-1], f"{last}. {options[-1]}":
+        ((lines, gold),) = choices(tmp_path, {"options": options, "answer": answer})
+        assert gold == last and lines[count] == f"{last}. {options[-1]}"
+    assert f"/{last})" in lines[-1] or count == 2
+    listed = "\n".join(lines[: count + 1])
+    ((lines, gold),) = choices(tmp_path, {"question": listed, "answer": last})
+    assert gold == last and len(lines) == count + 3
+
+
+def test_an_answer_beyond_d_is_graded(tmp_path):
+    """A letter counts as an answer as far as the question lists options."""
+    row = {"question": "Which?", "options": list("vwxyz"), "answer": "z"}
+    (example,) = local(write(tmp_path / "five.jsonl", [row]), task="choice")
+    texts = [rf"\boxed{{{letter}}}" for letter in "AEFe"]
+    record = graded({"texts": texts}, example, ["choice"])
+    assert record["answers"] == ["A", "E", None, "E"]
+    assert record["right"] == {"choice": [False, True, False, True]}
+    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system.task = "choice"
+    assert system.answer_in(texts[1], Question(example.question)) == "E"
+    assert system.answer_in(texts[1], Question("Which?\nA. v\nB. w")) is None
+
+
+@pytest.mark.parametrize(
+    "answers, letters",
+    [
+        ([0], "A"),
+        ([4], "D"),
+        ([1, 0], "BA"),
+        ([1, 4], "AD"),
+        (["2", "0"], "CA"),
+        ([2.0, 0.0], "CA"),  # as pandas writes a column with gaps
+        (["B", 0], "BA"),
+    ],
+)
+def test_answers_that_are_numbers(tmp_path, answers, letters):
+    """They count options from 0 or from 1, whichever fits all rows."""
+    rows = [{"options": WXYZ, "answer": answer} for answer in answers]
+    assert golds(tmp_path, *rows) == letters
+    assert golds(tmp_path, *rows, limit=1) == letters[0], "other rows say so, read or not"
+
+
+NUMBERS = ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "rows, letters",
+    [
+        ([(NUMBERS, "2")], "B"),  # a text like the options
+        ([([1, 2, 3, 4], 2)], "B"),
+        ([(["5", "2"], "5")], "A"),
+        ([(NUMBERS, 2), (WXYZ, 0)], "CA"),
+        ([(NUMBERS, "2"), (WXYZ, "4")], "BD"),
+        ([(NUMBERS, 2), (["10", "12"], 12)], "BB"),
+        ([(["1", "0"], 1), (["0", "1"], 0)], None),  # texts, or counted from 0
+        ([({"1": "w", "2": "x"}, 1)], "A"),  # the names of the options
+        ([(["1. w", "2. x"], "2")], "B"),
+        ([(["9", "8", "2", "7"], 2), (WXYZ, 0)], "CA"),
+    ],
+)
+def test_numbers_that_may_be_texts(tmp_path, rows, letters):
+    rows = [{"options": options, "answer": answer} for options, answer in rows]
+    if letters:
+        assert golds(tmp_path, *rows) == letters
+    else:
+        with pytest.raises(InputError, match="names no option for certain"):
+            golds(tmp_path, *rows)
+
+
+@pytest.mark.parametrize(
+    "options, answer, complaint",
+    [
+        (WXYZ, 1, r"the answer 1 names no option .*B \(counted from 0\) or A \(counted from 1\)"),
+        (NUMBERS, 2, r"the answer 2 names no option .*B \(its text\) or C \(counted from 0\)"),
+        (WXYZ, 5, "the answer '5' is not the letter, the text or the number of just one of"),
+        (WXYZ, -1, "the answer '-1' is not the letter"),
+        (["B", "A"], "B", "the answer 'B' is not the letter, the text"),
+        (["w", "w"], "w", "the answer 'w' is not"),
+        (WXYZ, "B. y", "the answer 'B. y' is not"),
+        ({"A": "w", "C": "x"}, "A", "options are named A, C, expected A, B, C, ... or numbers"),
+        ({"A": "w", "a": "x"}, "A", "options are named A, a, expected"),
+        ({"x": "w", "y": "x"}, "x", "options are named x, y, expected"),
+        ('{"A": "w", "A": "x", "B": "y"}', "A", "column 'options' has the key 'A' twice"),
+        ("{'A': 'w', 'A': 'x', 'B': 'y'}", "A", "column 'options' has the key 'A' twice"),
+        ({"A": "w"}, "A", "options are .*, expected a list of 2 to 26 texts"),
+        ([str(n) * 2 for n in range(27)], "A", "options are .*, expected a list of 2 to 26 texts"),
+        ("w or x", "A", "options are .*, expected a list of 2 to 26 texts"),
+        ({"text": WXYZ, "label": ["A"]}, "A", "options are .*, expected a list of 2 to 26 texts"),
+    ],
+)
+def test_options_that_are_not_plain(tmp_path, options, answer, complaint):
+    with pytest.raises(InputError, match=f"choices.jsonl line 1: {complaint}"):
+        choices(tmp_path, {"options": options, "answer": answer})
+
+
+def test_numbers_that_contradict_each_other(tmp_path):
+    rows = [{"options": WXYZ, "answer": answer} for answer in (0, 4)]
+    with pytest.raises(InputError, match="line 1: .* other rows count options from another number"):
+        golds(tmp_path, *rows)
+
+
+# Identity
+
+
+@pytest.mark.parametrize(
+    "given, ids",
+    [
+        (["x", "x", "x"], ["x", "row 2", "row 3"]),
+        ([1, "1", 2], ["1", "row 2", "2"]),
+        (["row 3", "x", "x"], ["row 3", "x", "row 3 (2)"]),
+        (["row 3", "row 3 (2)", "row 3"], ["row 3", "row 3 (2)", "row 3 (3)"]),
+        ([None, "row 1", ""], ["row 1", "row 2", "row 3"]),
+    ],
+)
+def test_ids_are_unique(tmp_path, given, ids):
+    rows = [{"id": own, "question": "q", "answer": "a"} for own in given]
+    file = write(tmp_path / "rows.jsonl", rows)
+    assert [e.id for e in local(file)] == ids
+    assert [e.id for e in local(file, limit=2)] == ids[:2], "and do not depend on later rows"
+
+
+# Keys that stand twice in what a cell spells
+
+
+@pytest.mark.parametrize(
+    "column, text",
+    [
+        ("tests", '{"inputs": [[1]], "outputs": [2], "outputs": [3], "fn_name": "f"}'),
+        ("tests", "{'inputs': [[1]], 'outputs': [2], 'outputs': [3], 'fn_name': 'f'}"),
+        ("tests", '[{"input": "1", "output": "2", "output": "3", "testtype": "functional"}]'),
+        ("tests", '[{"input": "{\\"a\\": 1, \\"a\\": 2}", "output": "2"}]'),
+        ("public_test_cases", '[{"input": "1", "input": "2", "output": "3"}]'),
+        ("metadata", '{"func_name": "f", "func_name": "g"}'),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_cell(tmp_path, column, text):
+    name = "code" if column == "tests" else "livecodebench"
+    row = {key: cell for key, cell in COPIES[name].items() if not key.startswith("test_")}
+    file = write(tmp_path / "rows.jsonl", [row | {column: text}])
+    with pytest.raises(InputError, match="rows.jsonl line 1: .*the key '.*' .*twice"):
+        if name == "code":
+            load_dataset(str(file), task="code")
+        else:
+            load_dataset(name, file=str(file))
+
+
+def test_a_key_that_stands_twice_in_private_tests(tmp_path):
+    tests = '[{"input": "1", "output": "2", "output": "3"}]'
+    row = livecodebench(1, 1, lambda _: packed(tests))
+    (example,) = load("livecodebench", file=write(tmp_path / "lcb.jsonl", [row]))[0]
+    with pytest.raises(InputError, match="private_test_cases has the key 'output' twice"):
+        example.tests()
+
+
+def test_livecodebench_in_a_folder(tmp_path):
+    """All of its files are read if the folder has them; else the folder must hold one data file."""
+    names = BENCHMARKS["livecodebench"]["files"]
+    for number, name in enumerate(names):
+        write(tmp_path / name, [livecodebench(number, 1, packed)])
+    examples = load("livecodebench", file=tmp_path)[0]
+    assert [e.id for e in examples] == [f"{number}_1" for number in range(len(names))]
+    (tmp_path / names[-1]).unlink()
+    assert "is a folder with 5 files of rows" in refused("livecodebench", file=tmp_path)

@@ -31,7 +31,7 @@ from minimas.evaluate.grade import (
     same_math,
     same_text,
 )
-from minimas.evaluate.rows import Row
+from minimas.runs.rows import Row
 from minimas.evaluate.run_tests import check_tests, passes, why_void
 from minimas.sandbox import python as sandbox
 

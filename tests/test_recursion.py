@@ -344,6 +344,6 @@ def test_the_progress_bar_is_full_at_the_end(channel, monkeypatch):
             ticks.append(n)
             return super().update(n)
 
-    monkeypatch.setattr(minimas.recurse, "tqdm", Bar)
+    monkeypatch.setattr(minimas.system, "tqdm", Bar)
     minimas.load_mas_system("tiny", device="cpu").run(["7 +5 *3"], channel=channel, progress=True)
     assert sum(ticks) == totals[0] and all(n >= 0 for n in ticks)

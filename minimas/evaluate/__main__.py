@@ -77,9 +77,7 @@ def arguments() -> argparse.Namespace:
         "evaluate", "Measure a recursive multi-agent system on questions with known answers."
     )
     add = add_answering(parser).add_argument
-    add(
-        "--dataset", required=True, help=f"{', '.join(BENCHMARKS)}, or a .json, .jsonl or .csv file"
-    )
+    add("--dataset", required=True, help=f"{', '.join(BENCHMARKS)}, or a local file of rows")
     add("--file", help="a local copy of the data set, instead of the hub")
     add(
         "--columns",

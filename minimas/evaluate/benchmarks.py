@@ -1,4 +1,4 @@
-"""Questions with their answers: the benchmarks of the paper by name, and any local .json, .jsonl or .csv file.
+"""Questions with their answers: the benchmarks of the paper by name, and any local file of rows (runs/formats.py).
 
     load_dataset("math500")
     load_dataset("medqa", file="medqa.json")
@@ -24,20 +24,37 @@ import random
 import re
 import textwrap
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..common import InputError, check_known, warn
 from ..prompts import TASKS
+from ..runs.formats import SUFFIXES
+from ..runs.rows import (
+    Row,
+    downloaded,
+    file_rows,
+    is_file_name,
+    local_path,
+    numbered,
+    parquet_rows,
+    text_of,
+)
 from ..tiny.task import questions as chains
-from .cases import digest_of, livecodebench_tests, tests_of
-from .rows import FILE_READERS, Row, downloaded, file_rows, parquet_rows, text_of
+from .cases import Test, digest_of, livecodebench_tests, tests_of
+from .choices import LETTERS, Numbering, read_choice, with_options
 from .run_tests import why_void
 
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
 COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a local file
+
+Fields = dict[
+    str, Any
+]  # of an Example, from its row: question, gold, and for code tests, fn_name and head
 
 
 @dataclass(frozen=True)
@@ -48,30 +65,36 @@ class Example:
     question: str
     gold: str  # the answer; for choice its letter; for code a correct program, "" if the data set has none
     task: str  # math, choice or code; search questions are asked as math ones
-    tests: list | partial | None = (
-        None  # for code, as run_tests.passes takes them, or a function that reads them
-    )
+    # for code, as run_tests.passes takes them, or a function that reads them
+    tests: list[Test] | Callable[[], list[Test]] | None = None
     fn_name: str | None = ""  # for code, as in prompts.Question
     head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
 
-    def program(self, answer):
+    def program(self, answer: str) -> str:
         """The whole program that an answer to a code question is. Without the head it is the body of the function."""
-        if self.head and not re.search(
-            rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*=", answer, re.MULTILINE
-        ):
+        repeats = rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*="
+        if self.head and not re.search(repeats, answer, re.MULTILINE):
             answer = textwrap.indent(textwrap.dedent(answer), "    ")
         return self.head + answer
 
 
-def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, tell=warn):
+def load_dataset(
+    name: str,
+    file: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+    seed: int = 42,
+    tell: Callable[[str], object] = warn,
+) -> list[Example]:
     """The Examples of a benchmark (a name in BENCHMARKS) or of a local file, in their order.
 
     file     a local copy of the benchmark, instead of the hub; medqa has no other source
-    columns  {one of COLUMNS: its name in the file}; a row's options are a list; options, id and fn_name are optional
+    columns  {one of COLUMNS: its name in the file}; options, id and fn_name need not be there
     task     of a local file: math (None, too), choice or code; a benchmark has its own
     limit    read the first `limit` rows only
     seed     of the order of GPQA's options
-    tell     is called with a sentence if rows are left out, or if the benchmark is not of the paper's size
+    tell     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
     Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
     benchmark = benchmark_named(name, task)
@@ -80,19 +103,9 @@ def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, 
     if file and name not in BENCHMARKS:
         raise InputError(f"data set {name} is a file already, beside file {file}: give one of them")
     check_known("column", columns or (), COLUMNS)
-    rows = islice(rows_of(name, benchmark, file, columns or {}), limit)
-    readers = {
-        "math": read_plain,
-        "choice": read_choice,
-        "code": read_code,
-        "gpqa": partial(read_gpqa, seed=seed),
-        "gsm8k": read_gsm8k,
-        "mbppplus": read_mbppplus,
-        "livecodebench": read_livecodebench,
-    }
-    examples, left_out = examples_of(
-        rows, benchmark["task"], readers.get(name) or readers[benchmark["task"]]
-    )
+    all_rows = partial(rows_of, name, benchmark, file, dict(columns or {}))
+    read = reader_of(name, benchmark["task"], seed, all_rows)
+    examples, left_out = examples_of(islice(all_rows(), limit), benchmark["task"], read)
     if left_out:
         tell(
             f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
@@ -102,14 +115,15 @@ def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, 
         raise InputError(
             f"{file or name} holds no question with an answer: give another file, or other columns"
         )
-    if limit is None and len(examples) != benchmark.get("questions", len(examples)):
+    expected = benchmark.get("questions", len(examples))
+    if limit is None and len(examples) != expected:
         tell(
-            f"{name} has {len(examples)} questions here, {benchmark['questions']} in the benchmark: results do not compare"
+            f"{name} has {len(examples)} questions here, {expected} in the benchmark: results do not compare"
         )
     return examples
 
 
-def benchmark_named(name, task):
+def benchmark_named(name: str, task: str | None) -> dict[str, Any]:
     """The entry of a benchmark in benchmarks.json; for a local file only its task. InputError if it is neither."""
     if name in BENCHMARKS:
         if task is not None:
@@ -118,28 +132,67 @@ def benchmark_named(name, task):
             )
         return BENCHMARKS[name]
     task = task or "math"
-    if task not in TASKS or Path(name).suffix not in FILE_READERS:
+    if task not in TASKS or not is_file_name(name):
         raise InputError(
             f"data set {name!r} for task {task!r} is not known: expected one of {', '.join(BENCHMARKS)}, "
-            f"or a file {', '.join(FILE_READERS)}; and one of the tasks {', '.join(TASKS)}"
+            f"or a file {', '.join(SUFFIXES)}; and one of the tasks {', '.join(TASKS)}"
         )
     return {"task": task}
 
 
-def examples_of(rows, task, read):
+def reader_of(
+    name: str, task: str, seed: int, all_rows: Callable[[], Iterator[Row]]
+) -> Callable[[Row], Fields]:
+    """The function that makes the fields of an Example of a row."""
+    own: dict[str, Callable[[Row], Fields]] = {
+        "gpqa": partial(read_gpqa, seed=seed),
+        "gsm8k": read_gsm8k,
+        "mbppplus": read_mbppplus,
+        "livecodebench": read_livecodebench,
+    }
+    by_task: dict[str, Callable[[Row], Fields]] = {
+        "math": read_plain,
+        "choice": partial(read_choice, numbering=Numbering(all_rows)),
+        "code": read_code,
+    }
+    return own.get(name) or by_task[task]
+
+
+def examples_of(
+    rows: Iterable[Row], task: str, read: Callable[[Row], Fields]
+) -> tuple[list[Example], list[str]]:
     """(the Examples of rows, the places of rows that were left out: without a question, or anything to judge by)."""
-    examples, left_out, ids = [], [], {""}
-    for n, row in enumerate(rows, 1):
-        fields, own_id = read(row), row.text("id", required=False)
-        if not fields["question"] or not fields["tests" if task == "code" else "gold"]:
+    examples = []
+    left_out = []
+    ids: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        fields = read(row)
+        own_id = row.text("id", required=False)
+        judged_by = fields["tests"] if task == "code" else fields["gold"]
+        if not fields["question"] or not judged_by:
             left_out.append(str(row))
             continue
-        examples.append(Example(f"row {n}" if own_id in ids else own_id, task=task, **fields))
-        ids |= {own_id, f"row {n}"}
+        new_id = unique_id(own_id, number, ids)
+        ids |= {new_id, f"row {number}"}
+        examples.append(Example(new_id, task=task, **fields))
     return examples, left_out
 
 
-def settings_for(name, style, protocol="paper", task=None):
+def unique_id(own_id: str, number: int, taken: set[str]) -> str:
+    """The id of row `number`: its own, or its number if it has none or another row has it."""
+    if own_id and own_id not in taken:
+        return own_id
+    new_id = f"row {number}"
+    repeat = 1
+    while new_id in taken:  # it is the id of an earlier row
+        repeat += 1
+        new_id = f"row {number} ({repeat})"
+    return new_id
+
+
+def settings_for(
+    name: str, style: str, protocol: str = "paper", task: str | None = None
+) -> dict[str, Any]:
     """The settings of a benchmark for a style: {"grader": ..., "rollouts": ..., other fields of settings.Settings}.
 
     rounds, latent_steps and channel are lists of the values to measure.
@@ -150,11 +203,8 @@ def settings_for(name, style, protocol="paper", task=None):
     Raises InputError if the name or the protocol is not known.
     """
     benchmark = benchmark_named(name, task)
-    if (
-        protocol not in ("paper", "released")
-        or protocol == "released"
-        and "released" not in benchmark
-    ):
+    has_it = protocol == "paper" or protocol == "released" and "released" in benchmark
+    if not has_it:
         having = ", ".join(other for other in BENCHMARKS if "released" in BENCHMARKS[other])
         raise InputError(
             f"{name} has no {protocol} settings: expected paper; released for {having}"
@@ -166,128 +216,79 @@ def settings_for(name, style, protocol="paper", task=None):
     return settings
 
 
-def rows_of(name, benchmark, file, columns):
-    """The Rows of a local file, of files on the hub, or of its Parquet export, each read only when it is asked for."""
-    columns, repository = benchmark.get("columns", {}) | columns, benchmark.get("repository", name)
+def rows_of(
+    name: str, benchmark: dict[str, Any], file: str | Path | None, columns: dict[str, str]
+) -> Iterator[Row]:
+    """The Rows of local files, of files on the hub, or of its Parquet export, each read only when it is asked for."""
+    columns = benchmark.get("columns", {}) | columns
     if file or name not in BENCHMARKS:
-        return file_rows(Path(file or name).expanduser(), columns)
+        return local_rows(local_path(file or name), benchmark.get("files", []), columns)
     if "files" in benchmark:
-        return (
-            row
-            for name in benchmark["files"]
-            for row in file_rows(
-                downloaded(repository, name, benchmark.get("revision")) / name, columns
-            )
-        )
+        return hub_rows(benchmark, columns)
     if name == "medqa":
         raise InputError(
             "medqa is not on the hub: give it as a local file, such as dataset/medqa.json of the release"
         )
-    rows = (
-        tiny_rows()
-        if name == "tiny"
-        else parquet_rows(repository, benchmark["config"], benchmark["split"])
-    )
-    return (Row(cells, repository, n, columns) for n, cells in enumerate(rows, 1))
+    if name == "tiny":
+        return numbered(tiny_rows(), name, columns)
+    repository = benchmark["repository"]
+    rows = parquet_rows(repository, benchmark["config"], benchmark["split"])
+    return numbered(rows, repository, columns)
 
 
-def tiny_rows():
+def local_rows(path: Path, names: list[str], columns: dict[str, str]) -> Iterator[Row]:
+    """Rows of a file, of the only data file in a folder, or of a folder with all files of a benchmark."""
+    files = [path / name for name in names]
+    if not files or not all(file.is_file() for file in files):
+        files = [path]
+    for file in files:
+        yield from file_rows(file, columns)
+
+
+def hub_rows(benchmark: dict[str, Any], columns: dict[str, str]) -> Iterator[Row]:
+    """Rows of files on the hub, each fetched when its first row is asked for."""
+    for name in benchmark["files"]:
+        folder = downloaded(benchmark["repository"], name, benchmark.get("revision"))
+        yield from file_rows(folder / name, columns)
+
+
+def tiny_rows() -> Iterator[dict[str, Any]]:
     """Every other chain of those that the README's table of accuracy was measured on, the eight lengths in turn."""
     test = chains("test", 150)  # 150 of each length, the shortest first
-    return (
-        {"question": chain.question, "answer": chain.answer}
-        for i in range(0, 150, 2)
-        for chain in test[i::150]
-    )
+    for i in range(0, 150, 2):
+        for chain in test[i::150]:
+            yield {"question": chain.question, "answer": chain.answer}
 
 
-# From a row to the fields of an Example: question, gold, and for code tests and fn_name
+# From a row to the fields of an Example; choices.py reads those with options
 
 
-def read_plain(row):
+def read_plain(row: Row) -> Fields:
     return {"question": row.text("question"), "gold": row.text("answer").strip()}
 
 
-def read_choice(row):
-    """A question with options: from a column of lists, with or without their letters, or in the question already."""
-    fields, options = read_plain(row), row.value("options", required=False) or []
-    if not isinstance(options, list) or len(options) not in (0, 2, 3, 4):
-        raise InputError(f"{row}: options are {str(options)[:60]!r}, expected a list of 2 to 4")
-    options = [text_of(option, f"{row}: an option").strip() for option in options]
-    if all(is_labelled(option, letter) for letter, option in zip("ABCD", options)):
-        options = [option[2:].strip() for option in options]
-    question, gold = fields["question"].strip(), fields["gold"] if all(options) else ""
-    return {"question": with_options(question, options), "gold": letter_of(gold, options, row)}
-
-
-def is_labelled(line, letter):
-    """Whether a line begins with this letter as a label. One such line proves nothing: C. difficile is not option C."""
-    return re.match(rf"\s*{letter}[.):-]\s", line, re.IGNORECASE)
-
-
-def with_options(question, options):
-    """The question, then its options unless it lists them itself, then the paper's request for a letter."""
-    lines, letters = question.splitlines(), "ABCD"[: len(options)]
-    if question and not all(any(is_labelled(line, letter) for line in lines) for letter in letters):
-        question = "\n".join(
-            [question, *(f"{letter}. {option}" for letter, option in zip(letters, options))]
-        )
-    asked = not question or "choose the correct option" in question.lower()
-    return question if asked else question + "\n\nChoose the correct option (A/B/C/D)."
-
-
-def letter_of(answer, options, row):
-    """The letter of an answer that is a letter, the text of an option, or both; InputError if it is not just one."""
-    letters, bare, words = (
-        "ABCD"[: len(options) or 4],
-        re.sub("[().:]", "", answer).upper(),
-        answer.split(),
-    )
-    meant = {
-        letter
-        for letter, option in zip(letters, options or letters)
-        if bare == letter or words in (option.split(), [letter + ".", *option.split()])
-    }
-    if answer and len(meant) != 1:
-        raise InputError(
-            f"{row}: the answer {answer[:60]!r} is not the letter or the text of just one of {options}"
-        )
-    return "".join(meant) if answer else ""
-
-
-def read_gpqa(row, seed):
+def read_gpqa(row: Row, seed: int) -> Fields:
     """The order of the options depends on the seed and the question only; for a seed it is the released runner's."""
     question = row.text("Question").strip()
     names = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
-    random.Random(int(hashlib.md5(f"{seed}::{question}".encode()).hexdigest()[:16], 16)).shuffle(
-        names
-    )
-    options, gold = (
-        [row.text(name).strip() for name in names],
-        "ABCD"[names.index("Correct Answer")],
-    )
-    return {"question": with_options(question, options), "gold": gold if all(options) else ""}
+    digest = hashlib.md5(f"{seed}::{question}".encode()).hexdigest()
+    random.Random(int(digest[:16], 16)).shuffle(names)
+    options = [row.text(name).strip() for name in names]
+    letter = LETTERS[names.index("Correct Answer")]
+    return {"question": with_options(question, options), "gold": letter if all(options) else ""}
 
 
-def read_gsm8k(row):
+def read_gsm8k(row: Row) -> Fields:
     """The answer is the number after the solution."""
-    return {
-        "question": row.text("question"),
-        "gold": row.text("answer").rpartition("####")[2].strip(),
-    }
+    solution = row.text("answer")
+    return {"question": row.text("question"), "gold": solution.rpartition("####")[2].strip()}
 
 
-def read_code(row):
-    """A code question of a local file, or of HumanEval, whose question is the head of the function that is asked for."""
-    question, gold, tests = (
-        row.text("question"),
-        row.text("answer", required=False),
-        row.value("tests"),
-    )
-    for name in "test_setup_code", "test_imports":  # MBPP's: they precede its tests
-        if isinstance(tests, list) and tests and (first := row.value(name, required=False)):
-            tests = [*([first] if isinstance(first, str) else first), *tests]
-    tests, fn_name = tests_of(tests, row.text("fn_name", required=False), row)
+def read_code(row: Row) -> Fields:
+    """A code question of a local file, or of HumanEval, whose question is the head of the function asked for."""
+    question = row.text("question")
+    gold = row.text("answer", required=False)
+    tests, fn_name = tests_of(tests_with_setup(row), row.text("fn_name", required=False), str(row))
     head = question.rstrip() + "\n" if is_head(question, fn_name) else ""
     return {
         "question": question,
@@ -298,31 +299,43 @@ def read_code(row):
     }
 
 
-def is_head(question, fn_name):
+def tests_with_setup(row: Row) -> Any:
+    """The cell of tests; a list of asserts as MBPP has them, after the imports and the code that prepare them."""
+    tests = row.value("tests")
+    if not isinstance(tests, list) or not tests:
+        return tests
+    for name in "test_setup_code", "test_imports":
+        first = row.value(name, required=False)
+        if first:
+            tests = [*([first] if isinstance(first, str) else first), *tests]
+    return tests
+
+
+def is_head(question: str, fn_name: str) -> bool:
     """Whether a question is a Python program that defines this function."""
+    if not fn_name:
+        return False
     try:
         with warnings.catch_warnings(action="ignore"):  # of a \\d in its text
-            body = ast.parse(question).body if fn_name else []
+            body = ast.parse(question).body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
     return any(isinstance(node, ast.FunctionDef) and node.name == fn_name for node in body)
 
 
-def read_mbppplus(row):
+def read_mbppplus(row: Row) -> Fields:
     """The function asked for is the last one of the correct program that the tests call."""
-    question, code, tests = (
-        row.text("prompt").strip(),
-        row.text("code"),
-        row.value("test_list") or [],
-    )
+    question = row.text("prompt").strip()
+    code = row.text("code")
+    tests = row.value("test_list") or []
     if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
         raise InputError(f"{row}: test_list is {str(tests)[:60]!r}, expected a list of asserts")
     defined = re.findall(r"^def\s+(\w+)", code, re.MULTILINE)
-    called = [name for name in defined if re.search(rf"\b{name}\s*\(", "\n".join(tests))]
+    asserts = "\n".join(tests)
+    called = [name for name in defined if re.search(rf"\b{name}\s*\(", asserts)]
     if question:
-        question = "\n".join(
-            [question + "\n\nYour solution should satisfy assertions like:", *tests[:3]]
-        )
+        intro = question + "\n\nYour solution should satisfy assertions like:"
+        question = "\n".join([intro, *tests[:3]])
     script = row.text("test")
     return {
         "question": question,
@@ -332,22 +345,29 @@ def read_mbppplus(row):
     }
 
 
-def read_livecodebench(row):
+def read_livecodebench(row: Row) -> Fields:
     """The tests stay in the file until they are needed, because those of all questions are gigabytes."""
     if row.offset is None:
         raise InputError(
-            f"{row}: livecodebench is read from .jsonl files only, because its tests are looked up there"
+            f"{row}: livecodebench is read from .jsonl files only, not compressed, because its tests are looked "
+            "up there: give its files as they are on the hub"
         )
-    question, starter = row.text("question_content").strip(), row.text("starter_code")
-    metadata, public = row.value("metadata", required=False), row.value("public_test_cases")
+    question = row.text("question_content").strip()
+    starter = row.text("starter_code")
+    metadata = row.value("metadata", required=False)
+    public = row.value("public_test_cases")
     if metadata != "" and not isinstance(metadata, dict):
         raise InputError(f"{row}: metadata are {str(metadata)[:60]!r}, expected an object")
     name = text_of((metadata or {}).get("func_name"), f"{row}: func_name")
-    tests = partial(livecodebench_tests, row.file, row.offset, digest=digest_of(row.cells))
-    if not any(
+    read_tests = partial(
+        livecodebench_tests, Path(row.file), row.offset, digest=digest_of(row.cells)
+    )
+    tests: Callable[[], list[Test]] | None = read_tests
+    can_fail = any(
         isinstance(test, dict) and (name or str(test.get("output")).strip()) for test in public
-    ):
-        tests = None if why_void(tests(), name) else tests  # only here are they read at once
+    )
+    if not can_fail and why_void(read_tests(), name):  # only here are they read at once
+        tests = None
     if question and starter:
         question = f"{question}\n\nStarter code:\n{starter}"
     return {

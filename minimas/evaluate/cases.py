@@ -11,27 +11,27 @@ import hashlib
 import json
 import pickletools
 import zlib
+from pathlib import Path
+from typing import Any
 
 from ..common import InputError
+from ..runs.formats import parse_unique, unique_object
+
+Test = str | tuple[str, ...]  # as run_tests.passes takes it: a script, or a case
 
 
-def tests_of(cell, fn_name, place):
-    """(tests as run_tests.passes takes them, fn_name) of the value of a cell; InputError if it has none of the forms."""
-    kind, script = "functional" if fn_name else "stdin", cell if isinstance(cell, str) else ""
+def tests_of(cell: Any, fn_name: str, place: str) -> tuple[list[Test], str]:
+    """(tests as run_tests.passes takes them, fn_name) of the value of a cell; InputError if it has no known form."""
     try:
         if isinstance(cell, dict):
             fn_name = fn_name or cell.get("fn_name") or ""
-            tests = [
-                case_of(*case, fn_name, wrapped=True)
-                for case in zip(cell["inputs"], cell["outputs"], strict=True)
-            ]
-        elif script or all(isinstance(test, str) for test in cell):
-            script = script or "\n".join(cell)
-            tests = [script] if script.strip() else []
-        elif any(test.get("testtype", kind) != kind for test in cell):
-            raise ValueError(f"some are not {kind}")
+            tests = cases_of_apps(cell, fn_name)
+        elif isinstance(cell, str):
+            tests = one_script(cell)
+        elif all(isinstance(test, str) for test in cell):
+            tests = one_script("\n".join(cell))
         else:
-            tests = [case_of(test["input"], test["output"], fn_name) for test in cell]
+            tests = cases_of_livecodebench(cell, fn_name)
         if fn_name and not fn_name.isidentifier():
             raise ValueError("that is no name of a function")
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as e:
@@ -42,28 +42,52 @@ def tests_of(cell, fn_name, place):
     return tests, fn_name
 
 
-def case_of(given, output, fn_name, wrapped=False):
-    """A case as run_tests.passes takes it. ValueError or TypeError if it cannot be run.
+def one_script(script: str) -> list[Test]:
+    """The tests that a script is: none if it is blank."""
+    return [script] if script.strip() else []
 
-    wrapped   a list may also hold the result of a function, as in APPS
+
+def cases_of_apps(cell: dict[str, Any], fn_name: str) -> list[Test]:
+    """The cases in an object of inputs and outputs. A result of a function may stand in a list of its own."""
+    tests: list[Test] = []
+    for given, output in zip(cell["inputs"], cell["outputs"], strict=True):
+        right = [output]
+        if fn_name and isinstance(given, list) and isinstance(output, list):
+            right += output[:1]
+        tests.append(case_of(given, right, fn_name))
+    return tests
+
+
+def cases_of_livecodebench(cell: list[dict[str, Any]], fn_name: str) -> list[Test]:
+    """The cases in a list of objects, each with an input and its output."""
+    kind = "functional" if fn_name else "stdin"
+    if any(test.get("testtype", kind) != kind for test in cell):
+        raise ValueError(f"some are not {kind}")
+    return [case_of(test["input"], [test["output"]], fn_name) for test in cell]
+
+
+def case_of(given: Any, right: list[Any], fn_name: str) -> tuple[str, ...]:
+    """A case as run_tests.passes takes it, of an input and its right outputs.
+
+    ValueError or TypeError if it cannot be run.
     """
     if fn_name and isinstance(given, list):  # the arguments themselves
-        outputs = [output, *output[:1]] if wrapped and isinstance(output, list) else [output]
-        return "\n".join(map(json.dumps, given)), *map(json.dumps, outputs)
-    texts = ["\n".join(text) if isinstance(text, list) else text for text in (given, output)]
+        arguments = "\n".join(json.dumps(argument) for argument in given)
+        return arguments, *(json.dumps(output) for output in right)
+    texts = ["\n".join(text) if isinstance(text, list) else text for text in (given, *right)]
     for line in "\n".join(texts).split("\n"):  # TypeError if one of them is no text
-        json.loads(line if fn_name and line.strip() else "0")
+        if fn_name and line.strip():
+            json.loads(line, object_pairs_hook=unique_object)
     return tuple(texts)
 
 
-def digest_of(row):
+def digest_of(row: dict[str, Any]) -> str:
     """A hash of the tests in a row of LiveCodeBench."""
-    return hashlib.sha256(
-        f"{row.get('public_test_cases')}{row.get('private_test_cases')}".encode()
-    ).hexdigest()[:16]
+    tests = f"{row.get('public_test_cases')}{row.get('private_test_cases')}"
+    return hashlib.sha256(tests.encode()).hexdigest()[:16]
 
 
-def livecodebench_tests(file, offset, digest):
+def livecodebench_tests(file: Path, offset: int, digest: str) -> list[Test]:
     """The public and private tests in the line that begins at a byte of the file; their digest must be this one."""
     try:
         with open(file, "rb") as lines:
@@ -71,17 +95,21 @@ def livecodebench_tests(file, offset, digest):
             row = json.loads(lines.readline())
         if digest_of(row) != digest:
             raise ValueError("they are not those that were there at first")
-        private = row["private_test_cases"] or "[]"
-        if not private.lstrip().startswith(
-            "["
-        ):  # not JSON, but a string of JSON, pickled and compressed
-            pickled = pickletools.genops(
-                zlib.decompress(base64.b64decode(private))
-            )  # only looked at: it calls nothing
-            (private,) = [value for _, value, _ in pickled if isinstance(value, str)]
-        tests = json.loads(row["public_test_cases"] or "[]") + json.loads(private)
-        return [case_of(test["input"], test["output"], "") for test in tests]
+        public = parse_unique(row["public_test_cases"] or "[]", "public_test_cases")
+        private = parse_unique(private_json(row), "private_test_cases")
+        return [case_of(test["input"], [test["output"]], "") for test in public + private]
     except Exception as e:  # a damaged pickle can raise anything
         raise InputError(
             f"{file}: tests at byte {offset} cannot be read ({e!r}): fetch the file again"
         ) from e
+
+
+def private_json(row: dict[str, Any]) -> str:
+    """The private tests of a row of LiveCodeBench in JSON. They are JSON, or a text of JSON, pickled and compressed."""
+    private = row["private_test_cases"] or "[]"
+    if private.lstrip().startswith("["):
+        return private
+    pickled = zlib.decompress(base64.b64decode(private))
+    operations = pickletools.genops(pickled)  # only looked at: it calls nothing
+    (text,) = [value for _, value, _ in operations if isinstance(value, str)]
+    return text

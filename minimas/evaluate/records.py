@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..answers import extract
 from ..common import InputError, write_atomic
-from ..prompts import Question
+from ..prompts import Question, count_options
 from ..runs.dependencies import depends_on, digest, unchanged
 from ..settings import Settings
 from ..styles import Style
@@ -92,7 +92,8 @@ def make_record(
 def graded(record: Record, example: Example, graders: Sequence[str]) -> Record:
     """A record with the answers in its texts, and the verdict of each grader on each of them."""
     texts = record["texts"]
-    answers = [extract(text, example.task) for text in texts]
+    options = count_options(example.question)
+    answers = [extract(text, example.task, options) for text in texts]
     right = {}
     for grader in graders:
         right[grader] = [

@@ -1,0 +1,1 @@
+"""What agents think, as far as it can be seen: the logit lens, and a page of a whole run."""

@@ -1,23 +1,28 @@
 """What links are trained on: questions, and what each agent should reply to them.
 
-They come from the released data sets (RecursiveMAS/Sequential-Math, ...) by hub id, from local .json, .jsonl and .csv
-files with the same columns, or from `tiny`, whose texts are generated. A cell may hold a list with one text per round;
+They come from the released data sets (RecursiveMAS/Sequential-Math, ...) by hub id, from local files with the same
+columns (runs/formats.py), or from `tiny`, whose texts are generated. A cell may hold a list with one text per round;
 later rounds repeat the last one.
 """
 
 import random
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..common import InputError, check_known, read_json, warn
-from ..evaluate.rows import FILE_READERS, Row, file_rows, parquet_rows, text_of
 from ..prompts import TASKS, Question
+from ..runs.formats import SUFFIXES
+from ..runs.rows import Row, file_rows, is_file_name, local_path, numbered, parquet_rows, text_of
+from ..styles import Style
 from ..tiny.task import ROLES, length_up_to, note, random_chain
 
 # section of prompts.json -> role -> columns, of which the first that is there and not empty is taken
 TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
+TINY_COLUMNS = ("plan", "refined_plan", "answer")  # of ROLES, in a row of the tiny task
 
 
 @dataclass(frozen=True)
@@ -36,24 +41,32 @@ class TrainExample:
     question: Question
     texts: dict[str, tuple[str, ...]]
 
-    def text(self, role, r):
+    def text(self, role: str, r: int) -> str:
         """The reply of `role` in round r, counted from 1."""
-        return self.texts[role][min(r, len(self.texts[role])) - 1]
+        replies = self.texts[role]
+        return replies[min(r, len(replies)) - 1]
 
-    def turn(self, style, role, r=1):
-        """The TargetTurn of `role` in round r: sources before it in the order have spoken in round r, others in r - 1."""
-        rounds = {
-            source: r if style.order.index(source) < style.order.index(role) else r - 1
-            for source, target in style.edges
-            if target == role
-        }
-        inbox = {source: self.text(source, n) for source, n in rounds.items() if n}
+    def turn(self, style: Style, role: str, r: int = 1) -> TargetTurn:
+        """The TargetTurn of `role` in round r: sources before it in the order have spoken in round r, others before."""
+        inbox = {}
+        for source, target in style.edges:
+            speaks_before = style.order.index(source) < style.order.index(role)
+            last_round = r if speaks_before else r - 1
+            if target == role and last_round:
+                inbox[source] = self.text(source, last_round)
         return TargetTurn(self.question, inbox, self.text(role, r))
 
 
 def load_examples(
-    data, style, roles, columns=None, task="math", limit=None, answer_first=False, tell=warn
-):
+    data: str,
+    style: Style,
+    roles: Sequence[str],
+    columns: Mapping[str, str] | None = None,
+    task: str = "math",
+    limit: int | None = None,
+    answer_first: bool = False,
+    tell: Callable[[str], object] = warn,
+) -> list[TrainExample]:
     """The TrainExamples of a data set for these roles of a style, in the order of its rows.
 
     columns       {role, question, fn_name, type or task_family: the name of its column in the data}
@@ -61,22 +74,18 @@ def load_examples(
     limit         the number of rows to read
     answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
                   while the inner link of that role learns from all that it writes
-    tell          called with one sentence if rows are left out because their question or a text is empty
+    tell          called with a warning if rows are left out because their question or a text is empty
     Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
     """
-    columns, examples, empty = columns or {}, [], []
+    columns = dict(columns or {})
     check_known("column", columns, ("question", "fn_name", "type", "task_family", *style.order))
-    usual = TEXT_COLUMNS.get(style.paradigm) or {role: (role, "answer") for role in style.order}
-    candidates = {role: (columns[role],) if role in columns else usual[role] for role in roles}
-    if answer_first and style.order[-1] not in columns:
-        candidates[style.order[-1]] = tuple(dict.fromkeys(("answer", *candidates[style.order[-1]])))
+    candidates = candidate_columns(style, roles, columns, answer_first)
+    examples = []
+    empty = []
     for row in islice(example_rows(data, columns), limit):
-        texts = {role: texts_of(row, role, tried) for role, tried in candidates.items()}
-        fn_name, family = fn_name_of(row), row.text("task_family", required=False).strip().lower()
-        typed = row.text("question").strip()
-        if typed and all(texts.values()):
-            own_task = family if family in TASKS else task
-            examples.append(TrainExample(style.question(typed, fn_name, task=own_task), texts))
+        example = example_of(row, style, candidates, task)
+        if example:
+            examples.append(example)
         else:
             empty.append(str(row))
     if empty:
@@ -85,44 +94,74 @@ def load_examples(
             f"empty; the first is {empty[0]}"
         )
     if not examples:
-        raise InputError(f"{data} has no row with a question and a text for {', '.join(roles)}")
+        raise InputError(
+            f"{data} has no row with a question and a text for {', '.join(roles)}: "
+            "give other data, or name its columns with --columns"
+        )
     return examples
 
 
-def example_rows(data, columns):
-    """The Rows of a file, a data set on the hub, or the tiny task; each is read when it is asked for."""
-    if Path(data).suffix in FILE_READERS:
-        return file_rows(Path(data).expanduser(), columns)
-    if data != "tiny" and not re.fullmatch(r"[\w.-]+/[\w.-]+", data):
-        raise InputError(
-            f"{data} is no data to train on: expected a file ({', '.join(FILE_READERS)}), a hub id such as "
-            "RecursiveMAS/Sequential-Math, or tiny"
-        )
-    rows = tiny_rows() if data == "tiny" else parquet_rows(data, "default", "train")
-    return (Row(cells, data, n, columns) for n, cells in enumerate(rows, 1))
+def candidate_columns(
+    style: Style, roles: Sequence[str], columns: dict[str, str], answer_first: bool
+) -> dict[str, tuple[str, ...]]:
+    """{role: the columns that its text can be in, of which the first that is there and not empty is taken}."""
+    by_paradigm = TEXT_COLUMNS.get(style.paradigm, {})
+    candidates: dict[str, tuple[str, ...]] = {}
+    for role in roles:
+        if role in columns:
+            candidates[role] = (columns[role],)
+        else:
+            candidates[role] = tuple(by_paradigm.get(role, (role, "answer")))
+    last = style.order[-1]
+    if answer_first and last not in columns:
+        others = [name for name in candidates[last] if name != "answer"]
+        candidates[last] = ("answer", *others)
+    return candidates
 
 
-def tiny_rows():
-    """8192 random chains of at most nine steps, with every agent's note in each of three rounds, in the released columns."""
+def example_of(
+    row: Row, style: Style, candidates: dict[str, tuple[str, ...]], task: str
+) -> TrainExample | None:
+    """The TrainExample of a row; None if its question or a text is empty."""
+    texts = {role: texts_of(row, role, names) for role, names in candidates.items()}
+    fn_name = fn_name_of(row)
+    family = row.text("task_family", required=False).strip().lower()
+    typed = row.text("question").strip()
+    if not typed or not all(texts.values()):
+        return None
+    question = style.question(typed, fn_name, task=family if family in TASKS else task)
+    return TrainExample(question, texts)
+
+
+def example_rows(data: str, columns: dict[str, str]) -> Iterator[Row]:
+    """The Rows of a file or folder, of a data set on the hub, or of the tiny task, each read when it is asked for."""
+    if data == "tiny":
+        return numbered(tiny_rows(), data, columns)
+    if is_file_name(data):
+        return file_rows(local_path(data), columns)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", data):
+        return numbered(parquet_rows(data, "default", "train"), data, columns)
+    raise InputError(
+        f"{data} is no data to train on: expected a file ({', '.join(SUFFIXES)}) or a folder with one, "
+        "a hub id such as RecursiveMAS/Sequential-Math, or tiny"
+    )
+
+
+def tiny_rows() -> Iterator[dict[str, Any]]:
+    """8192 random chains of at most nine steps in the released columns, with all agents' notes in three rounds."""
     rng = random.Random("lessons")  # a seed: another text would make other chains
     for _ in range(8192):
         chain = random_chain(rng, length_up_to(9, rng))
-        plan, refined_plan, answer = (
-            [
-                note(role, chain, min(step, len(chain.steps)), chain.value(step))
-                for step in range(first, 10, 3)
-            ]
-            for first, role in enumerate(ROLES, 1)
-        )
-        yield {
-            "question": chain.question,
-            "plan": plan,
-            "refined_plan": refined_plan,
-            "answer": answer,
-        }
+        row: dict[str, Any] = {"question": chain.question}
+        for first, (role, column) in enumerate(zip(ROLES, TINY_COLUMNS, strict=True), 1):
+            row[column] = []
+            for step in range(first, 10, 3):
+                last_step = min(step, len(chain.steps))
+                row[column].append(note(role, chain, last_step, chain.value(step)))
+        yield row
 
 
-def texts_of(row, role, candidates):
+def texts_of(row: Row, role: str, candidates: Sequence[str]) -> tuple[str, ...]:
     """The texts of `role` in a row, one per round, from the first candidate column that is not empty; () if all are."""
     there = [name for name in candidates if name in row.cells]
     if not there:
@@ -131,14 +170,15 @@ def texts_of(row, role, candidates):
             f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN"
         )
     for name in there:
-        cells = row.cells[name] if isinstance(row.cells[name], list) else [row.cells[name]]
-        texts = tuple(text_of(cell, f"{row}: column {name!r}").strip() for cell in cells)
+        cell = row.at(name)
+        cells = cell if isinstance(cell, list) else [cell]
+        texts = tuple(text_of(one, f"{row}: column {name!r}").strip() for one in cells)
         if texts and all(texts):
             return texts
     return ()
 
 
-def fn_name_of(row):
+def fn_name_of(row: Row) -> str | None:
     """The fn_name of a row's Question, which depends on the row's type:
 
     type           fn_name given    no fn_name
@@ -146,7 +186,10 @@ def fn_name_of(row):
     function(al)   fn_name          None (a function without a name)
     any other      ""               ""
     """
-    kind, fn_name = (row.text(name, required=False) for name in ("type", "fn_name"))
+    kind = row.text("type", required=False).strip().lower()
+    fn_name = row.text("fn_name", required=False)
     if not kind:
         return fn_name
-    return fn_name or None if kind.strip().lower() in ("function", "functional") else ""
+    if kind in ("function", "functional"):
+        return fn_name or None
+    return ""
