@@ -55,7 +55,7 @@ def test_every_page_is_here():
     pages = ("reading", "tiny", "evaluating", "training", "speed", "extending", "own")
     assert PAGES.keys() == {"README.md", *(f"docs/{name}.md" for name in pages)}
     readme = PAGES["README.md"].split("\n")
-    assert len(readme) - 1 <= 165 and max(map(len, readme)) <= 125
+    assert len(readme) - 1 <= 170 and max(map(len, readme)) <= 125
     assert all(f"docs/{name}.md" in PAGES["README.md"] for name in pages)
 
 

@@ -11,7 +11,6 @@ import time
 
 import pytest
 
-from minimas import recurse
 from minimas.cli import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
@@ -248,7 +247,6 @@ def refused(monkeypatch, capsys, main, *args):
         (train.main, "--out", ["system", "--data", "tiny", "--out", "o"], "o/critic/training"),
         (tiny.main, "--out", ["--out", "o"], "o/training"),
         (tiny.main, "--out", ["--out", "o"], "o/solver/training"),
-        (recurse.main, "--trace", ["--prompt", "7 +5", "--trace", "t.html"], "t.html"),
         (
             train.main,
             "--out",
@@ -266,6 +264,14 @@ def test_all_outputs_are_held(main, option, args, taken, tmp_path, monkeypatch, 
         err = refused(monkeypatch, capsys, main, *args)
         assert err.startswith(f"minimas: {option} ") and f"by process {os.getpid()}" in err
         assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 1
+
+
+def test_the_page_of_trace_is_held(tmp_path, monkeypatch, capsys):
+    ask = pytest.importorskip("minimas.commands.ask")
+    page = tmp_path / "t.html"
+    with held([Lock("--trace", page)]):
+        err = refused(monkeypatch, capsys, ask.main, "--prompt", "7 +5", "--trace", page)
+    assert err.startswith("minimas: --trace ") and f"by process {os.getpid()}" in err
 
 
 def test_names_of_files_beside_an_output_are_no_outputs(tmp_path, monkeypatch, capsys):
