@@ -165,17 +165,23 @@ def test_the_processes_of_a_run_share_an_output(kind, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_holds_nothing(tmp_path):
     """It may outlive its parent, as that of a grader."""
-    with held([Lock("--out", tmp_path / "r.jsonl")]):
-        child = os.fork()
-        if not child:
-            time.sleep(60)
-            os._exit(0)
+    code = textwrap.dedent(HOLDER).replace(
+        'print("held", flush=True)', "child = os.fork(); print(child, flush=True)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import os\n" + code, str(tmp_path / "r.jsonl"), "with locks"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = max(int(parent.stdout.readline()), int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
     try:
         with held([Lock("--out", tmp_path / "r.jsonl")]):
-            pass
+            os.kill(child, 0)
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        parent.stdout.close()
 
 
 def test_a_refused_command_loads_nothing(tmp_path):
