@@ -7,16 +7,13 @@ Read `recurse` first: it is all of RecursiveMAS (arXiv 2604.25917), one loop ove
     H_a = think(prompt_a)                 agent a's hidden states, after m latent steps (agent.py)
     Z_ab = R_out_ab(R_in_a(H_a))          what agent b hears from it, in b's own embedding space (link.py)
 
-`System.run` puts batches and the second try for an answer around it; `main`, at the end, is the command.
+`System.run` puts batches and the second try for an answer around it. commands/ask.py is the command.
 
 Letters: B questions in a batch, T prompt tokens, D an agent's width, m latent steps.
 """
 
-import json
-import sys
 import time
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from threading import RLock
 
 import torch
@@ -24,22 +21,10 @@ from tqdm import tqdm
 
 from .agent import check_finite, load_agent
 from .answers import extract
-from .cli import (
-    add_answering,
-    checkpoints,
-    command,
-    converse,
-    make_parser,
-    read_questions,
-    writable_file,
-)
-from .common import InputError, check_known, no_op, write_atomic
+from .common import InputError, check_known, no_op
 from .generate import generate
 from .link import fused
 from .load import devices_by_role, load_outer_links, usable_dtype
-from .look.logit_lens import logit_lens, table
-from .look.needs import check_memory, needs_text
-from .look.trace import page
 from .prompts import TASKS, Slot, answer_retry, prompt, wrap
 from .sample import seeds
 from .sandbox.tools import ToolCalls
@@ -441,145 +426,7 @@ def load_mas_system(
     )
 
 
-# The command
-
-
-def arguments():
-    parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
-    add = parser.add_argument
-    add(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a question, repeat for more; - for lines of stdin (default, on a terminal: ask for one after another)",
-    )
-    add(
-        "--task",
-        help="the kind of answer: math, choice or code (default: the style's, mostly math)",
-    )
-    add(
-        "--fn-name",
-        help="with --task code: the name of the function to write (default: a whole program)",
-    )
-    add("--rounds", type=int, help="rounds of recursion (default: the style's, mostly 3)")
-    add(
-        "--latent-steps",
-        type=int,
-        help="latents that an agent thinks per turn (default: the style's)",
-    )
-    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
-    add(
-        "--rollouts",
-        type=int,
-        default=1,
-        help="texts per question, from the same latents (default 1)",
-    )
-    add(
-        "--channel",
-        default="latent",
-        help="what agents send: latent (default), or text for comparison",
-    )
-    add("--json", action="store_true", help="print one JSON object per answer")
-    add(
-        "--peek",
-        action="store_true",
-        help="show what agents think, by the logit lens: the tokens closest to each state",
-    )
-    add(
-        "--trace",
-        metavar="FILE.html",
-        help="write a page that shows each turn: its prompt, latents, time and text",
-    )
-    return parser.parse_args()
-
-
-def checked_settings(args, style):
-    """The Settings of a run; InputError if options do not go together, or --trace cannot be written."""
-    args.task = args.task or style.task
-    if args.fn_name is not None and args.task != "code":
-        raise InputError(
-            f"--fn-name names a function, but the task is {args.task}: add --task code, or leave it out"
-        )
-    if (args.peek or args.trace) and args.channel == "text":
-        option = "--peek" if args.peek else "--trace"
-        raise InputError(
-            f"{option} shows latents, and with --channel text there are none: leave one of them out"
-        )
-    if args.trace is not None:
-        writable_file("--trace", args.trace)
-    return Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)}).completed(style)
-
-
-def result_text(result, settings, as_json, peek_rows=None):
-    """What is printed for a Result: its text and answer, or a JSON object; and the rows of --peek, if they are given."""
-    if as_json:
-        line = {
-            name: getattr(result, name)
-            for name in ("question", "text", "answer", "new_tokens", "seconds")
-        }
-        line |= {"rounds": settings.rounds, "latent_steps": settings.latent_steps}
-        return json.dumps(
-            line if peek_rows is None else line | {"peek": peek_rows}, ensure_ascii=False
-        )
-    in_text = (
-        result.answer is None or "\n" in result.answer
-    )  # a code block is not repeated below its text
-    text = result.text if in_text else f"{result.text}\nanswer: {result.answer}"
-    return f"{table(peek_rows)}\n\n{text}" if peek_rows else text
-
-
-def print_answers(system, questions, settings, args):
-    """Answer Questions, print each Result, and make the page of --trace of them."""
-    traced, results = args.trace is not None, []
-    try:
-        for result in system.answer_all(
-            questions, settings, keep_latents=traced, keep_states=args.peek or traced, progress=True
-        ):
-            if traced:
-                results.append(result)
-            peek_rows = logit_lens(system, result.states) if args.peek else None
-            tqdm.write(result_text(result, settings, args.json, peek_rows))
-            if result.answer is None:
-                tqdm.write(
-                    f"minimas: no answer in the form that task {args.task} asks for",
-                    file=sys.stderr,
-                )
-    finally:
-        if results:  # those that there are, if the run is broken off
-            write_atomic(
-                Path(args.trace),
-                lambda file: file.write_text(page(system, results), encoding="utf-8"),
-            )
-
-
-def main():
-    args = arguments()
-    style = style_named(args.style)
-    settings, fn_name = checked_settings(args, style), args.fn_name or ""
-    if args.needs:
-        return print(needs_text(args, style, [settings], args.task))
-    typed = (
-        [] if sys.stdin and sys.stdin.isatty() and not args.prompt else read_questions(args.prompt)
-    )
-    questions = style.questions(typed, [fn_name] * len(typed))
-    check_memory(args, style, [settings], min(len(typed) or 1, settings.batch_size))
-    system = load_mas_system(
-        args.style,
-        checkpoints=checkpoints(args),
-        device=args.device,
-        dtype=args.dtype,
-        task=args.task,
-        offload=args.offload,
-        plain=args.plain,
-    )
-    if questions:
-        print_answers(system, questions, settings, args)
-    else:
-        converse(
-            lambda typed: print_answers(system, style.questions([typed], [fn_name]), settings, args)
-        )
-
-
 if __name__ == "__main__":
-    command(main)
+    from .commands.ask import run
+
+    run()

@@ -10,9 +10,10 @@ import sys
 import pytest
 
 import minimas
-from minimas import cli, recurse
-from minimas.cli import command
-from minimas.recurse import main
+from minimas.commands import ask, options
+from minimas.commands.ask import main
+from minimas.commands.failures import command
+from minimas.common import writable_file
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
 
@@ -45,7 +46,7 @@ def test_only_a_line_feed_ends_a_question(monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.StringIO("\ufeffone page\x0cand the next\u2028\n\nanother\n")
     )
-    assert cli.read_questions(["-"]) == ["one page\x0cand the next\u2028", "another"]
+    assert options.read_questions(["-"]) == ["one page\x0cand the next\u2028", "another"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_settings_are_checked_before_anything_is_loaded(
 ):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, option, value])
     monkeypatch.setattr(
-        recurse, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded")
+        ask, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded")
     )
     with pytest.raises(SystemExit) as end:
         command(main)
@@ -166,7 +167,7 @@ def test_out_of_memory_is_a_sentence(capsys):
 def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):
     other = tmp_path / f"t.html.{os.getpid()}"
     other.write_text("precious")
-    cli.writable_file("--trace", tmp_path / "t.html")
+    writable_file("--trace", tmp_path / "t.html")
     assert other.read_text() == "precious" and list(tmp_path.iterdir()) == [other]
 
 
@@ -210,7 +211,7 @@ def test_stdin_that_is_not_utf8_is_a_sentence(monkeypatch, capsys):
 
 def test_lines_of_windows(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff7 +5\r\n\r\n7 *3\r\n"))
-    assert cli.read_questions(["-", "1 +1"]) == ["7 +5", "7 *3", "1 +1"]
+    assert options.read_questions(["-", "1 +1"]) == ["7 +5", "7 *3", "1 +1"]
 
 
 def test_version(monkeypatch, capsys):

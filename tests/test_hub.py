@@ -13,7 +13,7 @@ import standin
 from huggingface_hub import constants
 
 import minimas
-from minimas import recurse
+from minimas.commands import ask
 from minimas.styles import STYLES
 
 OPTIONS = {"rounds": 2, "latent_steps": 2, "max_new_tokens": 4, "temperature": 0.0, "retry": False}
@@ -95,7 +95,7 @@ def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
     ):
         client.setattr(constants, name, value)
     client.setattr(sys, "argv", ["recurse", *args])
-    recurse.main()
+    ask.main()
     online, offline = json.loads(done.stdout), json.loads(capsys.readouterr().out)
     assert (
         online["text"] == offline["text"] and online["rounds"] == 3 and online["latent_steps"] == 32

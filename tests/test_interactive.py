@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import minimas
-from minimas.cli import command
+import minimas.commands.ask
+from minimas.commands.failures import command
 from minimas.fast.graphs import Graphs
-from minimas.recurse import main
+from minimas.commands.ask import main
 
 CHAIN, OTHER = "7 +5 *3 -4 +8 *7 -1 +6", "1 +1 *3"
 SIGN = b"> "
@@ -116,9 +117,9 @@ def ask(monkeypatch, typed, *args):
 def test_options_hold_for_each_question(monkeypatch, capsys, tmp_path):
     """Each question makes the page of --trace anew; one that cannot be read leaves it."""
     page = tmp_path / "t.html"
-    loaded, load = [], minimas.recurse.load_mas_system
+    loaded, load = [], minimas.load_mas_system
     monkeypatch.setattr(
-        minimas.recurse,
+        minimas.commands.ask,
         "load_mas_system",
         lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0],
     )

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..cli import checkpoints
-from ..common import InputError, aligned
+from ..common import InputError, aligned, checkpoints
 from ..link import InnerLink, OuterLink
 from ..load import (
     agent_patterns,
@@ -52,7 +51,7 @@ def needs_of(args, style, points, prompt=PROMPT, dtype=None):
     prompt   tokens of a prompt
     dtype    its name, in place of the command's
     """
-    sources, needs = style.sources(checkpoints(args)), {}
+    sources, needs = style.sources(checkpoints(args.checkpoint)), {}
     for role, device in devices_by_role(style.order, args.device).items():
         model, stored = decoder_without_weights(
             checkpoint_folder(sources[role], "config.json", role=role)
@@ -168,7 +167,7 @@ def needs_text(args, style, points, task):
     needs, B, sources = (
         needs_of(args, style, points),
         points[0].batch_size,
-        style.sources(checkpoints(args)),
+        style.sources(checkpoints(args.checkpoint)),
     )
     agents = {
         (role, str(need.device), str(need.model.norm.weight.dtype).removeprefix("torch.")): [
