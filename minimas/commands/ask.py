@@ -8,6 +8,7 @@ Each answer is printed as soon as its batch is done. Without --prompt, questions
 import argparse
 import json
 import sys
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..look.trace import page
 from ..prompts import Question
 from ..recurse import Result, System, load_mas_system
 from ..styles import Settings, Style, style_named
-from .failures import check_stdout, command
+from .failures import check_stdout, command, completed_first
 from .options import add_answering, make_parser, read_questions
 from .terminal import converse
 
@@ -152,23 +153,32 @@ def print_answers(
         questions, settings, keep_latents=traced, keep_states=args.peek or traced, progress=True
     )
     try:
-        for result in answers:
-            if traced:
-                results.append(result)
-            peek_rows = logit_lens(system, result.states) if args.peek else None
-            tqdm.write(result_text(result, settings, args.json, peek_rows))
-            if result.answer is None:
-                tqdm.write(
-                    f"minimas: no answer in the form that task {system.task} asks for",
-                    file=sys.stderr,
-                )
-            if not traced:
-                check_stdout()
+        with closing(answers):  # and its progress bar, before anything is said about an error
+            for result in answers:
+                if traced:
+                    results.append(result)
+                print_result(system, result, settings, args)
+                if not traced:
+                    check_stdout()
     finally:
         if results:  # those that there are, if the run is broken off
-            html = page(system, results)
-            write_atomic(Path(args.trace), lambda file: file.write_text(html, encoding="utf-8"))
+            with completed_first():
+                html = page(system, results)
+                write_atomic(Path(args.trace), lambda file: file.write_text(html, encoding="utf-8"))
     check_stdout()
+
+
+def print_result(
+    system: System, result: Result, settings: Settings, args: argparse.Namespace
+) -> None:
+    """Print a Result at once, above the progress bar."""
+    peek_rows = logit_lens(system, result.states) if args.peek else None
+    tqdm.write(result_text(result, settings, args.json, peek_rows))
+    sys.stdout.flush()
+    if result.answer is None:
+        tqdm.write(
+            f"minimas: no answer in the form that task {system.task} asks for", file=sys.stderr
+        )
 
 
 def result_text(
@@ -176,7 +186,7 @@ def result_text(
 ) -> str:
     """What is printed for a Result: its text and answer, or a JSON object; and the rows of --peek, if there are any."""
     if as_json:
-        line = {
+        line: dict[str, Any] = {
             "question": result.question,
             "text": result.text,
             "answer": result.answer,

@@ -19,10 +19,10 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from .. import runs_a_command
 from ..common import InputError, Terminated, out_of_memory, warn
@@ -97,7 +97,7 @@ def exit_status(main: Callable[[], object], less: str) -> int:
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
     reason = error.strerror or error
-    warn(f"stdout cannot be written ({reason}), so that output is lost: give it another place")
+    warn(f"stdout cannot be written ({reason}), so that its output is lost: give it another place")
     return INPUT_ERROR
 
 
@@ -127,15 +127,38 @@ def end_process(status: int) -> None:
 # Signals
 
 working = False  # whether main() runs, so that `exit_status` catches what a signal raises
+completing = False  # whether a file is being completed, for which a signal waits
+waiting: int | None = None  # the number of that signal
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """The handler of SIGINT, SIGTERM and SIGHUP."""
+    global waiting
     if not working:
         os._exit(128 + number)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Terminated(number)
+    if completing and waiting is None:
+        waiting = number
+    else:
+        raise exception_of(number)
+
+
+def exception_of(number: int) -> KeyboardInterrupt:
+    """What a signal raises."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+
+
+@contextmanager
+def completed_first() -> Iterator[None]:
+    """Let the first signal that comes meanwhile wait until a file is complete that would be lost."""
+    global completing, waiting
+    completing = True
+    waiting = None
+    try:
+        yield
+    finally:
+        completing = False
+        if waiting is not None:
+            raise exception_of(waiting)
 
 
 def take_signals() -> dict[int, Callable | int | None]:
@@ -164,7 +187,7 @@ def repeat_interrupt(unraisable: "sys.UnraisableHookArgs") -> None:
 class Output(io.RawIOBase):
     """The bytes of stdout or stderr. No write fails: after an error all is dropped, and `error` says why."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
+    def __init__(self, raw: Any) -> None:
         self.raw = raw
         self.error: OSError | None = None
 
@@ -205,7 +228,7 @@ def safe(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
-    return io.TextIOWrapper(
+    return io.TextIOWrapper(  # type: ignore[type-var]  # it takes any writable object
         Output(getattr(stream.buffer, "raw", stream.buffer)),
         encoding=stream.encoding,
         errors="backslashreplace",
