@@ -16,9 +16,10 @@ import torch
 
 import minimas
 import minimas.commands.ask
-from minimas.commands.failures import command
-from minimas.fast.graphs import Graphs
 from minimas.commands.ask import main
+from minimas.commands.failures import command
+from minimas.common import Terminated
+from minimas.fast.graphs import Graphs
 
 CHAIN, OTHER = "7 +5 *3 -4 +8 *7 -1 +6", "1 +1 *3"
 SIGN = b"> "
@@ -98,6 +99,15 @@ def test_a_session():
     )
 
 
+def test_a_terminal_that_is_closed_ends_it():
+    """The kernel then sends SIGHUP."""
+    terminal = Terminal()
+    terminal.shown(SIGN)
+    os.close(terminal.fd)
+    assert terminal.process.wait(timeout=10) == 129
+    assert terminal.process.stdout.read() == b""
+
+
 def ask(monkeypatch, typed, *args):
     """Run the command in this process, with these lines typed; an exception among them is raised in place of a line."""
     lines = iter([*typed, EOFError()])
@@ -158,6 +168,23 @@ def test_too_little_memory_for_one_question(monkeypatch, capsys):
         and "minimas: out of memory: try " in err
         and "Traceback" not in err
     )
+
+
+def test_sigterm_ends_it(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        ask(monkeypatch, [CHAIN, Terminated(15), OTHER])
+    assert end.value.code == 143 and capsys.readouterr().out.count("answer: ") == 1
+
+
+def test_a_reader_who_has_left_ends_it(monkeypatch):
+    """After the first answer, which nobody can read."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as end:
+            ask(monkeypatch, [CHAIN, AssertionError("it goes on")])
+    assert end.value.code == 141
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):

@@ -134,7 +134,8 @@ def stages(args, style):
     """
     links = ["links"] if args.init == "checkpoint" else []
     sources = style.sources(
-        checkpoints(args.checkpoint), [args.role] if args.what == "inner" else [*style.order, *links]
+        checkpoints(args.checkpoint),
+        [args.role] if args.what == "inner" else [*style.order, *links],
     )
     if args.what != "system":
         return [(args, sources)]

@@ -7,11 +7,9 @@ It takes about ten minutes on two cores. The weights that ship with minimas are 
 unedited. `report.json` beside them says what they reach on the test split, which nothing here uses before the end.
 """
 
-import argparse
 import json
 import random
 import time
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -258,29 +256,3 @@ def train_outer_links(system, seed, ridge_turns, steps, batch):
         steps,
         "outer links",
     )
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        "python -m minimas.tiny.build", description="Train the tiny system from scratch."
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="the folder to write")
-    what.add_argument(
-        "--evaluate", type=Path, metavar="FOLDER", help="only measure the system in this folder"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--split",
-        choices=("test", "validation"),
-        default="test",
-        help="the split that the report is measured on (default test)",
-    )
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)  # for the random links of the control
-    report = (
-        build(args.out, args.seed, split=args.split)
-        if args.out
-        else evaluate(args.evaluate, args.split, 150)
-    )
-    print(json.dumps(report, indent=1))
