@@ -24,10 +24,8 @@ def _leave(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-runs_a_command = _runs_a_command()
-if (
-    runs_a_command
-):  # torch takes seconds to import; a program that imports minimas keeps its own handlers
+runs_a_command = _runs_a_command() and not sys.flags.inspect  # python -i goes on after the command
+if runs_a_command:  # any other program keeps its own handlers
     try:
         import signal
 

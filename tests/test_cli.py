@@ -236,6 +236,8 @@ def test_version(monkeypatch, capsys):
         ("recurse", ["--prompt", "-x"], "--prompt=-x"),
         ("recurse", ["--prompt", "-3", "--prompt", "-x^2"], "--prompt='-x^2'"),
         ("recurse", ["--prom", "-x"], "--prompt=-x"),
+        ("recurse", ["--prompt", "-7 + 5", "--prompt", "-h"], "--prompt=-h"),
+        ("recurse", ["--prompt", "-h is 5, what is h"], "--prompt='-h is 5, what is h'"),
         ("recurse", ["--prompt", "--", "-x"], "--prompt=--"),
         ("recurse", ["--prompt"], "--prompt=VALUE"),
         ("recurse", ["--trace", "-page.html", "--prompt", CHAIN], "--trace=-page.html"),

@@ -56,6 +56,8 @@ def command(main: Callable[[], object], less: str = LESS_MEMORY) -> None:
         sys.excepthook(*sys.exc_info())
         status = 1
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         sys.stdout, sys.stderr = streams
         sys.unraisablehook = hook
         for number, handler in handlers.items():
@@ -166,7 +168,7 @@ def take_signals() -> dict[int, Callable | int | None]:
     before: dict[int, Callable | int | None] = {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last is not everywhere
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, interrupt)
     return before
 

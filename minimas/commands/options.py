@@ -12,10 +12,6 @@ from ..common import InputError
 from ..styles import STYLES
 from ..tokenizer import DATE
 
-NUMBER = re.compile(
-    r"-(\d+|\d*\.\d+)"
-)  # what argparse takes for a value although it begins with a dash
-
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises InputError if it cannot parse the arguments; argparse prints a usage message and exits."""
@@ -30,15 +26,23 @@ class Parser(argparse.ArgumentParser):
 
     def no_value(self, option: str) -> str:
         """The message for an option that has no value; often the value begins with a dash."""
+        after = []
         for word, following in zip(self.given, self.given[1:], strict=False):
             named = word.startswith("--") and option.startswith(word)  # it may be abbreviated
-            is_value = " " in following or NUMBER.fullmatch(following) or following == "-"
-            if named and following.startswith("-") and not is_value:
-                return (
-                    f"{option} has no value, since {following!r} begins with a dash and is read as an option: "
-                    f"if it is the value, write {option}={shlex.quote(following)}"
-                )
-        return f"{option} has no value: give one, {option}=VALUE"
+            if named and following.startswith("-") and following != "-":
+                after.append(following)
+        if not after:
+            return f"{option} has no value: give one, {option}=VALUE"
+        after.sort(key=reads_as_value)  # those first that argparse surely takes for options
+        return (
+            f"{option} has no value, since {after[0]!r} begins with a dash and is read as an option: "
+            f"if it is the value, write {option}={shlex.quote(after[0])}"
+        )
+
+
+def reads_as_value(word: str) -> bool:
+    """Whether argparse mostly takes a word that begins with a dash for a value: a number, or several words."""
+    return " " in word or re.fullmatch(r"-(\d+|\d*\.\d+)", word) is not None
 
 
 def make_parser(module: str, description: str) -> Parser:
