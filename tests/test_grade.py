@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from minimas import InputError
-from minimas.cli import command
+from minimas.commands.failures import command
 from minimas.common import no_op
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import latex, run_tests

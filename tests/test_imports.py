@@ -16,10 +16,21 @@ MODULES = {
 }
 
 
+def without_last_lines(file):
+    """The tree of a module without `if __name__ == "__main__"`, by which it becomes a command."""
+    tree = ast.parse(file.read_text())
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'")
+    ]
+    return tree
+
+
 def imported(name, file):
     """The modules of minimas that a module imports, also within functions."""
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(without_last_lines(file)):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*parts[: len(parts) + 1 - node.level], *(node.module or "").split(".")]
             base = [part for part in base if part]
@@ -44,20 +55,25 @@ IMPORTS = {
 
 def test_there_is_no_circle():
     TopologicalSorter(IMPORTS).prepare()
-    assert (
-        IMPORTS["recurse"] >= {"agent", "generate", "styles", "cli"}
-        and "recurse" in IMPORTS["evaluate.__main__"]
-    )
+    assert IMPORTS["recurse"] >= {"agent", "generate", "styles"}
+    assert "recurse" in IMPORTS["evaluate.__main__"] and "recurse" in IMPORTS["commands.ask"]
 
 
-def test_the_kernel_knows_no_evaluation_and_no_training():
-    kernel = {name for name in IMPORTS if "." not in name}
+def test_the_kernel_knows_no_evaluation_no_training_and_no_command():
+    kernel = {name for name in IMPORTS if "." not in name and name != "__main__"}
     assert len(kernel) > 18 and not {
         (name, other)
         for name in kernel
         for other in IMPORTS[name]
-        if other.startswith(("evaluate", "train"))
+        if other.startswith(("evaluate", "train", "commands"))
     }
+
+
+def test_only_commands_know_how_commands_fail():
+    commands = {"__main__", "evaluate.__main__", "train.__main__", "tiny.build"}
+    for name in IMPORTS:
+        if name not in commands and not name.startswith("commands"):
+            assert not any(other.startswith("commands") for other in IMPORTS[name]), name
 
 
 def test_what_knows_little_stays_so():
@@ -66,7 +82,8 @@ def test_what_knows_little_stays_so():
         assert IMPORTS[name] <= decoders | {"common"}
     assert IMPORTS["link"] <= {"common", "fast.linear"}
     assert not any(other.startswith(("fast", "load", "train")) for other in IMPORTS["styles"])
-    assert "recurse" not in IMPORTS["cli"] and IMPORTS["common"] == set()
+    assert IMPORTS["common"] == set()
+    assert IMPORTS["commands.failures"] <= {"common"}  # light: `minimas --help` imports it
     for leaf in "look", "sandbox", "tiny.task":
         for name in IMPORTS:
             if name.startswith(leaf):

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import minimas
-from minimas.cli import command
+from minimas.commands.failures import command
 from minimas.link import InnerLink, OuterLink
 from minimas.styles import STYLES
 from minimas.tiny.task import questions

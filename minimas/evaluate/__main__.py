@@ -22,18 +22,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..cli import (
-    add_answering,
+from ..commands.failures import command
+from ..commands.needs import check_memory, needs_text
+from ..commands.options import add_answering, make_parser, names
+from ..common import (
+    InputError,
+    aligned,
     checkpoints,
-    command,
-    make_parser,
-    names,
+    no_op,
     out_of_memory,
     pairs,
+    warn,
     writable_file,
 )
-from ..commands.needs import check_memory, needs_text
-from ..common import InputError, aligned, no_op, warn
 from ..settings import Settings
 from ..styles import style_named
 from ..system import load_mas_system
@@ -273,7 +274,13 @@ def main():
         [e.question for e in examples], [e.fn_name for e in examples], args.dataset
     )
     settings = settings_line(
-        args, style, style.sources(checkpoints(args)), points[0], graders, examples, questions
+        args,
+        style,
+        style.sources(checkpoints(args.checkpoint)),
+        points[0],
+        graders,
+        examples,
+        questions,
     )
     if rank == 0 and examples[0].task == "code":
         check_tests(examples)
@@ -293,7 +300,7 @@ def main():
     check_memory(args, style, points, 1)  # more at once are asked in pieces if memory runs out
     system = load_mas_system(
         args.style,
-        checkpoints=checkpoints(args),
+        checkpoints=checkpoints(args.checkpoint),
         device=args.device,
         dtype=args.dtype,
         task=examples[0].task,
@@ -321,5 +328,10 @@ def main():
         show(args, gather(file, settings), points, len(examples), graders)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command, from its arguments to its exit status."""
     command(main)
+
+
+if __name__ == "__main__":
+    run()

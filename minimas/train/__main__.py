@@ -18,8 +18,18 @@ from pathlib import Path
 import torch
 
 from ..agent import load_agent
-from ..cli import checkpoints, command, make_parser, names, pairs, writable_file
-from ..common import InputError, check_known, no_op, read_json, warn
+from ..commands.failures import command
+from ..commands.options import make_parser, names
+from ..common import (
+    InputError,
+    check_known,
+    checkpoints,
+    no_op,
+    pairs,
+    read_json,
+    warn,
+    writable_file,
+)
 from ..evaluate.runs import depends_on, digest, join_others
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
 from ..prompts import TASKS
@@ -44,6 +54,9 @@ NO_EFFECT_ON_WEIGHTS = (
     "keep_activations",
 )  # may change on --resume
 MAX_SEED = 10**12  # `permutation` multiplies it by a million, and torch takes 64 bits
+LESS_MEMORY = (  # what to try when memory runs out
+    "a smaller --batch-size with more --accumulate, a shorter --max-length, or fewer --latent-steps"
+)
 TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
 
 
@@ -122,7 +135,8 @@ def stages(args, style):
     """
     links = ["links"] if args.init == "checkpoint" else []
     sources = style.sources(
-        checkpoints(args), [args.role] if args.what == "inner" else [*style.order, *links]
+        checkpoints(args.checkpoint),
+        [args.role] if args.what == "inner" else [*style.order, *links],
     )
     if args.what != "system":
         return [(args, sources)]
@@ -342,8 +356,10 @@ def main():
         torch.distributed.destroy_process_group()
 
 
+def run() -> None:
+    """The command, from its arguments to its exit status."""
+    command(main, LESS_MEMORY)
+
+
 if __name__ == "__main__":
-    command(
-        main,
-        "a smaller --batch-size with more --accumulate, a shorter --max-length, or fewer --latent-steps",
-    )
+    run()
