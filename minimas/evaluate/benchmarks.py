@@ -39,6 +39,13 @@ from .run_tests import why_void
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
 COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a local file
 
+# The beginning of a program up to its last import from __future__, which nothing else may precede: blanks, comments,
+# texts such as a docstring, and such imports.
+FUTURE = re.compile(
+    r"""\A(?:(?:\s|;|\\\n|\#.*|\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"[^"\n]*"|'[^'\n]*')*+"""
+    r"""from\s+__future__\s+import\s+(?:\([^)]*\)|(?:[\w\t ,]|\\\n)+)[\t ;]*)++"""
+)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -54,13 +61,18 @@ class Example:
     fn_name: str | None = ""  # for code, as in prompts.Question
     head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
 
-    def program(self, answer):
+    def program(self, answer: str) -> str:
         """The whole program that an answer to a code question is. Without the head it is the body of the function."""
+        answer = answer.removeprefix("\ufeff")
+        beginning = ""
+        if self.head and (found := FUTURE.match(answer)):
+            beginning = found[0] + "\n"
+            answer = answer[found.end() :]
         if self.head and not re.search(
             rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*=", answer, re.MULTILINE
         ):
             answer = textwrap.indent(textwrap.dedent(answer), "    ")
-        return self.head + answer
+        return beginning + self.head + answer
 
 
 def load_dataset(name, file=None, columns=None, task=None, limit=None, seed=42, tell=warn):

@@ -19,11 +19,11 @@ import linecache
 import os
 import re
 import sys
-from pathlib import Path
 from types import CoroutineType, FunctionType, ModuleType
 from typing import Any
 
-FOLDER = Path(__file__).parent
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+ANSWER = os.path.join(FOLDER, "answer.py")
 
 # builtins comes late, to win over math.pow and the like. The modules are imported last, to win over names inside them,
 # such as datetime.datetime and copy.copy.
@@ -73,6 +73,7 @@ Names = dict[str, Any]
 
 def run(source: str, file: str, names: Names) -> None:
     """Run a source text with these names, as if it stood in a file."""
+    source = source.removeprefix("\ufeff")  # a byte order mark
     lines = source.splitlines(keepends=True)
     linecache.cache[file] = (len(source), None, lines, file)  # so that the module inspect finds it
     exec(compile(source, file, "exec", dont_inherit=True), names)
@@ -81,7 +82,7 @@ def run(source: str, file: str, names: Names) -> None:
 def new_module(name: str) -> ModuleType:
     """The module that an answer becomes, with the common names in it."""
     module = ModuleType(name)
-    module.__file__ = str(FOLDER / "answer.py")
+    module.__file__ = ANSWER
     sys.modules[name] = module
     exec(COMMON, vars(module))
     return module
@@ -212,7 +213,8 @@ KINDS = {
 
 
 def main() -> None:
-    task = json.loads((FOLDER / "task.json").read_text(encoding="utf-8"))
+    with open(os.path.join(FOLDER, "task.json"), encoding="utf-8") as file:
+        task = json.load(file)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # stderr is no part of an answer
     # The sandbox starts Python without a buffer for stdout. Programs that are timed need one.
     encoding, errors = sys.stdout.encoding, sys.stdout.errors
@@ -220,9 +222,9 @@ def main() -> None:
     sys.__stdout__ = sys.stdout  # type: ignore[misc]
     sys.setrecursionlimit(50000)  # this limit and the next are those of LiveCodeBench's own runner
     sys.set_int_max_str_digits(50000)
-    sys.argv = [str(FOLDER / "answer.py")]
+    sys.argv = [ANSWER]
     sys.path.insert(0, os.getcwd())  # modules that it writes, as in a program's own folder
-    sys.path.append(str(FOLDER))  # processes that it starts may import the answer
+    sys.path.append(FOLDER)  # processes that it starts may import the answer
     KINDS[task["kind"]](task)
 
 

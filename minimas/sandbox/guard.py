@@ -37,6 +37,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8  # mount
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MOUNT_SETATTR = 442  # the number of a system call
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000  # its arguments
+AF_INET, SOCK_DGRAM = 2, 2  # socket
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # ioctl: set the flags of a network interface; it is up
 NOBODY = 65534
 
@@ -80,13 +81,10 @@ def set_attributes(path: bytes, depth: int, to_set: int, to_clear: int) -> None:
 
 def start_loopback() -> None:
     """Let programs talk to themselves over 127.0.0.1 and ::1, in the network namespace that is theirs alone."""
-    import fcntl
-    import socket
-    import struct
-
-    request = struct.pack("16sH22x", b"lo", IFF_UP)  # struct ifreq
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
+    any_socket = LIBC.socket(AF_INET, SOCK_DGRAM, 0)
+    request = b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, sys.byteorder)  # struct ifreq
+    LIBC.ioctl(any_socket, SIOCSIFFLAGS, request.ljust(40, b"\0"))
+    os.close(any_socket)
 
 
 def end_with_parent() -> None:
@@ -211,6 +209,10 @@ def watch(program: int, first: int | None, work: str, seconds: int, megabytes: i
     deadline = time.monotonic() + seconds
     caller = os.getppid()
     pause = 0.005
+    events = [0]  # what cuts a pause short: its stdin is closed
+    if hasattr(os, "pidfd_open"):
+        with suppress(OSError):  # an old kernel
+            events.append(os.pidfd_open(program))  # or the program has ended
     while True:
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             if ended[0] == program:
@@ -219,8 +221,8 @@ def watch(program: int, first: int | None, work: str, seconds: int, megabytes: i
             return f"stopped after {seconds} seconds"
         if reason := excess(work, megabytes, first):
             return f"stopped at {reason}"
-        closed = select.select([0], [], [], pause)[0]
-        if closed or os.getppid() != caller:
+        ready = select.select(events, [], [], pause)[0]
+        if 0 in ready or os.getppid() != caller:
             return "stopped by its caller"
         pause = min(2 * pause, 0.1)
 

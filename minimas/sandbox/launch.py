@@ -10,10 +10,10 @@ import re
 import sys
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType, TracebackType
 
-FILE = Path(__file__).with_name("program.py")
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+FILE = "program.py"
 MODULES = ("fractions", "functools", "itertools", "math", "statistics")
 
 
@@ -27,24 +27,24 @@ def show_error(
 
 
 def main() -> None:
-    source = FILE.read_text(encoding="utf-8-sig")  # whatever encoding its first line claims
+    path = os.path.join(FOLDER, FILE)
+    with open(path, encoding="utf-8-sig") as file:  # whatever encoding its first line claims
+        source = file.read()
     names = {name: import_module(name) for name in MODULES}
     if re.search(r"\bsp\b", source):
         with suppress(ImportError):
             names["sp"] = import_module("sympy")
     program = ModuleType("__main__")
-    program.__file__ = str(FILE)
+    program.__file__ = path
     vars(program).update(names)
     sys.modules["__main__"] = program
-    sys.argv = [str(FILE)]
+    sys.argv = [path]
     sys.path.insert(0, os.getcwd())  # modules that it writes, as in a program's own folder
-    sys.path.append(
-        str(FILE.parent)
-    )  # where Python looks for the lines that an error message shows
+    sys.path.append(FOLDER)  # where Python looks for the lines that an error message shows
     lines = source.splitlines(keepends=True)
-    linecache.cache[FILE.name] = (len(source), None, lines, FILE.name)  # and the module inspect
+    linecache.cache[FILE] = (len(source), None, lines, FILE)  # and the module inspect
     sys.excepthook = show_error
-    exec(compile(source, FILE.name, "exec", dont_inherit=True), vars(program))
+    exec(compile(source, FILE, "exec", dont_inherit=True), vars(program))
 
 
 if __name__ == "__main__":

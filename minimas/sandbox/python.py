@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
@@ -30,22 +31,37 @@ class Programs:
 
     def __init__(self, at_once: int) -> None:
         self.threads = ThreadPoolExecutor(at_once)
+        self.runs: list[Future] = []
         # The stdin of each guard, and its other end: a guard ends its program as soon as that is closed.
-        self.lifeline, self.held_end = os.pipe()
-        self.closed = False
+        lifeline, held_end = os.pipe()
+        self.lifeline = open(lifeline, "rb", buffering=0)
+        self.held_end = open(held_end, "wb", buffering=0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closed = True
-        os.close(self.held_end)
-        self.threads.shutdown(cancel_futures=True)
-        os.close(self.lifeline)
+        try:
+            self.close()
+        except KeyboardInterrupt:  # it came just now: finish first
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the programs that still run, and wait until nothing of them is left."""
+        self.held_end.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        # Threads are not joined: Ctrl-C would make Python take a thread that is being joined for one that has ended.
+        for run in self.runs:
+            with suppress(CancelledError):
+                run.exception()
+        self.lifeline.close()
 
     def submit(self, f: Callable[P, R], *args: P.args, **named: P.kwargs) -> Future[R]:
         """Let a thread call f, which may call `run`."""
-        return self.threads.submit(f, *args, **named)
+        run = self.threads.submit(f, *args, **named)
+        self.runs.append(run)
+        return run
 
     def run(
         self,
@@ -70,13 +86,15 @@ class Programs:
             output = (folder / "output").read_text(encoding="utf-8", errors="replace")
         finally:
             remove(folder)
-        if self.closed:
+        if self.held_end.closed:
             raise CancelledError
         return output, ending
 
     def ending(self, folder: Path, seconds: int, megabytes: int) -> str:
         """How the program in a folder ended, "" if it ended well. What it printed is in the file output."""
-        command = [sys.executable, "-I", str(GUARD), str(folder), str(seconds), str(megabytes)]
+        # -I -S: the guard is quicker without the user's packages
+        command = [sys.executable, "-I", "-S", str(GUARD)]
+        command += [str(folder), str(seconds), str(megabytes)]
         settings = {
             "HOME": str(folder / "work"),
             "TMPDIR": str(folder / "work"),
