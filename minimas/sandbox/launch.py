@@ -20,8 +20,8 @@ MODULES = ("fractions", "functools", "itertools", "math", "statistics")
 def show_error(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print an error message as if the program had been started directly: without this file's line in it."""
-    if trace is not None:
+    """Print an error message as if the program had been started directly: without the lines of this file."""
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
 

@@ -10,8 +10,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
+from threading import Condition
 from typing import ParamSpec, Self, TypeVar
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -31,11 +31,12 @@ class Programs:
 
     def __init__(self, at_once: int) -> None:
         self.threads = ThreadPoolExecutor(at_once)
-        self.runs: list[Future] = []
+        self.running = 0  # programs, counted under the lock of:
+        self.ended = Condition()  # told when one of them has ended
         # The stdin of each guard, and its other end: a guard ends its program as soon as that is closed.
         lifeline, held_end = os.pipe()
-        self.lifeline = open(lifeline, "rb", buffering=0)
-        self.held_end = open(held_end, "wb", buffering=0)
+        self.lifeline = os.fdopen(lifeline, "rb", buffering=0)
+        self.held_end = os.fdopen(held_end, "wb", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -52,16 +53,13 @@ class Programs:
         self.held_end.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
         # Threads are not joined: Ctrl-C would make Python take a thread that is being joined for one that has ended.
-        for run in self.runs:
-            with suppress(CancelledError):
-                run.exception()
+        with self.ended:
+            self.ended.wait_for(lambda: self.running == 0)
         self.lifeline.close()
 
     def submit(self, f: Callable[P, R], *args: P.args, **named: P.kwargs) -> Future[R]:
         """Let a thread call f, which may call `run`."""
-        run = self.threads.submit(f, *args, **named)
-        self.runs.append(run)
-        return run
+        return self.threads.submit(f, *args, **named)
 
     def run(
         self,
@@ -76,18 +74,32 @@ class Programs:
         files   {name: text} of more files, which lie beside the program's own, main.py
         Raises CancelledError if the block has been left.
         """
+        with self.ended:
+            if self.held_end.closed:
+                raise CancelledError
+            self.running += 1
+        try:
+            # stdin is a file: programs ask for its size
+            texts = {"main.py": code, "stdin": stdin, **(files or {})}
+            return self.run_in_folder(texts, seconds, megabytes)
+        finally:
+            with self.ended:
+                self.running -= 1
+                self.ended.notify_all()
+
+    def run_in_folder(
+        self, texts: Mapping[str, str], seconds: int, megabytes: int
+    ) -> tuple[str, str]:
+        """Run main.py of these {name: text} in a temporary folder; returns what run_guarded does."""
         folder = Path(tempfile.mkdtemp())
         try:
             (folder / "work").mkdir()
-            # stdin is a file: programs ask for its size
-            for name, text in {"main.py": code, "stdin": stdin, **(files or {})}.items():
+            for name, text in texts.items():
                 (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="")
             ending = self.ending(folder, seconds, megabytes)
             output = (folder / "output").read_text(encoding="utf-8", errors="replace")
         finally:
             remove(folder)
-        if self.held_end.closed:
-            raise CancelledError
         return output, ending
 
     def ending(self, folder: Path, seconds: int, megabytes: int) -> str:
