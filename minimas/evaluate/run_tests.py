@@ -8,21 +8,29 @@ from collections.abc import Sequence
 from concurrent.futures import as_completed
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from tqdm import tqdm
 
 from ..common import InputError
 from ..sandbox.python import Programs
 
-if TYPE_CHECKING:
-    from .benchmarks import Example
-
 HARNESS = Path(__file__).with_name("harness.py").read_text(encoding="utf-8")
 
 Test: TypeAlias = (
     str | tuple[str, ...]
 )  # a script; or (stdin, stdout) or (arguments, result), and more right outputs
+
+
+class CodeQuestion(Protocol):
+    """What of a benchmarks.Example is needed to check its tests."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def tests(self) -> Any: ...  # Tests, or a function that reads them
+    @property
+    def fn_name(self) -> str | None: ...
 
 
 def tests_at_once() -> int:
@@ -89,7 +97,7 @@ def run_harness(
     return programs.run(HARNESS, seconds, stdin=stdin, files=files)
 
 
-def check_tests(examples: "Sequence[Example]") -> None:
+def check_tests(examples: Sequence[CodeQuestion]) -> None:
     """InputError if tests of code questions prove nothing. Tests that are read later are their reader's to judge."""
     with Programs(tests_at_once()) as programs:
         runs = [programs.submit(why_void_in, programs, example) for example in examples]
@@ -107,7 +115,7 @@ def check_tests(examples: "Sequence[Example]") -> None:
         )
 
 
-def why_void_in(programs: Programs, example: "Example") -> str:
+def why_void_in(programs: Programs, example: CodeQuestion) -> str:
     """Why the tests of an Example prove nothing, or "" if they do, or are not read yet."""
     if callable(example.tests):
         return ""
