@@ -316,4 +316,3 @@ def test_the_script_of_the_package():
     project = tomllib.loads((Path(minimas.__file__).parent.parent / "pyproject.toml").read_text())
     module, _, function = project["project"]["scripts"]["minimas"].partition(":")
     assert getattr(importlib.import_module(module), function) is program.main
-    assert "minimas.commands" in project["tool"]["setuptools"]["packages"]

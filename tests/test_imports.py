@@ -27,8 +27,17 @@ def without_last_lines(file):
     return tree
 
 
+def nodes(tree):
+    """All nodes of a syntax tree but those below `if TYPE_CHECKING:`, which are never executed."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from nodes(node)
+
+
 def imported(name, file):
-    """The modules of minimas that a module imports, also within functions."""
+    """The modules of minimas that a module imports, also within functions; not those that it only names in hints."""
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
     for node in ast.walk(without_last_lines(file)):
         if isinstance(node, ast.ImportFrom) and node.level:

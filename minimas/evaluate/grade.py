@@ -65,7 +65,7 @@ def graders_hash():
         "spellings.txt",
         "expression.py",
         "run_tests.py",
-        "programs.txt",
+        "harness.py",
     )
     for name in (*names, "../sandbox/python.py", "../sandbox/guard.py"):
         judges.update((folder / name).read_bytes())
