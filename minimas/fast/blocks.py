@@ -101,7 +101,7 @@ class DecodeBlock:
     def product(
         self, x: torch.Tensor, merged: MergedLinear, norm: Norm, act: str = ""
     ) -> torch.Tensor:
-        """norm(x) times the weights of a MergedLinear; with `act`, act of the first half of this times the other half."""
+        """norm(x) times the weights of a MergedLinear; with `act`, act of its first half times its other half."""
         weight, bias = merged.packed.weight, merged.packed.bias
         return self.kernels.linear(
             x, weight, bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act
