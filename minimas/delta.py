@@ -17,7 +17,7 @@ Letters                                                                         
     v, o        (B, H, T, d_v)    value and output                                          v, o
     g           (B, H, T)         log of the decay, at most 0                               log alpha
     beta        (B, H, T)         strength of writing, 0 to 1                               beta
-    S           (B, H, d_k, d_v)  state, float32 (in other files S is a number of keys)     S'
+    S           (B, H, d_k, d_v)  state, float32 (in other files S is a number of keys)     S' (S is transposed there)
     C                             tokens in a chunk                                         C
 and in `chunked`, for each chunk
     since_start (..., C)          log decay from the chunk's start to a token               log gamma

@@ -47,8 +47,8 @@ class Config:
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
 
     @property
-    def heads(self) -> tuple[int, int, int]:
-        """H, K and d: how many query heads and key/value heads there are, and how wide one is."""
+    def attention_sizes(self) -> tuple[int, int, int]:
+        """H, K and d: how many query heads and key/value heads there are, and how wide each is."""
         assert self.num_key_value_heads is not None and self.head_dim is not None  # __post_init__
         return self.num_attention_heads, self.num_key_value_heads, self.head_dim
 
@@ -59,7 +59,7 @@ class Config:
 
 
 class RMSNorm(nn.Module):
-    """(..., D) -> w x / rms(x), (..., D)."""
+    """x (..., D) -> w x / rms(x), (..., D), with rms(x) = sqrt(mean(x^2) + eps)."""
 
     def __init__(self, D: int, eps: float) -> None:
         super().__init__()
@@ -122,13 +122,14 @@ def attention_formula(
 ) -> torch.Tensor:
     """Softmax attention as a formula, softmax(q k' / sqrt(d)) v. `attend` computes the same, faster.
 
-    q (B, H, T, d), k and v (B, K, S, d), mask (B, 1, T, S) -> (B, T, H d); scale is 1 / sqrt(d).
+    q (B, H, T, d), k and v (B, K, S, d), mask (B, 1, T, S) -> (B, T, H d)
+    scale is 1 / sqrt(d). The mask is True where a query may see a key.
     """
     group = q.shape[1] // k.shape[1]  # query heads that share a key/value head
     k = k.repeat_interleave(group, 1)  # (B, H, S, d)
     v = v.repeat_interleave(group, 1)  # (B, H, S, d)
     scores = q @ k.mT * scale  # (B, H, T, S)
-    scores = scores.masked_fill(~mask, -torch.inf)  # keys that a query may not see weigh nothing
+    scores = scores.masked_fill(~mask, -torch.inf)  # a key that is not seen weighs 0
     weights = scores.softmax(-1)  # (B, H, T, S)
     y = weights @ v  # (B, H, T, d)
     return y.transpose(1, 2).flatten(2)  # (B, T, H d)
@@ -165,7 +166,7 @@ class Attention(nn.Module):
     def __init__(self, c: Config) -> None:
         super().__init__()
         D = c.hidden_size
-        H, K, d = c.heads
+        H, K, d = c.attention_sizes
         self.d = d
         self.scale = d**-0.5
         self.q_proj = nn.Linear(D, H * d, bias=False)
@@ -258,7 +259,7 @@ class Llama(nn.Module):
         """attention: called with the config, it makes the attention of one block."""
         super().__init__()
         self.config = c = config
-        _, _, d = c.heads
+        _, _, d = c.attention_sizes
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c, attention(c)) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -268,7 +269,7 @@ class Llama(nn.Module):
 
     def make_cache(self, B: int, S: int | None = None) -> list[LayerCache]:
         """One cache per layer for B rows: S positions allocated at once, or growing and differentiable if S is None."""
-        _, K, d = self.config.heads
+        _, K, d = self.config.attention_sizes
         like = self.norm.weight
         return [attention_cache(B, K, S, d, like, window) for window in self.config.windows]
 

@@ -138,7 +138,7 @@ class GatedAttention(Attention):
 
     def __init__(self, c: Config35) -> None:
         super().__init__(c)
-        H, _, d = c.heads
+        H, _, d = c.attention_sizes
         self.q_proj = nn.Linear(c.hidden_size, H * 2 * d, bias=False)  # each head, then its gate
         self.q_norm = OffsetRMSNorm(d, c.rms_norm_eps)
         self.k_norm = OffsetRMSNorm(d, c.rms_norm_eps)
@@ -281,7 +281,7 @@ class Qwen35(Llama):
     def __init__(self, config: Config35) -> None:
         nn.Module.__init__(self)  # not Llama's: most of its parts are others here
         self.config = c = config
-        _, _, d = c.heads
+        _, _, d = c.attention_sizes
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block35(c, kind) for kind in c.layer_types)
         self.norm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -298,7 +298,7 @@ class Qwen35(Llama):
         c = self.config
         like = self.norm.weight
         if kind == "full_attention":
-            _, K, d = c.heads
+            _, K, d = c.attention_sizes
             return attention_cache(B, K, S, d, like)
         H, d_k, d_v = c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim
         conv = like.new_zeros(B, sum(c.linear_sizes), c.linear_conv_kernel_dim - 1)
