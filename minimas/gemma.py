@@ -41,10 +41,12 @@ class Config(llama.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.layer_types = self.layer_types or [
-            "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention"
-            for i in range(self.num_hidden_layers)
-        ]
+        if not self.layer_types:
+            interval = self.sliding_window_pattern
+            last_of_interval = [(i + 1) % interval == 0 for i in range(self.num_hidden_layers)]
+            self.layer_types = [
+                "full_attention" if last else "sliding_attention" for last in last_of_interval
+            ]
 
     @property
     def windows(self) -> Sequence[int | None]:

@@ -55,8 +55,9 @@ class Config(llama.Config):
         if not self.layer_types:
             n = self.num_hidden_layers
             full = self.max_window_layers if self.use_sliding_window else n
-            kinds = ["full_attention" if i < full else "sliding_attention" for i in range(n)]
-            self.layer_types = kinds
+            self.layer_types = [
+                "full_attention" if i < full else "sliding_attention" for i in range(n)
+            ]
 
     @property
     def windows(self) -> Sequence[int | None]:
@@ -120,10 +121,12 @@ class Config35(llama.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.layer_types = self.layer_types or [
-            "linear_attention" if (i + 1) % self.full_attention_interval else "full_attention"
-            for i in range(self.num_hidden_layers)
-        ]
+        if not self.layer_types:
+            interval = self.full_attention_interval
+            last_of_interval = [(i + 1) % interval == 0 for i in range(self.num_hidden_layers)]
+            self.layer_types = [
+                "full_attention" if last else "linear_attention" for last in last_of_interval
+            ]
 
     @property
     def linear_sizes(self) -> list[int]:
@@ -174,6 +177,12 @@ def apply_partial_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
 class GatedDeltaNet(nn.Module):
     """q, k and v through a short causal convolution, the gated delta rule over them, a gated norm on its output.
 
+        q, k, v = silu(conv(W_qkv x))
+        g = -exp(A_log) softplus(W_a x + dt_bias)        log of the decay
+        beta = sigmoid(W_b x)                            strength of writing
+        o = rule(q / (|q| sqrt(d_k)), k / |k|, v, g, beta)
+        y = W_out (norm(o) * silu(W_z x))
+
     Where there are fewer heads of q and k than of v, each is used by several of v that stand next to each other.
     """
 
@@ -199,7 +208,7 @@ class GatedDeltaNet(nn.Module):
         self.out_proj = nn.Linear(values, D, bias=False)
 
     def inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """q, k and v in one (B, T, channels); the gate z (B, T, H d_v); b and a (B, T, H)."""
+        """W_qkv x (B, T, channels), W_z x (B, T, H d_v), W_b x and W_a x (B, T, H)."""
         return self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
 
     def forward(
