@@ -34,12 +34,12 @@ def causal_mask(
 
     A padding query sees every key: its output is discarded, but a softmax over no keys would be NaN, which spreads.
     """
-    q = positions[:, None, :, None]  # (B, 1, T, 1)
-    k = key_positions[:, None, None, :]  # (B, 1, 1, S)
-    seen = (k >= 0) & (k <= q)  # (B, 1, T, S)
+    i = positions[:, None, :, None]  # (B, 1, T, 1), of the queries
+    j = key_positions[:, None, None, :]  # (B, 1, 1, S), of the keys
+    seen = (j >= 0) & (j <= i)  # (B, 1, T, S)
     if window is not None:
-        seen &= k > q - window
-    return seen | (q < 0)
+        seen &= j > i - window
+    return seen | (i < 0)
 
 
 def plain_causal(positions: torch.Tensor, last: int, window: int | None) -> bool:
@@ -48,7 +48,7 @@ def plain_causal(positions: torch.Tensor, last: int, window: int | None) -> bool
     It needs none if every query is asked for, no key is outside the window, and no row has padding.
     """
     T = positions.shape[1]
-    if T == 1 or last != T:
+    if T <= 1 or last != T:
         return False
     if window is not None and T > window:
         return False
@@ -329,11 +329,11 @@ def keep_rows(cache: Sequence[LayerCache], rows: torch.Tensor) -> None:
             setattr(layer_cache, name, memory[:n])
 
 
-def repeat_rows(cache: Sequence[LayerCache], few: Sequence[LayerCache], k: int) -> None:
-    """Fill `cache` with k copies of every row of `few`, which is its front."""
+def repeat_rows(cache: Sequence[LayerCache], few: Sequence[LayerCache], copies: int) -> None:
+    """Fill `cache` with this many copies of every row of `few`, which is its front."""
     for layer_cache, source in zip(cache, few, strict=True):
         for name in layer_cache.tensors:
-            repeated = getattr(source, name).repeat_interleave(k, 0)
+            repeated = getattr(source, name).repeat_interleave(copies, 0)
             getattr(layer_cache, name).copy_(repeated)
         if isinstance(layer_cache, KVCache) and isinstance(source, KVCache):
             layer_cache.filled = source.filled
