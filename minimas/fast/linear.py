@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,10 @@ FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 class PackedLinear:
     """x (..., D) -> x W' + b (..., N), for W (N, D) made of several weights on top of one another.
 
-    weight  (N, D), in oneDNN's own layout if `onednn`
+    weight  (N, D), in oneDNN's own layout if it is packed
     bias    (N,) or None
     onednn  whether oneDNN multiplies, else torch does
+    packed  whether the weight is in oneDNN's layout
     """
 
     def __init__(
@@ -41,8 +43,21 @@ class PackedLinear:
         present = [bias for bias in biases if bias is not None]  # all of them or none
         self.bias = torch.cat(present) if present else None
         self.onednn = can_pack(self.weight)
-        if self.onednn and not keep:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
+        self.packed = self.onednn and not keep
+        if self.packed:
+            self.weight = pack(self.weight.detach())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle, which cannot read a packed weight: it travels in torch's layout."""
+        state = dict(vars(self))
+        if self.packed:
+            state["weight"] = self.weight.to_dense()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.packed:
+            self.weight = pack(self.weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.onednn:
@@ -60,6 +75,11 @@ class PackedLinear:
         padded = torch.cat([rows, copies])  # (FEWEST_ROWS, D)
         y = onednn_linear(padded, self.weight, self.bias)[:n]
         return y.view(*x.shape[:-1], -1)
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """A weight (N, D) in the layout that oneDNN multiplies fastest; torch's other operators cannot read it."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
 def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
