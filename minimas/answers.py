@@ -101,6 +101,8 @@ UNIT_OR_CONDITION = re.compile(
 CONFIRMED = re.compile(
     r"!?\s+(?:is\s+(?:the\s+)?(?:correct|right|answer|best|true)\b|only\W*$)|!\s+[A-Z][a-z]"
 )
+# What goes on from A: as in A: B: C = 1: 2: 3
+RATIO = re.compile(r"\s*[A-Z]\s*(?::|=[^:]*:)")
 # Signs that make an expression of a letter in round brackets before them
 OPERATOR = re.compile(
     r"""[=+*/^_<>&|≤≥≠≈×·÷∪∩∈→⇒±] | [-−](?![\d.])
@@ -187,7 +189,8 @@ def is_option_before(after: str, is_capital: bool) -> bool:
         return True
     if after.startswith((".", ")", ":")):
         text = after[1:]
-        if after.startswith(":") and UNIT_OR_CONDITION.match(text):
+        is_colon = after.startswith(":")
+        if is_colon and (UNIT_OR_CONDITION.match(text) or RATIO.match(text)):
             return False
         return text[:1].isspace() or PROSE.match(text) is not None
     if not is_capital:

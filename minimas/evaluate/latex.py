@@ -174,8 +174,8 @@ def split(text: str, *separators: str) -> list[str]:
     """
     parts = []
     depth = start = 0
-    marks = "|".join(map(re.escape, separators)) + r"|\\(?:begin|end)\b|[{}()\[\]]"
-    for match in re.finditer(marks, text):
+    marks = [*map(re.escape, separators), r"\\(?:begin|end)\b", r"[{}()\[\]]"]
+    for match in re.finditer("|".join(marks), text):
         if match[0] not in separators:
             depth += 1 if match[0] in (r"\begin", "{", "(", "[") else -1
             if not 0 <= depth <= 30:
@@ -264,7 +264,7 @@ def compared(sides: list[str]) -> Meaning:
             return Relation(left, sign, right)
     if set(sides[1::2]) != {"="}:
         raise ValueError("signs of several kinds")
-    numbers = [numbers for side in sides[::2] if (numbers := constant_value(side))]
+    numbers = list(filter(None, map(constant_value, sides[::2])))
     if not all(equal(one, numbers[0]) for one in numbers):
         raise ValueError("a chain of equations that is wrong")
     return Relation(sides[0], "=", sides[-1])
@@ -293,8 +293,10 @@ def without_approximation(sides: list[str]) -> list[str]:
 
 def is_shortened(value: Number, decimal: float, places: int) -> bool:
     """Whether a decimal is a number that was rounded or cut off after so many places."""
-    is_cut = abs(decimal) <= abs(value)
-    return abs(value - decimal) <= (1 if is_cut else 0.5) * 10**-places
+    step = 10**-places
+    is_cut_off = abs(decimal) <= abs(value)
+    most = step if is_cut_off else step / 2
+    return abs(value - decimal) <= most
 
 
 def constant_value(text: str) -> list[Number] | None:
@@ -315,6 +317,7 @@ MEASURE = re.compile(
 )
 # Where the plain letters of a unit may begin: after a blank, or if none but a unit is written so: 5cm
 UNIT_BEGINS = re.compile(r"(?<=[\d)}])(?:\s+|(?=(?:[ckm]m|kg|ml|mph|kmh?)\b))(?=[A-Za-z])")
+WORDS_OF_UNIT = re.compile(r"[A-Za-z]{2}[A-Za-z. /]*")
 PLAIN_UNIT = re.compile(r"[A-Za-z][A-Za-z.\s/*^{}\d-]*")
 # A letter that may be a unit or a factor, after a blank: 5 m
 SYMBOL_APART = re.compile(r"(?<=\d)\s+(?=[msghLlNJWV]$)")
@@ -343,9 +346,11 @@ def quantity(text: str) -> Value | Words:
         return Value(values_at_points(number), unit_of(percent or quoted) + power)
     for begin in UNIT_BEGINS.finditer(text):
         number, name = text[: begin.start()], text[begin.end() :]
-        if CHANGING.match(name.lower()) and not KNOWN.issuperset(words_of(name)):
+        is_words = WORDS_OF_UNIT.fullmatch(name) and not KNOWN.issuperset(words_of(name))
+        if is_words and CHANGING.match(name.lower()):
             return Words(text.split())
-        if is_plain_unit(name):
+        is_sum = re.search(r"(?<!^)[+-]", number) is not None
+        if is_plain_unit(name) and not (is_sum and name in SYMBOLS):  # 5 + 3 m
             return Value(values_at_points(number), unit_of(name))
     return Value(values_at_points(text), half_step=half_step(text))
 
