@@ -661,14 +661,14 @@ def test_no_near_miss_is_accepted():
 def test_verdicts_change_only_with_the_version_of_the_graders():
     """See verdicts.py for what to do if this fails."""
     head, *rows = verdicts.read()
-    assert head[:2] == verdicts.versions()[:2], "run python tests/verdicts.py"
+    assert head[:2] == verdicts.versions()[:2], "run python tools/verdicts.py"
     changed = []
     for row in rows:
         again = verdicts.judged(*row[:3])
         if any(new not in ("", old) for old, new in zip(row[3:], again, strict=True)):
             changed.append((row, again))
     assert len(rows) > 300 and changed == [], (
-        "raise GRADERS_VERSION, then run python tests/verdicts.py"
+        "raise GRADERS_VERSION, then run python tools/verdicts.py"
     )
 
 

@@ -16,30 +16,22 @@ MODULES = {
 }
 
 
-def without_last_lines(file):
-    """The tree of a module without `if __name__ == "__main__"`, by which it becomes a command."""
-    tree = ast.parse(file.read_text())
-    tree.body = [
-        node
-        for node in tree.body
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'")
-    ]
-    return tree
+NOT_IMPORTED = ("TYPE_CHECKING", "__name__ == '__main__'")  # named in hints only; what makes a command
 
 
 def nodes(tree):
-    """All nodes of a syntax tree but those below `if TYPE_CHECKING:`, which are never executed."""
+    """All nodes of a syntax tree but those below a condition that does not hold when the module is imported."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and ast.unparse(node.test) in NOT_IMPORTED:
             continue
         yield node
         yield from nodes(node)
 
 
 def imported(name, file):
-    """The modules of minimas that a module imports, also within functions; not those that it only names in hints."""
+    """The modules of minimas that a module imports, also within functions."""
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    for node in ast.walk(without_last_lines(file)):
+    for node in nodes(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*parts[: len(parts) + 1 - node.level], *(node.module or "").split(".")]
             base = [part for part in base if part]

@@ -8,7 +8,7 @@ Its first line says by which versions it was judged. Each other line is a kind, 
     text    an answer, its target, then 1 or 0
 
 test_grade.py fails if a verdict changes. Then raise GRADERS_VERSION in minimas/evaluate/grade.py, so that records of
-before are not continued, and run `python tests/verdicts.py`, which judges all lines again. New lines need a kind and
+before are not continued, and run `python tools/verdicts.py`, which judges all lines again. New lines need a kind and
 two texts only.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from minimas.answers import extract
 from minimas.evaluate.grade import GRADERS, GRADERS_VERSION, same_math, same_text
 
-TABLE = Path(__file__).with_name("verdicts.tsv")
+TABLE = Path(__file__).parent.parent / "tests" / "verdicts.tsv"
 HAS_MATH_VERIFY = util.find_spec("math_verify") is not None
 
 

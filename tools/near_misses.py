@@ -1,6 +1,6 @@
 """Near misses: pairs of a right answer and one that is slightly wrong. No grader that is exact may accept one.
 
-`near_misses` makes them from an answer, for test_grade.py. `python tests/near_misses.py FOLDER` makes them from the
+`near_misses` makes them from an answer, for test_grade.py. `python tools/near_misses.py FOLDER` makes them from the
 answers in the *.jsonl files of a folder ("gold", or "answer" as in GSM8K), and counts those that latex.py accepts.
 """
 
