@@ -56,8 +56,8 @@ IMPORTS = {
 
 def test_there_is_no_circle():
     TopologicalSorter(IMPORTS).prepare()
-    assert IMPORTS["recurse"] >= {"agent", "generate", "styles"}
-    assert "recurse" in IMPORTS["evaluate.__main__"] and "recurse" in IMPORTS["commands.ask"]
+    assert IMPORTS["recurse"] >= {"agent", "generate", "turn"}
+    assert "system" in IMPORTS["evaluate.__main__"] and "system" in IMPORTS["commands.ask"]
 
 
 def test_the_kernel_knows_no_evaluation_no_training_and_no_command():
