@@ -6,12 +6,42 @@ print(system.run(["7 +5 *3 -4 +8"])[0].answer)
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .common import InputError
 
-# Weights in huge pages: a step that reads them once is up to 1.4 times as fast. torch asks for them when it first allocates.
+def _runs_a_command() -> bool:
+    """Whether Python was started for a command of minimas: `python -m minimas...`, or the script `minimas`."""
+    if not sys.orig_argv or not getattr(sys, "argv", None):  # Python is embedded in another program
+        return False
+    started = sys.orig_argv[-len(sys.argv) :][0]  # the module or the script, before its arguments
+    if sys.argv[0] == "-m":  # Python says so until it has found the module
+        return started.partition(".")[0].endswith("minimas")  # -mminimas.recurse is possible
+    return os.path.basename(started) in ("minimas", "minimas.exe")
+
+
+def _leave(number: int, frame: object) -> None:
+    """Handles a signal that comes while a command is still being imported, or has done its work: ends the process."""
+    os._exit(128 + number)
+
+
+runs_a_command = _runs_a_command() and not sys.flags.inspect  # python -i goes on after the command
+if runs_a_command:  # any other program keeps its own handlers
+    try:
+        import signal
+
+        for _name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            _signal = getattr(signal, _name, None)
+            if _signal is not None and signal.getsignal(_signal) is not signal.SIG_IGN:  # nohup
+                signal.signal(_signal, _leave)
+    except KeyboardInterrupt:
+        os._exit(130)
+
+from .common import InputError  # noqa: E402  (after the handlers)
+
+# Weights in huge pages: a step that reads them once is up to 1.4 times as fast. torch asks for them when it first
+# allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.3.0"

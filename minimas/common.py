@@ -1,14 +1,20 @@
-"""Small things that every module may use: the error for bad input, warnings, checks of text and JSON, tables, atomic writes.
+"""Small things that every module may use: errors, warnings, checks of text and JSON, tables, files.
 
 It imports nothing but the standard library, so that `import minimas` stays light.
 """
 
+from __future__ import annotations
+
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
-from pathlib import PureWindowsPath
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 JSON_TYPES = {
     bool: "true or false",
@@ -27,27 +33,38 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP, as a scheduler or a closed terminal sends it."""
 
 
-def check_known(what, found, known):
+def check_known(what: str, found: Iterable[object], known: Iterable[str]) -> None:
     """InputError if one of the names that were found is not known."""
-    if unknown := [
-        name for name in found if name not in [*known]
-    ]:  # a list, since what was found may be unhashable
-        raise InputError(f"{what} {unknown[0]!r} is not known, expected one of {', '.join(known)}")
+    known = list(known)  # no set: what was found may be unhashable
+    for name in found:
+        if name not in known:
+            raise InputError(f"{what} {name!r} is not known, expected one of {', '.join(known)}")
 
 
-def no_op(*_):
+def no_op(*_: object) -> None:
     """Default callback: does nothing."""
 
 
-def warn(sentence):
-    """Print a warning to stderr."""
-    print(f"minimas: {sentence}", file=sys.stderr)
+def warn(message: object) -> None:
+    """Print a warning to stderr, if there is one."""
+    if sys.stderr is not None:  # print would take stdout instead
+        print(f"minimas: {message}", file=sys.stderr)
 
 
-warn_once = cache(warn)  # each sentence once in a process
+warn_once = cache(warn)  # each message once in a process
 
 
-def upcast(x):
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: that of a GPU, of one of its libraries, or of the CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    message = str(error)
+    return any(
+        words in message for words in ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    )
+
+
+def upcast(x: torch.Tensor) -> torch.Tensor:
     """A tensor in float32 if it is narrower. float64 stays, so that a whole run can be checked in it."""
     return x.float() if x.dtype.itemsize < 4 else x
 
@@ -55,7 +72,7 @@ def upcast(x):
 # Text and JSON
 
 
-def check_text(text, what):
+def check_text(text: str, what: object) -> None:
     """InputError if a text holds a lone surrogate, which no tokenizer and no file can take."""
     try:
         text.encode()
@@ -78,10 +95,7 @@ def parse_json(
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=make_object)
-    except (
-        ValueError,
-        RecursionError,
-    ) as e:  # RecursionError: brackets thousands deep; int limits are ValueErrors
+    except (ValueError, RecursionError) as e:  # RecursionError: brackets thousands deep
         raise InputError(
             f"{place} is not readable JSON ({e}): correct it and save it as UTF-8, or fetch it again"
         ) from e
@@ -90,7 +104,7 @@ def parse_json(
     return value
 
 
-def read_json(file):
+def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; InputError if the file holds anything else."""
     value = parse_json(file.read_bytes(), file)
     if not isinstance(value, dict):
@@ -98,42 +112,66 @@ def read_json(file):
     return value
 
 
-def entry(file, value, *path, type_):
-    """value[path[0]][path[1]]... of a JSON file, which is of `type_`; InputError names what is missing or of another type."""
+def entry(file: object, value: Any, *path: str, type_: type) -> Any:
+    """value[path[0]][path[1]]... of a JSON file, of `type_`; InputError names what is missing or of another type."""
+    name = ".".join(path)
     for key in path:
         if not isinstance(value, dict) or key not in value:
             raise InputError(
-                f"{file} has no {'.'.join(path)}: expected a file of the released layout; fetch it again"
+                f"{file} has no {name}: expected a file of the released layout; fetch it again"
             )
         value = value[key]
     if type(value) is not type_:
         raise InputError(
-            f"{file}: {'.'.join(path)} is {value!r:.80}, expected {JSON_TYPES[type_]}; fetch the file again"
+            f"{file}: {name} is {value!r:.80}, expected {JSON_TYPES[type_]}; fetch the file again"
         )
     return value
 
 
-def aligned(rows):
+def pairs(option: str, parts: list[str], expected: str = "NAME=COLUMN") -> dict[str, str]:
+    """The parts NAME=VALUE of an option as a dict; InputError if one of them is not a pair, or a name comes twice."""
+    values: dict[str, str] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        if not name or not value:
+            raise InputError(f"{option} has {part!r}, expected {expected}")
+        if name in values:
+            raise InputError(f"{option} gives {name} twice: give it once")
+        values[name] = value
+    return values
+
+
+def checkpoints(given: list[str]) -> str | dict[str, str]:
+    """The values of --checkpoint as load_mas_system takes them: one folder or hub id, or {role: folder or hub id}."""
+    if len(given) == 1 and given[0]:
+        is_folder = Path(given[0]).expanduser().is_dir()
+        if is_folder or "=" not in given[0]:
+            return given[0]
+    return pairs("--checkpoint", given, "ROLE=PATH, or one folder of all roles")
+
+
+def aligned(rows: list[list[str]]) -> str:
     """A table as text, from rows of texts; the first column begins at the left, the others end at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [text.rjust(width) for text, width in zip(others, widths[1:], strict=False)]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
 
 
 # Files
 
 
-def required(folder, name):
+def required(folder: Path, name: str) -> Path:
     """The path of a file that a folder must have. A manifest may not name one outside of its folder."""
-    path, file = (
-        PureWindowsPath(name),
-        folder / name,
-    )  # the stricter kind of path: both slashes, and drives
+    path = PureWindowsPath(name)  # the stricter kind of path: both slashes, and drives
     if path.anchor or ".." in path.parts:
         raise InputError(
             f"a manifest of {folder} names a file outside, {name!r}: expected a path within; fetch it again"
         )
+    file = folder / name
     if not file.is_file():
         raise InputError(
             f"{folder} has no {name}: a checkpoint in the released layout needs it; fetch the folder again"
@@ -141,7 +179,7 @@ def required(folder, name):
     return file
 
 
-def write_atomic(file, write):
+def write_atomic(file: Path, write: Callable[[Path], object]) -> None:
     """Let write(path) fill a temporary file beside `file`, then put it in the place of `file`: all of it or nothing."""
     partial = file.with_name(file.name + ".partial")
     try:
@@ -149,3 +187,23 @@ def write_atomic(file, write):
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)  # it is there if writing failed
+
+
+def writable_file(option: str, name: str | Path, make_folder: bool = False) -> Path:
+    """The Path of a file that a command is going to write; InputError if it cannot be written. It is not changed."""
+    file = Path(name)
+    try:
+        if make_folder:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            if not file.is_file():
+                raise OSError("it is not an ordinary file")
+            file.open("a").close()
+        # May files be made here, with such a name?
+        NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.").close()
+    except OSError as e:
+        raise InputError(
+            f"{option} {str(name)!r} cannot be written ({e.strerror or e}): "
+            "give a file in an existing folder that you may write to"
+        ) from e
+    return file

@@ -10,6 +10,7 @@ What differs from Llama:
 Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import llama
-from .cache import masks
+from .cache import AttentionCache, LayerCache, masks
 from .common import upcast
-from .llama import rope_cos_sin, rope_frequencies
+from .llama import Rope, rope_cos_sin, rope_frequencies
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,7 @@ class Config(llama.Config):
 
     query_pre_attn_scalar: float = 256
     sliding_window: int = 4096
-    layer_types: list[str] | None = None  # per layer sliding_attention or full_attention
+    layer_types: Sequence[str] = ()  # per layer; by default every sixth is full_attention
     sliding_window_pattern: int = 6
     tie_word_embeddings: bool = True
     # Older config.json files leave out what was the default then.
@@ -38,46 +39,44 @@ class Config(llama.Config):
     head_dim: int = 256
     rms_norm_eps: float = 1e-6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.layer_types = self.layer_types or [
-            "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention"
-            for i in range(self.num_hidden_layers)
-        ]
+        if not self.layer_types:
+            interval = self.sliding_window_pattern
+            last_of_interval = [(i + 1) % interval == 0 for i in range(self.num_hidden_layers)]
+            self.layer_types = [
+                "full_attention" if last else "sliding_attention" for last in last_of_interval
+            ]
 
     @property
-    def windows(self):
-        return [
-            self.sliding_window if kind == "sliding_attention" else None
-            for kind in self.layer_types
-        ]
+    def windows(self) -> Sequence[int | None]:
+        window = {"sliding_attention": self.sliding_window, "full_attention": None}
+        return [window[kind] for kind in self.layer_types]
 
 
-class OffsetRMSNorm(nn.Module):
+class OffsetRMSNorm(llama.RMSNorm):
     """Llama's norm, but it scales by 1 + w, and before the cast."""
 
-    def __init__(self, D, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.zeros(D)), eps
+    def __init__(self, D: int, eps: float) -> None:
+        super().__init__(D, eps)
+        self.weight = nn.Parameter(torch.zeros(D))
 
-    def forward(self, x):
-        return F.rms_norm(upcast(x), self.weight.shape, 1 + upcast(self.weight), self.eps).to(
-            x.dtype
-        )
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gain = 1 + upcast(self.weight)
+        y = F.rms_norm(upcast(x), gain.shape, gain, self.eps)
+        return y.to(x.dtype)
 
 
 class Attention(llama.Attention):
     """Llama's, with a norm on each head of q and k; the scale of the scores is the config's."""
 
-    def __init__(self, c):
+    def __init__(self, c: Config) -> None:
         super().__init__(c)
         self.scale = c.query_pre_attn_scalar**-0.5
-        self.q_norm, self.k_norm = (
-            OffsetRMSNorm(self.d, c.rms_norm_eps),
-            OffsetRMSNorm(self.d, c.rms_norm_eps),
-        )
+        self.q_norm = OffsetRMSNorm(self.d, c.rms_norm_eps)
+        self.k_norm = OffsetRMSNorm(self.d, c.rms_norm_eps)
 
-    def heads(self, x):
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, k, v = super().heads(x)
         return self.q_norm(q), self.k_norm(k), v
 
@@ -85,7 +84,7 @@ class Attention(llama.Attention):
 class MLP(llama.MLP):
     """Llama's with another activation: W_down (gelu(W_gate x) * W_up x)."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x)
         return self.down_proj(F.gelu(gate, approximate="tanh") * up)
 
@@ -93,7 +92,7 @@ class MLP(llama.MLP):
 class Block(nn.Module):
     """Four norms: before and after attention, before and after the MLP."""
 
-    def __init__(self, c):
+    def __init__(self, c: Config) -> None:
         super().__init__()
         self.input_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = Attention(c)
@@ -102,19 +101,31 @@ class Block(nn.Module):
         self.mlp = MLP(c)
         self.post_feedforward_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, x, positions, rope, mask, cache):
-        y = self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)
-        x = x[:, -y.shape[1] :] + self.post_attention_layernorm(y)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: AttentionCache,
+    ) -> torch.Tensor:
+        """x (B, T, D) -> (B, T', D)."""
+        y = self.self_attn(self.input_layernorm(x), positions, rope, mask, cache)  # (B, T', D)
+        x = x[:, -y.shape[1] :]  # (B, T', D): the last layer computes only what is asked for
+        x = x + self.post_attention_layernorm(y)
+        y = self.mlp(self.pre_feedforward_layernorm(x))
+        return x + self.post_feedforward_layernorm(y)
 
 
-class Gemma3(nn.Module):
-    """The decoder; its methods are those of llama.Llama, with the same shapes."""
+class Gemma3(llama.Llama):
+    """The decoder, with Llama's methods and shapes: make_cache and logits are the same, embed and forward differ."""
 
-    make_cache, logits = llama.Llama.make_cache, llama.Llama.logits
+    config: Config
+    frequency_sliding_attention: torch.Tensor  # (d/2,) float32
+    frequency_full_attention: torch.Tensor  # (d/2,) float32
 
-    def __init__(self, config):
-        super().__init__()
+    def __init__(self, config: Config) -> None:
+        nn.Module.__init__(self)  # not Llama's: each of its parts is another one here
         self.config = c = config
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
@@ -124,21 +135,26 @@ class Gemma3(nn.Module):
             frequency = rope_frequencies(c.rope_parameters[kind], c.head_dim)
             self.register_buffer(f"frequency_{kind}", frequency, persistent=False)
 
-    def embed(self, ids):
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
         w = self.embed_tokens.weight
-        scale = torch.tensor(
-            w.shape[1] ** 0.5, dtype=w.dtype
-        ).item()  # rounded to the weights' dtype, as in transformers
-        return self.embed_tokens(ids) * scale
+        scale = torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype)  # rounded, as in transformers
+        return self.embed_tokens(ids) * scale.item()
 
-    def forward(self, x, positions, cache, last=None):
-        types, last = self.config.layer_types, last or x.shape[1]
-        rope = {
-            kind: rope_cos_sin(positions, self.get_buffer(f"frequency_{kind}"))
-            for kind in set(types)
-        }
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Sequence[LayerCache],
+        last: int | None = None,
+    ) -> torch.Tensor:
+        last = last or x.shape[1]
+        kinds = self.config.layer_types
+        rope = {}
+        for kind in set(kinds):
+            rope[kind] = rope_cos_sin(positions, self.get_buffer(f"frequency_{kind}"))
+        layer_masks = masks(cache, positions, last)
         for layer, kind, mask, layer_cache in zip(
-            self.layers, types, masks(cache, positions, last), cache
+            self.layers, kinds, layer_masks, cache, strict=True
         ):
             x = layer(x, positions, rope[kind], mask, layer_cache)
         return self.norm(x[:, -last:])

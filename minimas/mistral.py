@@ -4,6 +4,7 @@ What differs from Llama: every layer attends to a sliding window, config.json's 
 that its cache never holds more than that. Nothing else: the decoder is llama.Llama.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import llama
@@ -17,5 +18,5 @@ class Config(llama.Config):
     num_key_value_heads: int | None = 8
 
     @property
-    def windows(self):
+    def windows(self) -> Sequence[int | None]:
         return [self.sliding_window] * self.num_hidden_layers

@@ -8,9 +8,10 @@ What differs from Llama:
                  in the others the attention's output is gated, and only a quarter of each head is rotated
 
 Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache;
-in the Gated DeltaNet as in delta.py: d_k and d_v the widths of a key and a value head.
+in the Gated DeltaNet as in delta.py: H heads of v, d_k and d_v the widths of a key and a value head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,43 +19,50 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import llama
-from .cache import DeltaCache, attention_cache
+from .cache import AttentionCache, DeltaCache, LayerCache, attention_cache
 from .common import upcast
 from .delta import chunked, recurrent
 from .gemma import OffsetRMSNorm
-from .llama import MLP, Attention, Llama, RMSNorm, apply_rope, attend, rope_frequencies
+from .llama import (
+    MLP,
+    Attention,
+    Llama,
+    RMSNorm,
+    Rope,
+    apply_rope,
+    attend,
+    rope_frequencies,
+    split_heads,
+)
 
 
 @dataclass(kw_only=True)
 class Config(llama.Config):
     """The fields of Qwen2 and Qwen3 besides Llama's, with the defaults of transformers."""
 
-    layer_types: list[str] | None = None  # per layer full_attention or sliding_attention
+    # Per layer full_attention or sliding_attention; by default the first max_window_layers are full.
+    layer_types: Sequence[str] = ()
     sliding_window: int | None = 4096
-    use_sliding_window: bool = (
-        False  # sliding_window alone says nothing: DeepSeek's distillations name one and use none
-    )
-    max_window_layers: int = 28  # transformers' default
+    # sliding_window alone says nothing: DeepSeek's distillations name one and use none.
+    use_sliding_window: bool = False
+    max_window_layers: int = 28
     num_key_value_heads: int | None = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.sliding_window = self.sliding_window if self.use_sliding_window else None
-        if self.layer_types is None:
-            full, n = (
-                self.max_window_layers if self.use_sliding_window else self.num_hidden_layers,
-                self.num_hidden_layers,
-            )
+        if not self.use_sliding_window:
+            self.sliding_window = None
+        if not self.layer_types:
+            n = self.num_hidden_layers
+            full = self.max_window_layers if self.use_sliding_window else n
             self.layer_types = [
                 "full_attention" if i < full else "sliding_attention" for i in range(n)
             ]
 
     @property
-    def windows(self):
-        return [
-            self.sliding_window if kind == "sliding_attention" else None
-            for kind in self.layer_types
-        ]
+    def windows(self) -> Sequence[int | None]:
+        window = {"sliding_attention": self.sliding_window, "full_attention": None}
+        return [window[kind] for kind in self.layer_types]
 
 
 @dataclass(kw_only=True)
@@ -64,7 +72,7 @@ class Config3(Config):
     head_dim: int | None = 128
 
 
-def qwen2_attention(c):
+def qwen2_attention(c: llama.Config) -> Attention:
     """Llama's attention, but q, k and v have a bias; o has none."""
     attention = Attention(c)
     for proj in attention.q_proj, attention.k_proj, attention.v_proj:
@@ -75,21 +83,22 @@ def qwen2_attention(c):
 class Qwen3Attention(Attention):
     """Llama's attention with a norm on each head of q and k."""
 
-    def __init__(self, c):
+    def __init__(self, c: llama.Config) -> None:
         super().__init__(c)
-        self.q_norm, self.k_norm = RMSNorm(self.d, c.rms_norm_eps), RMSNorm(self.d, c.rms_norm_eps)
+        self.q_norm = RMSNorm(self.d, c.rms_norm_eps)
+        self.k_norm = RMSNorm(self.d, c.rms_norm_eps)
 
-    def heads(self, x):
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, k, v = super().heads(x)
         return self.q_norm(q), self.k_norm(k), v
 
 
-def Qwen2(config):
+def Qwen2(config: Config) -> Llama:
     """The decoder of Qwen2 and Qwen2.5: a Llama with another attention."""
     return Llama(config, attention=qwen2_attention)
 
 
-def Qwen3(config):
+def Qwen3(config: Config) -> Llama:
     """The decoder of Qwen3: a Llama with another attention."""
     return Llama(config, attention=Qwen3Attention)
 
@@ -101,168 +110,206 @@ def Qwen3(config):
 class Config35(llama.Config):
     """The fields of Qwen3.5 besides Llama's."""
 
-    layer_types: list[str] | None = None  # per layer linear_attention or full_attention
+    # Per layer linear_attention or full_attention; by default every full_attention_interval-th is full.
+    layer_types: Sequence[str] = ()
     full_attention_interval: int = 4
     linear_conv_kernel_dim: int = 4
     linear_key_head_dim: int = 128  # d_k
     linear_value_head_dim: int = 128  # d_v
-    linear_num_key_heads: int = 16
-    linear_num_value_heads: int = 32
+    linear_num_key_heads: int = 16  # heads of q and k
+    linear_num_value_heads: int = 32  # H
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.layer_types = self.layer_types or [
-            "linear_attention" if (i + 1) % self.full_attention_interval else "full_attention"
-            for i in range(self.num_hidden_layers)
-        ]
+        if not self.layer_types:
+            interval = self.full_attention_interval
+            last_of_interval = [(i + 1) % interval == 0 for i in range(self.num_hidden_layers)]
+            self.layer_types = [
+                "full_attention" if last else "linear_attention" for last in last_of_interval
+            ]
+
+    @property
+    def linear_sizes(self) -> list[int]:
+        """Channels of q, k and v in a Gated DeltaNet."""
+        keys = self.linear_num_key_heads * self.linear_key_head_dim
+        values = self.linear_num_value_heads * self.linear_value_head_dim
+        return [keys, keys, values]
 
 
 class GatedAttention(Attention):
-    """q_proj also makes a gate for the output; the first quarter of q and k is rotated, the rest carries no position."""
+    """q_proj also makes a gate for the output; a part of q and k is rotated, the rest carries no position."""
 
-    def __init__(self, c):
+    def __init__(self, c: Config35) -> None:
         super().__init__(c)
-        self.q_proj = nn.Linear(
-            c.hidden_size, c.num_attention_heads * 2 * self.d, bias=False
-        )  # each head, then its gate
-        self.q_norm, self.k_norm = (
-            OffsetRMSNorm(self.d, c.rms_norm_eps),
-            OffsetRMSNorm(self.d, c.rms_norm_eps),
-        )
+        H, _, d = c.attention_sizes
+        self.q_proj = nn.Linear(c.hidden_size, H * 2 * d, bias=False)  # each head, then its gate
+        self.q_norm = OffsetRMSNorm(d, c.rms_norm_eps)
+        self.k_norm = OffsetRMSNorm(d, c.rms_norm_eps)
 
-    def forward(self, x, positions, rope, mask, cache):
-        q, k, v = self.qkv(x)
-        q, gate = q.unflatten(-1, (-1, 2 * self.d)).chunk(2, -1)  # (B, T, H, d) each
-        k, v = (y.unflatten(-1, (-1, self.d)).transpose(1, 2) for y in (k, v))  # (B, K, T, d)
-        q, k = (
-            apply_partial_rope(self.q_norm(q).transpose(1, 2), rope),
-            apply_partial_rope(self.k_norm(k), rope),
-        )
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: AttentionCache,
+    ) -> torch.Tensor:
+        q_gate, k, v = self.qkv(x)
+        q, gate = split_heads(q_gate, 2 * self.d).chunk(2, -1)  # (B, H, T, d) each
+        k = split_heads(k, self.d)  # (B, K, T, d)
+        v = split_heads(v, self.d)
+        q = apply_partial_rope(self.q_norm(q), rope)
+        k = apply_partial_rope(self.k_norm(k), rope)
         k, v = cache.update(k, v, positions)  # (B, K, S, d)
-        y = attend(q, k, v, mask, self.scale)
-        return self.o_proj(y * gate.flatten(2)[:, -y.shape[1] :].sigmoid())
+        y = attend(q, k, v, mask, self.scale)  # (B, T', H d)
+        gate = gate.transpose(1, 2).flatten(2)  # (B, T, H d)
+        gate = gate[:, -y.shape[1] :]  # (B, T', H d)
+        return self.o_proj(y * gate.sigmoid())
 
 
-def apply_partial_rope(x, rope):
-    """Rotate the first dimensions of each head, as many as there are angles for."""
-    n = rope[0].shape[-1]
+def apply_partial_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """Rotate the first dimensions of each head of x (B, heads, T, d), as many as there are angles for."""
+    cos, _ = rope
+    n = cos.shape[-1]
     return torch.cat([apply_rope(x[..., :n], rope), x[..., n:]], -1)
 
 
 class GatedDeltaNet(nn.Module):
     """q, k and v through a short causal convolution, the gated delta rule over them, a gated norm on its output.
 
+        q, k, v = silu(conv(W_qkv x))
+        g = -exp(A_log) softplus(W_a x + dt_bias)        log of the decay
+        beta = sigmoid(W_b x)                            strength of writing
+        o = rule(q / (|q| sqrt(d_k)), k / |k|, v, g, beta)
+        y = W_out (norm(o) * silu(W_z x))
+
     Where there are fewer heads of q and k than of v, each is used by several of v that stand next to each other.
     """
 
-    def __init__(self, c):
+    def __init__(self, c: Config35) -> None:
         super().__init__()
-        self.key_heads, self.value_heads = c.linear_num_key_heads, c.linear_num_value_heads
-        self.d_k, self.d_v = c.linear_key_head_dim, c.linear_value_head_dim
-        channels = 2 * self.key_heads * self.d_k + self.value_heads * self.d_v
-        self.in_proj_qkv = nn.Linear(c.hidden_size, channels, bias=False)
-        self.in_proj_z = nn.Linear(c.hidden_size, self.value_heads * self.d_v, bias=False)
-        self.in_proj_b = nn.Linear(c.hidden_size, self.value_heads, bias=False)
-        self.in_proj_a = nn.Linear(c.hidden_size, self.value_heads, bias=False)
-        self.conv1d = nn.Conv1d(
-            channels, channels, c.linear_conv_kernel_dim, groups=channels, bias=False
-        )
-        self.A_log, self.dt_bias = (
-            nn.Parameter(torch.zeros(self.value_heads)),
-            nn.Parameter(torch.ones(self.value_heads)),
-        )
+        D = c.hidden_size
+        self.key_heads = c.linear_num_key_heads
+        self.value_heads = c.linear_num_value_heads
+        self.d_k = c.linear_key_head_dim
+        self.d_v = c.linear_value_head_dim
+        self.sizes = c.linear_sizes
+        keys, _, values = self.sizes
+        channels = 2 * keys + values
+        kernel = c.linear_conv_kernel_dim
+        self.in_proj_qkv = nn.Linear(D, channels, bias=False)
+        self.in_proj_z = nn.Linear(D, values, bias=False)
+        self.in_proj_b = nn.Linear(D, self.value_heads, bias=False)
+        self.in_proj_a = nn.Linear(D, self.value_heads, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, kernel, groups=channels, bias=False)
+        self.A_log = nn.Parameter(torch.zeros(self.value_heads))
+        self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
         self.norm = RMSNorm(self.d_v, c.rms_norm_eps)
-        self.out_proj = nn.Linear(self.value_heads * self.d_v, c.hidden_size, bias=False)
+        self.out_proj = nn.Linear(values, D, bias=False)
 
-    def inputs(self, x):
+    def inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """W_qkv x (B, T, channels), W_z x (B, T, H d_v), W_b x and W_a x (B, T, H)."""
         return self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
 
-    def forward(self, x, positions, rope, mask, cache):
-        B, T, _ = x.shape
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor,
+        cache: DeltaCache,
+    ) -> torch.Tensor:
+        """x (B, T, D), mask (B, T, 1) of tokens -> (B, T, D)."""
         qkv, z, b, a = self.inputs(x * mask)
-        x, conv = cache.with_history(qkv.mT, positions)
-        y = F.silu(self.conv1d(x)).mT  # (B, T, channels)
-        q, k, v = y.split(
-            [self.key_heads * self.d_k, self.key_heads * self.d_k, self.value_heads * self.d_v], -1
-        )
-        q, k = (
-            l2_normalize(upcast(part.reshape(B, T, self.key_heads, self.d_k))) for part in (q, k)
-        )
-        group = self.value_heads // self.key_heads
-        q, k = (
-            part.repeat_interleave(group, 2).transpose(1, 2) for part in (q, k)
-        )  # (B, value heads, T, d_k)
-        v = upcast(v.reshape(B, T, self.value_heads, self.d_v)).transpose(1, 2)
-        g = (
-            -upcast(self.A_log).exp() * F.softplus(upcast(a) + upcast(self.dt_bias)) * mask
-        )  # (B, T, value heads)
-        beta = (
-            upcast(b).sigmoid() * mask
-        )  # padding forgets nothing (g = 0) and writes nothing (beta = 0)
-        rule = recurrent if T == 1 else chunked
-        o, state = rule(q * self.d_k**-0.5, k, v, g.mT, beta.mT, cache.state)
+        history, conv = cache.with_history(qkv.mT, positions)  # (B, channels, kernel - 1 + T)
+        y = F.silu(self.conv1d(history)).mT  # (B, T, channels)
+        q, k, v = y.split(self.sizes, -1)
+        q = self.unit_heads(q)  # (B, H, T, d_k)
+        k = self.unit_heads(k)
+        v = upcast(v.unflatten(-1, (self.value_heads, self.d_v))).transpose(1, 2)  # (B, H, T, d_v)
+
+        # Padding forgets nothing (g = 0) and writes nothing (beta = 0).
+        dt = F.softplus(upcast(a) + upcast(self.dt_bias))  # (B, T, H)
+        g = -upcast(self.A_log).exp() * dt * mask
+        beta = upcast(b).sigmoid() * mask
+
+        rule = recurrent if x.shape[1] == 1 else chunked
+        o, state = rule(q * self.d_k**-0.5, k, v, g.mT, beta.mT, cache.state)  # (B, H, T, d_v)
         cache.store(conv, state)
-        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(
-            upcast(z.unflatten(-1, (self.value_heads, self.d_v)))
-        )
+        z = upcast(z.unflatten(-1, (self.value_heads, self.d_v)))  # (B, T, H, d_v)
+        o = self.norm(o.transpose(1, 2).to(x.dtype)) * F.silu(z)
         return self.out_proj(o.to(x.dtype).flatten(2))
 
+    def unit_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """q or k (B, T, key heads d_k) -> vectors of length 1 for each head of v, (B, H, T, d_k)."""
+        x = upcast(x.unflatten(-1, (self.key_heads, self.d_k)))  # (B, T, key heads, d_k)
+        x = l2_normalize(x).repeat_interleave(self.value_heads // self.key_heads, 2)
+        return x.transpose(1, 2)
 
-def l2_normalize(x):
+
+def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """Vectors of length 1 along the last dimension; as in transformers, eps is inside the root."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 class Block35(nn.Module):
-    """Llama's block with Gemma's norms, and in `mixer` either kind of layer."""
+    """Llama's block with Gemma's norms, and either kind of layer under the name that the checkpoint gives it."""
 
-    def __init__(self, c, kind):
+    def __init__(self, c: Config35, kind: str) -> None:
         super().__init__()
+        self.kind = kind
         self.input_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.mixer = (
-            "linear_attn" if kind == "linear_attention" else "self_attn"
-        )  # the module's name in the checkpoint
-        self.add_module(
-            self.mixer, GatedDeltaNet(c) if kind == "linear_attention" else GatedAttention(c)
-        )
+        if kind == "linear_attention":
+            self.linear_attn = GatedDeltaNet(c)
+        else:
+            self.self_attn = GatedAttention(c)
         self.post_attention_layernorm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x, positions, rope, mask, cache):
-        y = getattr(self, self.mixer)(self.input_layernorm(x), positions, rope, mask, cache)
-        x = x[:, -y.shape[1] :] + y
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: LayerCache,
+    ) -> torch.Tensor:
+        """x (B, T, D) -> (B, T', D)."""
+        mixer = self.linear_attn if self.kind == "linear_attention" else self.self_attn
+        y = mixer(self.input_layernorm(x), positions, rope, mask, cache)
+        x = x[:, -y.shape[1] :]  # (B, T', D)
+        x = x + y
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Qwen35(nn.Module):
-    """The decoder; its methods are those of llama.Llama, with the same shapes."""
+class Qwen35(Llama):
+    """The decoder, with Llama's methods and shapes; only its parts and its cache differ."""
 
-    embed, forward, logits = Llama.embed, Llama.forward, Llama.logits
+    config: Config35
 
-    def __init__(self, config):
-        super().__init__()
+    def __init__(self, config: Config35) -> None:
+        nn.Module.__init__(self)  # not Llama's: most of its parts are others here
         self.config = c = config
+        _, _, d = c.attention_sizes
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block35(c, kind) for kind in c.layer_types)
         self.norm = OffsetRMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        rotated = int(c.head_dim * c.rope_parameters.get("partial_rotary_factor", 0.25))
-        self.register_buffer(
-            "frequency", rope_frequencies(c.rope_parameters, rotated), persistent=False
-        )
+        rotated = int(d * c.rope_parameters.get("partial_rotary_factor", 0.25))
+        frequency = rope_frequencies(c.rope_parameters, rotated)
+        self.register_buffer("frequency", frequency, persistent=False)
 
-    def make_cache(self, B, S=None):
-        c, w = self.config, self.norm.weight
-        channels = (
-            2 * c.linear_num_key_heads * c.linear_key_head_dim
-            + c.linear_num_value_heads * c.linear_value_head_dim
-        )
-        state = (B, c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim)
-        return [
-            attention_cache(B, c.num_key_value_heads, S, c.head_dim, w)
-            if kind == "full_attention"
-            else DeltaCache(
-                w.new_zeros(B, channels, c.linear_conv_kernel_dim - 1), upcast(w.new_zeros(state))
-            )
-            for kind in c.layer_types
-        ]
+    def make_cache(self, B: int, S: int | None = None) -> list[LayerCache]:
+        return [self.layer_cache(kind, B, S) for kind in self.config.layer_types]
+
+    def layer_cache(self, kind: str, B: int, S: int | None) -> LayerCache:
+        """The cache of a layer of this kind."""
+        c = self.config
+        like = self.norm.weight
+        if kind == "full_attention":
+            _, K, d = c.attention_sizes
+            return attention_cache(B, K, S, d, like)
+        H, d_k, d_v = c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim
+        conv = like.new_zeros(B, sum(c.linear_sizes), c.linear_conv_kernel_dim - 1)
+        state = upcast(like.new_zeros(B, H, d_k, d_v))
+        return DeltaCache(conv, state)

@@ -161,6 +161,6 @@ def silence(system: System, role: str, channel: str, B: int) -> dict[Edge, Messa
 
 
 if __name__ == "__main__":
-    from .commands.ask import main
+    from .commands.ask import run
 
-    main()
+    run()

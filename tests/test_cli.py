@@ -1,20 +1,29 @@
 """The command line, as a person meets it: what is printed where, and how it ends."""
 
+import importlib
 import io
 import json
 import os
 import runpy
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import minimas
-from minimas import cli, recurse
-from minimas.cli import command
-from minimas.recurse import main
+from minimas import __main__ as program
+from minimas.commands import ask, options
+from minimas.commands.ask import main
+from minimas.commands.failures import command
+from minimas.common import writable_file
+from minimas.evaluate import __main__ as evaluate
+from minimas.tiny import build
+from minimas.train import __main__ as train
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"
+MODULES = {"recurse": ask, "evaluate": evaluate, "train": train, "tiny.build": build}
 
 
 def test_the_answer_goes_to_stdout():
@@ -45,7 +54,7 @@ def test_only_a_line_feed_ends_a_question(monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.StringIO("\ufeffone page\x0cand the next\u2028\n\nanother\n")
     )
-    assert cli.read_questions(["-"]) == ["one page\x0cand the next\u2028", "another"]
+    assert options.read_questions(["-"]) == ["one page\x0cand the next\u2028", "another"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,7 @@ def test_only_a_line_feed_ends_a_question(monkeypatch):
 )
 def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", *args])
-    monkeypatch.setattr(sys, "stdin", open("/dev/null"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(SystemExit) as end:
         command(main)
     out, err = capsys.readouterr()
@@ -105,7 +114,7 @@ def test_settings_are_checked_before_anything_is_loaded(
 ):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, option, value])
     monkeypatch.setattr(
-        recurse, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded")
+        ask, "load_mas_system", lambda *_, **__: pytest.fail("something was loaded")
     )
     with pytest.raises(SystemExit) as end:
         command(main)
@@ -115,7 +124,8 @@ def test_settings_are_checked_before_anything_is_loaded(
 @pytest.mark.parametrize("module", ("minimas.recurse", "minimas.evaluate", "minimas.train"))
 def test_bad_input_ends_every_command_with_2(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module, "--no-such-option"])
-    monkeypatch.delitem(sys.modules, module, raising=False)  # it is found as `python -m` finds it
+    for name in (module, f"{module}.__main__"):  # it is found as `python -m` finds it
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(SystemExit) as end:
         runpy.run_module(module, run_name="__main__")
     out, err = capsys.readouterr()
@@ -166,7 +176,7 @@ def test_out_of_memory_is_a_sentence(capsys):
 def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):
     other = tmp_path / f"t.html.{os.getpid()}"
     other.write_text("precious")
-    cli.writable_file("--trace", tmp_path / "t.html")
+    writable_file("--trace", tmp_path / "t.html")
     assert other.read_text() == "precious" and list(tmp_path.iterdir()) == [other]
 
 
@@ -210,7 +220,7 @@ def test_stdin_that_is_not_utf8_is_a_sentence(monkeypatch, capsys):
 
 def test_lines_of_windows(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff7 +5\r\n\r\n7 *3\r\n"))
-    assert cli.read_questions(["-", "1 +1"]) == ["7 +5", "7 *3", "1 +1"]
+    assert options.read_questions(["-", "1 +1"]) == ["7 +5", "7 *3", "1 +1"]
 
 
 def test_version(monkeypatch, capsys):
@@ -218,3 +228,91 @@ def test_version(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code and capsys.readouterr().out == f"minimas {minimas.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "module, args, value",
+    [
+        ("recurse", ["--prompt", "-x"], "--prompt=-x"),
+        ("recurse", ["--prompt", "-3", "--prompt", "-x^2"], "--prompt='-x^2'"),
+        ("recurse", ["--prom", "-x"], "--prompt=-x"),
+        ("recurse", ["--prompt", "-7 + 5", "--prompt", "-h"], "--prompt=-h"),
+        ("recurse", ["--prompt", "-h is 5, what is h"], "--prompt='-h is 5, what is h'"),
+        ("recurse", ["--prompt", "--", "-x"], "--prompt=--"),
+        ("recurse", ["--prompt"], "--prompt=VALUE"),
+        ("recurse", ["--trace", "-page.html", "--prompt", CHAIN], "--trace=-page.html"),
+        ("recurse", ["--temperature", "-1e-5"], "--temperature=-1e-5"),
+        ("evaluate", ["--dataset", "tiny", "--columns", "-a=b"], "--columns=-a=b"),
+        ("evaluate", ["--dataset", "-mine.jsonl"], "--dataset=-mine.jsonl"),
+        ("train", ["outer", "--checkpoint", "-folder"], "--checkpoint=-folder"),
+        ("tiny.build", ["--out", "-folder"], "--out=-folder"),
+    ],
+)
+def test_a_value_that_begins_with_a_dash(module, args, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, *args])
+    with pytest.raises(SystemExit) as end:
+        command(MODULES[module].main)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and err.endswith(f" {value}\n")
+
+
+def test_a_value_with_a_dash_after_an_equals_sign(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["recurse", "--prompt=-x", "--prompt", "-7 +5", "--prompt=--json"]
+    )
+    assert ask.arguments().prompt == ["-x", "-7 +5", "--json"]
+
+
+# The program `minimas`
+
+
+def test_help_of_the_program_is_light():
+    """It lists the commands, and imports neither torch nor a tokenizer."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "minimas", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "minimas.common" in done.stderr
+    assert not any(name in done.stderr for name in ("torch", "tokenizers", "numpy"))
+    assert all(f"  {name} " in done.stdout for name in ("ask", "evaluate", "train"))
+
+
+@pytest.mark.parametrize(
+    "name, own", [("evaluate", "--dataset"), ("train", "--data"), ("ask", "--prompt")]
+)
+def test_commands_of_the_program(name, own, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minimas", name, "--help"])
+    program.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: minimas {name} [-h]") and own in shown
+
+
+def test_the_program_asks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minimas", "ask", "--prompt", "7 +5", "--json"])
+    program.main()
+    assert json.loads(capsys.readouterr().out)["answer"] == "2"
+
+
+def test_the_program_refuses_what_it_does_not_know(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minimas", "aks"])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        "minimas: 'aks' is no command, expected one of ask, evaluate, train"
+    )
+
+
+@pytest.mark.parametrize("args", ([], ["--help"], ["--version"]))
+def test_the_program_without_a_command(args, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minimas", *args])
+    program.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("minimas 0." if "--version" in args else "usage: minimas COMMAND")
+
+
+def test_the_script_of_the_package():
+    project = tomllib.loads((Path(minimas.__file__).parent.parent / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["minimas"].partition(":")
+    assert getattr(importlib.import_module(module), function) is program.main

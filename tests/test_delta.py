@@ -2,20 +2,30 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minimas.delta import chunked, recurrent
 
 
 def inputs(T, B=2, H=3, d_k=5, d_v=7):
+    """q, k, v, g, beta and S, with the shapes of delta.py."""
     random = torch.Generator().manual_seed(T)
-    normal = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
-    q, k = (torch.nn.functional.normalize(normal(B, H, T, d_k), dim=-1) for _ in range(2))
-    g, beta = -normal(B, H, T).exp() * 0.3, normal(B, H, T).sigmoid()
-    return q, k, normal(B, H, T, d_v), g, beta, normal(B, H, d_k, d_v)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    q = F.normalize(normal(B, H, T, d_k), dim=-1)
+    k = F.normalize(normal(B, H, T, d_k), dim=-1)
+    g = -normal(B, H, T).exp() * 0.3
+    beta = normal(B, H, T).sigmoid()
+    v = normal(B, H, T, d_v)
+    S = normal(B, H, d_k, d_v)
+    return q, k, v, g, beta, S
 
 
 def assert_equal(a, b):
-    assert all((x - y).abs().max() < 1e-12 for x, y in zip(a, b))
+    for x, y in zip(a, b, strict=True):
+        assert (x - y).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("T", (1, 2, 63, 64, 65, 200))
@@ -48,7 +58,10 @@ def test_fed_in_pieces_from_a_state(rule, sizes):
 
 def test_padding_passes_the_state_over():
     q, k, v, g, beta, S = inputs(70)
-    pad = lambda x: torch.cat([torch.zeros_like(x[:, :, :30]), x], 2)
+
+    def pad(x):
+        return torch.cat([torch.zeros_like(x[:, :, :30]), x], 2)
+
     o, state = chunked(pad(q), pad(k), pad(v), pad(g), pad(beta), S)
     assert_equal((o[:, :, 30:], state), recurrent(q, k, v, g, beta, S))
 

@@ -14,6 +14,7 @@ import torch
 
 import minimas
 from minimas import STYLES, recurse
+from minimas.commands import ask
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import grade
 from minimas.styles import style_named
@@ -25,7 +26,7 @@ PAGES = {
     file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
-COMMANDS = {"minimas.recurse": recurse, "minimas.evaluate": evaluate, "minimas.train": train}
+COMMANDS = {"minimas.recurse": ask, "minimas.evaluate": evaluate, "minimas.train": train}
 
 
 def blocks(page, language):

@@ -8,7 +8,8 @@ import torch
 from checkpoints import GOLDENS, IDS
 from safetensors.torch import load_file
 
-from minimas.cache import WindowCache
+from minimas.cache import WindowCache, causal_mask
+from minimas.llama import attend, attention_formula
 from minimas.load import load_model
 
 VARIANTS = pytest.mark.parametrize("name", checkpoints.VARIANTS)
@@ -118,6 +119,34 @@ def test_gradients_reach_the_embeddings(name, folder):
         h = model(x[:, start : start + 6], torch.arange(start, start + 6)[None], cache)
     h[:, -1].sum().backward()
     assert (x.grad[0].abs().amax(-1) > 0).all()
+
+
+@pytest.mark.parametrize("window", (None, 3))
+@pytest.mark.parametrize("T, asked", ((1, 1), (7, 1), (7, 2), (7, 7)))
+def test_attention_is_its_formula(T, asked, window):
+    """Every way that `attend` takes gives softmax(q k' / sqrt(d)) v, with two query heads to a key/value head."""
+    S, H, K, d = 9, 4, 2, 8
+    random = torch.Generator().manual_seed(0)
+    q = torch.randn(2, H, T, d, generator=random, dtype=torch.float64)
+    k = torch.randn(2, K, S, d, generator=random, dtype=torch.float64)
+    v = torch.randn(2, K, S, d, generator=random, dtype=torch.float64)
+    positions = torch.arange(S).expand(2, -1)
+    mask = causal_mask(positions[:, -T:], positions, window)  # the queries are the last T tokens
+    whole = attention_formula(q, k, v, mask, d**-0.5)
+    y = attend(q, k, v, mask[:, :, -asked:], d**-0.5)
+    assert y.shape == (2, asked, H * d)
+    assert (y - whole[:, -asked:]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("T, S", ((7, 7), (1, 7)))
+def test_attention_without_a_mask_is_the_causal_formula(T, S):
+    random = torch.Generator().manual_seed(1)
+    q = torch.randn(2, 4, T, 8, generator=random, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, S, 8, generator=random, dtype=torch.float64)
+    positions = torch.arange(S).expand(2, -1)
+    mask = causal_mask(positions[:, -T:], positions)
+    truth = attention_formula(q, k, v, mask, 8**-0.5)
+    assert (attend(q, k, v, None, 8**-0.5) - truth).abs().max() < 1e-12
 
 
 def test_no_two_keys_of_a_chunk_share_a_slot():

@@ -2,6 +2,8 @@
 packed and merged linears, replayed steps, rows that leave the batch, fused links.
 """
 
+import copy
+import pickle
 from contextlib import nullcontext
 
 import checkpoints
@@ -417,6 +419,23 @@ def test_merged_weights_are_held_once(monkeypatch, tmp_path):
         for whole in (merged(x), attention.qkv(x))
         for a, b in zip(whole, apart)
     )
+
+
+@pytest.mark.parametrize("duplicate", (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))))
+@torch.no_grad()
+def test_a_decoder_on_the_fast_path_can_be_copied(tmp_path, duplicate):
+    """Packed weights, too, which torch itself can neither copy nor pickle; what is copied stands alone."""
+    model = prepare(load_model(checkpoints.make_agent(tmp_path, "llama")))
+    other = duplicate(model)
+    positions = torch.arange(IDS.shape[1])[None]
+    x = model.embed(IDS)
+    truth = model(x, positions, model.make_cache(1))
+    assert torch.equal(other(x, positions, other.make_cache(1)), truth)
+    assert other.layers[0].self_attn.qkv is not model.layers[0].self_attn.qkv
+    merged = other.layers[0].self_attn.qkv
+    merged.packed.bias = torch.ones(sum(merged.sizes))
+    assert not torch.equal(other(x, positions, other.make_cache(1)), truth)
+    assert torch.equal(model(x, positions, model.make_cache(1)), truth)
 
 
 def test_no_silent_loss_of_gradients(folders):

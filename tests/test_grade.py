@@ -1,8 +1,9 @@
 r"""Grading: a table of answers judged by hand, texts made to hang a grader,
 and programs made to hang, fork, fill and escape.
 
-graded_pairs.tsv holds predicted, target, and 1 where they are mathematically equal, in the kinds that answers to MATH come
-in. Two conventions of that data set are followed: an answer may leave out its unit (percent sign, base) or its `x =`.
+graded_pairs.tsv holds predicted, target, and 1 where they are mathematically equal, in the kinds that answers to MATH
+come in. Three conventions are followed: an answer may leave out its unit (percent sign, base) or its `x =`, and it may
+say of what it is the value, as in m + n = 293.
 """
 
 import json
@@ -13,24 +14,30 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
+import near_misses
 import pytest
+import verdicts
 
 from minimas import InputError
-from minimas.cli import command
+from minimas.commands.failures import command
 from minimas.common import no_op
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import answering, latex, run_tests
 from minimas.evaluate.benchmarks import load_dataset
 from minimas.evaluate.grade import (
     GRADERS,
+    GRADERS_VERSION,
     MathVerify,
     default_grader,
     graders_for,
+    graders_hash,
     same_math,
     same_text,
 )
+from minimas.evaluate.latex import same_latex
 from minimas.runs.rows import Row
 from minimas.evaluate.run_tests import check_tests, passes, why_void
 from minimas.sandbox import python as sandbox
@@ -210,6 +217,472 @@ def test_math_verify():
     assert not same_math("9^{9^{9^9}}", "2^{2^{2^{9^9}}}", "math-verify") and same_math(
         r"\sum_{k=1}^{3} k", "6", "math-verify"
     )  # lives, or comes again
+
+
+@pytest.mark.parametrize(
+    "predicted, target, verdict",
+    [
+        (r"m+n=293", r"293", True),
+        (r"m+n=294", r"293", False),
+        (r"f(2)+1 = 7", r"7", True),
+        (r"|AB| = 5", r"5", True),
+        (r"\angle A = 30^\circ", r"30", True),
+        (r"\angle A = 30^\circ", r"30^\circ", True),
+        (r"\angle ABC = 31", r"30", False),
+        (r"2x = 6", r"6", True),
+        (r"a=b=5", r"5", True),
+        (r"a = b = 5", r"6", False),
+        (r"x+y = 12", r"12", True),
+        (r"x+y=13", r"12", False),
+        (r"P(X>2) = \frac{1}{3}", r"\frac13", True),
+        (r"\text{Area} = 25", r"25", True),
+        (r"[ABC] = 12", r"12", True),
+        (r"\frac{dy}{dx} = 3", r"3", True),
+        (r"\lim_{x \to 0} f(x) = 3", r"3", True),
+        (r"\sum_{k=1}^{3} k = 6", r"6", True),
+        (r"\log_2 8 = 3", r"3", True),
+        (r"\sqrt{16}=4", r"4", True),
+        (r"C(5,2) = 10", r"10", True),
+        (r"\binom{5}{2} = 10", r"10", True),
+        (r"\overline{AB} = 5", r"5", True),
+        (r"AB+BC=10", r"10", True),
+        (r"a^2+b^2=25", r"25", True),
+        (r"\frac{m}{n} = \frac{3}{4}", r"\frac34", True),
+        (r"abc = 30", r"30", True),
+        (r"5 = x", r"5", True),
+        (r"293 = m+n", r"293", True),
+        (r"x = \frac{10}{4} = 2.5", r"2.5", True),
+        (r"10 \cdot 3 = 30", r"30", True),
+        (r"1=5", r"5", None),
+        (r"x+y+z=6", r"6", True),
+        (r"\sin\theta = \frac12", r"0.5", True),
+        (r"\cos A = \frac{3}{5}", r"0.6", True),
+        (r"f'(2) = 4", r"4", True),
+        (r"\det A = 5", r"5", True),
+        (r"\text{Total cost} = \$25", r"25", True),
+        (r"\text{Total} = 26", r"25", False),
+        (r"n! = 24", r"24", True),
+        (r"S_{10} = 55", r"55", True),
+        (r"a_{10} = 55", r"55", True),
+        (r"|z| = 5", r"5", True),
+        (r"\|v\| = 5", r"5", True),
+        (r"\mathbf{a}\cdot\mathbf{b} = 5", r"5", True),
+        (r"\vec{a} \cdot \vec{b} = 5", r"5", True),
+        (r"\mathbb{E}[X] = 3.5", r"3.5", True),
+        (r"m + n = 100 + 193 = 293", r"293", True),
+        (r"a = 3, b = 4", r"3, 4", True),
+        (r"m+n=293", r"x=293", False),
+        (r"p+q=1{,}000", r"1000", True),
+        (r"x^2 + 1 = 5 \text{ cm}", r"5", True),
+        (r"f(x) + 1 = x^2", r"x^2", None),
+        (r"m+n \ge 293", r"293", False),
+        (r"(f \circ g)(2) = 7", r"7", True),
+        (r"x_1 + x_2 = 5", r"5", True),
+        (r"x_1x_2 = 5", r"5", True),
+        (r"\alpha+\beta = 5", r"5", True),
+        (r"f(2)+f(3) = 5", r"5", True),
+        (r"A = B = 30^\circ", r"30", True),
+        (r"\triangle ABC = 12", r"12", True),
+        (r"AB^2 = 25", r"25", True),
+        (r"AB : BC = 2:3", r"2:3", True),
+        (r"\text{lcm}(4,6) = 12", r"12", True),
+        (r"\gcd(12, 18) = 6", r"6", True),
+        (r"m\angle A = 30", r"30", True),
+        (r"k = 2m = 10", r"10", True),
+        (r"\frac{a}{b} + 1 = 5", r"5", True),
+        (r"p-q=-3", r"-3", True),
+        (r"p-q=3", r"-3", False),
+        (r"x + y = (1,2)", r"(1,2)", True),
+        (r"A+B = \begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", True),
+        (r"x + y = \text{even}", r"\text{even}", True),
+        (r"10 = 10", r"10", True),
+        (r"2 + 3i = z", r"2+3i", True),
+        (r"z + w = 2+3i", r"2+3i", True),
+        (r"\frac{22}{3} \approx 7.33", r"\frac{22}{3}", True),
+        (r"\frac{22}{3} \approx 7.34", r"\frac{22}{3}", None),
+        (r"a+b\approx 7", r"7", True),
+    ],
+)
+def test_equations_state_their_right_side(predicted, target, verdict):
+    """Whatever stands on the left, if it is no other number."""
+    assert same_latex(predicted, target) is verdict
+
+
+@pytest.mark.parametrize(
+    "predicted, target, verdict",
+    [
+        (r"(0,1)", r"0,1", None),
+        (r"0,1", r"(0,1)", None),
+        (r"(0,2)", r"0,1", False),
+        (r"a=5, b=6", r"(5,6)", None),
+        (r"a=5,b=7", r"(5,6)", False),
+        (r"\{5\}", r"5", None),
+        (r"5", r"\{5\}", None),
+        (r"6", r"\{5\}", False),
+        (r"x = 5 m", r"5", True),
+        (r"5 m, 6 m", r"5, 6", True),
+        (r"5\,m", r"5", True),
+        (r"[0,1]\cup[1,2]", r"[0,2]", None),
+        (r"\{0,1\}", r"(0,1)", False),
+        (r"\{0,1\}", r"0,1", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"(1,2)", None),
+        (r"[0,1]", r"0,1", None),
+        (r"1,2", r"2", False),
+        (r"2", r"1,2", False),
+        (r"(1,2)", r"[1,2]", False),
+        (r"(1,2)", r"(2,1)", False),
+        (r"7:32", r"7/32", None),
+        (r"x = 3, y=4", r"(3,4)", None),
+        (r"(3,4)", r"x=3,y=4", None),
+        (r"(4,3)", r"x=3,y=4", False),
+        (r"x=3 \text{ and } y=4", r"(3,4)", None),
+        (r"5 \text{ and } 6", r"(5,6)", None),
+        (r"(5)", r"5", True),
+        (r"[5]", r"5", True),
+        (r"\{(1,2)\}", r"(1,2)", None),
+        (r"\{1,2,3\}", r"1,2,3", True),
+        (r"3+4i", r"(3,4)", False),
+        (r"x>5", r"5", False),
+        (r"no solution", r"\emptyset", None),
+        (r"\text{none}", r"0", False),
+        (r"\{x=5\}", r"5", None),
+        (r"(x,y) = (5,6)", r"(5,6)", True),
+        (r"x=5,y=6", r"(x,y)=(5,6)", None),
+        (r"x \in \{1,2\}", r"1,2", True),
+        (r"x = 1 \text{ or } x = 2", r"\{1,2\}", True),
+        (r"x=1,2", r"1,2", True),
+        (r"(5,6)", r"5,6,7", False),
+        (r"-5 \le x \le 1 \text{ or } 3 \le x \le 9", r"[-5,1]\cup[3,9]", None),
+        (r"5\%", r"5", True),
+        (r"1/2", r"0.5", True),
+        (r"\langle 1,2\rangle", r"(1,2)", None),
+        (r"\begin{bmatrix}1&2\end{bmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", True),
+        (r"5!", r"120", True),
+        (r"(0,1)", r"0<x<1", True),
+        (r"\{\}", r"0", False),
+        (r"{1,2}", r"(1,2)", None),
+        (r"\left\{5\right\}", r"5", None),
+        (r"5, 5", r"5", None),
+        (r"(2, \infty)", r"x>2", None),
+        (r"1,5", r"1.5", None),
+        (r"3,14", r"3.14", True),
+        (r"3{,}14", r"3.14", True),
+        (r"0 < x < 1", r"(0,1)", True),
+        (r"1 > x > 0", r"(0,1)", True),
+        (r"x=5 or x=-5", r"\pm 5", True),
+        (r"\{x \mid x>5\}", r"(5,\infty)", None),
+        (r"1:2", r"2:4", None),
+        (r"2:1", r"1:2", False),
+        (r"1:2:3", r"1:2:3", True),
+        (r"x_1 = 1, x_2 = 2", r"1, 2", True),
+        (r"x_1 = 1, x_2 = 2", r"(1,2)", None),
+        (r"x=1", r"(1,2)", False),
+        (r"1, 2", r"x=1, x=2", True),
+        (r"y = 2x + 1", r"2x+1", True),
+        (r"y=2x+1", r"2x+2", False),
+        (r"(1, 2, 3)", r"1, 2, 3", None),
+        (r"(1,2,4)", r"1,2,3", False),
+        (r"(1,2)", r"1,2,3", False),
+        (r"\left(1,2\right)", r"1,2", None),
+        (r"\{1\}", r"1", None),
+        (r"\{2\}", r"1", False),
+        (r"\{\frac12\}", r"0.5", None),
+        (r"[1,2]", r"1,2", None),
+        (r"1, 2", r"\begin{pmatrix}1\\2\end{pmatrix}", None),
+        (r"\begin{pmatrix}1\\3\end{pmatrix}", r"(1,2)", False),
+        (r"(1,2)", r"\begin{pmatrix}1\\2\\3\end{pmatrix}", False),
+        (r"x^2=4", r"4", True),
+        (r"k=2n+1", r"2n+1", True),
+        (r"\frac{\pi}{2}", r"1.5708", False),
+        (r"even", r"odd", False),
+        (r"yes", r"no", False),
+        (r"\text{A}", r"A", True),
+        (r"\pi r^2", r"\pi r^{2}", True),
+        (r"3\sqrt{2} \approx 4.24", r"3\sqrt2", True),
+        (r"S = \{1,2\}", r"\{1,2\}", True),
+        (r"x\in(0,1)", r"(0,1)", True),
+        (r"1 or 2", r"1,2", True),
+        (r"1 and 3", r"1,2", False),
+        (r"a=5,\ b=6", r"5,6", True),
+        (r"m=5, n=6", r"(5,6)", None),
+        (r"(a,b)=(5,6)", r"a=5, b=6", None),
+        (r"a=5,b=6", r"a=5,b=6", True),
+        (r"a=5,b=6", r"b=6,a=5", True),
+        (r"a=5,b=6", r"a=6,b=5", False),
+        (r"P = \frac{1}{2} = 0.5", r"0.5", True),
+        (r"x = y = z = 3", r"3", True),
+        (r"2+3=5", r"5", True),
+        (r"2+3=6", r"6", None),
+        (r"f(x)=x^2", r"x^2", True),
+        (r"f'(x) = 2x", r"2x", None),
+        (r"dy/dx = 2x", r"2x", None),
+        (r"a_n = 2n", r"2n", True),
+        (r"|x| = 3", r"3", True),
+        (r"-1 \le x", r"[-1,\infty)", None),
+        (r"3 - 2i", r"3-2i", True),
+        (r"3 - 2i", r"3+2i", False),
+        (r"\sin^2 x + \cos^2 x", r"1", True),
+        (r"\sin^2 x", r"\sin x^2", False),
+        (r"\arcsin(1)", r"\frac{\pi}{2}", True),
+        (r"x=\frac{-1 \pm \sqrt{5}}{2}", r"\frac{-1+\sqrt5}{2}, \frac{-1-\sqrt5}{2}", True),
+        (r"10\%", r"0.1", True),
+        (r"10%", r"1", False),
+        (r"1.5 \times 10^{3}", r"1500", True),
+        (r"6.02e23", r"6.02 \times 10^{23}", True),
+        (r"{5}", r"5", True),
+        (r"{1, 2}", r"1,2", True),
+        (r"A=5", r"5", True),
+        (r"\boxed{5}", r"5", None),
+        (r"5.", r"5", True),
+        (r"\text{(A)}", r"A", True),
+        (r"", r"5", None),
+        (r"5", r"", None),
+    ],
+)
+def test_another_kind_is_not_certain(predicted, target, verdict):
+    """None: math-verify decides. False where the numbers differ, too; True where only the notation differs."""
+    assert same_latex(predicted, target) is verdict
+
+
+@pytest.mark.parametrize(
+    "predicted, target, verdict",
+    [
+        (r"5 m", r"5", True),
+        (r"5 m", r"5\text{ m}", True),
+        (r"5 m", r"5m", True),
+        (r"6 m", r"5", False),
+        (r"5 m", r"5 s", False),
+        (r"5 km/h", r"5\text{ km/h}", True),
+        (r"5 m/s", r"5\text{ m/s}", True),
+        (r"5 m/s^2", r"5\text{ m/s}^2", True),
+        (r"5 kg", r"5", True),
+        (r"5 g", r"5", True),
+        (r"5 N", r"5", True),
+        (r"5 meters per second", r"5 m/s", True),
+        (r"5 km", r"5 m", False),
+        (r"5 m^2", r"5\text{ m}^2", True),
+        (r"5 cm^3", r"5", True),
+        (r"5cm", r"5", True),
+        (r"5 x", r"5", False),
+        (r"5 inches", r"5", True),
+        (r"5 hours", r"5", True),
+        (r"5 h", r"5", True),
+        (r"5 L", r"5", True),
+        (r"5 mL", r"5", True),
+        (r"5 Hz", r"5", True),
+        (r"5 Newtons", r"5", True),
+        (r"5 joules", r"5 J", True),
+        (r"5 kilometres", r"5 km", True),
+        (r"5\ \mathrm{m}", r"5", True),
+        (r"5~m", r"5", True),
+        (r"5 sq m", r"5 m^2", True),
+        (r"5 square metres", r"5 m^2", True),
+        (r"5 cubic meters", r"5 m^3", True),
+        (r"5 mol", r"5", True),
+        (r"5 eV", r"5", True),
+        (r"5 ohms", r"5", True),
+        (r"5 Pa", r"5", True),
+        (r"5 cm/s", r"5 m/s", False),
+        (r"5\text{ kg}", r"5\text{ g}", False),
+        (r"5 bananas", r"5", None),
+        (r"5 units", r"5", True),
+        (r"5 coins", r"5", None),
+        (r"5 dollars", r"5", True),
+        (r"5 minutes", r"5 min", True),
+        (r"5 mph", r"5 miles per hour", True),
+        (r"5 rad", r"5", True),
+        (r"5 feet", r"5 ft", True),
+        (r"5 days", r"5 weeks", False),
+        (r"5 m", r"5 m", True),
+        (r"10 m/s", r"10", True),
+        (r"10\ m/s", r"10", True),
+        (r"10 m/s", r"10 m/s^2", False),
+        (r"3.5 kg", r"3.5", True),
+        (r"3.6 kg", r"3.5", False),
+        (r"12 in", r"12 inches", True),
+        (r"12 in.", r"12", True),
+        (r"5 sec", r"5 s", True),
+        (r"20 mins", r"20", True),
+        (r"45 degrees", r"45", True),
+        (r"45^\circ", r"45 degrees", True),
+        (r"100 km", r"100 miles", False),
+        (r"5 cm^2", r"5 cm^3", False),
+        (r"5 cm", r"5 cm^2", False),
+        (r"5 \text{cm}^2", r"5 square cm", True),
+        (r"12 N", r"12 N m", False),
+        (r"x = 5 cm", r"5 cm", True),
+        (r"5 + 3 m", r"8", False),
+        (r"2 m + 3", r"5", False),
+        (r"3 m n", r"3mn", True),
+        (r"5 s", r"5", True),
+        (r"4 h", r"4", True),
+        (r"\frac{1}{2} m", r"0.5", True),
+        (r"\frac12 km", r"0.5", True),
+        (r"10 N", r"10 J", False),
+        (r"2.5 L", r"2.5 liters", True),
+        (r"7 hr", r"7 hours", True),
+        (r"8 ft", r"8", True),
+        (r"9 g", r"9 grams", True),
+        (r"3 apples", r"3", None),
+        (r"5 m/s", r"5 km/h", False),
+        (r"1,000 m", r"1000", True),
+        (r"5 V", r"5", True),
+        (r"5 W", r"5", True),
+    ],
+)
+def test_units_in_plain_letters(predicted, target, verdict):
+    """As in text."""
+    assert same_latex(predicted, target) is verdict
+
+
+@pytest.mark.parametrize(
+    "predicted, target, verdict",
+    [
+        (r"1,000 \text{ and } 2,000", r"1000, 2000", True),
+        (r"0, 1, 2", r"1,000, 2,000", False),
+        (r"1,000, 2,000", r"0, 1, 2", False),
+        (r"1000, 2000", r"1,000,2,000", True),
+        (r"1{,}000, 2{,}000", r"1000,2000", True),
+        (r"1\,000, 2\,000", r"1000, 2000", True),
+        (r"1 000, 2 000", r"1000,2000", True),
+        (r"\{1,000, 2,000\}", r"\{1000,2000\}", True),
+        (r"(1,000, 2,000)", r"(1000,2000)", True),
+        (r"(1,000,2,000)", r"(1000,2000)", True),
+        (r"(10,000,20,500)", r"(10000,20500)", True),
+        (r"[1,000, 2,000)", r"[1000,2000)", True),
+        (r"(1,234)", r"1234", False),
+        (r"(1,234)", r"(1, 234)", True),
+        (r"1,234; 5,678", r"1234, 5678", True),
+        (r"1,000 or 2,000", r"1000,2000", True),
+        (r"x = 1,000, y = 2,000", r"x=1000, y=2000", True),
+        (r"12,345 and 67", r"12345, 67", True),
+        (r"1,234,567", r"1234567", True),
+        (r"100,200,300", r"100, 200, 300", True),
+        (r"100,200,300", r"100200300", True),
+        (r"1,2,3", r"1, 2, 3", True),
+        (r"10, 100, 1,000", r"10,100,1000", True),
+        (r"1, 10, 100", r"1,10,100", True),
+        (r"1,10,100", r"1, 10, 100", True),
+        (r"1,100", r"1, 100", True),
+        (r"1,100", r"1100", True),
+        (r"1,100", r"1100, 1", False),
+        (r"2,4,6,8", r"8,6,4,2", True),
+        (r"(3,000)", r"3000", True),
+        (r"\$1,000, \$2,000", r"1000, 2000", True),
+        (r"1,000\text{ m}", r"1000", True),
+        (r"(1,200, 3,400), (5, 6)", r"(1200,3400),(5,6)", True),
+        (r"(1,234), (5,678)", r"(1, 234), (5, 678)", True),
+        (r"\frac{1,000}{3}", r"\frac{1000}{3}", True),
+        (r"\sqrt{1,234}", r"\sqrt{1234}", True),
+        (r"1,000+2,000", r"3000", True),
+        (r"-1,000, 2,000", r"-1000,2000", True),
+        (r"1,000,000, 5", r"1000000, 5", True),
+        (r"1,000.5, 2,000.25", r"1000.5, 2000.25", True),
+        (r"1{,}000 \text{ and } 2{,}000", r"1000, 2000", True),
+        (r"1{,}000,2{,}000", r"1000, 2000", True),
+        (r"1,\!000, 2,\!000", r"1000, 2000", True),
+        (r"2,000", r"2, 0", False),
+        (r"1,001, 1,002", r"1001,1002", True),
+        (r"1001 and 1002 and 1003", r"1001, 1002, 1003", True),
+        (r"1,001, 1,002, \text{ and } 1,003", r"1001, 1002, 1003", True),
+        (r"100, 200", r"100200", False),
+        (r"1, 000", r"1000", False),
+        (r"1,000", r"1000", True),
+        (r"1,000", r"1, 0", False),
+        (r"5, 600", r"5600", False),
+        (r"5 600, 7", r"5600, 7", True),
+        (r"1~000, 2~000", r"1000,2000", True),
+        (r"1\ 000, 2\ 000", r"1000,2000", True),
+        (r"1,000 < x < 2,000", r"(1000,2000)", True),
+        (r"1,000 \le x \le 2,000", r"[1000,2000]", True),
+        (r"1,000 \text{ and } 2,001", r"1000, 2000", False),
+        (r"1,000", r"1", False),
+        (r"12 \text{ and } 1,000", r"12, 1000", True),
+        (r"1{,}000; 2{,}000", r"1000,2000", True),
+        (r"(1{,}000, 2{,}000)", r"(1000,2000)", True),
+        (r"1,000, 2,000", r"2,000, 1,000", True),
+        (r"1,000, 2,000", r"1000, 200", False),
+        (r"1,000,000 \text{ and } 2,000,000", r"1000000, 2000000", True),
+        (r"1\,000\,000, 2\,000\,000", r"1000000, 2000000", True),
+        (r"a = 1,000, b = 2,000", r"1000, 2000", True),
+        (r"(1,000; 2,000)", r"(1000, 2000)", True),
+        (r"1,000:2,000", r"1:2", None),
+        (
+            r"\begin{pmatrix}1,000\\2,000\end{pmatrix}",
+            r"\begin{pmatrix}1000\\2000\end{pmatrix}",
+            True,
+        ),
+        (r"1,000, 2,000, 3,000", r"1000,2000,3000", True),
+        (r"1,000,2,000,3,000", r"1000,2000,3000", True),
+        (r"1,500,2,500", r"1500, 2500", True),
+        (r"1,500,2,500", r"1, 500, 2, 500", True),
+        (r"1500, 2500", r"1,500 and 2,500", True),
+        (r"0, 5, 15", r"0,5,15", True),
+        (r"0,100,200", r"0, 100, 200", True),
+        (r"5,100,200", r"5, 100, 200", True),
+        (r"12,345,6", r"12, 345, 6", True),
+        (r"1,000\text{ or }2,000", r"1000,2000", True),
+        (r"\$1,250.50", r"1250.50", True),
+        (r"\$1,250 \text{ and } \$2,000", r"1250, 2000", True),
+        (r"1,000 cm, 2,000 cm", r"1000, 2000", True),
+        (r"1,000%", r"1000", True),
+    ],
+)
+def test_thousands_in_lists(predicted, target, verdict):
+    """A comma between groups of three digits separates no list."""
+    assert same_latex(predicted, target) is verdict
+
+
+def test_math_verify_is_asked_what_is_not_certain():
+    pytest.importorskip("math_verify")
+    assert same_math("(0,1)", "0,1", "math-verify")
+    assert same_math("a=5, b=6", "(5,6)", "math-verify")
+    assert same_math(r"\{5\}", "5", "math-verify")
+    assert same_math("m+n=293", "293", "math-verify")
+    assert not same_math("m+n=294", "293", "math-verify")
+
+
+def test_numbers_as_computers_print_them():
+    """They stand for what is rounded to them; shorter ones are themselves."""
+    assert same_latex("0.0833333333333333", r"\frac{1}{12}") is True
+    assert same_latex("0.0833333333333334", r"\frac{1}{12}") is False
+    assert same_latex("0.083333", r"\frac{1}{12}") is False
+    assert same_latex("1.4142135623730951", r"\sqrt{2}") is True
+    assert same_latex("1.4142135624730951", r"\sqrt{2}") is False
+
+
+def test_no_near_miss_is_accepted():
+    right = dict.fromkeys(target for _, target, _ in PAIRS)
+    pairs = [(wrong, target) for target in right for _, wrong in near_misses.near_misses(target)]
+    assert len(pairs) >= 900
+    assert [pair for pair in pairs if same_latex(*pair)] == []
+
+
+def test_verdicts_change_only_with_the_version_of_the_graders():
+    """See verdicts.py for what to do if this fails."""
+    head, *rows = verdicts.read()
+    assert head[:2] == verdicts.versions()[:2], "run python tools/verdicts.py"
+    changed = []
+    for row in rows:
+        again = verdicts.judged(*row[:3])
+        if any(new not in ("", old) for old, new in zip(row[3:], again, strict=True)):
+            changed.append((row, again))
+    assert len(rows) > 300 and changed == [], (
+        "raise GRADERS_VERSION, then run python tools/verdicts.py"
+    )
+
+
+def test_a_verdict_that_changes_is_seen(monkeypatch):
+    monkeypatch.setattr(verdicts, "same_math", lambda *_: True)
+    with pytest.raises(AssertionError, match="raise GRADERS_VERSION"):
+        test_verdicts_change_only_with_the_version_of_the_graders()
+
+
+def test_the_hash_of_the_graders_is_their_version():
+    """No comment in a file changes it."""
+    assert graders_hash().startswith(f"graders {GRADERS_VERSION}")
+    if default_grader() == "math-verify":
+        assert graders_hash().endswith(metadata.version("math-verify"))
 
 
 def test_released():

@@ -15,7 +15,7 @@ import standin
 from huggingface_hub import constants
 
 import minimas
-from minimas import recurse
+from minimas.commands import ask
 from minimas.compat import hub as hub_errors
 from minimas.load import checkpoint_folder, download
 from minimas.styles import STYLES
@@ -99,7 +99,7 @@ def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
     ):
         client.setattr(constants, name, value)
     client.setattr(sys, "argv", ["recurse", *args])
-    recurse.main()
+    ask.main()
     online, offline = json.loads(done.stdout), json.loads(capsys.readouterr().out)
     assert (
         online["text"] == offline["text"] and online["rounds"] == 3 and online["latent_steps"] == 32

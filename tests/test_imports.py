@@ -16,10 +16,22 @@ MODULES = {
 }
 
 
+NOT_IMPORTED = ("TYPE_CHECKING", "__name__ == '__main__'")  # named in hints only; what makes a command
+
+
+def nodes(tree):
+    """All nodes of a syntax tree but those below a condition that does not hold when the module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in NOT_IMPORTED:
+            continue
+        yield node
+        yield from nodes(node)
+
+
 def imported(name, file):
     """The modules of minimas that a module imports, also within functions."""
     parts = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*parts[: len(parts) + 1 - node.level], *(node.module or "").split(".")]
             base = [part for part in base if part]
@@ -45,16 +57,25 @@ IMPORTS = {
 def test_there_is_no_circle():
     TopologicalSorter(IMPORTS).prepare()
     assert "system" in IMPORTS["evaluate.answering"] and "system" in IMPORTS["train.links"]
+    assert IMPORTS["recurse"] >= {"agent", "generate", "turn"}
+    assert "system" in IMPORTS["commands.ask"]
 
 
-def test_the_kernel_knows_no_evaluation_and_no_training():
-    kernel = {name for name in IMPORTS if "." not in name}
+def test_the_kernel_knows_no_evaluation_no_training_and_no_command():
+    kernel = {name for name in IMPORTS if "." not in name and name != "__main__"}
     assert len(kernel) > 18 and not {
         (name, other)
         for name in kernel
         for other in IMPORTS[name]
-        if other.startswith(("evaluate", "train"))
+        if other.startswith(("evaluate", "train", "commands"))
     }
+
+
+def test_only_commands_know_how_commands_fail():
+    commands = {"__main__", "evaluate.__main__", "train.__main__", "tiny.build"}
+    for name in IMPORTS:
+        if name not in commands and not name.startswith("commands"):
+            assert not any(other.startswith("commands") for other in IMPORTS[name]), name
 
 
 def test_what_knows_little_stays_so():
@@ -63,7 +84,8 @@ def test_what_knows_little_stays_so():
         assert IMPORTS[name] <= decoders | {"common"}
     assert IMPORTS["link"] <= {"common", "fast.linear"}
     assert not any(other.startswith(("fast", "load", "train")) for other in IMPORTS["styles"])
-    assert "recurse" not in IMPORTS["cli"] and IMPORTS["common"] == set()
+    assert IMPORTS["common"] == set()
+    assert IMPORTS["commands.failures"] <= {"common"}  # light: `minimas --help` imports it
     for leaf in "look", "sandbox", "tiny.task":
         for name in IMPORTS:
             if name.startswith(leaf):

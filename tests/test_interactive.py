@@ -15,9 +15,11 @@ import pytest
 import torch
 
 import minimas
-from minimas.cli import command
+import minimas.commands.ask
+from minimas.commands.ask import main
+from minimas.commands.failures import command
+from minimas.common import Terminated
 from minimas.fast.graphs import Graphs
-from minimas.recurse import main
 
 CHAIN, OTHER = "7 +5 *3 -4 +8 *7 -1 +6", "1 +1 *3"
 SIGN = b"> "
@@ -97,6 +99,15 @@ def test_a_session():
     )
 
 
+def test_a_terminal_that_is_closed_ends_it():
+    """The kernel then sends SIGHUP."""
+    terminal = Terminal()
+    terminal.shown(SIGN)
+    os.close(terminal.fd)
+    assert terminal.process.wait(timeout=10) == 129
+    assert terminal.process.stdout.read() == b""
+
+
 def ask(monkeypatch, typed, *args):
     """Run the command in this process, with these lines typed; an exception among them is raised in place of a line."""
     lines = iter([*typed, EOFError()])
@@ -116,9 +127,9 @@ def ask(monkeypatch, typed, *args):
 def test_options_hold_for_each_question(monkeypatch, capsys, tmp_path):
     """Each question makes the page of --trace anew; one that cannot be read leaves it."""
     page = tmp_path / "t.html"
-    loaded, load = [], minimas.recurse.load_mas_system
+    loaded, load = [], minimas.load_mas_system
     monkeypatch.setattr(
-        minimas.recurse,
+        minimas.commands.ask,
         "load_mas_system",
         lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0],
     )
@@ -157,6 +168,23 @@ def test_too_little_memory_for_one_question(monkeypatch, capsys):
         and "minimas: out of memory: try " in err
         and "Traceback" not in err
     )
+
+
+def test_sigterm_ends_it(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        ask(monkeypatch, [CHAIN, Terminated(15), OTHER])
+    assert end.value.code == 143 and capsys.readouterr().out.count("answer: ") == 1
+
+
+def test_a_reader_who_has_left_ends_it(monkeypatch):
+    """After the first answer, which nobody can read."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as end:
+            ask(monkeypatch, [CHAIN, AssertionError("it goes on")])
+    assert end.value.code == 141
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):

@@ -13,37 +13,29 @@ from minimas.train.save import save_link
 def test_formulas_term_by_term():
     """Both links against their formulas in float64, written without torch.nn."""
 
-    def norm(x, weight, bias):
-        return (x - x.mean(-1, keepdim=True)) / (
-            x.var(-1, keepdim=True, unbiased=False) + 1e-5
-        ).sqrt() * weight + bias
+    def norm(x, state, name):
+        mean = x.mean(-1, keepdim=True)
+        std = (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return (x - mean) / std * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    def linear(x, state, name):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
 
     def gelu(x):
         return 0.5 * x * (1 + torch.erf(x / 2**0.5))
 
     h = torch.randn(3, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inner, outer = (
-        checkpoints.randomize(InnerLink(12), 1, 0.3).double(),
-        checkpoints.randomize(OuterLink(12, 7), 2, 0.3).double(),
-    )
+
+    inner = checkpoints.randomize(InnerLink(12), 1, 0.3).double()
     s = inner.state_dict()
-    y = (
-        gelu(norm(h, s["pre_ln.weight"], s["pre_ln.bias"]) @ s["proj1.weight"].T + s["proj1.bias"])
-        @ s["proj2.weight"].T
-        + s["proj2.bias"]
-    )
-    assert torch.allclose(inner(h), norm(h + y, s["post_ln.weight"], s["post_ln.bias"]), atol=1e-12)
+    y = linear(gelu(linear(norm(h, s, "pre_ln"), s, "proj1")), s, "proj2")
+    assert torch.allclose(inner(h), norm(h + y, s, "post_ln"), atol=1e-12)
+
+    outer = checkpoints.randomize(OuterLink(12, 7), 2, 0.3).double()
     s = outer.state_dict()
-    y = (
-        gelu(
-            norm(h, s["ln_source.weight"], s["ln_source.bias"]) @ s["proj1.weight"].T
-            + s["proj1.bias"]
-        )
-        @ s["proj2.weight"].T
-        + s["proj2.bias"]
-    )
-    y = y + h @ s["residual_proj.weight"].T + s["residual_proj.bias"]
-    assert torch.allclose(outer(h), norm(y, s["ln_target.weight"], s["ln_target.bias"]), atol=1e-12)
+    y = linear(gelu(linear(norm(h, s, "ln_source"), s, "proj1")), s, "proj2")
+    y = y + linear(h, s, "residual_proj")
+    assert torch.allclose(outer(h), norm(y, s, "ln_target"), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +55,10 @@ def test_saved_and_loaded(tmp_path):
     link = checkpoints.randomize(OuterLink(12, 7), 3, 0.3)
     save_link(link, tmp_path / "link.pt")
     state = torch.load(tmp_path / "link.pt", weights_only=True)
-    assert set(state) == {
-        f"{m}.{p}"
-        for m in ("proj1", "proj2", "residual_proj", "ln_source", "ln_target")
-        for p in ("weight", "bias")
-    }
-    assert {t.dtype for t in state.values()} == {torch.bfloat16} and [
-        p.name for p in tmp_path.iterdir()
-    ] == ["link.pt"]
+    modules = ("proj1", "proj2", "residual_proj", "ln_source", "ln_target")
+    assert set(state) == {f"{m}.{p}" for m in modules for p in ("weight", "bias")}
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+    assert [file.name for file in tmp_path.iterdir()] == ["link.pt"]
     loaded = load_link(OuterLink(12, 7), tmp_path / "link.pt")
     h = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     assert loaded(h).dtype == torch.bfloat16, "a link computes in the dtype of its file"

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import minimas
-from minimas import cli, recurse
+from minimas.commands.ask import main
+from minimas.commands.failures import command
 from minimas.look.logit_lens import logit_lens, table
 
 
@@ -89,7 +90,7 @@ def test_command_line(monkeypatch, capsys):
     def ask(*more):
         options = ["--prompt", "7 +5", "--rounds", "1", "--device", "cpu", "--peek", *more]
         monkeypatch.setattr(sys, "argv", ["recurse", *options])
-        cli.command(recurse.main)
+        command(main)
         return capsys.readouterr().out
 
     shown, line = ask(), json.loads(ask("--json"))

@@ -12,8 +12,7 @@ import standin
 import torch
 
 import minimas
-from minimas import recurse
-from minimas.commands import needs
+from minimas.commands import ask, needs
 from minimas.evaluate import __main__ as evaluate
 from minimas.link import OuterLink
 from minimas.styles import STYLES
@@ -24,9 +23,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 def planned(monkeypatch, *options):
     """(args, style, [settings]) of a command with these options."""
     monkeypatch.setattr(sys, "argv", ["recurse", *map(str, options)])
-    args = recurse.arguments()
-    style = recurse.style_named(args.style)
-    return args, style, [recurse.checked_settings(args, style)]
+    args = ask.arguments()
+    style = ask.style_named(args.style)
+    return args, style, [ask.checked_settings(args, style)]
 
 
 def from_folders(folders, style):
@@ -169,7 +168,7 @@ def test_only_config_json_is_fetched(hub, tmp_path, monkeypatch, capsys, style, 
     monkeypatch.setattr(
         sys, "argv", ["recurse", "--style", style, "--needs", "--task", task, "--device", "cpu"]
     )
-    recurse.main()
+    ask.main()
     first = capsys.readouterr().out
     assert {name.partition("/")[2] for name in hub.asked} == {"config.json"}
     sources = STYLES[style].checkpoints
@@ -193,7 +192,7 @@ def test_only_config_json_is_fetched(hub, tmp_path, monkeypatch, capsys, style, 
         needs.size(sum(pair[i] for pair in listed.values())) for i in (0, 1)
     ]
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--checkpoint", str(hub.root / "RecursiveMAS")])
-    recurse.main()
+    ask.main()
     assert needs.size(sum(pair[0] for pair in listed.values())) in capsys.readouterr().out, (
         "local folders"
     )
@@ -208,7 +207,7 @@ def memory(monkeypatch):
 
     def set_to(n):
         monkeypatch.setattr(needs, "memory_of", lambda device: n)
-        for module in recurse, evaluate:
+        for module in ask, evaluate:
             monkeypatch.setattr(
                 module, "load_mas_system", lambda *args, **options: pytest.fail("it loads")
             )
@@ -226,7 +225,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_loads(memory, monkeypatch, t
     needs.check_memory(args, style, points, 2)  # just fits
     memory(least - 1)
     with pytest.raises(minimas.InputError) as told:
-        recurse.main()
+        ask.main()
     assert str(told.value).startswith(
         f"cpu has {needs.size(least - 1)} of memory, and this run needs at least "
         f"{needs.size(least)} there"

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 import minimas
-from minimas import cli
 from minimas.agent import load_agent
+from minimas.commands.failures import command
 from minimas.generate import generate
 from minimas.load import load_model
 from minimas.settings import Settings
@@ -60,7 +60,7 @@ def real_folder(name):
 def run(main, *words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command", *map(str, words)])
-        cli.command(main)
+        command(main)
 
 
 # Fetching

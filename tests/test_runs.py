@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from minimas.cli import command
+from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
 from minimas.runs import lock as locks
 from minimas.runs.lock import Lock, held, share
 from minimas.runs.processes import Processes, join, launched
+from minimas.tiny import build
 from minimas.train import __main__ as train
-from minimas.train import tiny
 
 # Locks
 
@@ -251,8 +251,8 @@ def refused(monkeypatch, capsys, main, *args):
         ),
         (train.main, "--out", ["system", "--data", "tiny", "--out", "o"], "o/training"),
         (train.main, "--out", ["system", "--data", "tiny", "--out", "o"], "o/critic/training"),
-        (tiny.main, "--out", ["--out", "o"], "o/training"),
-        (tiny.main, "--out", ["--out", "o"], "o/solver/training"),
+        (build.main, "--out", ["--out", "o"], "o/training"),
+        (build.main, "--out", ["--out", "o"], "o/solver/training"),
         (
             train.main,
             "--out",

@@ -22,9 +22,8 @@ def test_seeds_depend_on_text_and_key_alone():
 
 
 def frequencies(logits, temperature, top_k, top_p, draws=40_000):
-    u = (
-        torch.arange(draws) + 0.5
-    ) / draws  # an even grid instead of chance: frequencies are exact to 1 / draws
+    # An even grid instead of chance: frequencies are exact to 1 / draws.
+    u = (torch.arange(draws) + 0.5) / draws
     ids = sample(logits.expand(draws, -1), u.double(), temperature, top_k, top_p)
     return torch.bincount(ids, minlength=logits.shape[-1]) / draws
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import minimas
-from minimas import cli, recurse
+from minimas.commands import ask
+from minimas.commands.failures import command
 from minimas.jinja import environment
 from minimas.look.logit_lens import logit_lens
 from minimas.look.trace import page
@@ -339,7 +340,7 @@ def test_no_latents_no_answer_and_rollouts(hostile):
 
 def call(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", CHAIN, "--device", "cpu", *args])
-    cli.command(recurse.main)
+    command(ask.main)
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
@@ -372,7 +373,7 @@ def test_a_file_that_cannot_be_written_is_refused_first(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setattr(
-        recurse, "load_mas_system", lambda *_, **__: pytest.fail("something was computed")
+        ask, "load_mas_system", lambda *_, **__: pytest.fail("something was computed")
     )
     with pytest.raises(SystemExit) as end:
         call(monkeypatch, "--trace", path.format(tmp_path))

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import minimas
-from minimas.cli import command
+from minimas.commands.failures import command
 from minimas.common import Terminated
 from minimas.link import InnerLink, OuterLink
 from minimas.styles import STYLES

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from minimas import STYLES, Settings, System, load_mas_system
 from minimas.agent import load_agent
-from minimas.cli import command
+from minimas.commands.failures import command
 from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink
 from minimas.load import load_inner_link

@@ -9,7 +9,6 @@ weights are 4-bit ones made float32: exactly what the file says, and a real mode
 FOLDER keeps the result: a folder that is whole is left as it is, until this script changes.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -32,7 +31,8 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 
-from minimas.cli import command, refuse
+from minimas.commands.failures import command
+from minimas.commands.options import Parser
 from minimas.common import InputError, check_known
 
 
@@ -361,8 +361,7 @@ def whole_folder(name, root, write):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.error = refuse
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--only",

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from ..cli import checkpoints
-from ..common import InputError, aligned
+from ..common import InputError, aligned, checkpoints
 from ..link import InnerLink, OuterLink
 from ..load import (
     agent_patterns,
@@ -65,7 +64,7 @@ def needs_of(
     prompt   tokens of a prompt
     dtype    its name, in place of the command's
     """
-    sources = style.sources(checkpoints(args))
+    sources = style.sources(checkpoints(args.checkpoint))
     devices = devices_by_role(style.order, args.device)
     models = {}
     for role, device in devices.items():
@@ -206,7 +205,7 @@ def needs_text(
     """The tables of --needs: what each agent needs, and what that comes to on each device."""
     needs = needs_of(args, style, points)
     B = points[0].batch_size
-    agents = agents_table(needs, style, style.sources(checkpoints(args)), task, B)
+    agents = agents_table(needs, style, style.sources(checkpoints(args.checkpoint)), task, B)
     return f"prompts of {PROMPT} tokens\n{aligned(agents)}\n\n{aligned(devices_table(needs, B))}"
 
 

@@ -23,16 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cli import (
-    add_answering,
+from ..commands.failures import command
+from ..commands.options import add_answering, make_parser, names
+from ..common import (
+    InputError,
+    aligned,
     checkpoints,
-    command,
-    make_parser,
-    names,
+    no_op,
     pairs,
+    warn,
     writable_file,
+    write_atomic,
 )
-from ..common import InputError, aligned, no_op, warn, write_atomic
 from ..runs.lock import Lock, held, share
 from ..runs.processes import Processes, join, launched
 from ..settings import CompletedSettings, Settings
@@ -243,7 +245,7 @@ def measure(
     )
     asked = [example.question for example in examples]
     questions = style.questions(asked, [example.fn_name for example in examples], args.dataset)
-    sources = style.sources(checkpoints(args))
+    sources = style.sources(checkpoints(args.checkpoint))
     settings = settings_line(args, style, sources, points[0], graders, examples, questions)
     if rank == 0 and examples[0].task == "code":
         check_tests(examples)
@@ -304,5 +306,10 @@ def main() -> None:
         measure(args, style, points, graders, outputs, locks, processes)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command, from its arguments to its exit status."""
     command(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..cli import checkpoints, out_of_memory
-from ..common import InputError, warn
+from ..common import InputError, checkpoints, out_of_memory, warn
 from ..prompts import Question
 from ..runs.processes import Processes
 from ..settings import CompletedSettings
@@ -24,7 +23,7 @@ def load(args: argparse.Namespace, task: str) -> System:
     """The System of a run."""
     return load_mas_system(
         args.style,
-        checkpoints=checkpoints(args),
+        checkpoints=checkpoints(args.checkpoint),
         device=args.device,
         dtype=args.dtype,
         task=task,

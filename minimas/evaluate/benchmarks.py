@@ -52,9 +52,15 @@ from .run_tests import why_void
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
 COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a local file
 
-Fields = dict[
-    str, Any
-]  # of an Example, from its row: question, gold, and for code tests, fn_name and head
+# Of an Example, from its row: question, gold, and for code tests, fn_name and head
+Fields = dict[str, Any]
+
+# The beginning of a program up to its last import from __future__, which nothing else may precede: blanks, comments,
+# texts such as a docstring, and such imports.
+FUTURE = re.compile(
+    r"""\A(?:(?:\s|;|\\\n|\#.*|\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"[^"\n]*"|'[^'\n]*')*+"""
+    r"""from\s+__future__\s+import\s+(?:\([^)]*\)|(?:[\w\t ,]|\\\n)+)[\t ;]*)++"""
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,16 @@ class Example:
 
     def program(self, answer: str) -> str:
         """The whole program that an answer to a code question is. Without the head it is the body of the function."""
+        answer = answer.removeprefix("\ufeff")
+        future = FUTURE.match(answer) if self.head else None
+        beginning = ""
+        if future:
+            beginning = future[0] + "\n"
+            answer = answer[future.end() :]
         repeats = rf"^\s*(async\s+)?def\s+{self.fn_name}\b|^{self.fn_name}\s*="
         if self.head and not re.search(repeats, answer, re.MULTILINE):
             answer = textwrap.indent(textwrap.dedent(answer), "    ")
-        return self.head + answer
+        return beginning + self.head + answer
 
 
 def load_dataset(

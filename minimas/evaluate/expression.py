@@ -12,46 +12,56 @@ ValueError, ArithmeticError or RecursionError: a text cannot be read, is too lar
 import cmath
 import math
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from random import Random
+from typing import Any
+
+# Real or complex. Fractions mix with floats as numbers do, which their type hints do not say.
+Number = Any
 
 # One token is also a function of a number, as f(2): it is no product
 TOKEN = re.compile(
-    r"\s*(\\[a-zA-Z]+|\d+\.?\d*|\.\d+|[fghFGHP]\((?:[^()a-zA-Z]|\\[a-z]+)+\)|[a-zA-Z](?:_\{\w+\})?"
-    r"|[-+*/^(){}\[\]!_])",
-    re.ASCII,
+    r"""\s*(
+        \\[a-zA-Z]+
+        | \d+\.?\d* | \.\d+
+        | [fghFGHP]\((?:[^()a-zA-Z]|\\[a-z]+)+\)
+        | [a-zA-Z](?:_\{\w+\})?
+        | [-+*/^(){}\[\]!_]
+    )""",
+    re.ASCII | re.VERBOSE,
 )
-APART = re.compile(
-    r"\d\s+[\d.]|(?<![\\{a-zA-Z])(?!degrees\b)[a-zA-Z]{4}"
-)  # 5 6 and words are no products
+# 5 6 and words are no products
+APART = re.compile(r"\d\s+[\d.]|(?<![\\{a-zA-Z])(?!degrees\b)[a-zA-Z]{4}")
 LONGEST = 400  # characters of a text
 MOST_BITS = 5000  # of the numerator or denominator of a power
-SMALL = range(
-    200
-)  # the numbers that may have a factorial; SMALL.index(x) is x as an int, or a ValueError
-POINTS = (
-    (1, 1),
-    (-1, -1),
-    (1, -1),
-)  # the sign of every second letter of the alphabet, and of the others
+SMALL = range(200)  # the numbers that may have a factorial
+# The sign of every second letter of the alphabet, and of the others
+POINTS = ((1, 1), (-1, -1), (1, -1))
+# More letters
 NAMES = {
-    r"\infty",
-    r"\theta",
-    r"\alpha",
-    r"\beta",
-    r"\gamma",
-    r"\lambda",
-    r"\omega",
-    r"\phi",
-    r"\mu",
-}  # more letters
-CONSTANTS = {r"\pi": cmath.pi, "e": cmath.e, "i": 1j, r"\deg": cmath.pi / 180}
-FUNCTIONS = {
+    rf"\{name}"
+    for name in ("infty", "theta", "alpha", "beta", "gamma", "lambda", "omega", "phi", "mu")
+}
+CONSTANTS: dict[str, Number] = {
+    r"\pi": cmath.pi,
+    "e": cmath.e,
+    "i": 1j,
+    r"\deg": cmath.pi / 180,
+}
+FUNCTIONS: dict[str, Callable[[Number], Number]] = {
     r"\sin": lambda x: settled(cmath.sin(x), x),
     r"\cos": lambda x: settled(cmath.cos(x), x),
     r"\tan": lambda x: settled(cmath.tan(x), x),
     r"\cot": lambda x: settled(1 / cmath.tan(x), x),
+    r"\sec": lambda x: 1 / cmath.cos(x),
+    r"\csc": lambda x: 1 / cmath.sin(x),
+    r"\arcsin": cmath.asin,
+    r"\arccos": cmath.acos,
     r"\arctan": cmath.atan,
+    r"\sinh": cmath.sinh,
+    r"\cosh": cmath.cosh,
+    r"\tanh": cmath.tanh,
     r"\ln": cmath.log,
     r"\log": cmath.log10,
     r"\abs": abs,
@@ -59,55 +69,76 @@ FUNCTIONS = {
 CLOSING = {"(": ")", "{": "}", "[": "]"}
 
 
-def settled(value, x):
+def settled(value: Number, x: Number) -> Number:
     """A value computed from x; 0 if it is no more than x's rounding error, as in sin(pi) or sqrt(2)^2 - 2."""
-    return Fraction(0) if not isinstance(value, Fraction) and abs(value) < 1e-14 * abs(x) else value
+    if not isinstance(value, Fraction) and abs(value) < 1e-14 * abs(x):
+        return Fraction(0)
+    return value
 
 
-def power(x, e):
+def small_integer(x: Number) -> int:
+    """A number as an int; ValueError if it is none, or too large for a factorial."""
+    return SMALL.index(x)
+
+
+def power(x: Number, e: Number) -> Number:
     """x to the power e, exact if possible; odd roots of negative numbers are real, other roots the principal ones."""
     if isinstance(x, Fraction) and isinstance(e, Fraction) and e.denominator == 1:
-        if max(x.numerator.bit_length(), x.denominator.bit_length()) * abs(e) > MOST_BITS:
+        bits = max(x.numerator.bit_length(), x.denominator.bit_length())
+        if bits * abs(e) > MOST_BITS:
             raise ValueError("too large")
         return x ** int(e)
-    if isinstance(e, Fraction) and e.denominator % 2 and x.imag == 0 and x.real < 0:
+    is_odd_root = isinstance(e, Fraction) and e.denominator % 2 == 1
+    if is_odd_root and x.imag == 0 and x.real < 0:
         return power(-x, e) * (-1) ** e.numerator
     return complex(x) ** complex(e)
 
 
-OPERATORS = {  # token: (how strongly it binds, what it does); the tokens that end an expression bind least
-    "+": (1, lambda x, y: settled(x + y, x)),
-    "-": (1, lambda x, y: settled(x - y, x)),
-    "*": (2, lambda x, y: x * y),
-    "/": (2, lambda x, y: x / y),
-    "^": (4, power),
-    "!": (4, lambda x: Fraction(math.factorial(SMALL.index(x)))),
-    **dict.fromkeys(["", *")}]"], (0, None)),
-}
+# How strongly an operator binds; the tokens that end an expression bind least
+STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 4, "!": 4, "": 0, ")": 0, "}": 0, "]": 0}
+PRODUCT = STRENGTH["*"]
+SIGNED = 3  # what a sign or a function without brackets applies to: a product's factor
 
 
-def climb(tokens, point, least=1):
+def combined(sign: str, x: Number, y: Number) -> Number:
+    """What an operator makes of two numbers."""
+    if sign == "+":
+        return settled(x + y, x)
+    if sign == "-":
+        return settled(x - y, x)
+    if sign == "*":
+        return x * y
+    if sign == "/":
+        return x / y
+    return power(x, y)
+
+
+def climb(tokens: list[str], point: int, least: int = 1) -> Number:
     """The value of the next expression whose operators bind with strength `least` or more.
 
     `tokens` are in reverse, and what is read is taken off the end. `point` is an index into POINTS.
     """
     value = atom(tokens, point)
-    while (rule := OPERATORS.get(tokens[-1], OPERATORS["*"]))[0] >= least:
-        sign = tokens.pop() if tokens[-1] in OPERATORS else "*"  # 2x is 2 * x
-        operand = [] if sign == "!" else [climb(tokens, point, rule[0] + 1)]
-        value = rule[1](value, *operand)
+    while STRENGTH.get(tokens[-1], PRODUCT) >= least:
+        sign = tokens.pop() if tokens[-1] in STRENGTH else "*"  # 2x is 2 * x
+        if sign == "!":
+            value = Fraction(math.factorial(small_integer(value)))
+        else:
+            value = combined(sign, value, climb(tokens, point, STRENGTH[sign] + 1))
     return value
 
 
-def atom(tokens, point):
+def atom(tokens: list[str], point: int) -> Number:
     """The value of the next number, letter or bracket, or of a sign or function with what it applies to."""
     token = tokens.pop()
     if token in CLOSING:
         value = climb(tokens, point)
         if tokens.pop() == CLOSING[token]:
             return value
-    if token in ("+", "-"):
-        return climb(tokens, point, 3) * (-1 if token == "-" else 1)
+    if token == "+":
+        return climb(tokens, point, SIGNED)
+    if token == "-":
+        return climb(tokens, point, SIGNED) * -1
     if token[:1] in (".", *"0123456789"):
         return Fraction(token)
     if token in CONSTANTS:
@@ -116,35 +147,41 @@ def atom(tokens, point):
         degree = atom(tokens, point) if tokens[-1] == "[" else Fraction(2)
         return power(atom(tokens, point), 1 / degree)
     if token == r"\frac":
-        return atom(tokens, point) / atom(tokens, point)
+        numerator = atom(tokens, point)
+        return numerator / atom(tokens, point)
     if token == r"\binom":
-        return Fraction(
-            math.comb(SMALL.index(atom(tokens, point)), SMALL.index(atom(tokens, point)))
-        )
+        n = small_integer(atom(tokens, point))
+        return Fraction(math.comb(n, small_integer(atom(tokens, point))))
     if token in FUNCTIONS:
         return applied(token, tokens, point)
     if token[:1].isalpha() or token in NAMES:
-        return Fraction(
-            POINTS[point][ord(token[-1]) % 2] * Random(f"{token} {point}").randint(300, 3000), 997
-        )
+        sign = POINTS[point][ord(token[-1]) % 2]
+        return Fraction(sign * Random(f"{token} {point}").randint(300, 3000), 997)
     raise ValueError(f"{token} is not arithmetic")
 
 
-def applied(name, tokens, point):
+def applied(name: str, tokens: list[str], point: int) -> Number:
     r"""A function of the bracket that follows, or else of a product up to the next function, as in \sin 2x\cos x."""
-    base = tokens.pop() and atom(tokens, point) if tokens[-1] == "_" else None  # \log_2
+    base = exponent = None
+    if tokens[-1] == "_":  # \log_2
+        tokens.pop()
+        base = atom(tokens, point)
+    if tokens[-1] == "^":  # \sin^2 x
+        tokens.pop()
+        exponent = atom(tokens, point)
+        if exponent not in (2, 3, 4):
+            raise ValueError("a power of a function may be its inverse")
     bracketed = tokens[-1] in CLOSING
-    argument = atom(tokens, point) if bracketed else climb(tokens, point, 3)
-    while not bracketed and tokens[-1] not in OPERATORS and tokens[-1] not in FUNCTIONS:
-        argument *= climb(tokens, point, 3)
-    return (
-        FUNCTIONS[name](argument)
-        if base is None
-        else FUNCTIONS[name](argument) / FUNCTIONS[name](base)
-    )
+    argument = atom(tokens, point) if bracketed else climb(tokens, point, SIGNED)
+    while not bracketed and tokens[-1] not in STRENGTH and tokens[-1] not in FUNCTIONS:
+        argument *= climb(tokens, point, SIGNED)
+    value = FUNCTIONS[name](argument)
+    if base is not None:
+        value /= FUNCTIONS[name](base)
+    return value if exponent is None else power(value, exponent)
 
 
-def values_at_points(text):
+def values_at_points(text: str) -> list[Number]:
     """The values of an expression at the three points: Fractions, or complex floats."""
     if len(text) > LONGEST or TOKEN.sub("", text).strip() or APART.search(text):
         raise ValueError("not arithmetic, or too long")
@@ -152,17 +189,22 @@ def values_at_points(text):
     for point in range(len(POINTS)):
         tokens = ["", *reversed(TOKEN.findall(text))]  # "" is the end
         value = climb(tokens, point)
-        if tokens != [""] or not (isinstance(value, Fraction) or cmath.isfinite(value)):
-            raise ValueError("some tokens are left over, or the value is too large")
+        if tokens != [""]:
+            raise ValueError("some tokens are left over")
+        if not isinstance(value, Fraction) and not cmath.isfinite(value):
+            raise ValueError("the value is too large")
         values.append(value)
     return values
 
 
-def equal(v, w):
+def equal(v: Sequence[Number], w: Sequence[Number]) -> bool:
     """Whether two lists of values are the same: exactly if they are Fractions, else to 4e-13."""
-    return all(
-        x == y
-        or not (isinstance(x, Fraction) and isinstance(y, Fraction))
-        and cmath.isclose(x, y, rel_tol=4e-13)
-        for x, y in zip(v, w)
-    )
+    return all(map(same_number, v, w))
+
+
+def same_number(x: Number, y: Number) -> bool:
+    """Whether two numbers are the same: exactly if both are Fractions, else to 4e-13."""
+    if x == y:
+        return True
+    both_exact = isinstance(x, Fraction) and isinstance(y, Fraction)
+    return not both_exact and cmath.isclose(x, y, rel_tol=4e-13)

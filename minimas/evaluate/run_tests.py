@@ -4,28 +4,46 @@ import json
 import os
 import re
 import secrets
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import as_completed
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 from tqdm import tqdm
 
 from ..common import InputError
-from ..sandbox.python import run_guarded
+from ..sandbox.python import Programs
 
-PROGRAMS = Path(__file__).with_name("programs.txt").read_text(encoding="utf-8")
-_, COMMON, MODULE, CALL, SCRIPT, NOTHING, CHECK = re.split(
-    r"^\[\w+\]\n", PROGRAMS, flags=re.MULTILINE
-)
+HARNESS = Path(__file__).with_name("harness.py").read_text(encoding="utf-8")
+
+Test: TypeAlias = (
+    str | tuple[str, ...]
+)  # a script; or (stdin, stdout) or (arguments, result), and more right outputs
 
 
-def tests_at_once():
+class CodeQuestion(Protocol):
+    """What of a benchmarks.Example is needed to check its tests."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def tests(self) -> Any: ...  # Tests, or a function that reads them
+    @property
+    def fn_name(self) -> str | None: ...
+
+
+def tests_at_once() -> int:
     """How many tests run at once: the CPUs that this process may use, shared with the other ranks on this machine."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cpus = len(os.sched_getaffinity(0))
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def passes(program, tests, fn_name="", seconds=10):
+def passes(
+    program: str, tests: Sequence[Test], fn_name: str | None = "", seconds: int = 10
+) -> bool:
     """Whether a Python program passes all its tests, which run in parallel, one on each CPU, until one of them fails.
 
     A test is a script (a str) that runs after the program, or a case: (stdin, stdout) of the program, or with `fn_name`
@@ -36,104 +54,131 @@ def passes(program, tests, fn_name="", seconds=10):
         raise InputError(
             "a code question has no tests, so that its answer cannot be graded: leave the question out"
         )
-    with ThreadPoolExecutor(tests_at_once()) as pool:
-        runs = [pool.submit(passes_one, program, test, fn_name, seconds) for test in tests]
-        passed = all(run.result() for run in as_completed(runs))
-        pool.shutdown(wait=False, cancel_futures=True)
-    return passed
+    with Programs(tests_at_once()) as programs:
+        runs = [
+            programs.submit(passes_one, programs, program, test, fn_name or "", seconds)
+            for test in tests
+        ]
+        return all(run.result() for run in as_completed(runs))
 
 
-def passes_one(program, test, fn_name, seconds):
+def passes_one(programs: Programs, program: str, test: Test, fn_name: str, seconds: int) -> bool:
     """Whether a program passes one test.
 
     A random mark is printed after the last line of a script or the return of a function, so that a program that merely
     exits early does not pass. That does not stop cheating: a program could read the mark from its own file.
     """
     mark = secrets.token_hex(16)
+    task = {"program": program, "fn_name": fn_name, "mark": mark}
     if isinstance(test, str):
-        output, ending = run_guarded(script_after(program, test, fn_name, mark), seconds)
+        task |= {"kind": "script", "test": test}
+        output, ending = run_harness(programs, task, seconds)
         return ending == "" and output.endswith(mark)
     given, *expected = test
     if not fn_name:
-        code = f"exec({COMMON!r})\nexec(compile({program!r}, 'answer.py', 'exec'))"
-        output, ending = run_guarded(code, seconds, stdin=given)
+        task |= {"kind": "program"}
+        output, ending = run_harness(programs, task, seconds, stdin=given)
         return ending == "" and any(same_output(output, text) for text in expected)
-    code = (MODULE + CALL).format(
-        common=COMMON, program=program, fn_name=fn_name, arguments=given, mark=mark
-    )
-    output, ending = run_guarded(code, seconds)
+    task |= {"kind": "function", "arguments": given}
+    output, ending = run_harness(programs, task, seconds)
+    if ending:
+        return False
     try:
-        return ending == "" and from_json(output.rpartition(mark)[2]) in map(from_json, expected)
+        return from_json(output.rpartition(mark)[2]) in map(from_json, expected)
     except (ValueError, RecursionError):  # a result may be nested thousands deep
         return False
 
 
-def script_after(program, test, fn_name, mark):
-    """The code of a script of tests that runs after a program, and prints the mark if the program passes."""
-    return (MODULE + SCRIPT).format(
-        common=COMMON, program=program, test=test, fn_name=fn_name, mark=mark
-    )
+def run_harness(
+    programs: Programs, task: dict[str, Any], seconds: int = 10, stdin: str = ""
+) -> tuple[str, str]:
+    """Do a task, as harness.py describes it; returns (all that was printed, "" if it ended well, else how it ended)."""
+    files = {"task.json": json.dumps(task), "answer.py": task.get("program", "")}
+    return programs.run(HARNESS, seconds, stdin=stdin, files=files)
 
 
-def check_tests(examples):
-    """InputError if the tests of code questions prove nothing. Tests that are read later are their reader's to judge."""
-    with ThreadPoolExecutor(tests_at_once()) as pool:
-        runs = pool.map(
-            lambda example: (
-                "" if callable(example.tests) else why_void(example.tests, example.fn_name)
-            ),
-            examples,
-        )
-        reasons = list(tqdm(runs, "checking tests", len(examples), leave=False))
-    if void := [f"{example.id}: {reason}" for example, reason in zip(examples, reasons) if reason]:
+def check_tests(examples: Sequence[CodeQuestion]) -> None:
+    """InputError if tests of code questions prove nothing. Tests that are read later are their reader's to judge."""
+    with Programs(tests_at_once()) as programs:
+        runs = [programs.submit(why_void_in, programs, example) for example in examples]
+        bar = tqdm(runs, "checking tests", leave=False)
+        reasons = [run.result() for run in bar]
+    void = [
+        f"{example.id}: {reason}"
+        for example, reason in zip(examples, reasons, strict=True)
+        if reason
+    ]
+    if void:
         raise InputError(
             f"the tests of {len(void)} of {len(examples)} questions prove nothing, or cannot be run; the first "
             f"is {void[0]}; correct these tests, or leave the questions out"
         )
 
 
-def why_void(tests, fn_name):
-    """Why tests prove nothing: what cannot be run, or which wrong programs pass them all; "" if one of them can fail."""
+def why_void_in(programs: Programs, example: CodeQuestion) -> str:
+    """Why the tests of an Example prove nothing, or "" if they do, or are not read yet."""
+    if callable(example.tests):
+        return ""
+    return why_void(example.tests or (), example.fn_name, programs)
+
+
+def why_void(tests: Sequence[Test], fn_name: str | None, programs: Programs | None = None) -> str:
+    """Why tests prove nothing: what cannot be run, or which wrong programs pass them all; "" if one of them can fail.
+
+    programs   in one of whose threads this is called; without it, scripts run in a thread of their own
+    """
     reason = "there are none"
     for test in tests:
         if not isinstance(test, str):
             silent = not fn_name and any(same_output("", text) for text in test[1:])
             reason = "a program that prints nothing passes" if silent else ""
+        elif programs is not None:
+            reason = why_script_void(programs, test, fn_name or "")
         else:
-            mark, words = secrets.token_hex(16), {fn_name or "", *re.findall(r"[^\W\d]\w*", test)}
-            runs = [
-                script_after(program, test, fn_name, mark)
-                for program in ("", NOTHING.format(words=words))
-            ]
-            _, found, reason = run_guarded(CHECK.format(runs=runs, mark=mark))[0].rpartition(mark)
-            reason = found and (reason or "a program that does nothing passes")
+            with Programs(1) as own:
+                reason = own.submit(why_script_void, own, test, fn_name or "").result()
         if not reason:
             return ""
     return reason
 
 
-def from_json(text):
+def why_script_void(programs: Programs, script: str, fn_name: str) -> str:
+    """Why a script of tests proves nothing, or "" if it can fail."""
+    mark = secrets.token_hex(16)
+    words = sorted({fn_name, *re.findall(r"[^\W\d]\w*", script)})
+    task = {"kind": "check", "test": script, "fn_name": fn_name, "words": words, "mark": mark}
+    output, _ = run_harness(programs, task)
+    _, found, reason = output.rpartition(mark)
+    if not found:
+        return ""
+    return reason or "a program that does nothing passes"
+
+
+def from_json(text: str) -> Any:
     """A JSON value whose integers are Decimals, because Python refuses to read an int of more than 4,300 digits."""
     return json.loads(text, parse_int=Decimal)
 
 
-def same_output(printed, expected):
+def same_output(printed: str, expected: str) -> bool:
     """Whether two outputs have the same lines, apart from blanks around them and the spelling of numbers."""
-    printed, expected = (
-        [line.strip() for line in text.strip().split("\n")] for text in (printed, expected)
+    printed_lines = printed.strip().split("\n")
+    expected_lines = expected.strip().split("\n")
+    return len(printed_lines) == len(expected_lines) and all(
+        map(same_line, printed_lines, expected_lines)
     )
-    return len(printed) == len(expected) and all(map(same_line, printed, expected))
 
 
-def same_line(printed, expected):
-    """Whether two lines are the same text, or hold the same decimal numbers."""
+def same_line(printed: str, expected: str) -> bool:
+    """Whether two lines are the same text but for blanks around them, or hold the same decimal numbers."""
+    printed = printed.strip()
+    expected = expected.strip()
+    if printed == expected:
+        return True
     if "_" in printed + expected:  # Decimal would skip it
-        return printed == expected
+        return False
     try:
-        return printed == expected or list(map(Decimal, printed.split())) == list(
-            map(Decimal, expected.split())
-        )
+        return [*map(Decimal, printed.split())] == [*map(Decimal, expected.split())]
     except (
         InvalidOperation
-    ):  # a word is not a number; or it is a signalling NaN, which cannot even be compared
+    ):  # a word is not a number; or a signalling NaN, which cannot be compared
         return False

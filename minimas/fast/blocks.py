@@ -3,12 +3,17 @@
 Letters: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
+from types import ModuleType
+from typing import Any
+
 import torch
+from torch import nn
 
 from .. import gemma, llama
-from ..cache import GrowingCache, KVCache
+from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
 from ..common import upcast
-from .linear import few_rows
+from ..llama import Rope
+from .linear import MergedLinear, few_rows
 
 ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 
@@ -16,97 +21,133 @@ ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 class Norm:
     """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients the ordinary way.
 
-    gain  (D,) float32, what the normed vector is multiplied by
+    gain      (D,) float32, what the normed vector is multiplied by
+    ordinary  the forward of its class
     """
 
-    def __init__(self, norm, kernels):
+    def __init__(self, norm: llama.RMSNorm, kernels: ModuleType) -> None:
         weight = upcast(norm.weight.detach())
         self.gain = 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
-        self.ordinary, self.eps, self.kernels = norm.forward, norm.eps, kernels
+        self.eps = norm.eps
+        self.ordinary = norm.forward
+        self.kernels = kernels
 
-    def __call__(self, x, residual=None):
-        if torch.is_grad_enabled():
-            return self.ordinary(x) if residual is None else residual + self.ordinary(x)
-        return self.kernels.norm(x, self.gain, self.eps, residual=residual)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return self.kernels.norm(x, self.gain, self.eps, residual=residual)
+        if residual is None:
+            return self.ordinary(x)
+        return residual + self.ordinary(x)
 
 
 class DecodeBlock:
     """The forward of a block for one token per row, in five kernels (Gemma: seven).
 
     With more than ROWS rows, reading weights is not all that a product costs: the block then goes the ordinary way.
+
+    block              any block whose parts are all in prepare.KNOWN
+    ordinary           the forward of its class
+    act                the activation of its MLP's gate
+    attention_norm     the Norm before the attention or the Gated DeltaNet
+    mlp_norm           the Norm before the MLP
+    of_attention       Gemma only: the Norm of what the attention returns
+    of_mlp             Gemma only: the Norm of what the MLP returns
+    done               (ROWS * K,) int32, counts the splits of an attention that are done, per row and key/value head
     """
 
-    def __init__(self, block, kernels):
-        self.block, self.ordinary, self.kernels = block, block.forward, kernels
+    def __init__(self, block: Any, kernels: ModuleType) -> None:
+        self.block = block
+        self.ordinary = block.forward
+        self.kernels = kernels
         self.act = ACTIVATIONS[type(block.mlp)]
-        first, second = block.input_layernorm, block.post_attention_layernorm
-        self.before, self.after = [first, second], [None, None]
-        if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms the output of a sublayer too
-            self.before, self.after = (
-                [first, block.pre_feedforward_layernorm],
-                [second, block.post_feedforward_layernorm],
-            )
-        if hasattr(
-            block, "self_attn"
-        ):  # counts the splits of an attention that are done, per row and key/value head
-            K, device = (
-                block.self_attn.k_proj.out_features // block.self_attn.d,
-                block.input_layernorm.weight.device,
-            )
+        self.attention_norm: Norm = block.input_layernorm.forward
+        self.mlp_norm: Norm = block.post_attention_layernorm.forward
+        self.of_attention: Norm | None = None
+        self.of_mlp: Norm | None = None
+        if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms what a sublayer returns, too
+            self.mlp_norm = block.pre_feedforward_layernorm.forward
+            self.of_attention = block.post_attention_layernorm.forward
+            self.of_mlp = block.post_feedforward_layernorm.forward
+        self.done: torch.Tensor | None = None
+        if hasattr(block, "self_attn"):
+            K = block.self_attn.k_proj.out_features // block.self_attn.d
+            device = block.input_layernorm.weight.device
             self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
 
-    def __call__(self, x, positions, rope, mask, cache):
-        if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
+    def __call__(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: LayerCache,
+    ) -> torch.Tensor:
+        one_token = x.shape[1] == 1
+        if not one_token or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
             return self.ordinary(x, positions, rope, mask, cache)
-        block, x = self.block, x[:, 0]  # (B, D)
-        if hasattr(block, "self_attn"):
-            y, proj = (
-                self.attend(block.self_attn, x, positions, rope, cache),
-                block.self_attn.o_proj,
-            )
+        x = x[:, 0]  # (B, D)
+        if isinstance(cache, DeltaCache):
+            y = self.delta(self.block.linear_attn, x, cache)  # (B, heads d_v)
+            proj = self.block.linear_attn.out_proj
         else:
-            y, proj = self.delta(block.linear_attn, x, cache), block.linear_attn.out_proj
-        x = self.add(x, y, proj, self.after[0])
-        y = self.product(x, block.mlp.gate_up, self.before[1], act=self.act)
-        return self.add(x, y, block.mlp.down_proj, self.after[1])[:, None]
+            y = self.attend(self.block.self_attn, x, positions, rope, cache)  # (B, H d)
+            proj = self.block.self_attn.o_proj
+        x = self.add(x, y, proj, self.of_attention)  # (B, D)
+        mlp = self.block.mlp
+        y = self.product(x, mlp.gate_up, self.mlp_norm, self.act)  # (B, intermediate_size)
+        x = self.add(x, y, mlp.down_proj, self.of_mlp)  # (B, D)
+        return x[:, None]
 
-    def product(self, x, merged, norm, act=""):
-        """norm(x) times the weights of a MergedLinear; with an activation, act of its first half, times its other half."""
-        norm, packed = norm.forward, merged.packed
+    def product(
+        self, x: torch.Tensor, merged: MergedLinear, norm: Norm, act: str = ""
+    ) -> torch.Tensor:
+        """norm(x) times the weights of a MergedLinear; with `act`, act of its first half times its other half."""
+        weight, bias = merged.packed.weight, merged.packed.bias
         return self.kernels.linear(
-            x, packed.weight, packed.bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act
+            x, weight, bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act
         )
 
-    def add(self, x, y, proj, norm):
+    def add(
+        self, x: torch.Tensor, y: torch.Tensor, proj: nn.Linear, norm: Norm | None
+    ) -> torch.Tensor:
         """x + W y, or x + norm(W y)."""
         if norm is None:
             return self.kernels.linear(y, proj.weight, proj.bias, residual=x)
-        return norm.forward(self.kernels.linear(y, proj.weight, proj.bias), residual=x)
+        return norm(self.kernels.linear(y, proj.weight, proj.bias), residual=x)
 
-    def attend(self, a, x, positions, rope, cache):
+    def attend(
+        self,
+        attention: Any,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        cache: KVCache | WindowCache,
+    ) -> torch.Tensor:
         """An attention module up to its last projection: x (B, D) -> (B, H d)."""
-        qkv = self.product(x, a.qkv, self.before[0]).split(a.qkv.sizes, -1)
-        gated = a.qkv.sizes[0] > a.o_proj.in_features  # Qwen3.5: each head of q with its gate
-        q, k, v = (
-            part.unflatten(-1, (-1, n)) for part, n in zip(qkv, (a.d * (1 + gated), a.d, a.d))
-        )
-        norms = (
-            (a.q_norm.forward.gain, a.k_norm.forward.gain, a.q_norm.eps)
-            if hasattr(a, "q_norm")
-            else (None, None, 0.0)
-        )
+        merged, d = attention.qkv, attention.d
+        q, k, v = self.product(x, merged, self.attention_norm).split(merged.sizes, -1)
+        gated = merged.sizes[0] > attention.o_proj.in_features  # Qwen3.5: each head of q, its gate
+        q = q.unflatten(-1, (-1, 2 * d if gated else d))  # (B, H, d) or (B, H, 2 d)
+        k = k.unflatten(-1, (-1, d))  # (B, K, d)
+        v = v.unflatten(-1, (-1, d))
+        q_gain = k_gain = None
+        eps = 0.0
+        if hasattr(attention, "q_norm"):
+            q_gain = attention.q_norm.forward.gain
+            k_gain = attention.k_norm.forward.gain
+            eps = attention.q_norm.eps
         if isinstance(cache, KVCache):
             cache.filled = cache.filled_after(positions)
+        scale = attention.scale
         return self.kernels.attend(
-            q, k, v, rope, positions, cache, self.done, a.scale, *norms, gated
+            q, k, v, rope, positions, cache, self.done, scale, q_gain, k_gain, eps, gated
         )
 
-    def delta(self, a, x, cache):
+    def delta(self, net: Any, x: torch.Tensor, cache: DeltaCache) -> torch.Tensor:
         """A Gated DeltaNet up to its last projection: x (B, D) -> (B, heads d_v)."""
-        inputs, norm = (
-            self.product(x, a.inputs, self.before[0]).split(a.inputs.sizes, -1),
-            a.norm.forward,
-        )
+        projected = self.product(x, net.inputs, self.attention_norm)
+        qkv, z, b, a = projected.split(net.inputs.sizes, -1)
+        norm = net.norm.forward
         return self.kernels.delta(
-            *inputs, cache, a.conv1d.weight, a.A_log, a.dt_bias, norm.gain, norm.eps
+            qkv, z, b, a, cache, net.conv1d.weight, net.A_log, net.dt_bias, norm.gain, norm.eps
         )

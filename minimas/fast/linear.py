@@ -6,12 +6,16 @@ Letters: D inputs, N outputs.
 import os
 import sysconfig
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..common import InputError
 
@@ -20,94 +24,126 @@ FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 
 
 class PackedLinear:
-    """x (..., D) -> x W' + b (..., N), for W (N, D) made of several weights on top of one another."""
+    """x (..., D) -> x W' + b (..., N), for W (N, D) made of several weights on top of one another.
 
-    def __init__(self, weights, biases, keep=False):
+    weight  (N, D), in oneDNN's own layout if it is packed
+    bias    (N,) or None
+    onednn  whether oneDNN multiplies, else torch does
+    packed  whether the weight is in oneDNN's layout
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+        keep: bool = False,
+    ) -> None:
         """`keep`: the weight is used elsewhere too, so leave its layout alone."""
         self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-        self.bias = None if biases[0] is None else torch.cat(list(biases))
+        present = [bias for bias in biases if bias is not None]  # all of them or none
+        self.bias = torch.cat(present) if present else None
         self.onednn = can_pack(self.weight)
-        if self.onednn and not keep:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
+        self.packed = self.onednn and not keep
+        if self.packed:
+            self.weight = pack(self.weight.detach())
 
-    def __call__(self, x):
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle, which cannot read a packed weight: it travels in torch's layout."""
+        state = dict(vars(self))
+        if self.packed:
+            state["weight"] = self.weight.to_dense()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.packed:
+            self.weight = pack(self.weight)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.onednn:
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError(
                 "the fast path computes no gradients on a CPU: load the system with plain=True to train"
             )
-        if (
-            0 < (n := x.numel() // x.shape[-1]) < FEWEST_ROWS
-        ):  # copies cost nothing, since the weights are read once
-            rows = x.reshape(n, -1)
-            padded = torch.cat([rows, rows[-1:].expand(FEWEST_ROWS - n, -1)])
-            return onednn_linear(padded, self.weight, self.bias)[:n].view(*x.shape[:-1], -1)
-        return onednn_linear(x, self.weight, self.bias)
+        n = x.numel() // x.shape[-1]
+        if n == 0 or n >= FEWEST_ROWS:
+            return onednn_linear(x, self.weight, self.bias)
+        # Copies of the last row cost nothing, since the weights are read once.
+        rows = x.reshape(n, -1)
+        copies = rows[-1:].expand(FEWEST_ROWS - n, -1)
+        padded = torch.cat([rows, copies])  # (FEWEST_ROWS, D)
+        y = onednn_linear(padded, self.weight, self.bias)[:n]
+        return y.view(*x.shape[:-1], -1)
 
 
-def onednn_linear(x, weight, bias):
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """A weight (N, D) in the layout that oneDNN multiplies fastest; torch's other operators cannot read it."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x W' + b with a packed weight."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class MergedLinear:
-    """Several linears of one input as one product: x -> their outputs."""
+    """Several linears of one input as one product: x -> their outputs.
 
-    def __init__(self, linears):
+    sizes   how many outputs each of them has
+    packed  all of them as one. Their own weights become views of it or, where it is packed, None: no weight is in
+            memory twice
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
         self.sizes = [linear.out_features for linear in linears]
-        self.packed = PackedLinear(
-            [linear.weight for linear in linears], [linear.bias for linear in linears]
-        )
-        views = (
-            [None] * len(linears) if self.packed.onednn else self.packed.weight.split(self.sizes)
-        )
-        for linear, view in zip(linears, views):  # no weight is in memory twice
-            linear.weight = None if view is None else torch.nn.Parameter(view, requires_grad=False)
+        weights = [linear.weight for linear in linears]
+        biases = [linear.bias for linear in linears]
+        self.packed = PackedLinear(weights, biases)
+        if self.packed.onednn:
+            for linear in linears:
+                linear.register_parameter("weight", None)
+        else:
+            parts = self.packed.weight.split(self.sizes)
+            for linear, part in zip(linears, parts, strict=True):
+                linear.weight = nn.Parameter(part, requires_grad=False)
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.packed(x).split(self.sizes, -1)
 
 
-def can_pack(weight):
-    """Whether oneDNN can pack and multiply this weight. Its operators are not public in torch: look for each."""
-    if (
-        weight.device.type != "cpu"
-        or weight.requires_grad
-        or not torch.backends.mkldnn.is_available()
-    ):
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether oneDNN can pack and multiply this weight."""
+    if weight.device.type != "cpu" or weight.requires_grad:
         return False
-    if not (
-        hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    ):
+    if not torch.backends.mkldnn.is_available():
         return False
-    return (
-        weight.dtype == torch.float32
-        or weight.dtype == torch.bfloat16
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    # The operators are not public in torch: look for each.
+    for operator in "_linear_pointwise", "_reorder_linear_weight":
+        if not hasattr(torch.ops.mkldnn, operator):
+            return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
 
 
 # On CUDA
 
 
-def kernels_for(weight):
+def kernels_for(weight: torch.Tensor) -> ModuleType | None:
     """The module kernels.py if its kernels can compute with this weight, else None."""
-    if not (
-        weight.is_cuda and weight.dtype in (torch.float32, torch.bfloat16) and find_spec("triton")
-    ):
+    if not weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
-    compiler = os.environ.get(
-        "CC", "gcc" if which("gcc") else "clang"
-    )  # Triton looks in the same places
-    if (
-        which(compiler) is None
-        or not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
-    ):
+    if find_spec("triton") is None:
+        return None
+    # Triton looks for the compiler and for the headers in the same places.
+    compiler = os.environ.get("CC", "gcc" if which("gcc") else "clang")
+    headers = Path(sysconfig.get_path("include", "posix_prefix"))
+    if which(compiler) is None or not (headers / "Python.h").exists():
         warnings.warn(
             "Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA takes the "
-            "ordinary way, which is slower; install gcc and python3-dev"
+            "ordinary way, which is slower; install gcc and python3-dev",
+            stacklevel=2,
         )
         return None
     from . import kernels  # needs Triton, which torch brings along for CUDA only
@@ -115,8 +151,8 @@ def kernels_for(weight):
     return kernels
 
 
-def few_rows(x, kernels):
+def few_rows(x: torch.Tensor, kernels: ModuleType) -> bool:
     """Whether the kernels are for x (..., D): it has a row, at most ROWS of them, and no gradient is asked for."""
-    if kernels is None or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return False
     return 0 < x.numel() <= kernels.ROWS * x.shape[-1]

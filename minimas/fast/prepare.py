@@ -3,52 +3,64 @@
 A subclass may compute something else, so it is not in a table unless it is named there itself.
 """
 
+from collections.abc import Callable
+
 from torch import nn
 
 from .. import gemma, llama, qwen
 from .blocks import DecodeBlock, Norm
 from .linear import MergedLinear, PackedLinear, can_pack, kernels_for
 
-QKV = {"qkv": ("q_proj", "k_proj", "v_proj")}
-GATE_UP = {"gate_up": ("gate_proj", "up_proj")}
-MERGED = {  # class -> {its method that does nothing but apply these linears to one input: their names}
+# A method that does nothing but apply some linears to one input: their names
+Linears = dict[str, tuple[str, ...]]
+QKV: Linears = {"qkv": ("q_proj", "k_proj", "v_proj")}
+GATE_UP: Linears = {"gate_up": ("gate_proj", "up_proj")}
+DELTA_INPUTS: Linears = {"inputs": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")}
+# Of each class, the method that may be merged
+MERGED: dict[type[nn.Module], Linears] = {
     llama.Attention: QKV,
     gemma.Attention: QKV,
     qwen.Qwen3Attention: QKV,
     qwen.GatedAttention: QKV,
     llama.MLP: GATE_UP,
     gemma.MLP: GATE_UP,
-    qwen.GatedDeltaNet: {"inputs": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")},
+    qwen.GatedDeltaNet: DELTA_INPUTS,
 }
-NORMS = {llama.RMSNorm, gemma.OffsetRMSNorm}
-KNOWN = {
-    llama.Block,
-    gemma.Block,
-    qwen.Block35,
-    nn.Linear,
-    nn.Conv1d,
-    *MERGED,
-    *NORMS,
-}  # what our kernels can compute
+NORMS: set[type[nn.Module]] = {llama.RMSNorm, gemma.OffsetRMSNorm}
+BLOCKS: set[type[nn.Module]] = {llama.Block, gemma.Block, qwen.Block35}
+# What our kernels can compute: a block takes a step in them if it has no other parts.
+KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, nn.Conv1d}
 
 
-def prepare(model):
+def prepare(model: llama.Llama) -> llama.Llama:
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it."""
     tied = model.lm_head.weight is model.embed_tokens.weight
     for module in model.modules():
-        for method, names in MERGED.get(type(module), {}).items():
-            setattr(module, method, MergedLinear([getattr(module, name) for name in names]))
+        merged = MERGED.get(type(module), {})
+        for method, names in merged.items():
+            replace(module, method, MergedLinear([getattr(module, name) for name in names]))
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight is not None and can_pack(module.weight):
-            keep = tied and module is model.lm_head
-            module.forward = PackedLinear([module.weight], [module.bias], keep)
-            module.weight = module.weight if keep else None
+        if not isinstance(module, nn.Linear):
+            continue
+        if module.weight is None or not can_pack(module.weight):  # None: it is merged already
+            continue
+        keep = tied and module is model.lm_head  # the embedding needs this weight as it is
+        replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
+        if not keep:
+            module.register_parameter("weight", None)
     kernels = kernels_for(model.norm.weight)
-    if kernels:
-        for module in model.modules():
-            if type(module) in NORMS:
-                module.forward = Norm(module, kernels)
-        for block in model.layers:
-            if {type(module) for module in block.modules()} <= KNOWN:
-                block.forward = DecodeBlock(block, kernels)
+    if kernels is None:
+        return model
+    for module in model.modules():
+        if isinstance(module, llama.RMSNorm) and type(module) in NORMS:
+            replace(module, "forward", Norm(module, kernels))
+    for block in model.layers:
+        parts = {type(module) for module in block.modules()}
+        if parts <= KNOWN:
+            replace(block, "forward", DecodeBlock(block, kernels))
     return model
+
+
+def replace(module: nn.Module, method: str, function: Callable) -> None:
+    """Let this one module, not its class, call `function` as its method of this name."""
+    setattr(module, method, function)

@@ -4,11 +4,12 @@ import json
 import os
 import urllib.request
 
-MAX_PAGES, MAX_CONTENT = 4, 320  # of a search: pages, and characters of each
+MAX_PAGES = 4
+MAX_CONTENT = 320  # characters of a page
 SEARCH_URL = "https://api.tavily.com/search"
 
 
-def search(query):
+def search(query: str) -> str:
     """The first pages that Tavily finds for a query: title, address, content; or a text that says what failed."""
     key = os.environ.get("TAVILY_API_KEY")
     if not key:
@@ -27,12 +28,12 @@ def search(query):
         ]
     except Exception as e:  # a reply may break off, be no JSON, or be nested too deep
         return f"[search error] {type(e).__name__}: {e}"
-    return "\n".join(
-        [f"Query: {query}", *(["Results:", *pages] if pages else ["[no search results]"])]
-    )
+    if not pages:
+        return f"Query: {query}\n[no search results]"
+    return "\n".join([f"Query: {query}", "Results:", *pages])
 
 
-def page_text(n, title, url, content):
+def page_text(n: int, title: str, url: str, content: str) -> str:
     """What an agent is shown of the n-th page."""
     content = " ".join(content.split())
     if len(content) > MAX_CONTENT:

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli import checkpoints, command, make_parser, names, writable_file
-from ..common import InputError, check_known, read_json
+from ..commands.failures import command
+from ..commands.options import make_parser, names
+from ..common import InputError, check_known, checkpoints, read_json, writable_file
 from ..prompts import TASKS
 from ..runs.lock import Lock, held
 from ..runs.processes import join, launched, leave
@@ -121,7 +122,7 @@ def stages(args: argparse.Namespace, style: Style) -> list[Stage]:
     needed = [args.role] if args.what == "inner" else list(style.order)
     if args.what != "inner" and args.init == "checkpoint":
         needed.append("links")
-    sources = style.sources(checkpoints(args), needed)
+    sources = style.sources(checkpoints(args.checkpoint), needed)
     if args.what != "system":
         return [(args, sources)]
     check_apart(args.out, sources)
@@ -193,8 +194,15 @@ def main() -> None:
         leave(processes)
 
 
+LESS_MEMORY = (  # what to try when memory runs out
+    "a smaller --batch-size with more --accumulate, a shorter --max-length, or fewer --latent-steps"
+)
+
+
+def run() -> None:
+    """The command, from its arguments to its exit status."""
+    command(main, LESS_MEMORY)
+
+
 if __name__ == "__main__":
-    command(
-        main,
-        "a smaller --batch-size with more --accumulate, a shorter --max-length, or fewer --latent-steps",
-    )
+    run()

@@ -9,8 +9,7 @@ from typing import Any, cast
 import torch
 
 from ..agent import load_agent
-from ..cli import pairs
-from ..common import InputError, no_op, warn
+from ..common import InputError, no_op, pairs, warn
 from ..link import InnerLink, OuterLink
 from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
 from ..runs.dependencies import depends_on, digest

@@ -7,7 +7,6 @@ It takes about ten minutes on two cores. The weights that ship with minimas are 
 unedited. `report.json` beside them says what they reach on the test split, which nothing here uses before the end.
 """
 
-import argparse
 import json
 import random
 import time
@@ -23,7 +22,6 @@ from ..common import read_json
 from ..config import read_config
 from ..link import InnerLink, OuterLink
 from ..load import load_generation_config, load_model
-from ..runs.lock import Lock, held
 from ..settings import Settings
 from ..styles import STYLES
 from ..system import System, load_mas_system
@@ -291,30 +289,3 @@ def train_outer_links(system: System, seed: int, ridge_turns: int, steps: int, b
         return loss(answers_to_learn(rng, batch))
 
     fit(loss_at, [adamw(loss, 1e-3)], steps, "outer links")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m minimas.tiny.build", description="Train the tiny system from scratch."
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="the folder to write")
-    what.add_argument(
-        "--evaluate", type=Path, metavar="FOLDER", help="only measure the system in this folder"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--split",
-        choices=("test", "validation"),
-        default="test",
-        help="the split that the report is measured on (default test)",
-    )
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)  # for the random links of the control
-    if args.out:
-        folders = [args.out, *(args.out / name for name in (*ROLES, "links"))]
-        with held([Lock("--out", folder, folder=True) for folder in folders]):
-            report = build(args.out, args.seed, split=args.split)
-    else:
-        report = evaluate(args.evaluate, args.split, per_length=150)
-    print(json.dumps(report, indent=1))

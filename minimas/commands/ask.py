@@ -1,0 +1,211 @@
+"""Ask a system: what `python -m minimas.recurse` and `minimas ask` do.
+
+    python -m minimas.recurse --prompt "7 +5 *3 -4 +8 *7 -1 +6"
+
+Each answer is printed as soon as its batch is done. Without --prompt, questions are asked for on the terminal.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..common import InputError, checkpoints, writable_file, write_atomic
+from ..look.logit_lens import logit_lens, table
+from ..look.trace import page
+from ..prompts import Question
+from ..runs.lock import Lock, held
+from ..settings import CompletedSettings, Settings
+from ..styles import Style, style_named
+from ..system import Result, System, load_mas_system
+from .failures import check_stdout, command, completed_first
+from .needs import check_memory, needs_text
+from .options import add_answering, make_parser, read_questions
+from .terminal import converse
+
+
+def run() -> None:
+    """The command, from its arguments to its exit status."""
+    command(main)
+
+
+def main() -> None:
+    args = arguments()
+    style = style_named(args.style)
+    settings = checked_settings(args, style)
+    task = args.task or style.task
+    if args.needs:
+        print(needs_text(args, style, [settings], task))
+        return
+    on_terminal = not args.prompt and sys.stdin is not None and sys.stdin.isatty()
+    typed = [] if on_terminal else read_questions(args.prompt)
+    fn_name = args.fn_name or ""
+    questions = style.questions(typed, [fn_name] * len(typed))
+    outputs = [] if args.trace is None else [Lock("--trace", Path(args.trace))]
+    with held(outputs):
+        at_once = min(len(questions) or 1, settings.batch_size)
+        check_memory(args, style, [settings], at_once)
+        system = load_mas_system(
+            args.style,
+            checkpoints=checkpoints(args.checkpoint),
+            device=args.device,
+            dtype=args.dtype,
+            task=task,
+            offload=args.offload,
+            plain=args.plain,
+        )
+        if not on_terminal:
+            print_answers(system, questions, settings, args)
+            return
+
+        def answer(text: str) -> None:
+            print_answers(system, style.questions([text], [fn_name]), settings, args)
+
+        converse(answer)
+
+
+# Options
+
+
+def arguments() -> argparse.Namespace:
+    """The options of sys.argv; InputError if they cannot be parsed."""
+    parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
+    add = parser.add_argument
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a question, repeat for more; - for lines of stdin (default, on a terminal: ask for one after another)",
+    )
+    add(
+        "--task",
+        help="the kind of answer: math, choice or code (default: the style's, mostly math)",
+    )
+    add(
+        "--fn-name",
+        help="with --task code: the name of the function to write (default: a whole program)",
+    )
+    add("--rounds", type=int, help="rounds of recursion (default: the style's, mostly 3)")
+    add(
+        "--latent-steps",
+        type=int,
+        help="latents that an agent thinks per turn (default: the style's)",
+    )
+    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
+    add(
+        "--rollouts",
+        type=int,
+        default=1,
+        help="texts per question, from the same latents (default 1)",
+    )
+    add(
+        "--channel",
+        default="latent",
+        help="what agents send: latent (default), or text for comparison",
+    )
+    add("--json", action="store_true", help="print one JSON object per answer")
+    add(
+        "--peek",
+        action="store_true",
+        help="show what agents think, by the logit lens: the tokens closest to each state",
+    )
+    add(
+        "--trace",
+        metavar="FILE.html",
+        help="write a page that shows each turn: its prompt, latents, time and text",
+    )
+    return parser.parse_args()
+
+
+def checked_settings(args: argparse.Namespace, style: Style) -> CompletedSettings:
+    """The Settings of a run; InputError if options do not go together, or --trace cannot be written."""
+    task = args.task or style.task
+    if args.fn_name is not None and task != "code":
+        raise InputError(
+            f"--fn-name names a function, but the task is {task}: add --task code, or leave it out"
+        )
+    if (args.peek or args.trace) and args.channel == "text":
+        option = "--peek" if args.peek else "--trace"
+        raise InputError(
+            f"{option} shows latents, and with --channel text there are none: leave one of them out"
+        )
+    if args.trace is not None:
+        writable_file("--trace", args.trace)
+    chosen = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    return Settings(**chosen).completed(style)
+
+
+# Printing
+
+
+def print_answers(
+    system: System, questions: list[Question], settings: CompletedSettings, args: argparse.Namespace
+) -> None:
+    """Answer Questions, print each Result, and make the page of --trace of them.
+
+    If stdout fails, the rest is answered only where --trace wants it.
+    """
+    traced = args.trace is not None
+    results: list[Result] = []
+    answers = system.stream(
+        questions, settings, keep_latents=traced, keep_states=args.peek or traced, progress=True
+    )
+    try:
+        with closing(answers):  # and its progress bar, before anything is said about an error
+            for result in answers:
+                if traced:
+                    results.append(result)
+                print_result(system, result, settings, args)
+                if not traced:
+                    check_stdout()
+    finally:
+        if results:  # those that there are, if the run is broken off
+            with completed_first():
+                html = page(system, results)
+                write_atomic(Path(args.trace), lambda file: file.write_text(html, encoding="utf-8"))
+    check_stdout()
+
+
+def print_result(
+    system: System, result: Result, settings: CompletedSettings, args: argparse.Namespace
+) -> None:
+    """Print a Result at once, above the progress bar."""
+    peek_rows = logit_lens(system, result.states) if args.peek else None
+    tqdm.write(result_text(result, settings, args.json, peek_rows))
+    sys.stdout.flush()
+    if result.answer is None:
+        tqdm.write(
+            f"minimas: no answer in the form that task {system.task} asks for", file=sys.stderr
+        )
+
+
+def result_text(
+    result: Result,
+    settings: CompletedSettings,
+    as_json: bool,
+    peek_rows: list[dict[str, Any]] | None = None,
+) -> str:
+    """What is printed for a Result: its text and answer, or a JSON object; and the rows of --peek, if there are any."""
+    if as_json:
+        line: dict[str, Any] = {
+            "question": result.question,
+            "text": result.text,
+            "answer": result.answer,
+            "new_tokens": result.new_tokens,
+            "seconds": result.seconds,
+            "rounds": settings.rounds,
+            "latent_steps": settings.latent_steps,
+        }
+        if peek_rows is not None:
+            line["peek"] = peek_rows
+        return json.dumps(line, ensure_ascii=False)
+    text = result.text
+    if result.answer is not None and "\n" not in result.answer:  # the text ends in a code block
+        text += f"\nanswer: {result.answer}"
+    return f"{table(peek_rows)}\n\n{text}" if peek_rows else text

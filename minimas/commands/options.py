@@ -1,0 +1,156 @@
+"""The options that the commands share, and the parser that they begin with."""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..common import InputError
+from ..styles import STYLES
+from ..tokenizer import DATE
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises InputError if it cannot parse the arguments; argparse prints a usage message and exits."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given: Sequence[str] = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        lacking = re.match(r"argument (?:-\w/)?(--[\w-]+): expected one argument", message)
+        raise InputError(self.no_value(lacking[1]) if lacking else message)
+
+    def no_value(self, option: str) -> str:
+        """The message for an option that has no value; often the value begins with a dash."""
+        after = []
+        for word, following in zip(self.given, self.given[1:], strict=False):
+            named = word.startswith("--") and option.startswith(word)  # it may be abbreviated
+            if named and following.startswith("-") and following != "-":
+                after.append(following)
+        if not after:
+            return f"{option} has no value: give one, {option}=VALUE"
+        after.sort(key=reads_as_value)  # those first that argparse surely takes for options
+        return (
+            f"{option} has no value, since {after[0]!r} begins with a dash and is read as an option: "
+            f"if it is the value, write {option}={shlex.quote(after[0])}"
+        )
+
+
+def reads_as_value(word: str) -> bool:
+    """Whether argparse mostly takes a word that begins with a dash for a value: a number, or several words."""
+    return " " in word or re.fullmatch(r"-(\d+|\d*\.\d+)", word) is not None
+
+
+def make_parser(module: str, description: str) -> Parser:
+    """A parser with the options that every command has."""
+    by_script = sys.argv[0].startswith("minimas ")  # as minimas/__main__.py puts it
+    prog = sys.argv[0] if by_script else f"python -m minimas.{module}"
+    parser = Parser(prog=prog, description=description)
+    add = parser.add_argument
+    add(
+        "--style",
+        default="tiny",
+        help=f"the system: {', '.join(STYLES)}, or a .json file (default tiny)",
+    )
+    add(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="ROLE=PATH",
+        help="take this role, or links, from this folder or hub id; repeat for more; or one PATH with a folder for "
+        "each; for style single the PATH or hub id of the agent",
+    )
+    add(
+        "--device",
+        help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)",
+    )
+    add(
+        "--dtype",
+        help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)",
+    )
+    add("--seed", type=int, default=42, help="seed of all random numbers (default 42)")
+    add(
+        "--date",
+        default=DATE,
+        help=f"the date that chat templates tell their agents (default {DATE})",
+    )
+    add("--version", action="version", version=f"minimas {__version__}")
+    return parser
+
+
+def add_answering(parser: Parser) -> Parser:
+    """Add the options of commands whose agents answer questions; returns the parser."""
+    add = parser.add_argument
+    add("--plain", action="store_true", help="do without the fast path: slower, the same answers")
+    add(
+        "--offload",
+        action="store_true",
+        help="keep only the weights of the working agent on the device",
+    )
+    add(
+        "--needs",
+        action="store_true",
+        help="print how large the files are and what memory is needed, and load nothing",
+    )
+    add("--max-new-tokens", type=int, help="the most tokens of an answer (default: the style's)")
+    add(
+        "--temperature",
+        type=float,
+        help="0 always takes the likeliest token (default: the style's)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="sample from the likeliest tokens that reach this sum (default 0.95)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        help="and from no more tokens than this, 0 for all (default: generation_config.json's)",
+    )
+    add(
+        "--tools",
+        type=names,
+        default=(),
+        help="what style deliberation may call: python, search or python,search",
+    )
+    add(
+        "--no-retry",
+        dest="retry",
+        action="store_false",
+        help="do not ask again when a text holds no answer",
+    )
+    return parser
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The value of an option that lists names, a,b,c."""
+    return tuple(name for name in text.split(",") if name)
+
+
+def read_questions(prompts: list[str]) -> list[str]:
+    """The questions of --prompt, those from stdin included; InputError if there are none."""
+    questions = []
+    for text in prompts:
+        if text == "-":
+            questions += stdin_lines()
+        else:
+            questions.append(text)
+    if not questions:
+        raise InputError(
+            "there is no question: give one with --prompt, or one a line on stdin with --prompt -"
+        )
+    return questions
+
+
+def stdin_lines() -> list[str]:
+    """The lines of stdin that are not blank. Only a line feed ends a line, or that of Windows."""
+    if sys.stdin is None:
+        return []
+    text = sys.stdin.read().removeprefix("\ufeff").replace("\r\n", "\n")
+    return [line for line in text.split("\n") if line.strip()]
