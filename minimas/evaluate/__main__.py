@@ -275,7 +275,13 @@ def main():
         [e.question for e in examples], [e.fn_name for e in examples], args.dataset
     )
     settings = settings_line(
-        args, style, style.sources(checkpoints(args.checkpoint)), points[0], graders, examples, questions
+        args,
+        style,
+        style.sources(checkpoints(args.checkpoint)),
+        points[0],
+        graders,
+        examples,
+        questions,
     )
     if rank == 0 and examples[0].task == "code":
         check_tests(examples)
