@@ -17,7 +17,11 @@ def _runs_a_command() -> bool:
         return False
     started = sys.orig_argv[-len(sys.argv) :][0]  # the module or the script, before its arguments
     if sys.argv[0] == "-m":  # Python says so until it has found the module
-        return started.partition(".")[0].endswith("minimas")  # -mminimas.recurse is possible
+        package = started.partition(".")[0]
+        written_together = package.startswith("-") and package.endswith(
+            "mminimas"
+        )  # -mminimas.recurse
+        return package == "minimas" or written_together
     return os.path.basename(started) in ("minimas", "minimas.exe")
 
 
