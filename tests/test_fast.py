@@ -165,7 +165,7 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
         assert_same(results, plain.run(asked, batch_size=batch_size, **options))
     assert captures and not any(in_step for _, _, in_step in gpu.passed)
     assert {where for what, where, _ in gpu.passed if what == "read"} <= {
-        "append",
+        "append_tokens",
         "check_finite",
         "plain_causal",
     }

@@ -6,6 +6,7 @@ come in. Three conventions are followed: an answer may leave out its unit (perce
 say of what it is the value, as in m + n = 293.
 """
 
+import inspect
 import json
 import os
 import re
@@ -842,10 +843,11 @@ def test_ctrl_c_does_not_change_a_verdict():
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_ctrl_c_ends_the_child_too():
+def test_ctrl_c_ends_the_child_too(tmp_path):
     """As a terminal does, the signal goes to all of the command's processes."""
+    (tmp_path / "hanging.py").write_text("import signal\n\n" + inspect.getsource(hang))
     code = (
-        "from minimas.evaluate.grade import MathVerify; from test_grade import hang\n"
+        "from minimas.evaluate.grade import MathVerify; from hanging import hang\n"
         "grader = MathVerify(hang); grader.start(); print(grader.child.pid, flush=True); grader.ask('1', '1', 60)"
     )
     command = subprocess.Popen(
@@ -853,7 +855,7 @@ def test_ctrl_c_ends_the_child_too():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent,
+        cwd=tmp_path,
         start_new_session=True,
     )
     child = int(command.stdout.readline())

@@ -14,6 +14,8 @@ import torch
 import minimas
 from minimas.commands import ask, needs
 from minimas.evaluate import __main__ as evaluate
+from minimas.evaluate import answering
+from minimas.fast.linear import MergedLinear, PackedLinear
 from minimas.link import OuterLink
 from minimas.styles import STYLES
 
@@ -55,8 +57,8 @@ def in_memory(model):
     held = list(model.parameters())
     for module in model.modules():
         for value in vars(module).values():
-            packed = getattr(value, "packed", value)
-            if type(packed).__name__ == "PackedLinear":
+            packed = value.packed if isinstance(value, MergedLinear) else value
+            if isinstance(packed, PackedLinear):
                 held += [t for t in (packed.weight, packed.bias) if t is not None]
     return nbytes(held)
 
@@ -207,7 +209,7 @@ def memory(monkeypatch):
 
     def set_to(n):
         monkeypatch.setattr(needs, "memory_of", lambda device: n)
-        for module in ask, evaluate:
+        for module in ask, answering:
             monkeypatch.setattr(
                 module, "load_mas_system", lambda *args, **options: pytest.fail("it loads")
             )

@@ -357,7 +357,7 @@ def test_an_interrupt_while_tests_are_checked_or_a_tool_runs(folder):
 def test_the_command_ends_when_it_is_interrupted(folder):
     """As a terminal does, the signal goes to all processes of the command."""
     code = (
-        "import sys\nfrom minimas.cli import command\nfrom minimas.evaluate.run_tests import passes\n"
+        "import sys\nfrom minimas.commands.failures import command\nfrom minimas.evaluate.run_tests import passes\n"
         "print(1, flush=True)\ncommand(lambda: passes('while True: pass', [('', '1')] * 16))"
     )
     command = subprocess.Popen(

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 import minimas
-from minimas import recurse
+from minimas.commands import ask
 from minimas.common import InputError
 from minimas.prompts import Question, prompt
 from minimas.runs.dependencies import fingerprint
@@ -97,7 +97,7 @@ def test_the_commands_take_a_file(folder, tmp_path):
 @pytest.mark.parametrize(
     "module, args",
     [
-        (recurse, ["--prompt", "7 +5"]),
+        (ask, ["--prompt", "7 +5"]),
         (train, ["inner", "--role", "critic", "--data", "tiny", "--limit", "4", "--out", "runs"]),
     ],
 )
