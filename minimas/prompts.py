@@ -7,8 +7,8 @@ or Slot, and stays one until it is embedded, so that nothing in a question can p
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from string import ascii_uppercase
+from typing import Any
 
 from .common import InputError, read_json
 from .tokenizer import Tokenizer

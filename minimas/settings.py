@@ -3,8 +3,9 @@
 Four defaults are the style's own. `completed` fills them in and checks all values.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
+from typing import Any
 
 from .common import InputError, check_known, warn_once
 from .sandbox.tools import TOOLS
@@ -13,6 +14,14 @@ from .tokenizer import DATE
 
 OF_THE_STYLE = ("rounds", "latent_steps", "max_new_tokens", "temperature")
 CHANNELS = ("latent", "text")
+
+
+def setting(default: Any, help: str, **more: Any) -> Any:
+    """A field of a dataclass of settings: its default, and what the --help of a command says of it.
+
+    more   what argparse takes besides: `metavar`, `choices`
+    """
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Settings:
     top_p           sample from the likeliest tokens that together reach this probability
     top_k           and from at most this many of them: 0 is no limit, None what the agent's generation_config.json says
     seed            of all random numbers, together with the question's text
-    rollouts        texts for each question, sampled from one prefill; one where nothing is left to chance
+    rollouts        texts for each question, sampled from one prefill
     batch_size      questions that are answered together
     retry           ask once more if a text holds no answer
     channel         latent, or text: agents then decode and pass text, for comparison
@@ -34,19 +43,29 @@ class Settings:
     date            the date that Llama's chat template tells its agent
     """
 
-    rounds: int | None = None
-    latent_steps: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float = 0.95
-    top_k: int | None = None
-    seed: int = 42
-    rollouts: int = 1
-    batch_size: int = 8
-    retry: bool = True
-    channel: str = "latent"
-    tools: tuple[str, ...] = ()
-    date: str = DATE
+    rounds: int | None = setting(None, "rounds of recursion (default: the style's, mostly 3)")
+    latent_steps: int | None = setting(
+        None, "latents that an agent thinks per turn (default: the style's)"
+    )
+    max_new_tokens: int | None = setting(
+        None, "the most tokens of an answer (default: the style's)"
+    )
+    temperature: float | None = setting(
+        None, "0 always takes the likeliest token (default: the style's)"
+    )
+    top_p: float = setting(0.95, "sample from the likeliest tokens that reach this sum")
+    top_k: int | None = setting(
+        None, "and from no more tokens than this, 0 for all (default: generation_config.json's)"
+    )
+    seed: int = setting(42, "seed of all random numbers")
+    rollouts: int = setting(1, "texts per question, from the same latents")
+    batch_size: int = setting(8, "questions at once")
+    retry: bool = setting(True, "do not ask again when a text holds no answer")
+    channel: str = setting("latent", "what agents send: latent, or text for comparison")
+    tools: tuple[str, ...] = setting(
+        (), "what style deliberation may call: python, search or python,search"
+    )
+    date: str = setting(DATE, "the date that chat templates tell their agents")
 
     def completed(self, style: Style) -> "CompletedSettings":
         """The same with the values of a Style filled in; InputError names a setting that is out of range."""

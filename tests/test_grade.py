@@ -39,8 +39,8 @@ from minimas.evaluate.grade import (
     same_text,
 )
 from minimas.evaluate.latex import same_latex
-from minimas.runs.rows import Row
 from minimas.evaluate.run_tests import check_tests, passes, why_void
+from minimas.runs.rows import Row
 from minimas.sandbox import python as sandbox
 
 PAIRS = [

@@ -25,7 +25,7 @@ from ..styles import Style, style_named
 from ..system import Result, System, load_mas_system
 from .failures import check_stdout, command, completed_first
 from .needs import check_memory, needs_text
-from .options import add_answering, make_parser, read_questions
+from .options import add_answering, add_settings, make_parser, read_questions
 from .terminal import converse
 
 
@@ -91,24 +91,7 @@ def arguments() -> argparse.Namespace:
         "--fn-name",
         help="with --task code: the name of the function to write (default: a whole program)",
     )
-    add("--rounds", type=int, help="rounds of recursion (default: the style's, mostly 3)")
-    add(
-        "--latent-steps",
-        type=int,
-        help="latents that an agent thinks per turn (default: the style's)",
-    )
-    add("--batch-size", type=int, default=8, help="questions at once (default 8)")
-    add(
-        "--rollouts",
-        type=int,
-        default=1,
-        help="texts per question, from the same latents (default 1)",
-    )
-    add(
-        "--channel",
-        default="latent",
-        help="what agents send: latent (default), or text for comparison",
-    )
+    add_settings(parser, Settings, ("rounds", "latent_steps", "batch_size", "rollouts", "channel"))
     add("--json", action="store_true", help="print one JSON object per answer")
     add(
         "--peek",

@@ -4,13 +4,20 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
 from ..common import InputError
+from ..settings import Settings
 from ..styles import STYLES
-from ..tokenizer import DATE
+
+
+class Adder(Protocol):
+    """A parser, or a group of its options."""
+
+    def add_argument(self, *names: str, **given: Any) -> Any: ...
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,12 +79,7 @@ def make_parser(module: str, description: str) -> Parser:
         "--dtype",
         help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)",
     )
-    add("--seed", type=int, default=42, help="seed of all random numbers (default 42)")
-    add(
-        "--date",
-        default=DATE,
-        help=f"the date that chat templates tell their agents (default {DATE})",
-    )
+    add_settings(parser, Settings, ("seed", "date"))
     add("--version", action="version", version=f"minimas {__version__}")
     return parser
 
@@ -96,36 +98,47 @@ def add_answering(parser: Parser) -> Parser:
         action="store_true",
         help="print how large the files are and what memory is needed, and load nothing",
     )
-    add("--max-new-tokens", type=int, help="the most tokens of an answer (default: the style's)")
-    add(
-        "--temperature",
-        type=float,
-        help="0 always takes the likeliest token (default: the style's)",
-    )
-    add(
-        "--top-p",
-        type=float,
-        default=0.95,
-        help="sample from the likeliest tokens that reach this sum (default 0.95)",
-    )
-    add(
-        "--top-k",
-        type=int,
-        help="and from no more tokens than this, 0 for all (default: generation_config.json's)",
-    )
-    add(
-        "--tools",
-        type=names,
-        default=(),
-        help="what style deliberation may call: python, search or python,search",
-    )
-    add(
-        "--no-retry",
-        dest="retry",
-        action="store_false",
-        help="do not ask again when a text holds no answer",
+    add_settings(
+        parser, Settings, ("max_new_tokens", "temperature", "top_p", "top_k", "tools", "retry")
     )
     return parser
+
+
+def add_settings(
+    parser: Adder, settings: type, names_of_fields: Sequence[str], **changes: dict[str, Any]
+) -> None:
+    """Add an option for each of these fields of a dataclass of settings, with the field's default and help.
+
+    changes   {field: what argparse takes for it instead}
+    """
+    known = {one.name: one for one in fields(settings)}
+    for name in names_of_fields:
+        one = known[name]
+        option = "--" + name.replace("_", "-")
+        given: dict[str, Any] = {"default": one.default, **one.metadata}
+        if one.default is True:
+            option = "--no-" + name.replace("_", "-")
+            given |= {"action": "store_false", "dest": name}
+        elif one.default is False:
+            given["action"] = "store_true"
+        else:
+            given["type"] = value_type(one.type)
+            if one.default not in (None, (), ""):
+                given["help"] += " (default %(default)s)"
+        given |= changes.get(name, {})
+        parser.add_argument(option, **given)
+
+
+def value_type(hint: Any) -> Callable[[str], Any]:
+    """What turns the text of an option into a value of this type: int, float, str, Path, `X | None` or a tuple of
+    texts.
+    """
+    if get_origin(hint) is tuple:
+        return names
+    for one in get_args(hint) or (hint,):
+        if one is not type(None):
+            return one
+    raise TypeError(f"{hint!r} is no type of an option")
 
 
 def names(text: str) -> tuple[str, ...]:
