@@ -1,11 +1,13 @@
-"""A fake CUDA device, for what a CPU cannot show otherwise: on which device tensors are, and when the host waits for it.
+"""A fake CUDA device, for what a CPU cannot show otherwise: on which device tensors are, and when the host waits for
+it.
 
     with FakeCUDA() as gpu:  # within it, cuda:0 is there
         system = load_mas_system(style, device="cuda:0")
 
-A FakeTensor is a CPU tensor that says it is on cuda:0. Functions of torch compute with it as ever, but one that is given
-tensors of both devices raises an error, as on a GPU, and what passes between host and device is noted. Backward passes
-are not watched: their gradients are right, but a wrong device in them, or in what they compute again, does not show.
+A FakeTensor is a CPU tensor that says it is on cuda:0. Functions of torch compute with it as ever, but one that is
+given tensors of both devices raises an error, as on a GPU, and what passes between host and device is noted. Backward
+passes are not watched: their gradients are right, but a wrong device in them, or in what they compute again, does not
+show.
 """
 
 import traceback

@@ -1,5 +1,5 @@
-"""README.md and docs/ tell the truth: what their snippets and commands print is what they show, the tour names every file,
-and links lead somewhere.
+"""README.md and docs/ tell the truth: what their snippets and commands print is what they show, the tour names every
+file, and links lead somewhere.
 """
 
 import json
@@ -140,7 +140,9 @@ def test_sessions(page, command, shown, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("page, module, options", list(named_commands()))
 def test_commands_are_understood(page, module, options, tmp_path, monkeypatch):
-    """Those that are only named, too: their options exist. Each style that they name is the one that extending.md writes."""
+    """Those that are only named, too: their options exist. Each style that they name is the one that extending.md
+    writes.
+    """
     monkeypatch.chdir(tmp_path)
     for name in re.findall(r"--style (\S+\.json)", options):
         Path(name).parent.mkdir(exist_ok=True)

@@ -433,7 +433,7 @@ def test_csv_and_plot(unbroken, data, tmp_path, monkeypatch, capsys):
         capsys,
         *options(data, unbroken[0], "--csv", tmp_path / "t.csv", "--plot", tmp_path / "t.svg"),
     )
-    rows = list(csv.DictReader(open(tmp_path / "t.csv")))
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert [(row["channel"], row["rounds"]) for row in rows] == [
         ("latent", "1"),
         ("latent", "3"),

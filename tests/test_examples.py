@@ -1,4 +1,6 @@
-"""Rows become training examples: the released columns of every style, every source of rows, and rows that are left out."""
+"""Rows become training examples: the released columns of every style, every source of rows, and rows that are left
+out.
+"""
 
 import json
 

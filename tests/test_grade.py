@@ -907,7 +907,7 @@ def test_a_script_of_tests():
         passes(ADD, [])
 
 
-UNITTEST = "import unittest\nclass Sums(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(add(1, 2), 3)\n"
+UNITTEST = "import unittest\nclass Sums(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(add(1, 2), 3)\n"  # noqa: E501
 CHECK = "METADATA = {}\ndef check(candidate):\n    assert candidate(1, 2) == 3\n"
 FORMS = {  # tests of add(a, b)
     "asserts": "assert add(1, 2) == 3",
@@ -1061,7 +1061,7 @@ def test_evaluation_asks_no_question_before_the_tests_are_checked(tmp_path, monk
         and not out
         and err.count("\n") == 1
         and re.search(
-            r"minimas: the tests of 2 of 3 questions prove nothing, .*; the first is row 2: a program that does nothing",
+            r"minimas: the tests of 2 of 3 questions prove nothing, .*; the first is row 2: a program that does nothing",  # noqa: E501
             err,
         )
     )

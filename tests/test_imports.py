@@ -16,7 +16,10 @@ MODULES = {
 }
 
 
-NOT_IMPORTED = ("TYPE_CHECKING", "__name__ == '__main__'")  # named in hints only; what makes a command
+NOT_IMPORTED = (
+    "TYPE_CHECKING",
+    "__name__ == '__main__'",
+)  # named in hints only; what makes a command
 
 
 def nodes(tree):

@@ -217,7 +217,7 @@ def by_kernels(monkeypatch):
     return ran
 
 
-WITHOUT_STEPS = set()  # model_types whose blocks go the ordinary way on CUDA, too: a part of them is not in prepare.KNOWN
+WITHOUT_STEPS = set()  # model_types whose blocks go the ordinary way on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
 
 
 @pytest.mark.parametrize("name", [name for name in checkpoints.VARIANTS if "tied" not in name])

@@ -264,7 +264,9 @@ def test_teacher_latents_are_the_states_at_the_first_tokens(folders, monkeypatch
 
 
 def test_texts_of_each_round(folders):
-    """If an example has a text per round, each round learns its own; other rounds count with the weight other_rounds."""
+    """If an example has a text per round, each round learns its own; other rounds count with the weight
+    other_rounds.
+    """
     system = load(folders)
     batch = [
         TrainExample(
@@ -284,7 +286,9 @@ def test_texts_of_each_round(folders):
 
 
 def test_inner_loss(folders):
-    """1 - cos between the link's output for the state before a token and the token's embedding, plus the squared error."""
+    """1 - cos between the link's output for the state before a token and the token's embedding, plus the squared
+    error.
+    """
     system = load(folders)
     critic, loss = system.agents["critic"], InnerLoss(system, "critic", mse=0.5)
     expected = []

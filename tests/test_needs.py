@@ -324,7 +324,9 @@ def on_gpus(monkeypatch):
 
 
 def test_offload(folders, monkeypatch, on_gpus):
-    """With --offload a device holds one agent's weights and cache at a time, and its links; main memory holds all weights."""
+    """With --offload a device holds one agent's weights and cache at a time, and its links; main memory holds all
+    weights.
+    """
     args, entry, points = planned(
         monkeypatch, *from_folders(folders, "sequential_light"), "--device", "cuda:0,cuda:1,cuda:1"
     )

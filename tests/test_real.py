@@ -317,8 +317,9 @@ def peers(name, folder):
     transformers = pytest.importorskip("transformers")
     if name != "Llama-2":
         return [(transformers.AutoTokenizer.from_pretrained(folder), lambda text: True)]
-    # Its tokenizer.json puts a blank before every text. LlamaTokenizer of transformers 5.3 makes a tokenizer of its own,
-    # which leaves that out if there is a blank already, and after special tokens. SentencePiece and transformers 4 do not.
+    # Its tokenizer.json puts a blank before every text. LlamaTokenizer of transformers 5.3 makes a tokenizer of its
+    # own, # which leaves that out if there is a blank already, and after special tokens. SentencePiece and transformers
+    # 4 do not.
     return [
         (
             transformers.AutoTokenizer.from_pretrained(folder),

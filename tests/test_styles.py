@@ -1,4 +1,6 @@
-"""Styles of one's own: a file in the form of styles.json runs like the built-in ones, and a wrong one is refused by key."""
+"""Styles of one's own: a file in the form of styles.json runs like the built-in ones, and a wrong one is refused by
+key.
+"""
 
 import json
 import shutil
@@ -294,7 +296,9 @@ def test_an_empty_system_text_is_none_at_all(folder):
 
 
 def test_another_hub_id_is_another_run(tmp_path):
-    """A style's file may name another model when a run is continued; what lies beside a model's files is not part of it."""
+    """A style's file may name another model when a run is continued; what lies beside a model's files is not part of
+    it.
+    """
     hashes = {fingerprint([source]) for source in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B")}
     assert len(hashes) == 2 and "" not in hashes
     (tmp_path / "config.json").write_text("{}")

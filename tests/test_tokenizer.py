@@ -15,7 +15,9 @@ TEXT = "He said , it 's 5 ! <s>a</s> <end> b <Tool>c <X>d <x>e"
 
 
 def make_folder(folder, tokens=(), lowercase=False, config=None, **files):
-    """tokenizer.json of bytes with added `tokens`, tokenizer_config.json, and `files`, whose names stand without .json."""
+    """tokenizer.json of bytes with added `tokens`, tokenizer_config.json, and `files`, whose names stand without
+    .json.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = (
@@ -280,7 +282,7 @@ TEMPLATES = [  # and what they make of a user message " U " with tokens <s> and 
         "1",
     ),
     (
-        "{% for i in 'abcd' %}{% if i == 'b' %}{% continue %}{% elif i == 'd' %}{% break %}{% endif %}{{ i }}{% endfor %}",
+        "{% for i in 'abcd' %}{% if i == 'b' %}{% continue %}{% elif i == 'd' %}{% break %}{% endif %}{{ i }}{% endfor %}",  # noqa: E501
         "ac",
     ),
     (
@@ -383,7 +385,7 @@ def test_the_date_of_a_template_is_that_of_the_run(tmp_path):
     assert unasked.chat("", "U", "today") == "today"
 
 
-REFUSE = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+REFUSE = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"  # noqa: E501
 
 
 @pytest.mark.parametrize(
@@ -403,7 +405,7 @@ REFUSE = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('
             "S\n\nU",
         ),  # left out silently
         (
-            "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+            "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"  # noqa: E501
             "{% for m in messages %}[{{ s if loop.first }}|{{ m.content | trim }}]{% endfor %}",
             "[S|U]",
         ),

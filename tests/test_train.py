@@ -874,7 +874,9 @@ def test_links_of_no_task_have_plain_names(tmp_path):
 
 
 def base_style(folder):
-    """The file of a style whose agents are the tiny system's without any link, and data with questions and answers only."""
+    """The file of a style whose agents are the tiny system's without any link, and data with questions and answers
+    only.
+    """
     for role in ("planner", "critic", "solver"):
         shutil.copytree(
             STYLES["tiny"].checkpoints[role],
@@ -958,8 +960,8 @@ STEPS = ("--inner-steps", "2", "--steps", "2", "--rounds", "2", "--save-every", 
 
 @pytest.mark.parametrize("steps", [(), STEPS], ids=str)
 def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
-    """From base folders to a folder that --checkpoint takes. A command that was killed resumes to the same links, and in
-    closed form each agent reads its texts once.
+    """From base folders to a folder that --checkpoint takes. A command that was killed resumes to the same links, and
+    in closed form each agent reads its texts once.
     """
     args, reads = [*base_style(tmp_path), *steps], []
     read = links.read
@@ -997,8 +999,8 @@ def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
 
 
 def test_a_system_goes_on_where_it_was_ended(interruptible, tmp_path, monkeypatch, capsys):
-    """Ctrl-C in the last step of a stage ends the command, not the stage alone. The folder may then lie elsewhere, but the
-    style may not send another number of latents.
+    """Ctrl-C in the last step of a stage ends the command, not the stage alone. The folder may then lie elsewhere, but
+    the style may not send another number of latents.
     """
     args, whole, seen = [*base_style(tmp_path), *STEPS], loop.set_gradients, []
 

@@ -2,9 +2,9 @@
 
     python tools/alignment.py real FOLDER --model NAME --fit FILE --held-out FILE [--trained FOLDER]
 
-Each link is measured by the cosine of link(h_t) and the embedding of token t+1, on texts that no link was made from, and
-by what follows from it. In the tiny system that is the answers at three rounds, with outer links that are remade by the
-regression. In a real agent it is how often latent steps follow its own greedy text.
+Each link is measured by the cosine of link(h_t) and the embedding of token t+1, on texts that no link was made from,
+and by what follows from it. In the tiny system that is the answers at three rounds, with outer links that are remade by
+the regression. In a real agent it is how often latent steps follow its own greedy text.
 
 FILE has rows of questions and answers. --trained is the folder that `python -m minimas.train inner` wrote.
 
@@ -130,7 +130,9 @@ def followed(agent, link, prompts, texts, m):
 
 
 def tiny(args):
-    """Print a row for each kind of link: of each agent the cosine and how many latents follow, and the correct answers."""
+    """Print a row for each kind of link: of each agent the cosine and how many latents follow, and the correct
+    answers.
+    """
     system, chains = (
         load_mas_system("tiny", device="cpu", plain=True),
         questions("test", args.chains // 8),

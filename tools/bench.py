@@ -14,7 +14,8 @@ Both are transformers as it is without options: eager, with `sdpa` attention and
 one process with their models loaded, and take turns, so that what disturbs the machine disturbs all alike. On CUDA
 attention by cuDNN is off for all of them (load.load_model says why): with it the released procedure would plan anew in
 every latent step. At the end latents and tokens are compared. The last line of output is one JSON object; a ratio is
-peer time / minimas time, and mbu the part of the bandwidth, measured in the same run, at which steps read their weights. "fla" there says whether transformers had its fast kernels for Qwen3.5.
+peer time / minimas time, and mbu the part of the bandwidth, measured in the same run, at which steps read their
+weights. "fla" there says whether transformers had its fast kernels for Qwen3.5.
 """
 
 import argparse
@@ -345,7 +346,8 @@ def copy_bandwidth(device):
 
 
 def step_bytes(agent, model, B, S, text):
-    """Bytes that one step must read: the layers, what makes a token or the next latent of a state, and S cached positions.
+    """Bytes that one step must read: the layers, what makes a token or the next latent of a state, and S cached
+    positions.
 
     model: the agent's decoder in transformers, which has the same weights under no other form.
     """
@@ -396,7 +398,7 @@ def prompts_of_a_run(ours, asked):
     for _ in range(ours.settings.rounds):
         for role in system.style.order:
             turns.append((role, system.prompts(role, system.style.questions(asked), inbox)))
-            for edge, link in system.outer_links.items():
+            for edge, _ in system.outer_links.items():
                 if edge[0] == role:
                     w = system.agents[edge[1]].model.embed_tokens.weight
                     inbox[edge] = (

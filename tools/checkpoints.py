@@ -409,8 +409,8 @@ REAL_WIDTHS = {
     ),
 }
 
-# What the released agents have beside these widths: name -> (layers, vocabulary, tied, the widths' name if it is another).
-# Collected from the pages of the released and of the base repositories; no released file has been read.
+# What the released agents have beside these widths: name -> (layers, vocabulary, tied, the widths' name if it is
+# another). # Collected from the pages of the released and of the base repositories; no released file has been read.
 WHOLE = {
     "Qwen3-1.7B": (28, 151936, True),
     "Llama3.2-1B": (16, 128256, True),

@@ -1,8 +1,8 @@
 """Whether results are right on a device: the parts of on_gpu.py that come first.
 
-The fast path and the plain path on the device, in float32 and bfloat16, beside the plain path on the CPU in float64, from
-the same weights (rounded to bfloat16). An error is the distance of two vectors over the length of the true one, the
-largest over rows and states. A score is compared in standard deviations of its row over the vocabulary.
+The fast path and the plain path on the device, in float32 and bfloat16, beside the plain path on the CPU in float64,
+from the same weights (rounded to bfloat16). An error is the distance of two vectors over the length of the true one,
+the largest over rows and states. A score is compared in standard deviations of its row over the vocabulary.
 
 Letters: B prompts, m latent steps, D width.
 """

@@ -1,8 +1,8 @@
 """How fast a device is, and how much memory it takes: the parts of on_gpu.py that come after the checks.
 
 sequential_light at its true depth (Qwen3-1.7B, Llama-3.2-1B and Qwen2.5-Math-1.5B with weights that are drawn) in
-bfloat16, questions of about 120 tokens, 3 rounds, 32 latent steps and 256 new tokens. --small: narrow, two layers, float32.
-What a figure should be is a bar; it is printed beside the figure.
+bfloat16, questions of about 120 tokens, 3 rounds, 32 latent steps and 256 new tokens. --small: narrow, two layers,
+float32. What a figure should be is a bar; it is printed beside the figure.
 
 Letters: B rows, T tokens of a prompt, S positions, D width, m latent steps.
 """
@@ -82,8 +82,8 @@ def system(options):
 def needed(agent, B, T, S):
     """Bytes that shapes require: (the KV cache of S positions, the widest point of a prefill or a step).
 
-    Widest is the MLP (gate, up, their product, the residual stream and its norm) or the scores, once as they are and once
-    in float32.
+    Widest is the MLP (gate, up, their product, the residual stream and its norm) or the scores, once as they are and
+    once in float32.
     """
     c, size = agent.model.config, agent.model.norm.weight.element_size()
     return (
@@ -279,7 +279,9 @@ def pairs(mine, theirs, x, positions, rope, cache, mask):
 
 
 def kernel_agents(options):
-    """Folders of an agent with attention and of one with Gated DeltaNets, and their dtype; miniatures for an interpreter."""
+    """Folders of an agent with attention and of one with Gated DeltaNets, and their dtype; miniatures for an
+    interpreter.
+    """
     folder = options.work / "delta"
     if options.small:
         return (

@@ -1,13 +1,14 @@
 """What a GPU has to show, in one command of at most nine minutes on one H100 or H200: correctness first, then speed.
 
-    PYTHONPATH=. python tools/on_gpu.py OUT                      # needs nothing but torch, Triton, transformers and pytest
-    PYTHONPATH=. python tools/on_gpu.py OUT --only llama tests   # some parts
+    PYTHONPATH=. python tools/on_gpu.py OUT                      # needs nothing but torch, Triton, transformers and
+    pytest PYTHONPATH=. python tools/on_gpu.py OUT --only llama tests   # some parts
     PYTHONPATH=. python tools/on_gpu.py /tmp/dry --small --device cpu    # Triton 3.6 needs numpy below 2.4 for it
 
-Parts are processes of gpu_checks.py and gpu_speed.py, in the order of worth; the last may use all the time that is left.
-Those of a stage run at once, and no other beside them. A part that fails costs no other, and one that still runs when the
-time of its stage is over is ended: what a stage leaves of its time, later ones may use. Prints a line for each part, and
-rewrites OUT/on_gpu.json every second. The exit status is 1 if a part failed or was ended, but not for a missed bar.
+Parts are processes of gpu_checks.py and gpu_speed.py, in the order of worth; the last may use all the time that is
+left. Those of a stage run at once, and no other beside them. A part that fails costs no other, and one that still runs
+when the time of its stage is over is ended: what a stage leaves of its time, later ones may use. Prints a line for each
+part, and rewrites OUT/on_gpu.json every second. The exit status is 1 if a part failed or was ended, but not for a
+missed bar.
 """
 
 import argparse
@@ -64,7 +65,9 @@ def part_options():
 
 
 def note(**values):
-    """Report results of a part, as soon as there are any: a later value of the same name takes the place of the first."""
+    """Report results of a part, as soon as there are any: a later value of the same name takes the place of the
+    first.
+    """
     print("\n@", json.dumps(values), flush=True)
 
 
@@ -117,7 +120,9 @@ def status(code, found):
 
 
 def run_stage(commands, options, work, until, keep):
-    """Run parts at once; keep(name, what is known of it) every second. Those that still run at the time `until` are ended."""
+    """Run parts at once; keep(name, what is known of it) every second. Those that still run at the time `until` are
+    ended.
+    """
     started, threads = time.monotonic(), max(1, (os.cpu_count() or 1) // len(commands))
     running = {
         name: start(name, command, options, work, threads) for name, command in commands.items()

