@@ -132,7 +132,7 @@ def test_angles_of_the_truth_may_differ_by_their_rounding(tmp_path, monkeypatch)
         return agent
 
     monkeypatch.setattr(gpu_checks, "load_agent", load)
-    for _, right in (2**-23, True), (1e-3, False):
+    for off, right in (2**-23, True), (1e-3, False):  # noqa: B007  (`load` reads it)
         loaded.clear()
         wrong = []
         with torch.no_grad():
