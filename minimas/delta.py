@@ -8,7 +8,7 @@ value, to the degree beta:
     S <- S + k_t (beta_t (v_t - S' k_t))'        correct the value under k_t
     o_t = S' q_t                                 read
 
-Letters                                                                                   in the paper
+Notation                                                                                  in the paper
     B           batch
     T           tokens
     H           heads

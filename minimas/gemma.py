@@ -7,7 +7,7 @@ What differs from Llama:
     five layers of six attend to a sliding window and rotate by a base of their own; the sixth sees all
     the MLP's gate is a GELU (tanh form)
 
-Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
+Notation as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys.
 """
 
 from collections.abc import Sequence

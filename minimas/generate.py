@@ -3,7 +3,7 @@
 Each step takes one token per row. Between steps, rows whose text has ended leave the batch, and the reply of a tool is
 put after the token that asked for it.
 
-Letters: B prompts, T their tokens, D the agent's width, n random numbers of a text, k texts for each prompt.
+Notation: B prompts, T their tokens, D the agent's width, n random numbers of a text, k texts for each prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def generate(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     settings: CompletedSettings,
-    tick: Callable = no_op,
+    callback: Callable = no_op,
     reply: Reply | None = None,
 ) -> list[list[int]]:
     """Write after B prompts -> a list of token ids for each text.
@@ -45,7 +45,7 @@ def generate(
     """
     batch = Batch(agent, prompts, seeds, settings)
     left = settings.max_new_tokens - 1  # tokens that may still follow
-    tick()
+    callback()
     while True:
         unfinished = batch.append_tokens()
         if not unfinished or left == 0:
@@ -54,7 +54,7 @@ def generate(
         if reply:
             batch.insert_replies(reply)
         times = 1 if reply else min(agent.steps.sync_every, left)
-        batch.take_steps(times, tick)
+        batch.take_steps(times, callback)
         left -= times
 
 
@@ -124,7 +124,7 @@ class Batch:
         )  # -1: not finite, which `append_tokens` will find
         return Inputs(x, positions, uniforms, token_index + 1), tokens
 
-    def take_steps(self, times: int, tick: Callable) -> None:
+    def take_steps(self, times: int, callback: Callable) -> None:
         """Draw `times` more tokens for each row."""
         cache = self.cache  # a graph is captured over these very objects
 
@@ -139,7 +139,7 @@ class Batch:
 
         n = self.inputs.uniforms.shape[1]
         kind = ("text", self.temperature, self.top_k, self.top_p, n)
-        state, tokens = self.agent.steps.take(step, self.inputs, times, cache, tick, kind)
+        state, tokens = self.agent.steps.take(step, self.inputs, times, cache, callback, kind)
         self.inputs = Inputs(*state)
         self.tokens = torch.stack(tokens, 1)
 

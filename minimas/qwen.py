@@ -7,7 +7,7 @@ What differs from Llama:
                  three layers of four replace attention by a Gated DeltaNet, whose state does not grow with the text;
                  in the others the attention's output is gated, and only a quarter of each head is rotated
 
-Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache;
+Notation as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys;
 in the Gated DeltaNet as in delta.py: H heads of v, d_k and d_v the widths of a key and a value head.
 """
 

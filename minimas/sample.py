@@ -3,7 +3,7 @@
 Each text has a random generator of its own, seeded by the run's seed and the question. So its random numbers do not
 depend on the neighbours in a batch, on the order of the questions or on the device.
 
-Letters: B texts, V vocabulary, k best tokens, n tokens.
+Notation: B texts, V vocabulary, k best tokens, n tokens.
 """
 
 import hashlib

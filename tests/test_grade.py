@@ -985,7 +985,7 @@ def code_questions(tmp_path, tests, fn_name="add"):
     rows = [{"question": "Add.", "fn_name": fn_name, "tests": form} for form in tests]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_dataset(str(file), task="code", tell=no_op)
+    return load_dataset(str(file), task="code", warn=no_op)
 
 
 @pytest.mark.slow

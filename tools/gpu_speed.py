@@ -4,7 +4,7 @@ sequential_light at its true depth (Qwen3-1.7B, Llama-3.2-1B and Qwen2.5-Math-1.
 bfloat16, questions of about 120 tokens, 3 rounds, 32 latent steps and 256 new tokens. --small: narrow, two layers,
 float32. What a figure should be is a bar; it is printed beside the figure.
 
-Letters: B rows, T tokens of a prompt, S positions, D width, m latent steps.
+Notation: B rows, T tokens of a prompt, S positions, D width, m latent steps.
 """
 
 import os

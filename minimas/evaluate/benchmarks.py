@@ -97,7 +97,7 @@ def load_dataset(
     task: str | None = None,
     limit: int | None = None,
     seed: int = 42,
-    tell: Callable[[str], object] = warn,
+    warn: Callable[[str], object] = warn,
 ) -> list[Example]:
     """The Examples of a benchmark (a name in BENCHMARKS) or of a local file, in their order.
 
@@ -106,7 +106,7 @@ def load_dataset(
     task     of a local file: math (None, too), choice or code; a benchmark has its own
     limit    read the first `limit` rows only
     seed     of the order of GPQA's options
-    tell     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
+    warn     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
     Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
     benchmark = benchmark_named(name, task)
@@ -119,7 +119,7 @@ def load_dataset(
     read = reader_of(name, benchmark["task"], seed, all_rows)
     examples, left_out = examples_of(islice(all_rows(), limit), benchmark["task"], read)
     if left_out:
-        tell(
+        warn(
             f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
             f"judge by; the first is {left_out[0]}"
         )
@@ -129,7 +129,7 @@ def load_dataset(
         )
     expected = benchmark.get("questions", len(examples))
     if limit is None and len(examples) != expected:
-        tell(
+        warn(
             f"{name} has {len(examples)} questions here, {expected} in the benchmark: results do not compare"
         )
     return examples

@@ -1,6 +1,6 @@
-"""A decoder block's step of one token per row on CUDA, in our kernels. All else goes the ordinary way.
+"""A decoder block's step of one token per row on CUDA, in our kernels. All else takes the plain path.
 
-Letters: B rows, D width, H query heads, K key/value heads, d head width.
+Notation: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
 from types import ModuleType
@@ -19,34 +19,34 @@ ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 
 
 class Norm:
-    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients the ordinary way.
+    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients on the plain path.
 
     gain      (D,) float32, what the normed vector is multiplied by
-    ordinary  the forward of its class
+    plain     the forward of its class
     """
 
     def __init__(self, norm: llama.RMSNorm, kernels: ModuleType) -> None:
         weight = upcast(norm.weight.detach())
         self.gain = 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
         self.eps = norm.eps
-        self.ordinary = norm.forward
+        self.plain = norm.forward
         self.kernels = kernels
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return self.kernels.norm(x, self.gain, self.eps, residual=residual)
         if residual is None:
-            return self.ordinary(x)
-        return residual + self.ordinary(x)
+            return self.plain(x)
+        return residual + self.plain(x)
 
 
 class DecodeBlock:
     """The forward of a block for one token per row, in five kernels (Gemma: seven).
 
-    With more than ROWS rows, reading weights is not all that a product costs: the block then goes the ordinary way.
+    With more than ROWS rows, reading weights is not all that a product costs: the block then takes the plain path.
 
     block              any block whose parts are all in prepare.KNOWN
-    ordinary           the forward of its class
+    plain              the forward of its class
     act                the activation of its MLP's gate
     attention_norm     the Norm before the attention or the Gated DeltaNet
     mlp_norm           the Norm before the MLP
@@ -57,7 +57,7 @@ class DecodeBlock:
 
     def __init__(self, block: Any, kernels: ModuleType) -> None:
         self.block = block
-        self.ordinary = block.forward
+        self.plain = block.forward
         self.kernels = kernels
         self.act = ACTIVATIONS[type(block.mlp)]
         self.attention_norm: Norm = block.input_layernorm.forward
@@ -84,7 +84,7 @@ class DecodeBlock:
     ) -> torch.Tensor:
         one_token = x.shape[1] == 1
         if not one_token or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
-            return self.ordinary(x, positions, rope, mask, cache)
+            return self.plain(x, positions, rope, mask, cache)
         x = x[:, 0]  # (B, D)
         if isinstance(cache, DeltaCache):
             y = self.delta(self.block.linear_attn, x, cache)  # (B, heads d_v)
