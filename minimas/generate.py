@@ -3,7 +3,8 @@
 Each step takes one token per row. Between steps, rows whose text has ended leave the batch, and the reply of a tool is
 put after the token that asked for it.
 
-Notation: B prompts, T their tokens, D the agent's width, n random numbers of a text, k texts for each prompt.
+Notation: B prompts, T their tokens, D the agent's width, n random numbers of a text, k texts for each prompt,
+V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +22,8 @@ from .steps import round_up
 UNIFORMS = 2048  # a text's random numbers are made before it, a multiple of this many: few sizes, few graphs
 REPLY_ROOM = 512  # positions: a cache that is too short for a reply grows by a multiple of this, for others to come
 
-Reply = Callable[
-    [int, list[int]], list[int]
-]  # the number of a text and its ids -> ids to insert after its last token
+# The number of a text and its ids -> ids to insert after its last token
+Reply = Callable[[int, list[int]], list[int]]
 
 
 def generate(
@@ -73,9 +73,9 @@ class Batch:
     ids     the token ids of each text so far
     rows    for each row of the tensors the number of its text; None: an ended row that fills the batch up
     cache   what was read and written, by row
-    S       positions that may be needed
+    S       positions that the cache must have
     inputs  of the next step
-    tokens  (rows, times) that the last steps drew, not yet part of the texts
+    tokens  (rows, times) that the last steps sampled, not yet part of the texts
     """
 
     def __init__(
@@ -96,36 +96,37 @@ class Batch:
         reading = agent.read(prompts, settings.max_new_tokens, copies=copies)
         self.cache = reading.cache
         self.S = reading.S
-        n = (
-            round_up(settings.max_new_tokens, UNIFORMS) if self.temperature else 1
-        )  # greedy: none is looked at
+        is_greedy = self.temperature == 0  # it looks at no random number
+        n = 1 if is_greedy else round_up(settings.max_new_tokens, UNIFORMS)
         numbers = uniforms(seeds, n).to(agent.device)
         token_index = torch.zeros_like(reading.next_positions)
-        self.inputs, first = self.draw(reading.states, reading.next_positions, numbers, token_index)
+        self.inputs, first = self.sample_next(
+            reading.states, reading.next_positions, numbers, token_index
+        )
         self.tokens = first[:, None]
 
     # Steps
 
-    def draw(
+    def sample_next(
         self,
         h: torch.Tensor,
         positions: torch.Tensor,
         uniforms: torch.Tensor,
         token_index: torch.Tensor,
     ) -> tuple[Inputs, torch.Tensor]:
-        """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are drawn from the last of them.
+        """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are sampled after the last.
 
-        positions (rows, 1) are those of the tokens that are drawn.
+        positions (rows, 1) are those of the sampled tokens.
         """
-        u = uniforms.gather(1, token_index)[:, 0] if self.temperature else None
-        tokens = sample(self.model.logits(h[:, -1]), u, self.temperature, self.top_k, self.top_p)
-        x = self.model.embed(
-            tokens[:, None].clamp(min=0)
-        )  # -1: not finite, which `append_tokens` will find
+        u = uniforms.gather(1, token_index)[:, 0] if self.temperature > 0 else None  # (rows,)
+        logits = self.model.logits(h[:, -1])  # (rows, V)
+        tokens = sample(logits, u, self.temperature, self.top_k, self.top_p)  # (rows,)
+        ids = tokens[:, None].clamp(min=0)  # -1: not finite, which `append_tokens` will find
+        x = self.model.embed(ids)  # (rows, 1, D)
         return Inputs(x, positions, uniforms, token_index + 1), tokens
 
     def take_steps(self, times: int, callback: Callable) -> None:
-        """Draw `times` more tokens for each row."""
+        """Sample `times` more tokens for each row."""
         cache = self.cache  # a graph is captured over these very objects
 
         def step(
@@ -135,7 +136,7 @@ class Batch:
             token_index: torch.Tensor,
         ) -> tuple[Inputs, torch.Tensor]:
             h = self.model(x, positions, cache, last=1)
-            return self.draw(h, positions[:, -1:] + 1, uniforms, token_index)
+            return self.sample_next(h, positions[:, -1:] + 1, uniforms, token_index)
 
         n = self.inputs.uniforms.shape[1]
         kind = ("text", self.temperature, self.top_k, self.top_p, n)
@@ -148,9 +149,7 @@ class Batch:
     def append_tokens(self) -> list[int]:
         """Append the tokens to the texts, each up to one that ends it; returns the rows whose texts go on."""
         what = f"the scores that {type(self.model).__name__} gives to tokens"
-        written = (
-            self.tokens.tolist()
-        )  # here the host waits for the device; in the steps it never does
+        written = self.tokens.tolist()  # here the host waits for the device; in steps it does not
         unfinished = []
         for i, b in enumerate(self.rows):
             if b is None:

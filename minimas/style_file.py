@@ -113,7 +113,8 @@ def check_prompts(
             )
         role = name.removesuffix("_with_feedback")
         earlier, all_sources = sources_of(role, order, edges)
-        allowed = (*FIELDS, *(earlier if name == role else all_sources))
+        heard = earlier if name == role else all_sources
+        allowed = (*FIELDS, *heard)
         for slot in FIELD.findall(text):
             if slot not in allowed:
                 raise InputError(

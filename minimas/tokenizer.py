@@ -139,9 +139,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     clean_up = bool(config.get("clean_up_tokenization_spaces"))
     try:
         return Tokenizer(fast, named, template.decode(), clean_up)
-    except (
-        Exception
-    ) as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
+    except Exception as e:  # Jinja compiles here, and computes constants: anything can go wrong
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(
             f"{place} is damaged, it is not a Jinja template ({why}): fetch it again"

@@ -217,7 +217,8 @@ def of_connection(cause: BaseException, why: str) -> tuple[str, str]:
         return f"what answers at {endpoint} is not the hub", advice
     if isinstance(cause, (httpx.TransportError, LocalEntryNotFoundError)) or is_closed(cause):
         why = f"no connection to {endpoint}" if own else "no connection"
-    return why, "check HF_ENDPOINT and the network" if own else "check the network"
+    advice = "check HF_ENDPOINT and the network" if own else "check the network"
+    return why, advice
 
 
 def is_closed(cause: BaseException) -> bool:

@@ -19,9 +19,8 @@ from typing import Any
 from ..common import InputError, entry, warn_once
 
 ATTENTION_TYPES = frozenset({"sliding_attention", "full_attention"})
-PARTIAL = {
-    "qwen3_5_text": 0.25
-}  # families that rotate only a part of a head, and how much of it by default
+# Families that rotate only a part of a head, and how much of it by default
+PARTIAL = {"qwen3_5_text": 0.25}
 POSITIONS = {  # max_position_embeddings where config.json does not say
     "llama": 2048,
     "mistral": 131072,

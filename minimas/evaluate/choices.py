@@ -143,7 +143,8 @@ def labelled_objects(options: list[dict]) -> list[tuple[str, Any]]:
         labels = [option[key] for key in LABEL_KEYS if key in option]
         texts = [option[key] for key in TEXT_KEYS if key in option]
         if len(texts) == 1 and len(labels) <= 1:
-            pairs.append((str(labels[0]) if labels else "", texts[0]))
+            label = str(labels[0]) if labels else ""
+            pairs.append((label, texts[0]))
         elif len(option) == 1:
             pairs += [(str(label), text) for label, text in option.items()]
         else:
@@ -306,12 +307,17 @@ def letter_of_number(
 # What agents read
 
 
+def is_on_a_line(lines: list[str], letter: str) -> bool:
+    """Whether one of the lines begins with this letter as a label."""
+    return any(is_labelled(line, letter) for line in lines)
+
+
 def with_options(question: str, options: list[str]) -> str:
     """The question, then its options unless it lists them itself, then the paper's request for a letter."""
     letters = LETTERS[: len(options)]
     lines = question.splitlines()
-    lists_all = all(any(is_labelled(line, letter) for line in lines) for letter in letters)
-    if question and not lists_all:
+    missing = [letter for letter in letters if not is_on_a_line(lines, letter)]
+    if question and missing:
         listed = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
         question = "\n".join([question, *listed])
     if not question or "choose the correct option" in question.lower():

@@ -14,9 +14,7 @@ SPARE = 64  # positions: capacities are rounded up to a multiple, so that a slig
 
 
 class RecordedStep(NamedTuple):
-    """A captured step: it reads its loop state from `state`, and leaves the next one there and its output in
-    `output`.
-    """
+    """A captured step: it reads its loop state from `state`, leaves the next one there, and its output in `output`."""
 
     state: list[torch.Tensor]
     output: torch.Tensor

@@ -33,9 +33,8 @@ from .formats import (
 
 NO_VALUE = "", "null", "nan", "NaN", "inf", "-inf"  # of a number, as programs write it
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
-PART = re.compile(
-    r"(.*-)(\d+)-of-(\d+)(\D*)"
-)  # the name of a part of a file: train-00000-of-00002.parquet
+# The name of a part of a file: train-00000-of-00002.parquet
+PART = re.compile(r"(.*-)(\d+)-of-(\d+)(\D*)")
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")  # beside data
 
 

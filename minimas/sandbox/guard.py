@@ -107,9 +107,7 @@ def become(folder: str, seconds: int, megabytes: int, confined: bool) -> NoRetur
     """Replace this process by the program, with its limits set, and with the signals of an ordinary process."""
     os.setsid()
     end_with_parent()
-    if (
-        confined
-    ):  # a /proc that shows the processes of the namespace, and shows them to the program only
+    if confined:  # a /proc that shows the processes of the namespace, to the program only
         LIBC.unshare(NEW_MOUNTS)
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
         LIBC.mount(b"proc", b"/proc", b"proc", flags, None)
@@ -228,7 +226,7 @@ def watch(program: int, first: int | None, work: str, seconds: int, megabytes: i
 
 
 def kill(process: int) -> None:
-    # it is gone; or on macOS, only a zombie of the group is left
+    # It is gone; or on macOS, only a zombie of the group is left.
     with suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGKILL)
 
