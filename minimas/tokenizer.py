@@ -30,7 +30,7 @@ class Tokenizer:
     named           its special tokens by name, {"eos_token": "</s>", ...}
     template        Jinja text
     clean_up        decode removes spaces before punctuation, as older tokenizers ask for
-    embedding_rows  of the agent that uses it, which sets it: encode refuses ids from here on; None: it refuses none
+    embedding_rows  how many embeddings its Agent has, which sets this: encode refuses higher ids; None: it refuses none
     """
 
     def __init__(
@@ -132,7 +132,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
     config = read_json(required(folder, "tokenizer_config.json"))
-    # true: special tokens in a text are read as its letters
+    # If it is true, a special token in a text is read as plain text.
     fast.encode_special_tokens = bool(config.get("split_special_tokens"))
     named = add_tokens(fast, folder, config)
     place, template = find_template(folder, config)

@@ -215,8 +215,8 @@ def settings_for(
     Raises InputError if the name or the protocol is not known.
     """
     benchmark = benchmark_named(name, task)
-    has_it = protocol == "paper" or protocol == "released" and "released" in benchmark
-    if not has_it:
+    protocols = ["paper", "released"] if "released" in benchmark else ["paper"]
+    if protocol not in protocols:
         having = ", ".join(other for other in BENCHMARKS if "released" in BENCHMARKS[other])
         raise InputError(
             f"{name} has no {protocol} settings: expected paper; released for {having}"
@@ -276,6 +276,7 @@ def tiny_rows() -> Iterator[dict[str, Any]]:
 
 
 def read_plain(row: Row) -> Fields:
+    """A question and its answer, as they stand in the row."""
     return {"question": row.text("question"), "gold": row.text("answer").strip()}
 
 

@@ -42,8 +42,9 @@ def turns(system: System, result: Result) -> list[dict[str, Any]]:
     for (r, role), (end, pieces) in result.stages.items():
         prompt = []
         for piece in pieces:
-            is_text = isinstance(piece, str)
-            prompt.append(piece if is_text else slot(system.style, result, r, role, piece))
+            if not isinstance(piece, str):
+                piece = slot(system.style, result, r, role, piece)
+            prompt.append(piece)
         turn = {
             "round": r,
             "role": role,

@@ -234,9 +234,11 @@ def data_files(path: Path) -> list[Path]:
         )
     is_complete = are_parts(files) if PART.fullmatch(str(files[0])) else len(files) == 1
     if not is_complete:
-        some = ", ".join(str(file.relative_to(path)) for file in files[:5])
+        some = [str(file.relative_to(path)) for file in files[:5]]
+        if len(files) > 5:
+            some.append("...")
         raise InputError(
-            f"{path} is a folder with {len(files)} files of rows ({some}{', ...' if files[5:] else ''}), "
+            f"{path} is a folder with {len(files)} files of rows ({', '.join(some)}), "
             "expected one, or all parts of one: give the file itself"
         )
     return files
