@@ -10,21 +10,21 @@ Letters: B questions in a batch, D an agent's width, m latent steps, k rollouts.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from .agent import Agent, Piece, Prompt, load_agent
+from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
 from .generate import generate
-from .link import fused
+from .link import FusedOuterLink, OuterLink
 from .load import devices_by_role, load_outer_links, usable_dtype
 from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .recurse import recurse
@@ -129,7 +129,7 @@ class System:
         self,
         style: Style,
         agents: dict[str, Agent],
-        outer_links: dict[Edge, nn.Module],
+        outer_links: dict[Edge, OuterLink | FusedOuterLink],
         task: str = "math",
     ) -> None:
         self.style = style
@@ -137,6 +137,15 @@ class System:
         self.outer_links = outer_links
         self.task = task
         self.lock = RLock()  # agents keep what they read last: one thread at a time
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle: a lock stays behind, and so does what agents keep of the last question."""
+        self.drop_prefixes()
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.lock = RLock()
 
     def __repr__(self) -> str:
         lines = [
@@ -151,8 +160,8 @@ class System:
             lines.append(
                 f"  {role}: {type(model).__name__}, {shape}, {dtype} on {agent.device}, {has}"
             )
-        for (source, target), link in self.outer_links.items():
-            lines.append(f"  {source} > {target}: {type(link).__name__}")
+        for (source, target), outer_link in self.outer_links.items():
+            lines.append(f"  {source} > {target}: {type(outer_link).__name__}")
         return "\n".join(lines) + ")"
 
     # Answering
@@ -226,7 +235,7 @@ class System:
         keep_states: bool = False,
         progress: bool = False,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Iterate over the Results of Questions under completed Settings: those of a batch come as soon as it is
         done.
         """
@@ -346,6 +355,29 @@ class System:
                 f"`python -m minimas.train {kind}` (docs/training.md), or take --channel text"
             )
 
+    # Turns
+
+    def think(
+        self, settings: CompletedSettings, tick: Callable, r: int, role: str, prompts: list[Prompt]
+    ) -> torch.Tensor:
+        """The hidden states H (B, m, D) of `role` after B prompts; InputError if they are not finite."""
+        agent = self.agents[role]
+        with agent.at_work():
+            H = agent.think(prompts, settings.latent_steps, tick)
+        check_finite(H.isfinite().all(), f"the states of {role} in round {r}", agent.model)
+        return H
+
+    def silence(self, role: str, channel: str, B: int) -> dict[Edge, Message]:
+        """What is heard along each edge from `role` if nothing is sent: no latents (B, 0, D), or empty texts."""
+        heard: dict[Edge, Message] = {}
+        for edge in self.style.edges_from(role):
+            if channel == "text":
+                heard[edge] = [""] * B
+            else:
+                weight = self.agents[edge[1]].model.norm.weight  # (D,) of the one who hears
+                heard[edge] = weight.new_zeros(B, 0, len(weight))
+        return heard
+
     # The text of the answer
 
     def write(
@@ -422,12 +454,13 @@ def own_copy(piece: Piece) -> Piece:
 def load_mas_system(
     style: str | Path = "tiny",
     *,
-    checkpoints: dict[str, str | Path] | str | Path | None = None,
+    checkpoints: Mapping[str, str | Path] | str | Path | None = None,
     device: str | torch.device | Mapping[str, str] | None = None,
     dtype: str | torch.dtype | None = None,
     task: str | None = None,
     offload: bool = False,
-    plain: bool = False,
+    fast: bool = False,
+    plain: bool | None = None,
     trust_remote_code: bool | None = None,
 ) -> System:
     """Load the agents and links of a style as a System.
@@ -441,11 +474,17 @@ def load_mas_system(
                  names. Links compute in the dtype of their files, or in their agent's if that is wider.
     task         math, choice or code: which links are loaded and how agents are asked; None takes the style's
     offload      keep weights in main memory, and on the device only those of the agent at work
-    plain        leave out the fast path (minimas/fast): slower, the same results, and what training needs
+    fast         the fast form (fast/): the same results in fewer and larger operations. Its modules are merged, so that
+                 it takes no hooks on what is merged, and no training. By default modules are plain: every weight is
+                 there under its name in the checkpoint, and every hook fires.
+    plain        deprecated: plain=False is fast=True
     trust_remote_code  accepted from callers of the released code, and ignored: no Python from a checkpoint is executed
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
+    if plain is not None:
+        warnings.warn("plain= is deprecated: give fast=", DeprecationWarning, stacklevel=2)
+        fast = not plain
     known_style = style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
@@ -459,12 +498,13 @@ def load_mas_system(
             devices[role],
             usable_dtype(dtype, devices[role]),
             offload,
-            plain,
+            fast,
             role=role,
         )
-    links: dict[Edge, nn.Module] = {}
+    links = {}
     if "links" in sources:
-        links |= load_outer_links(sources["links"], task, known_style.edges, agents)
-    if not plain:
-        links = {edge: fused(link) for edge, link in links.items()}
-    return System(known_style, agents, links, task)
+        links = load_outer_links(sources["links"], task, known_style.edges, agents)
+    outer_links: dict[Edge, OuterLink | FusedOuterLink] = {}
+    for edge, link in links.items():
+        outer_links[edge] = FusedOuterLink(link) if fast else link
+    return System(known_style, agents, outer_links, task)
