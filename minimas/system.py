@@ -9,6 +9,7 @@ when that text holds no answer.
 Letters: B questions in a batch, D an agent's width, m latent steps, k rollouts.
 """
 
+import html
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -54,7 +55,9 @@ class Result:
     retried       whether the text held no answer at first, so that the agent was asked for one
     latents       {(round, source, target): latents (m, D of the target), or a text}, if kept
     states        {(round, role): (m, D)}, the hidden states that an agent thought, if kept
-    stages        {(round, role): (seconds from the batch's start to the end of the turn, its prompt)}, if kept
+    timings       {(round, role): seconds from the batch's start to the end of the turn}, if states are kept
+    prompts       {(round, role): the prompt of the turn}, if states are kept
+    system        that answered; a Result that is copied to another process leaves it behind
     """
 
     question: str
@@ -68,7 +71,27 @@ class Result:
     retried: bool = False
     latents: dict = field(default_factory=dict)
     states: dict = field(default_factory=dict)
-    stages: dict = field(default_factory=dict)
+    timings: dict = field(default_factory=dict)
+    prompts: dict = field(default_factory=dict)
+    system: "System | None" = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "system": None}
+
+    @property
+    def stages(self) -> dict[tuple[int, str], tuple[float, Prompt]]:
+        """{(round, role): (seconds, prompt)}: timings and prompts together, as older callers know them."""
+        return {key: (seconds, self.prompts[key]) for key, seconds in self.timings.items()}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page of --trace, if states and latents were kept, else the text."""
+        if self.system is None or not self.timings:
+            shown = html.escape(repr(self))
+            return f"<pre>{shown}</pre>"
+        from .look.trace import page
+
+        whole = html.escape(page(self.system, [self]))
+        return f'<iframe srcdoc="{whole}" style="width: 100%; height: 40em; border: 0"></iframe>'
 
     def __repr__(self) -> str:
         lines = [f"Result({self.question!r}", f"answer={self.answer!r}", f"text={self.text!r:.200}"]
@@ -98,7 +121,8 @@ class History:
         self.heard_tokens = 0
         self.latents: dict[tuple[int, str, str], Piece] = {}
         self.states: dict[tuple[int, str], torch.Tensor] = {}
-        self.stages: dict[tuple[int, str], tuple[float, Prompt]] = {}
+        self.timings: dict[tuple[int, str], float] = {}
+        self.prompts: dict[tuple[int, str], Prompt] = {}
 
     def add(
         self, turn: Turn, i: int, keep_latents: bool, keep_states: bool, seconds: float
@@ -112,7 +136,8 @@ class History:
                 self.latents[(turn.round, *edge)] = own_copy(message[i])
         if keep_states:
             key = (turn.round, turn.role)
-            self.stages[key] = seconds, [own_copy(piece) for piece in turn.prompts[i]]
+            self.timings[key] = seconds
+            self.prompts[key] = [own_copy(piece) for piece in turn.prompts[i]]
             if turn.states is not None:
                 self.states[key] = turn.states[i].clone()
 
@@ -197,7 +222,7 @@ class System:
                        there
 
         keep_latents   put what passed each edge into Result.latents
-        keep_states    put what each agent thought into Result.states, when and on what prompt into Result.stages
+        keep_states    put what each agent thought into Result.states, when and on what prompt into timings, prompts
         fn_names       task code: for each question a name, None for a function without one, "" for a program
         dataset        name of the data set that the questions are from: gpqa has a prompt of its own
         progress       show a bar on stderr
@@ -292,7 +317,7 @@ class System:
                 result = Result(
                     question.typed, one.text, answer, one.token_ids, one.new_tokens, share
                 )
-                kept = vars(histories[b])
+                kept = vars(histories[b]) | {"system": self}
                 results.append(replace(result, rounds=rounds[b], retried=one.retried, **kept))
         return results
 

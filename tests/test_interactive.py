@@ -142,6 +142,8 @@ def test_options_hold_for_each_question(monkeypatch, capsys, tmp_path):
         str(page),
         "--rollouts",
         "2",
+        "--temperature",
+        "0.7",
         "--rounds",
         "2",
     )
