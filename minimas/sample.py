@@ -46,9 +46,8 @@ def uniforms(seeds: Sequence[int], n: int) -> torch.Tensor:
 def sample(
     logits: torch.Tensor, u: torch.Tensor | None, temperature: float, top_k: int, top_p: float
 ) -> torch.Tensor:
-    """logits (B, V) and uniform numbers u (B,) -> ids (B,), -1 where the best logit is not finite.
+    """logits (B, V) and uniform numbers u (B,), None if greedy -> ids (B,), -1 where the best logit is not finite.
 
-    u may be None at temperature 0.
     Temperature 0 takes the best token. Otherwise, in this order:
         keep the top_k best tokens (0: all)
         divide their logits by the temperature
