@@ -34,6 +34,7 @@ class Line(NamedTuple):
     column: int = 0
 
     def is_blank(self) -> bool:
+        """Whether it has only blanks and tabs."""
         return not self.text.strip(" \t")
 
     def indent(self) -> int:
@@ -71,6 +72,7 @@ class OpenFence:
     lines: list[str] = field(default_factory=list)
 
     def is_closed_by(self, line: Line) -> bool:
+        """Whether a line is a fence of the same character, at least as long, and not indented as code."""
         closing = line.text.strip(" \t")
         is_fence = set(closing) == {self.marks[0]} and len(closing) >= len(self.marks)
         return is_fence and line.indent() <= 3

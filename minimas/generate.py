@@ -177,11 +177,15 @@ class Batch:
             index = torch.tensor(stay, device=self.inputs.x.device)
             keep_rows(self.cache, index)
             self.inputs = Inputs(*[value[index] for value in self.inputs])
-        self.rows = [self.rows[i] if i in unfinished else None for i in stay]
+        for i in ended:
+            self.rows[i] = None
+        self.rows = [self.rows[i] for i in stay]
 
     def insert_replies(self, reply: Reply) -> None:
         """Put replies after the last tokens, in the texts and in the next inputs."""
-        replies = [[] if b is None else reply(b, self.ids[b]) for b in self.rows]
+        replies = []
+        for b in self.rows:
+            replies.append([] if b is None else reply(b, self.ids[b]))
         if not any(replies):
             return
         self.S += max(map(len, replies))

@@ -46,6 +46,7 @@ class Numbering:
 
     @cached_property
     def meanings(self) -> set[str]:
+        """What all answers can be, found out when it is first asked."""
         possible = {TEXT, FROM_0, FROM_1}
         with suppress(InputError):  # a damaged row behind the limit is no concern of those before
             for row in self.rows():
@@ -174,12 +175,12 @@ def in_order_of_labels(options: list[Option], row: Row) -> list[Option]:
     letters = list(LETTERS[: len(options)])
     from_0 = [str(i) for i in range(len(options))]
     from_1 = [str(i + 1) for i in range(len(options))]
-    expected = next(
-        (one for one in (letters, from_0, from_1) if sorted(one) == sorted(labels)), None
-    )
+    known = [letters, from_0, from_1]
+    expected = next((one for one in known if sorted(one) == sorted(labels)), None)
     if expected is None:
+        found = ", ".join(option.label for option in options)
         raise InputError(
-            f"{row}: options are named {', '.join(option.label for option in options)[:60]}, "
+            f"{row}: options are named {found[:60]}, "
             "expected A, B, C, ... or numbers from 0 or from 1"
         )
     ordered = [options[labels.index(label)] for label in expected]

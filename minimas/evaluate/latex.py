@@ -187,9 +187,12 @@ def kind_of(meant: Meaning) -> str:
 def items_of(meant: Meaning) -> list[Meaning]:
     """The items of a set, a tuple or a matrix; of an assignment to names, b = 6, a = 5, in the order of these."""
     if isinstance(meant, Ordered):
-        if meant.kind == "matrix":
-            return [cell for row in meant.items for cell in items_of(row)]
-        return meant.items
+        if meant.kind != "matrix":
+            return meant.items
+        cells = []
+        for row in meant.items:
+            cells += items_of(row)
+        return cells
     if isinstance(meant, Many):
         return [item for _, item in sorted(named(meant).items())] or meant.items
     return [meant]

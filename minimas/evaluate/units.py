@@ -1,6 +1,7 @@
 """Units: what is one, and one spelling for each. spellings.txt lists those that are known."""
 
 import re
+from itertools import chain
 
 from .spellings import SPELLINGS
 
@@ -20,13 +21,16 @@ CHANGING = re.compile(
 SYMBOLS = frozenset("msghLlNJWV")
 UNITS = [line.split()[1:] for line in SPELLINGS if line.startswith("unit ")]
 SHORT = {unit[0]: unit[-1] for unit in UNITS}  # without a plural s
-KNOWN = {name for unit in UNITS for name in unit}
+KNOWN = set(chain(*UNITS))
 
 
 def words_of(name: str) -> list[str]:
     """The words of a unit without a plural s, in lower case unless they are symbols of one or two letters."""
-    words = re.findall(r"[A-Za-z]+", name)
-    return [word if len(word) <= 2 else singular(word.lower()) for word in words]
+    words = []
+    for word in re.findall(r"[A-Za-z]+", name):
+        is_symbol = len(word) <= 2
+        words.append(word if is_symbol else singular(word.lower()))
+    return words
 
 
 def singular(word: str) -> str:

@@ -123,7 +123,8 @@ class DecodeBlock:
         merged, d = attention.qkv, attention.d
         q, k, v = self.product(x, merged, self.attention_norm).split(merged.sizes, -1)
         gated = merged.sizes[0] > attention.o_proj.in_features  # Qwen3.5: each head of q, its gate
-        q = q.unflatten(-1, (-1, 2 * d if gated else d))  # (B, H, d) or (B, H, 2 d)
+        width = 2 * d if gated else d
+        q = q.unflatten(-1, (-1, width))  # (B, H, d) or (B, H, 2 d)
         k = k.unflatten(-1, (-1, d))  # (B, K, d)
         v = v.unflatten(-1, (-1, d))
         q_gain = k_gain = None

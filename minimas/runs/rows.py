@@ -226,7 +226,7 @@ def data_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path} is not there: give a file of rows, {names}")
-    found = [file for pattern in ("*", "*/*") for file in sorted(path.glob(pattern))]
+    found = [*sorted(path.glob("*")), *sorted(path.glob("*/*"))]
     files = [file for file in found if is_data_in(file, path)]
     if not files:
         raise InputError(
