@@ -804,7 +804,7 @@ ODD = [
 
 @pytest.mark.parametrize("name", COPIES)
 def test_no_cell_ends_in_a_traceback(tmp_path, name):
-    """Each cell is replaced by each odd value: the row is read, left out, or refused in one sentence."""
+    """Each cell is replaced by each odd value: the row is read, left out, or refused with one message."""
     task, rows = (
         (name, "rows.jsonl") if name in ("math", "choice", "code") else (None, "copy.jsonl")
     )
