@@ -63,8 +63,8 @@ class Inputs(NamedTuple):
 
     x: torch.Tensor  # (rows, T, D): the last token, and a reply after it
     positions: torch.Tensor  # (rows, T)
-    uniforms: torch.Tensor  # (rows, n)
-    token_index: torch.Tensor  # (rows, 1): which of the uniforms the next token takes
+    random_numbers: torch.Tensor  # (rows, n), uniform in [0, 1)
+    token_index: torch.Tensor  # (rows, 1): which of the random numbers the next token takes
 
 
 class Batch:
@@ -111,19 +111,19 @@ class Batch:
         self,
         h: torch.Tensor,
         positions: torch.Tensor,
-        uniforms: torch.Tensor,
+        random_numbers: torch.Tensor,
         token_index: torch.Tensor,
     ) -> tuple[Inputs, torch.Tensor]:
         """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are sampled after the last.
 
         positions (rows, 1) are those of the sampled tokens.
         """
-        u = uniforms.gather(1, token_index)[:, 0] if self.temperature > 0 else None  # (rows,)
+        u = random_numbers.gather(1, token_index)[:, 0] if self.temperature > 0 else None  # (rows,)
         logits = self.model.logits(h[:, -1])  # (rows, V)
         tokens = sample(logits, u, self.temperature, self.top_k, self.top_p)  # (rows,)
         ids = tokens[:, None].clamp(min=0)  # -1: not finite, which `append_tokens` will find
         x = self.model.embed(ids)  # (rows, 1, D)
-        return Inputs(x, positions, uniforms, token_index + 1), tokens
+        return Inputs(x, positions, random_numbers, token_index + 1), tokens
 
     def take_steps(self, times: int, callback: Callable) -> None:
         """Sample `times` more tokens for each row."""
@@ -132,13 +132,13 @@ class Batch:
         def step(
             x: torch.Tensor,
             positions: torch.Tensor,
-            uniforms: torch.Tensor,
+            random_numbers: torch.Tensor,
             token_index: torch.Tensor,
         ) -> tuple[Inputs, torch.Tensor]:
             h = self.model(x, positions, cache, last=1)
-            return self.sample_next(h, positions[:, -1:] + 1, uniforms, token_index)
+            return self.sample_next(h, positions[:, -1:] + 1, random_numbers, token_index)
 
-        n = self.inputs.uniforms.shape[1]
+        n = self.inputs.random_numbers.shape[1]
         kind = ("text", self.temperature, self.top_k, self.top_p, n)
         state, tokens = self.agent.steps.take(step, self.inputs, times, cache, callback, kind)
         self.inputs = Inputs(*state)

@@ -166,6 +166,6 @@ def is_option_before(after: str, is_capital: bool) -> bool:
         return PROSE.match(after, dash.end()) is not None
     if bracketed := re.fullmatch(r"(\s*)\(([^()]*(?:\([^()]*\)[^()]*)*)\)?(.*)", after, re.DOTALL):
         blank, text, rest = bracketed.groups()
-        is_word = re.match(r"[A-Za-z]{4,}", text) if not blank else PROSE.match(text)
+        is_word = PROSE.match(text) if blank else re.match(r"[A-Za-z]{4,}", text)
         return is_word is not None and OPERATOR.match(rest.strip()) is None
     return CONFIRMED.match(after) is not None

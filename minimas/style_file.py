@@ -67,8 +67,8 @@ def is_role(name: object) -> bool:
 def check_edges(file: Path, edges: list[Any], order: list[str]) -> None:
     """An edge leads from one role to another or to itself, and may name its link."""
     for edge in edges:
-        texts = isinstance(edge, list) and all(isinstance(part, str) for part in edge)
-        if not texts or len(edge) not in (2, 3) or not set(edge[:2]) <= set(order):
+        is_list = isinstance(edge, list) and all(isinstance(part, str) for part in edge)
+        if not is_list or len(edge) not in (2, 3) or not set(edge[:2]) <= set(order):
             raise InputError(
                 f"{file}: edges has {edge}, expected [source, target], two of {', '.join(order)}"
             )

@@ -305,7 +305,7 @@ def read_code(row: Row) -> Fields:
     head = question.rstrip() + "\n" if is_head(question, fn_name) else ""
     return {
         "question": question,
-        "gold": gold and head + gold,
+        "gold": head + gold if gold else "",
         "tests": tests,
         "fn_name": fn_name,
         "head": head,
@@ -353,7 +353,7 @@ def read_mbppplus(row: Row) -> Fields:
     return {
         "question": question,
         "gold": code,
-        "tests": script and [script],
+        "tests": [script] if script else [],
         "fn_name": called[-1] if called else None,
     }
 

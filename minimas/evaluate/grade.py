@@ -205,7 +205,9 @@ def released_spellings(text: str) -> Iterator[str]:
     yield re.sub(r"\\left|\\right|\\[,;!:]|[${}\"'\s]", "", words)
     yield re.sub(r"\s", "", text)
     digits = re.sub(r"\D", "", text.split(".")[0])
-    yield digits and (digits.lstrip("0") or "0")
+    without_zeros = digits.lstrip("0")
+    is_zero = digits != "" and without_zeros == ""
+    yield "0" if is_zero else without_zeros
 
 
 def released_quotient(fraction: re.Match[str]) -> str:

@@ -104,10 +104,10 @@ def numbered(rows: Iterable[dict], source: str, columns: dict[str, str]) -> Iter
 @lru_cache(maxsize=1024)  # rows of one file mostly have the same columns
 def alike(column: str, columns: tuple[str, ...]) -> list[str]:
     """The columns that have the name of this one but for blanks and capitals; it is among them."""
-    return [other for other in columns if folded(other) == folded(column)]
+    return [other for other in columns if plain_name(other) == plain_name(column)]
 
 
-def folded(name: str) -> str:
+def plain_name(name: str) -> str:
     """A column's name without what is easily overlooked: capitals, blanks around it, a byte order mark."""
     return name.replace(BOM, "").strip().casefold()
 
