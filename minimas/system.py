@@ -31,7 +31,7 @@ from .recurse import recurse
 from .sample import seeds
 from .sandbox.tools import ToolCalls
 from .settings import CompletedSettings, Settings
-from .styles import Style, style_named
+from .styles import Origin, Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
 
@@ -122,6 +122,7 @@ class System:
 
     outer_links   {(source, target): OuterLink}
     task          math, choice or code: how agents are asked, and what counts as an answer
+    origin        what it was loaded from; None for one that was put together by hand
     Several threads may use it; it answers one batch at a time.
     """
 
@@ -131,11 +132,13 @@ class System:
         agents: dict[str, Agent],
         outer_links: dict[Edge, nn.Module],
         task: str = "math",
+        origin: Origin | None = None,
     ) -> None:
         self.style = style
         self.agents = agents
         self.outer_links = outer_links
         self.task = task
+        self.origin = origin
         self.lock = RLock()  # agents keep what they read last: one thread at a time
 
     def __repr__(self) -> str:
@@ -467,4 +470,5 @@ def load_mas_system(
         links |= load_outer_links(sources["links"], task, known_style.edges, agents)
     if not plain:
         links = {edge: fused(link) for edge, link in links.items()}
-    return System(known_style, agents, links, task)
+    origin = Origin(style, checkpoints, device, dtype, offload, fast=not plain)
+    return System(known_style, agents, links, task, origin)
