@@ -15,17 +15,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..common import InputError, checkpoints, writable_file, write_atomic
+from ..common import InputError, writable_file, write_atomic
 from ..look.logit_lens import LensRow, logit_lens, table
 from ..look.trace import page
 from ..prompts import Question
 from ..runs.lock import Lock, held
 from ..runs.needs import check_memory, needs_text
 from ..settings import CompletedSettings, Settings
-from ..styles import Origin, Style, style_named
+from ..styles import Style, style_named
 from ..system import Result, System, load_mas_system
 from .failures import check_stdout, command, completed_first
-from .options import ANSWERING, add_answering, add_settings, make_parser, read_questions
+from .options import (
+    ANSWERING,
+    add_answering,
+    add_settings,
+    make_parser,
+    origin_of,
+    read_questions,
+)
 from .terminal import converse
 
 
@@ -39,14 +46,7 @@ def main() -> None:
     style = style_named(args.style)
     settings = checked_settings(args, style)
     task = args.task or style.task
-    origin = Origin(
-        args.style,
-        checkpoints(args.checkpoint),
-        args.device,
-        args.dtype,
-        args.offload,
-        fast=not args.plain,
-    )
+    origin = origin_of(args)
     if args.needs:
         print(needs_text(origin, style, [settings], task))
         return
@@ -65,7 +65,7 @@ def main() -> None:
             dtype=origin.dtype,
             task=task,
             offload=origin.offload,
-            plain=not origin.fast,
+            fast=origin.fast,
         )
         if not on_terminal:
             print_answers(system, questions, settings, args)

@@ -9,9 +9,9 @@ from dataclasses import fields
 from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
-from ..common import InputError
+from ..common import InputError, checkpoints
 from ..settings import Settings
-from ..styles import STYLES
+from ..styles import STYLES, Origin
 
 
 class Adder(Protocol):
@@ -122,6 +122,18 @@ def add_answering(parser: Parser) -> Parser:
         ("max_new_tokens", "temperature", "top_p", "top_k", "tools", "retry"),
     )
     return parser
+
+
+def origin_of(args: argparse.Namespace) -> Origin:
+    """What the options of `add_answering` load a system from."""
+    return Origin(
+        args.style,
+        checkpoints(args.checkpoint),
+        args.device,
+        args.dtype,
+        args.offload,
+        fast=not args.plain,
+    )
 
 
 def add_settings(

@@ -22,12 +22,12 @@ from ..commands.options import (
     make_parser,
     names,
     numbers,
+    origin_of,
 )
-from ..common import checkpoints, pairs
+from ..common import pairs
 from ..runs.lock import Lock, held
 from ..runs.processes import launched
 from ..settings import Settings
-from ..styles import Origin
 from .benchmarks import BENCHMARKS, COLUMNS
 from .grade import GRADERS
 from .measure import check_outputs, chosen, evaluate, planned
@@ -97,14 +97,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    origin = Origin(
-        args.style,
-        checkpoints(args.checkpoint),
-        args.device,
-        args.dtype,
-        args.offload,
-        fast=not args.plain,
-    )
+    origin = origin_of(args)
     options = {one.name: getattr(args, one.name) for one in fields(Settings)}
     measured = {
         "protocol": args.protocol,

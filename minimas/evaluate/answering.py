@@ -29,7 +29,7 @@ def load(origin: Origin, style: Style, points: Sequence[CompletedSettings], task
         dtype=origin.dtype,
         task=task,
         offload=origin.offload,
-        plain=not origin.fast,
+        fast=origin.fast,
     )
 
 

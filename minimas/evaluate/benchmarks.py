@@ -218,7 +218,7 @@ def settings_for(
     A grader is math, choice, text or code, or `released`, the released rule for math500.
     Raises InputError if the name or the protocol is not known.
     """
-    benchmark = benchmark_named(name, task) if name else {"task": task or "math"}
+    benchmark: dict[str, Any] = benchmark_named(name, task) if name else {"task": task or "math"}
     has_it = protocol == "paper" or protocol == "released" and "released" in benchmark
     if not has_it:
         having = ", ".join(other for other in BENCHMARKS if "released" in BENCHMARKS[other])

@@ -253,7 +253,7 @@ def named_data(
     seed: int,
     own_task: str,
 ) -> Data:
-    """A data set that load_dataset finds by its name; own_task: that of the system, which a local file has by default."""
+    """The data set that load_dataset finds by its name. A local file is of own_task, the system's, by default."""
     if name not in BENCHMARKS:
         task = task or own_task
     load = partial(load_dataset, name, file, columns, task, limit, seed)

@@ -66,9 +66,9 @@ def settings_line(
     return depends_on(style, sources.values(), questions, options | grading | common)
 
 
-def as_typed(checkpoints: Source | dict[str, Source] | None) -> list[str]:
+def as_typed(checkpoints: Source | Mapping[str, Source] | None) -> list[str]:
     """The checkpoints of a system as values of --checkpoint."""
-    if isinstance(checkpoints, dict):
+    if isinstance(checkpoints, Mapping):
         return [f"{role}={source}" for role, source in checkpoints.items()]
     return [] if checkpoints is None else [str(checkpoints)]
 
