@@ -217,10 +217,16 @@ def planned(
         raise InputError(
             f"the system is {str(system)!r}, expected a System: load it with load_mas_system"
         )
-    loaded = None if isinstance(system, Origin) else system
-    origin = system if isinstance(system, Origin) else system.origin or Origin("")
-    style = style_named(origin.style) if loaded is None else loaded.style
-    own_task = style.task if loaded is None else loaded.task
+    if isinstance(system, Origin):
+        loaded = None
+        origin = system
+        style = style_named(origin.style)
+        own_task = style.task
+    else:
+        loaded = system
+        origin = system.origin or Origin(style="")  # put together by hand
+        style = system.style
+        own_task = system.task
     if isinstance(dataset, (str, Path)):
         seed = options.get("seed", Settings.seed)
         data = named_data(str(dataset), file, columns, task, limit, seed, own_task)
@@ -381,21 +387,38 @@ def measure(
         settings = settings_line(
             run.origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
         )
-        if rank == 0:
-            regrading = partial(graded_again, examples, run.graders) if regrade else None
-            gather(file, settings, regrading, progress)
         if not regrade:
-            wait()  # until the file is whole
-            finished = by_key(read_lines(file)[1:])
-            wait()  # until every process has read it, so that the first may write to it
-            append(own_file(file, rank), answers(finished.keys()))
-            wait()  # until all processes have written theirs
-            if rank == 0:
-                gather(file, settings)
-        wait()  # until the file is whole again
+            complete(file, settings, answers, rank, wait)
+        elif rank == 0:
+            gather(file, settings, partial(graded_again, examples, run.graders), progress)
+        wait()  # until the file is whole
         records = by_key(read_lines(file)[1:])
     leave(processes)
     return table_of(run, records, len(examples), out, regrade)
+
+
+def complete(
+    file: Path,
+    settings: Record,
+    answers: Callable[[Collection[Key]], Iterator[Record]],
+    rank: int,
+    wait: Callable[[], object],
+) -> None:
+    """Add the records that are missing to the file of a run. All its processes call this, each with its own answers.
+
+    settings   the first line of the file
+    answers    answers(finished) -> this process's records, but those whose keys are in `finished`
+    wait       returns when all processes have called it
+    """
+    if rank == 0:
+        gather(file, settings)
+    wait()  # until the file is whole
+    finished = by_key(read_lines(file)[1:])
+    wait()  # until every process has read it, so that the first may write to it
+    append(own_file(file, rank), answers(finished.keys()))
+    wait()  # until all processes have written theirs
+    if rank == 0:
+        gather(file, settings)
 
 
 def own_file(file: Path, rank: int) -> Path:
