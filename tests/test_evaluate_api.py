@@ -275,6 +275,7 @@ def test_questions_of_ones_own(system):
         ({"dataset": "nothing"}, "data set 'nothing' for task 'math' is not known"),
         ({"dataset": []}, "the data set holds no Examples"),
         ({"dataset": ["7 +5"]}, "the data set holds no Examples"),
+        ({"dataset": [Example("1", "q", "a", "history")]}, "task 'history' is not known"),
         ({"dataset": "mbppplus"}, "loaded for task math, and these .* load it with task='code'"),
         ({"limit": 3}, "limit, file, columns and task are for a data set that is named"),
         ({"dataset": "tiny", "limit": 0}, "limit is 0"),

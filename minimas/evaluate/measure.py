@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError, no_op, warn, writable_file
+from ..common import InputError, check_known, no_op, warn, writable_file
+from ..prompts import TASKS
 from ..runs.lock import Lock, held, share
 from ..runs.processes import Processes, join, launched, leave
 from ..settings import CompletedSettings, Settings
@@ -277,6 +278,7 @@ def data_of(examples: list[Example]) -> Data:
         named = " and ".join(f"{name or 'no data set'} ({task})" for name, task in kinds)
         raise InputError(f"the Examples are of {named}: evaluate those of one data set at a time")
     name, task = kinds[0]
+    check_known("task", [task], TASKS)
     return Data(name, task, lambda tell: examples)
 
 
@@ -364,7 +366,7 @@ def measure(
     fn_names = [example.fn_name for example in examples]
     questions = run.style.questions(asked, fn_names, run.data.name)
     if rank == 0 and run.data.task == "code":
-        check_tests(examples)
+        check_tests(examples, progress)
 
     def answers(finished: Collection[Key] = ()) -> Iterator[Record]:
         """The records of this process's share of the questions, but those that are finished."""
