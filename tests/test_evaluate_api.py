@@ -147,6 +147,17 @@ def test_python_continues_what_the_command_began(
     assert columns == [line.split()[:6] for line in str(found).splitlines()]
 
 
+def test_a_file_in_the_home_folder(system, data, tmp_path, monkeypatch, capsys):
+    """Where its lock is, too."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    evaluate(system, data[:2], rounds=1, channel="latent", out="~/a.jsonl", progress=False)
+    typed = ["--dataset=tiny", "--limit=1", "--rounds=1", "--channel=latent", "--device=cpu"]
+    by_command(monkeypatch, capsys, *typed, "--out=~/b.jsonl")
+    assert {file.name for file in home.iterdir()} == {"a.jsonl", "b.jsonl"}
+    assert list(tmp_path.iterdir()) == [home]
+
+
 def test_a_run_that_breaks_off_is_continued(system, data, tmp_path, monkeypatch):
     """What was answered stays, and the file is free again."""
     out, answer, asked = tmp_path / "r.jsonl", System.answer, []
@@ -367,7 +378,7 @@ def test_help_is_grouped_and_fits_two_screens(module, groups, monkeypatch, capsy
     assert len(shown) <= 2 * 50 and max(map(len, shown)) <= 100
     titles = [line for line in shown if line.endswith(":") and not line.startswith(" ")]
     assert titles[:3] == ["options:", "which system:", "how it answers:"]
-    assert f"what is {groups}:" in titles
+    assert f"what is {groups}:" in titles and len(set(titles)) == len(titles)
     assert shown.index("which system:") - shown.index("options:") == 4, "-h and --version"
 
 

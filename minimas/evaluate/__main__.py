@@ -116,12 +116,11 @@ def main() -> None:
         print(needs_text(origin, run.style, run.points, run.data.task))
         return
     default = Path(f"{Path(args.style).stem}-{Path(args.dataset).stem}.jsonl")
-    out = args.out or default
+    out = (args.out or default).expanduser()
     tables = {"--csv": args.csv, "--plot": args.plot}
     outputs = {option: file for option, file in tables.items() if file}
-    check_outputs(
-        {"--out": out, **outputs}, {"--dataset": args.dataset, "--file": args.file}
-    )  # all of them, before one is held
+    inputs = {"--dataset": args.dataset, "--file": args.file}
+    check_outputs({"--out": out, **outputs}, inputs)  # all of them, before one is held
     with held([Lock(option, file) for option, file in outputs.items()], processes.rank):
         table = evaluate(origin, args.dataset, **options, **measured, out=out, regrade=args.regrade)
         if processes.rank > 0:

@@ -132,7 +132,8 @@ def evaluate(
     processes = launched()
     path = None
     if out is not None:
-        path = file_of_records(run, Path(out), {"--dataset": run.data.name, "--file": file})
+        path = Path(out).expanduser()
+        check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
     elif regrade:
         raise InputError("regrade grades the records in a file: name it with out")
     elif processes.world > 1:
@@ -329,15 +330,14 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
         writable_file(option, file, make_folder=option == "--out")
 
 
-def file_of_records(run: Run, out: Path, inputs: Mapping[str, str | Path | None]) -> Path:
-    """The file that `out` leads to; InputError if a run that reads `inputs` cannot write it."""
+def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """InputError if a run that reads `inputs` cannot write its records to a file."""
     if run.system is not None and run.system.origin is None:
         raise InputError(
             "this System was put together by hand, so that its records could not say what they depend on: leave out "
             "`out`, or load it with load_mas_system"
         )
     check_outputs({"--out": out}, inputs)
-    return out
 
 
 # The run
