@@ -1,7 +1,8 @@
-"""What evaluation and training share.
+"""What commands, evaluation and training share.
 
 lock.py          one process for each output
 dependencies.py  what a run depends on, so that only the same run is continued
+needs.py         what a run needs before anything is loaded (--needs)
 processes.py     the processes that torchrun starts
 plot.py          line charts
 formats.py       what a data file is, and its records
