@@ -152,7 +152,7 @@ def evaluate(
 class Data:
     """A data set: its name, its task (math, choice or code), and a function that gives its Examples.
 
-    load   load(tell) -> Examples; it tells what is left out
+    load   load(warn) -> Examples; it warns of what is left out
     """
 
     name: str
@@ -280,7 +280,7 @@ def data_of(examples: list[Example]) -> Data:
         raise InputError(f"the Examples are of {named}: evaluate those of one data set at a time")
     name, task = kinds[0]
     check_known("task", [task], TASKS)
-    return Data(name, task, lambda tell: examples)
+    return Data(name, task, lambda _: examples)
 
 
 def grid(style: Style, options: Mapping[str, Any]) -> list[CompletedSettings]:
