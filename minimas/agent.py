@@ -6,7 +6,7 @@ A prompt is a list of pieces: text, token ids, or latents.
     read    its last state, and the KV cache that holds its keys and values
     think   m latent steps: h_1 = last state of the prompt, h_{i+1} = state at the next input R_in(h_i)
 
-Letters: B prompts, T their tokens, D the agent's width, m latent steps, k copies, S positions of a cache.
+Notation: B prompts, T their tokens, D the agent's width, m latent steps, k copies, S positions of a cache.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,8 +42,9 @@ Prompt = list[Piece]
 def left_pad(
     rows: list[torch.Tensor], starts: torch.Tensor | int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there, else from starts (B,
-    1).
+    """B embeddings (T_b, D) -> x (B, T, D), left-padded with zeros, and positions (B, T), -1 on padding.
+
+    starts   (B, 1): the position of each row's first token
     """
     T = max(map(len, rows))
     x = torch.stack([F.pad(row, (0, 0, T - len(row), 0)) for row in rows])
@@ -193,21 +194,10 @@ class Agent:
         S = max(map(len, rows)) + room
         if gradient:
             return self.read_with_gradient(pieces, rows, S, last)
-        beginnings = [first_text(own) for own in pieces]
-        previous = self.take_prefix(len(rows), S) if keep else None
-        if previous is None:
-            cache = self.make_cache(len(rows) * copies, S)
-            known = [0] * len(rows)  # tokens of each prompt that the cache holds already
-        else:
-            cache, S = previous.cache, previous.S
-            known = shared_lengths(beginnings, previous.beginnings)
-            known = [
-                min(n, len(row) - 1) for n, row in zip(known, rows, strict=True)
-            ]  # one is read
-            for c in cache:
-                c.filled = max(known)
-        starts = torch.tensor(known, device=rows[0].device)[:, None]
-        x, positions = left_pad([row[n:] for n, row in zip(known, rows, strict=True)], starts)
+        if keep:
+            return self.read_after_prefix(pieces, rows, S, last)
+        x, positions = left_pad(rows)
+        cache = self.make_cache(len(rows) * copies, S)
         first = first_rows(cache, len(rows)) if copies > 1 else cache
         states = self.model(x, positions, first, last=last)
         next_positions = positions[:, -1:] + 1
@@ -215,9 +205,36 @@ class Agent:
             repeat_rows(cache, first, copies)
             states = states.repeat_interleave(copies, 0)
             next_positions = next_positions.repeat_interleave(copies, 0)
-        if keep and not self.offload and all(isinstance(c, KVCache) for c in cache):
-            self.prefix_cache = PrefixCache(beginnings, cache, S)
         return Reading(states, next_positions, cache, S)
+
+    def read_after_prefix(
+        self, pieces: list[list[torch.Tensor]], rows: list[torch.Tensor], S: int, last: int
+    ) -> Reading:
+        """The same with prefix caching, for prompts as token ids and latents, and as embeddings.
+
+        The keys and values of what two prompts share at their beginning are the same: only the rest is read. This needs
+        a cache that holds all positions (no windows, no states) and may be kept (no offload).
+        """
+        beginnings = [first_text(own) for own in pieces]
+        known = [0] * len(rows)  # tokens of each prompt that the cache holds already
+        previous = self.take_prefix(len(rows), S)
+        if previous is None:
+            cache = self.make_cache(len(rows), S)
+        else:
+            cache = previous.cache
+            S = previous.S
+            for b, row in enumerate(rows):
+                shared = commonprefix([beginnings[b], previous.beginnings[b]])
+                known[b] = min(len(shared), len(row) - 1)  # the last token is read for its state
+            for c in cache:
+                c.filled = max(known)
+        unread = [row[n:] for row, n in zip(rows, known, strict=True)]
+        starts = torch.tensor(known, device=rows[0].device)[:, None]
+        x, positions = left_pad(unread, starts)
+        states = self.model(x, positions, cache, last=last)
+        if not self.offload and all(isinstance(c, KVCache) for c in cache):
+            self.prefix_cache = PrefixCache(beginnings, cache, S)
+        return Reading(states, positions[:, -1:] + 1, cache, S)
 
     def read_with_gradient(
         self, pieces: list[list[torch.Tensor]], rows: list[torch.Tensor], S: int, last: int
@@ -239,11 +256,7 @@ class Agent:
         return Reading(states, positions[:, -1:] + 1, cache, S)
 
     def take_prefix(self, B: int, S: int) -> PrefixCache | None:
-        """What was read last, if its cache serves for B prompts and S positions; it is no longer kept then.
-
-        The keys and values of what two prompts share at their beginning are the same. Using them needs a cache that
-        holds all positions (no windows, no states) and may be kept (no offload).
-        """
+        """What was read last, if its cache serves for B prompts and S positions; it is no longer kept then."""
         previous = self.prefix_cache
         self.drop_prefix()  # until the cache is whole again
         if previous is None or len(previous.beginnings) != B or previous.S < S:
@@ -270,7 +283,7 @@ class Agent:
         self,
         prompts: Sequence[Prompt],
         m: int,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
         gradient: bool = False,
     ) -> torch.Tensor:
         """m latent steps after B prompts -> hidden states H (B, m, D).
@@ -285,7 +298,7 @@ class Agent:
         link = self.inner_link
         assert link is not None, "System.check_links refuses a base model"
         h, positions, cache, _ = self.read(prompts, m, gradient=gradient, keep=not gradient)
-        tick()
+        callback()
 
         def next_input(h: torch.Tensor) -> torch.Tensor:
             return link(h).to(h.dtype)
@@ -297,7 +310,7 @@ class Agent:
             return [next_input(h), positions + 1], h
 
         _, others = self.steps.take(
-            step, [next_input(h), positions], m - 1, cache, tick, ("latent",)
+            step, [next_input(h), positions], m - 1, cache, callback, ("latent",)
         )
         return torch.cat([h, *others], 1)
 
@@ -320,11 +333,6 @@ class Agent:
 def first_text(pieces: list[torch.Tensor]) -> list[int]:
     """The token ids that a prompt begins with."""
     return [] if pieces[0].is_floating_point() else pieces[0].tolist()
-
-
-def shared_lengths(ones: list[list[int]], others: list[list[int]]) -> list[int]:
-    """How many ids each of some lists shares with its counterpart at the beginning."""
-    return [len(commonprefix([one, other])) for one, other in zip(ones, others, strict=True)]
 
 
 def length_since_latents(pieces: list[torch.Tensor]) -> int:

@@ -9,7 +9,7 @@
 
 system.py puts batches, the text of the answer and the retry around it.
 
-Letters: B questions in a batch, D an agent's width, m latent steps.
+Notation: B questions in a batch, D an agent's width, m latent steps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def recurse(
     system: System,
     questions: Sequence[Question],
     settings: CompletedSettings,
-    tick: Callable = no_op,
+    callback: Callable = no_op,
     think: Think | None = None,
 ) -> Iterator[Turn]:
     """Let the agents of a System take turns over B Questions; yields each Turn, the last one unanswered.
@@ -46,11 +46,11 @@ def recurse(
     of their own at the end of that round, as if there were no more.
 
     settings  completed Settings
-    tick()    is called for every position that is generated
+    callback()    is called for every position that is generated
     think     think(round, role, prompts) -> hidden states; in training it takes the place of Agent.think
     """
     order = system.style.order
-    think = think or partial(system.think, settings, tick)
+    think = think or partial(system.think, settings, callback)
     rows = list(range(len(questions)))  # the numbers of the questions that go on
     inbox: dict[Edge, Message] = {}
     system.drop_prefixes()
@@ -58,21 +58,24 @@ def recurse(
         stopped: set[int] = set()
         for role in order:
             asked = [questions[b] for b in rows]
-            prompts = system.prompts(role, asked, inbox, settings.date)
+            prompts = system.prompts_for(role, asked, inbox, settings.date)
             if (r, role) == (settings.rounds, order[-1]):
                 # The last agent writes its answers after these prompts.
                 yield final_turn(system, r, rows, prompts)
                 return
+            silence = system.silence(role, settings.channel, len(rows))
             if settings.channel == "latent":
                 H = think(r, role, prompts)  # (B, m, D)
-                turn = Turn(r, role, rows, prompts, H, partial(send_latents, system, role))
+                send = partial(send_latents, system, role)
+                turn = Turn(r, role, rows, prompts, H, send, silence=silence)
             else:
-                ids = write(system, r, role, asked, prompts, settings, tick)
+                ids = write_messages(system, r, role, asked, prompts, settings, callback)
                 sent = send_texts(system, role, ids)
-                turn = Turn(r, role, rows, prompts, sent=sent, decoded=list(map(len, ids)))
+                decoded = [len(own) for own in ids]
+                turn = Turn(r, role, rows, prompts, sent=sent, silence=silence, decoded=decoded)
             yield turn
-            turn.check(system.style.edges_from(role))
-            inbox |= system.silence(role, settings.channel, len(rows)) | turn.sent
+            turn.check()
+            inbox |= turn.heard()
             stopped |= turn.stopped
         if stopped:
             ending = sorted(stopped)
@@ -84,19 +87,21 @@ def recurse(
                 return
 
 
-def write(
+def write_messages(
     system: System,
     r: int,
     role: str,
     questions: Sequence[Question],
     prompts: list[Prompt],
     settings: CompletedSettings,
-    tick: Callable,
+    callback: Callable,
 ) -> list[list[int]]:
     """On the text channel: the token ids that an agent writes for others after B prompts."""
     agent = system.agents[role]
     with agent.at_work():
-        return generate(agent, prompts, seeds(questions, settings.seed, r, role), settings, tick)
+        return generate(
+            agent, prompts, seeds(questions, settings.seed, r, role), settings, callback
+        )
 
 
 def final_turn(system: System, r: int, rows: list[int], prompts: list[Prompt]) -> Turn:

@@ -6,7 +6,7 @@
 The recursion itself is in recurse.py. Here are what surrounds it: the prompts, the text of the answer, and the retry
 when that text holds no answer.
 
-Letters: B questions in a batch, D an agent's width, m latent steps, k rollouts.
+Notation: B questions in a batch, D an agent's width, m latent steps, k rollouts.
 """
 
 import html
@@ -36,7 +36,7 @@ from .styles import Origin, Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
 
-MASK = (1 << 63) - 1  # all bits of a seed
+ALL_BITS = (1 << 63) - 1  # all bits of a seed
 RETRY_TOKENS = {"math": 16, "choice": 16, "code": 256}  # that a text may take to end with an answer
 
 
@@ -127,9 +127,7 @@ class History:
     def add(
         self, turn: Turn, i: int, keep_latents: bool, keep_states: bool, seconds: float
     ) -> None:
-        """Keep what is wanted of the turn for its i-th question, which ended so many seconds after the batch's
-        start.
-        """
+        """Keep what is wanted of a turn for its i-th question; it ended `seconds` after the batch began."""
         self.heard_tokens += turn.decoded[i]
         if keep_latents:
             for edge, message in turn.sent.items():
@@ -264,9 +262,7 @@ class System:
         progress: bool = False,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
     ) -> Generator[Result, None, None]:
-        """Iterate over the Results of Questions under completed Settings: those of a batch come as soon as it is
-        done.
-        """
+        """Iterate over the Results of Questions under completed Settings, batch by batch."""
         size = settings.batch_size
         batches = [questions[i : i + size] for i in range(0, len(questions), size)]
         per_turn = (
@@ -287,7 +283,7 @@ class System:
         settings: CompletedSettings,
         keep_latents: bool = False,
         keep_states: bool = False,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
     ) -> list[Result]:
         """One batch of Questions -> its Results, k for each question. Settings must be completed."""
@@ -297,18 +293,17 @@ class System:
         texts: dict[int, list[Written]] = {}  # by the number of the question
         rounds: dict[int, int] = {}
         with self.lock:
-            for turn in recurse(self, questions, settings, tick):
+            for turn in recurse(self, questions, settings, callback):
                 own = [questions[b] for b in turn.rows]
                 edit(turn, own)
+                turn.check()
                 if turn.answers:
-                    turn.check(edges=[])
-                    written = self.write(turn.role, own, turn.prompts, settings, tick)
+                    written = self.write_answers(turn.role, own, turn.prompts, settings, callback)
                     texts |= zip(turn.rows, written, strict=True)
                     rounds |= dict.fromkeys(turn.rows, turn.round)
-                if keep_states and self.agents[turn.role].device.type == "cuda":
-                    torch.cuda.synchronize(
-                        self.agents[turn.role].device
-                    )  # so that the work is done, not only launched
+                device = self.agents[turn.role].device
+                if keep_states and device.type == "cuda":
+                    torch.cuda.synchronize(device)  # the work is done then, not only launched
                 seconds = time.perf_counter() - started
                 for i, b in enumerate(turn.rows):
                     histories[b].add(turn, i, keep_latents, keep_states, seconds)
@@ -326,7 +321,7 @@ class System:
 
     # Prompts
 
-    def prompts(
+    def prompts_for(
         self,
         role: str,
         questions: Sequence[Question],
@@ -346,9 +341,7 @@ class System:
         return prompts
 
     def fill(self, piece: str | Slot, role: str, b: int, inbox: Mapping[Edge, Message]) -> Piece:
-        """A piece of a prompt, a slot replaced by what question b finds there; InputError if nobody sends it
-        anything.
-        """
+        """A piece of a prompt; a slot is replaced by what question b finds there, InputError if there is nothing."""
         if isinstance(piece, str):
             return piece
         edge = (piece.role, role)
@@ -386,12 +379,17 @@ class System:
     # Turns
 
     def think(
-        self, settings: CompletedSettings, tick: Callable, r: int, role: str, prompts: list[Prompt]
+        self,
+        settings: CompletedSettings,
+        callback: Callable,
+        r: int,
+        role: str,
+        prompts: list[Prompt],
     ) -> torch.Tensor:
         """The hidden states H (B, m, D) of `role` after B prompts; InputError if they are not finite."""
         agent = self.agents[role]
         with agent.at_work():
-            H = agent.think(prompts, settings.latent_steps, tick)
+            H = agent.think(prompts, settings.latent_steps, callback)
         check_finite(H.isfinite().all(), f"the states of {role} in round {r}", agent.model)
         return H
 
@@ -408,13 +406,13 @@ class System:
 
     # The text of the answer
 
-    def write(
+    def write_answers(
         self,
         role: str,
         questions: Sequence[Question],
         prompts: Sequence[Prompt],
         settings: CompletedSettings,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
     ) -> list[list[Written]]:
         """The last turn: for each of B prompts k texts."""
         agent = self.agents[role]
@@ -425,7 +423,7 @@ class System:
             calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
         with agent.at_work():
             reply = calls.reply if calls else None
-            ids = generate(agent, prompts, text_seeds, settings, tick, reply)
+            ids = generate(agent, prompts, text_seeds, settings, callback, reply)
             texts = []
             for b, row in enumerate(ids):
                 inserted = calls.inserted[b] if calls else 0
@@ -463,7 +461,7 @@ class System:
         for text in asked:
             prompts.append([torch.tensor(agent.tokenizer.encode(text, special=True))])
         # The complement of a seed gives random numbers that the text did not use.
-        others = [text_seeds[b] ^ MASK for b in lost]
+        others = [text_seeds[b] ^ ALL_BITS for b in lost]
         more = generate(
             agent, prompts, others, replace(settings, max_new_tokens=RETRY_TOKENS[self.task])
         )

@@ -124,7 +124,7 @@ def test_gradients_reach_every_weight():
     system = minimas.load_mas_system("tiny", device="cpu")
     agent = system.agents["planner"]
     agent.model.requires_grad_(True)
-    prompts = system.prompts("planner", system.style.questions([CHAIN]), {})
+    prompts = system.prompts_for("planner", system.style.questions([CHAIN]), {})
     H = agent.think(prompts, 2, gradient=True)
     agent.model.logits(H).logsumexp(-1).sum().backward()
     without = [name for name, p in agent.model.named_parameters() if p.grad is None]

@@ -206,7 +206,7 @@ def interrupted(system, n, **options):
     settings = minimas.Settings(**options).completed(system.style)
     try:
         with torch.no_grad(), system.lock:
-            system.answer(system.style.questions([CHAIN, "3 *7"]), settings, tick=tick)
+            system.answer(system.style.questions([CHAIN, "3 *7"]), settings, callback=tick)
     except KeyboardInterrupt:
         return True
     return False

@@ -120,7 +120,7 @@ def test_the_template_ends_where_the_reply_begins(system):
     for role, agent in system.agents.items():
         prompt = "".join(
             piece
-            for piece in system.prompts(
+            for piece in system.prompts_for(
                 role,
                 system.style.questions(["7 +5"]),
                 {(source, role): [""] for source in task.ROLES},

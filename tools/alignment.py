@@ -95,7 +95,9 @@ def links_of(agent, fitting):
 def prompts_of(system, role, turns):
     """The prompts of TargetTurns, with what others said as text."""
     inboxes = [{(source, role): [text] for source, text in turn.inbox.items()} for turn in turns]
-    return [system.prompts(role, [turn.question], inbox)[0] for turn, inbox in zip(turns, inboxes)]
+    return [
+        system.prompts_for(role, [turn.question], inbox)[0] for turn, inbox in zip(turns, inboxes)
+    ]
 
 
 def cosine(agent, link, readings):

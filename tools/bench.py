@@ -287,7 +287,7 @@ class Peer:
         order = system.style.order
         for r in range(1, settings.rounds + 1):
             for role in order:
-                prompts = system.prompts(role, system.style.questions(asked), inbox)
+                prompts = system.prompts_for(role, system.style.questions(asked), inbox)
                 if (r, role) == (settings.rounds, order[-1]):
                     return self.write(role, prompts, settings.max_new_tokens), latents
                 Z = reference.inner(
@@ -397,7 +397,7 @@ def prompts_of_a_run(ours, asked):
     system, inbox, turns = ours.system, {}, []
     for _ in range(ours.settings.rounds):
         for role in system.style.order:
-            turns.append((role, system.prompts(role, system.style.questions(asked), inbox)))
+            turns.append((role, system.prompts_for(role, system.style.questions(asked), inbox)))
             for edge, _ in system.outer_links.items():
                 if edge[0] == role:
                     w = system.agents[edge[1]].model.embed_tokens.weight
@@ -606,7 +606,7 @@ def scale(args, ours):
         )
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        prompts = ours.system.prompts(first, ours.system.style.questions(asked), {})
+        prompts = ours.system.prompts_for(first, ours.system.style.questions(asked), {})
         work = (lambda: ours.think(first, prompts, m)) if roll_out else (lambda: ours.run(asked))
         if args.device == "cuda":
             work()  # compiles kernels and captures graphs

@@ -70,7 +70,7 @@ class TrainingPeer(Peer):
                     for example in examples
                 ]
                 ids = [torch.tensor(reply, device=self.device) for reply in replies]
-                prompts = self.system.prompts(
+                prompts = self.system.prompts_for(
                     role, [example.question for example in examples], inbox
                 )
                 E, N = (

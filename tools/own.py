@@ -67,7 +67,7 @@ def same(args):
                 defined[-1] if defined else ""
             )  # HumanEval asks for the last function that a question begins
             question = system.style.questions([record["question"]], [fn_name], first["dataset"])
-            (prompt,) = system.prompts("agent", question, {}, first["date"])
+            (prompt,) = system.prompts_for("agent", question, {}, first["date"])
             prompt, ids = tokenizer.encode("".join(prompt)), tokenizer.encode(record["texts"][0])
             ids += (
                 tokenizer.encode(reply_ending(tokenizer))

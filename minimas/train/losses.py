@@ -7,7 +7,7 @@
 A loss is averaged over the tokens of each row, then over the rows. The loss of a batch is then the mean of the losses
 of its equal parts, whether these are computed one after another or by several processes.
 
-Letters: B rows, N tokens of the longest reply, T tokens, D width, n tokens of all rows, V vocabulary.
+Notation: B rows, N tokens of the longest reply, T tokens, D width, n tokens of all rows, V vocabulary.
 """
 
 import copy
@@ -87,7 +87,7 @@ def forced_turns(
     prompts = []
     for turn in turns:
         inbox = {(source, role): [text] for source, text in turn.inbox.items()}  # as in recurse
-        prompts += system.prompts(role, [turn.question], inbox, date)
+        prompts += system.prompts_for(role, [turn.question], inbox, date)
     replies = [turn.reply for turn in turns]
     return teacher_forced(system.agents[role], prompts, replies, longest)
 

@@ -6,7 +6,7 @@
 `read` runs the agent over the texts once, for all regressions that begin at it. Other new links start at random, with a
 gain at the scale of the embeddings.
 
-Letters: n tokens, D width of the source, E width of the target.
+Notation: n tokens, D width of the source, E width of the target.
 """
 
 from collections.abc import Iterable, Sequence
