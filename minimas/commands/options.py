@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
 from ..common import InputError
-from ..settings import Settings
+from ..settings import NOT_FOR_ARGPARSE, Settings
 from ..styles import STYLES
 
 
@@ -54,9 +54,22 @@ def reads_as_value(word: str) -> bool:
 
 def make_parser(module: str, description: str) -> Parser:
     """A parser with the options that every command has."""
+    parser = Parser(prog=name_of_command(module), description=description)
+    add_system(parser)
+    add_places(parser)
+    add_settings(parser, Settings, ("seed", "date"))
+    parser.add_argument("--version", action="version", version=f"minimas {__version__}")
+    return parser
+
+
+def name_of_command(module: str) -> str:
+    """How the command of a module was called."""
     by_script = sys.argv[0].startswith("minimas ")  # as minimas/__main__.py puts it
-    prog = sys.argv[0] if by_script else f"python -m minimas.{module}"
-    parser = Parser(prog=prog, description=description)
+    return sys.argv[0] if by_script else f"python -m minimas.{module}"
+
+
+def add_system(parser: Adder) -> None:
+    """Add the options that say which system it is."""
     add = parser.add_argument
     add(
         "--style",
@@ -71,6 +84,11 @@ def make_parser(module: str, description: str) -> Parser:
         help="take this role, or links, from this folder or hub id; repeat for more; or one PATH with a folder for "
         "each; for style single the PATH or hub id of the agent",
     )
+
+
+def add_places(parser: Adder) -> None:
+    """Add the options that say where agents run, and in which dtype."""
+    add = parser.add_argument
     add(
         "--device",
         help="cpu, cuda, or one for each role: planner=cuda:0,critic=cuda:1,... (default: cuda if there is one)",
@@ -79,9 +97,6 @@ def make_parser(module: str, description: str) -> Parser:
         "--dtype",
         help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)",
     )
-    add_settings(parser, Settings, ("seed", "date"))
-    add("--version", action="version", version=f"minimas {__version__}")
-    return parser
 
 
 def add_answering(parser: Parser) -> Parser:
@@ -115,7 +130,8 @@ def add_settings(
     for name in names_of_fields:
         one = known[name]
         option = "--" + name.replace("_", "-")
-        given: dict[str, Any] = {"default": one.default, **one.metadata}
+        said = {key: value for key, value in one.metadata.items() if key not in NOT_FOR_ARGPARSE}
+        given: dict[str, Any] = {"default": one.default, **said}
         if one.default is True:
             option = "--no-" + name.replace("_", "-")
             given |= {"action": "store_false", "dest": name}
