@@ -43,7 +43,7 @@ from .settings import (
 WHAT = {
     "inner": "Train the inner link of one role, on texts of that role.",
     "outer": "Train all outer links of a style together, on the answers of its last role.",
-    "system": "Make all links of a style, first the inner ones, then the outer ones between the agents made so.",
+    "system": "Make all links of a style: inner ones first, then outer ones between these agents.",
 }
 DESCRIPTION = "Train the links of a recursive multi-agent system; its agents stay as they are."
 
@@ -130,13 +130,18 @@ def help_text(what: str | None) -> str:
         role = "--role ROLE " if what == "inner" else ""
         parser.usage = f"%(prog)s [-h] {role}--data DATA --out OUT [options]"
         return parser.format_help()
-    parser = make_parser(lambda trainings: set(trainings) == set(TRAININGS), prog)
+    trainings = [f"  {name:<8}{description}" for name, description in WHAT.items()]
+    parser = make_parser(
+        lambda trainings: set(trainings) == set(TRAININGS),
+        prog,
+        "\n".join([DESCRIPTION, "", *trainings]),
+    )
     parser.usage = f"%(prog)s [-h] {{{','.join(TRAININGS)}}} --data DATA --out OUT [options]"
-    lines = [f"  {name:<8}{description}" for name, description in WHAT.items()]
-    lines.append("\nThese options are those of all trainings. Each has more of its own: see")
-    lines.append(f"`{prog} inner --help`, and so on.")
-    parser.epilog = "\n".join(lines)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "These are the options of all trainings. Each has more of its own:\n"
+        f"see `{prog} inner --help`, and so on."
+    )
     return parser.format_help()
 
 
