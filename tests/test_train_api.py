@@ -34,7 +34,7 @@ FEW = TrainSettings(steps=3, batch_size=4, rounds=2, latent_steps=2, init="rando
 
 @pytest.fixture(scope="module")
 def loaded():
-    return minimas.load_mas_system("tiny", device="cpu", plain=True)
+    return minimas.load_mas_system("tiny", device="cpu")
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_base_models(tmp_path):
         "latent_steps": 2,
     }
     (tmp_path / "mine.json").write_text(json.dumps(style))
-    system = minimas.load_mas_system(tmp_path / "mine.json", device="cpu", plain=True)
+    system = minimas.load_mas_system(tmp_path / "mine.json", device="cpu")
     rows = [{"question": "a+5", "answer": "a+5=2."}, {"question": "b*3", "answer": "b*3=6."}] * 4
     with pytest.raises(InputError, match="there is no inner link of planner, which latents need"):
         train_outer(system, rows, FEW)
@@ -292,7 +292,7 @@ CASES = [
     ),
     (
         dict(objective=lambda turns, states, *_: states, settings=FEW),
-        r"the objective returned \(4, \d+, 48\), expected a tensor with one number",
+        r"the objective returned \(4, \d+, 112\), expected a tensor with one number",
     ),
     (
         dict(objective=lambda *_: torch.zeros(()), settings=FEW),
@@ -326,8 +326,8 @@ def test_examples_without_a_text(system, examples):
 
 
 def test_the_fast_form_is_refused(examples):
-    fast = minimas.load_mas_system("tiny", device="cpu", plain=False)
-    with pytest.raises(InputError, match="in its fast form .*: load it with fast=False"):
+    fast = minimas.load_mas_system("tiny", device="cpu", fast=True)
+    with pytest.raises(InputError, match="in its fast form, .*: load it with fast=False"):
         train_outer(fast, examples, FEW)
     with pytest.raises(InputError, match="in its fast form"):
         train_inner(fast, "critic", examples)

@@ -17,7 +17,7 @@ from torch import nn
 from ..agent import Agent
 from ..common import InputError, no_op, warn
 from ..fast.linear import MergedLinear, PackedLinear
-from ..link import InnerLink, OuterLink
+from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
 from ..runs.dependencies import EDGE, depends_on, digest
 from ..runs.lock import held
@@ -181,7 +181,7 @@ def output_held(training: Training) -> Iterator[None]:
 
 def check_trainable(system: System) -> None:
     """InputError if a system has no weights that can be trained on."""
-    modules: list[nn.Module] = []
+    modules: list[nn.Module] = list(system.outer_links.values())
     for role, agent in system.agents.items():
         if agent.offload:
             raise InputError(
@@ -191,19 +191,20 @@ def check_trainable(system: System) -> None:
         modules += agent.model.modules()
         if agent.inner_link is not None:
             modules.append(agent.inner_link)
-    modules += system.outer_links.values()
-    merged = [module for module in modules if is_fast(module)]
-    if merged:
+    if any(is_fast(module) for module in modules):
         raise InputError(
-            f"the system is in its fast form (it has a {type(merged[0]).__name__}), which cannot be trained: load it "
-            "with fast=False"
+            "the system is in its fast form, which cannot be trained: load it with fast=False"
         )
 
 
 def is_fast(module: nn.Module) -> bool:
-    """Whether a module has its weights in the layout of the fast path."""
-    parts = list(module.children())
-    return any(isinstance(part, (MergedLinear, PackedLinear)) for part in [module, *parts])
+    """Whether a module has its weights in the layout of the fast path (fast/)."""
+    if isinstance(module, (FusedInnerLink, FusedOuterLink)):
+        return True
+    merged = [
+        part for part in vars(module).values() if isinstance(part, (MergedLinear, PackedLinear))
+    ]
+    return bool(merged)
 
 
 def task_of_links(style: Style, task: str) -> str | None:
@@ -330,13 +331,23 @@ def learn_outer_links(
             longest=settings.max_length,
             objective=objective,
         )
-        depends = dependencies(training, system.agents, training.examples, name_of(objective))
+        used = training.examples if objective else with_texts_used(training)
+        depends = dependencies(training, system.agents, used, name_of(objective))
         save: Callable[[], None] = no_op
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             save = partial(save_outer_links, out, style, training.task, links)
         learn(training, loss, save, training.examples, depends)
     return links
+
+
+def with_texts_used(training: Training) -> list[TrainExample]:
+    """The examples without the texts that a training does not use: it may be resumed without them."""
+    roles = roles_with_texts("outer", None, training.settings, training.system.style)
+    return [
+        TrainExample(one.question, {role: one.texts[role] for role in roles})
+        for one in training.examples
+    ]
 
 
 def starting_outer_links(training: Training) -> dict[Edge, OuterLink]:

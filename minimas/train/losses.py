@@ -281,7 +281,7 @@ def checkpoint_activations(system: System) -> Callable[[], None]:
     Returns the function that makes them as they were.
     """
     blocks: list[torch.nn.Module] = []
-    links = list(system.outer_links.values())
+    links: list[torch.nn.Module] = list(system.outer_links.values())
     for agent in system.agents.values():
         if agent.inner_link is not None:
             links.append(agent.inner_link)

@@ -134,7 +134,6 @@ def load_to_train(
                 task,
                 devices[role],
                 usable_dtype(dtype, devices[role]),
-                plain=True,
                 untrained=new_link,
                 role=role,
             )
