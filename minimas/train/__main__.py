@@ -56,12 +56,12 @@ def arguments() -> argparse.Namespace:
 
     They may stand before the name of the training or after it, so that one parser knows those of all trainings.
     """
-    parser = make_parser(lambda trainings: True, name_of_command("train"))
+    parser = parser_of(lambda trainings: True, name_of_command("train"))
     parser.add_argument("what", choices=TRAININGS)
     return parser.parse_args()
 
 
-def make_parser(
+def parser_of(
     wanted: Callable[[Sequence[str]], bool], prog: str, description: str = DESCRIPTION
 ) -> Parser:
     """A parser of the options that are wanted, by the trainings that they are for."""
@@ -126,12 +126,12 @@ def help_text(what: str | None) -> str:
     """What --help prints: of a training, or of the command."""
     prog = name_of_command("train")
     if what is not None:
-        parser = make_parser(lambda trainings: what in trainings, f"{prog} {what}", WHAT[what])
+        parser = parser_of(lambda trainings: what in trainings, f"{prog} {what}", WHAT[what])
         role = "--role ROLE " if what == "inner" else ""
         parser.usage = f"%(prog)s [-h] {role}--data DATA --out OUT [options]"
         return parser.format_help()
     trainings = [f"  {name:<8}{description}" for name, description in WHAT.items()]
-    parser = make_parser(
+    parser = parser_of(
         lambda trainings: set(trainings) == set(TRAININGS),
         prog,
         "\n".join([DESCRIPTION, "", *trainings]),
@@ -206,9 +206,10 @@ def check_outputs(args: argparse.Namespace) -> None:
         writable_file("--plot", args.plot)
 
 
-def parts(plan: Plan) -> list[Part]:
+def parts_in_order(plan: Plan) -> list[Part]:
     """What is trained, in its order."""
-    args, completed = plan.args, plan.completed
+    args = plan.args
+    completed = plan.completed
     if args.what != "system":
         return [Part(args.what, args.role, completed.steps, args.out)]
     folders = parts_of(args.out, plan.style)
@@ -229,8 +230,7 @@ def main() -> None:
     if args.plot:
         locks.append(Lock("--plot", args.plot))
     with held(locks, processes.rank):
-        # With torch, after the outputs are held: a run that is refused ends at once
-        from .links import task_of_links
+        from .links import task_of_links  # with torch: a run that is refused ends before
 
         in_names = task_of_links(plan.style, plan.task)
         check_new_or_resumed(args.what, args.out, plan.style, in_names, args.resume)
@@ -246,7 +246,7 @@ def train(plan: Plan, device: str | None) -> dict[str, float]:
     from .links import examples_of, train_inner, train_outer
     from .system import load_to_train, train_system
 
-    args, style, task, settings = plan.args, plan.style, plan.task, plan.settings
+    args = plan.args
     losses: dict[str, float] = {}
 
     def note(metrics: dict[str, Any]) -> None:
@@ -256,27 +256,34 @@ def train(plan: Plan, device: str | None) -> dict[str, float]:
     columns = pairs("--columns", args.columns)
     if args.what == "system":
         train_system(
-            style,
+            plan.style,
             args.data,
-            settings,
+            plan.settings,
             checkpoints=plan.sources,
             device=device,
             dtype=args.dtype,
-            task=task,
+            task=plan.task,
             columns=columns,
             limit=args.limit,
             **outputs,
         )
         return losses
     examples = examples_of(
-        args.what, args.role, plan.completed, style, task, args.data, columns, args.limit
+        args.what,
+        args.role,
+        plan.completed,
+        plan.style,
+        plan.task,
+        args.data,
+        columns,
+        args.limit,
     )
     new_link = args.what == "inner" and plan.completed.init != "checkpoint"
-    system = load_to_train(style, plan.sources, task, device, args.dtype, new_link)
+    system = load_to_train(plan.style, plan.sources, plan.task, device, args.dtype, new_link)
     if args.what == "inner":
-        train_inner(system, args.role, examples, settings, **outputs)
+        train_inner(system, args.role, examples, plan.settings, **outputs)
     else:
-        train_outer(system, examples, settings, **outputs)
+        train_outer(system, examples, plan.settings, **outputs)
     return losses
 
 
@@ -285,7 +292,7 @@ def report(plan: Plan, in_names: str | None, losses: dict[str, float]) -> None:
     from .loop import plot_loss
 
     args = plan.args
-    for part in parts(plan):
+    for part in parts_in_order(plan):
         title = f"{part.what} of {args.style}"
         if args.plot:
             plot_loss(args.plot, part.folder, in_names, title, args.data)

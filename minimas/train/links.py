@@ -106,7 +106,8 @@ def train_inner(
     With init="checkpoint" it is the link that it had, and else a new one. It learns in float32; its file is rounded to
     bfloat16. The agents stay as they are, and so does torch's random generator on the CPU. In a group of processes
     (torch.distributed) each takes its share of every step.
-    Raises InputError on what cannot be used, and if a loss is not finite; the system then has the links of before.
+    Raises InputError on what cannot be used, and if a loss is not finite. After any error the system has the links of
+    before.
     """
     check_role(role, system.style)
     training = new_training("inner", role, system, examples, settings, out, resume)
@@ -168,11 +169,11 @@ def output_held(training: Training) -> Iterator[None]:
     if training.out is None:
         yield
         return
-    what, out, style = training.what, training.out, training.system.style
+    style = training.system.style
     rank, _ = rank_and_world()
-    with held(locks_of(what, out, style), rank):
+    with held(locks_of(training.what, training.out, style), rank):
         if rank == 0:  # others might see what it has begun to write
-            check_new_or_resumed(what, out, style, training.task, training.resume)
+            check_new_or_resumed(training.what, training.out, style, training.task, training.resume)
         yield
 
 
@@ -262,9 +263,11 @@ def examples_of(
 
 def learn_inner_link(training: Training) -> InnerLink:
     """Train the inner link that a Training names."""
-    system, settings, out = training.system, training.settings, training.out
+    system = training.system
+    settings = training.settings
+    out = training.out
     role = training.role
-    assert role is not None
+    assert role is not None, "train_inner and train_system name it"
     agent = system.agents[role]
     if out is not None and agent.source is None:
         raise InputError(
@@ -309,8 +312,10 @@ def learn_outer_links(
     training: Training, objective: Objective | None = None
 ) -> dict[Edge, OuterLink]:
     """Train the outer links of a Training's system."""
-    system, settings, out = training.system, training.settings, training.out
+    system = training.system
     style = system.style
+    settings = training.settings
+    out = training.out
     if objective is not None and settings.supervise_all:
         raise InputError(
             "supervise_all is the weight of a cross-entropy that an objective takes the place of: leave one of them out"
@@ -364,7 +369,8 @@ def starting_outer_links(training: Training) -> dict[Edge, OuterLink]:
             assert isinstance(link, OuterLink), "check_trainable refuses others"
             own[edge] = link.float()
         return own
-    # The random numbers that follow have always been those after one inner link for each agent. Weights depend on it.
+    # New links take the random numbers after those of an inner link for each agent, as they did when the agents were
+    # loaded under the same seed: the weights of a training at a seed stay what they were.
     for agent in system.agents.values():
         InnerLink(agent.model.config.hidden_size)
     return new_outer_links(system.style.edges, system.agents)
@@ -432,13 +438,13 @@ def learn(
             loss_at,
             [adamw(loss, settings.lr)],
             settings.steps,
-            training.what,
-            settings.warm_up,
-            settings.clip,
-            settings.accumulate,
-            run,
-            training.progress,
-            callback,
+            name=training.what,
+            warm_up=settings.warm_up,
+            clip=settings.clip,
+            parts=settings.accumulate,
+            run=run,
+            progress=training.progress,
+            callback=callback,
         )
         if run and settings.steps == 0:
             run.save(0)
@@ -448,12 +454,12 @@ def learn(
 
 @contextmanager
 def links_kept_on_error(system: System) -> Iterator[None]:
-    """If input cannot be used after all, the system has the links again that it had before."""
+    """After an error the system has the links again that it had before; after Ctrl-C it keeps those that learned."""
     inner_links = {role: agent.inner_link for role, agent in system.agents.items()}
     outer_links = dict(system.outer_links)
     try:
         yield
-    except InputError:
+    except Exception:
         for role, link in inner_links.items():
             system.agents[role].inner_link = link
         system.outer_links.clear()
