@@ -176,6 +176,7 @@ def test_a_training_goes_on(system, examples, tmp_path):
     resumed = dict(out=tmp_path / "o", resume=True, progress=False)
     train_outer(system, examples, settings, **resumed, callback=lambda one: taken.append(one["step"]))  # fmt: skip
     assert taken == [3, 4, 5]
+    assert not system.agents["solver"].model._forward_pre_hooks, "positions are counted no more"
     assert_same_files(tmp_path / "o", tmp_path / "whole")
     with pytest.raises(InputError, match="holds another run .*lr: 0.0005 there, 0.1 now"):
         train_outer(system, examples, replace(settings, lr=0.1), **resumed)
@@ -184,6 +185,14 @@ def test_a_training_goes_on(system, examples, tmp_path):
     with pytest.raises(InputError, match="holds another run .*weights_hash"):
         train_outer(system, examples, settings, **resumed)
     assert system.outer_links == before, "the links of before"
+
+
+def test_weights_at_a_seed_stay_what_they_were(system, examples):
+    """The losses of version 0.3.0: the same new links, and the same order of the rows."""
+    outer = losses_of(train_outer, system, examples, FEW)
+    assert outer == pytest.approx([3.60966, 3.61305, 4.13908], rel=1e-4)
+    inner = losses_of(train_inner, system, "critic", examples, TrainSettings(steps=3, batch_size=4))
+    assert inner == pytest.approx([1.03601, 1.03182, 1.01147], rel=1e-4)
 
 
 def test_an_output_that_another_run_holds(system, examples, tmp_path):
