@@ -75,6 +75,7 @@ class Example:
     tests: list[Test] | Callable[[], list[Test]] | None = None
     fn_name: str | None = ""  # for code, as in prompts.Question
     head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
+    dataset: str = ""  # that it is from, by the name that load_dataset was given
 
     def program(self, answer: str) -> str:
         """The whole program that an answer to a code question is. Without the head it is the body of the function."""
@@ -117,7 +118,7 @@ def load_dataset(
     check_known("column", columns or (), COLUMNS)
     all_rows = partial(rows_of, name, benchmark, file, dict(columns or {}))
     read = reader_of(name, benchmark["task"], seed, all_rows)
-    examples, left_out = examples_of(islice(all_rows(), limit), benchmark["task"], read)
+    examples, left_out = examples_of(islice(all_rows(), limit), name, benchmark["task"], read)
     if left_out:
         tell(
             f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
@@ -171,9 +172,11 @@ def reader_of(
 
 
 def examples_of(
-    rows: Iterable[Row], task: str, read: Callable[[Row], Fields]
+    rows: Iterable[Row], name: str, task: str, read: Callable[[Row], Fields]
 ) -> tuple[list[Example], list[str]]:
-    """(the Examples of rows, the places of rows that were left out: without a question, or anything to judge by)."""
+    """(the Examples of a data set's rows, the places of rows that were left out: without a question, or anything to
+    judge by).
+    """
     examples = []
     left_out = []
     ids: set[str] = set()
@@ -186,7 +189,7 @@ def examples_of(
             continue
         new_id = unique_id(own_id, number, ids)
         ids |= {new_id, f"row {number}"}
-        examples.append(Example(new_id, task=task, **fields))
+        examples.append(Example(new_id, task=task, dataset=name, **fields))
     return examples, left_out
 
 
@@ -210,16 +213,17 @@ def settings_for(
     rounds, latent_steps and channel are lists of the values to measure.
     protocol  paper, or released, which adds the released runner's latent_steps and batch_size for sequential styles;
               it has math500, gpqa, medqa and mbppplus only (its seed is 42, the default here)
+    name      "" stands for questions of no data set
     task      of a local file (None: math), for which there is only the grader of its task
     A grader is math, choice, text or code, or `released`, the released rule for math500.
     Raises InputError if the name or the protocol is not known.
     """
-    benchmark = benchmark_named(name, task)
+    benchmark: dict[str, Any] = benchmark_named(name, task) if name else {"task": task or "math"}
     has_it = protocol == "paper" or protocol == "released" and "released" in benchmark
     if not has_it:
         having = ", ".join(other for other in BENCHMARKS if "released" in BENCHMARKS[other])
         raise InputError(
-            f"{name} has no {protocol} settings: expected paper; released for {having}"
+            f"{name or 'this data set'} has no {protocol} settings: expected paper; released for {having}"
         )
     settings = {"grader": benchmark["task"], "rollouts": 1}
     for source in "paper", protocol:

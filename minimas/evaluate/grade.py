@@ -82,6 +82,7 @@ def is_correct(example: "Example", text: str, answer: str | None, grader: str) -
         if answer is None:
             return False
         tests = example.tests() if callable(example.tests) else example.tests
+        assert tests is not None, "load_dataset leaves out code questions without tests"
         return passes(example.program(answer), tests, example.fn_name)
     if grader == "text":
         return same_text(answer, example.gold)

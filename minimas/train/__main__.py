@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..commands.failures import command
 from ..commands.options import (
+    FILES,
+    SYSTEM,
     Parser,
-    add_places,
     add_settings,
     add_system,
     name_of_command,
@@ -45,6 +46,10 @@ WHAT = {
     "outer": "Train all outer links of a style together, on the answers of its last role.",
     "system": "Make all links of a style: inner ones first, then outer ones between these agents.",
 }
+# The groups of options in a --help, with those of other commands
+TRAINED = "what is trained, and on what"
+LEARNING = "how links learn"
+HELP = "help"
 DESCRIPTION = "Train the links of a recursive multi-agent system; its agents stay as they are."
 
 
@@ -66,48 +71,42 @@ def parser_of(
 ) -> Parser:
     """A parser of the options that are wanted, by the trainings that they are for."""
     parser = Parser(prog=prog, description=description, add_help=False)
-    group = parser.add_argument_group("what is trained")
-    add_system(group)
+    add_system(parser.group(SYSTEM))
+    add = parser.group(TRAINED).add_argument
     if wanted(("inner",)):
-        group.add_argument("--role", help="the role whose link is trained")
-    group.add_argument(
+        add("--role", help="the role whose link is trained")
+    add(
         "--task",
         help="math, choice or code: of rows that do not name theirs, and of the links (default: the style's, mostly "
         "math)",
     )
-
-    group = parser.add_argument_group("what links learn from")
-    group.add_argument(
+    add(
         "--data",
         required=True,
         help="a .json, .jsonl, .csv, .tsv or .parquet file, a hub id (RecursiveMAS/Sequential-Math), or tiny",
     )
-    group.add_argument(
+    add(
         "--columns",
         type=names,
         default=(),
         metavar="question=COLUMN,...",
         help="the data's names for question, fn_name, type, task_family, or a role's text",
     )
-    group.add_argument("--limit", type=int, help="read only this many rows")
+    add("--limit", type=int, help="read only this many rows")
 
-    group = parser.add_argument_group("how they learn")
     chosen = [one.name for one in fields(TrainSettings) if wanted(trainings_of(one))]
     chosen.remove("save_every")
-    add_settings(group, TrainSettings, chosen)
-    add_places(parser.add_argument_group("where agents run"))
+    add_settings(parser.group(LEARNING), TrainSettings, chosen)
 
-    group = parser.add_argument_group("files")
-    group.add_argument("--out", type=Path, required=True, help="the folder to write")
-    group.add_argument(
-        "--resume", action="store_true", help="continue the training in --out that was killed"
-    )
-    add_settings(group, TrainSettings, ["save_every"])
-    group.add_argument("--plot", type=Path, help="an SVG file for the loss curve")
+    add = parser.group(FILES).add_argument
+    add("--out", type=Path, required=True, help="the folder to write")
+    add("--resume", action="store_true", help="continue the training in --out that was killed")
+    add_settings(parser.group(FILES), TrainSettings, ["save_every"])
+    add("--plot", type=Path, help="an SVG file for the loss curve")
 
-    group = parser.add_argument_group("help")
-    group.add_argument("-h", "--help", action=Help, nargs=0, help="print this")
-    group.add_argument("--version", action="version", version=f"minimas {__version__}")
+    add = parser.group(HELP).add_argument
+    add("-h", "--help", action=Help, nargs=0, help="print this")
+    add("--version", action="version", version=f"minimas {__version__}")
     return parser
 
 

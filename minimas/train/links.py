@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -135,6 +135,7 @@ def train_outer(
 
     All else is as in train_inner: the system has the new links from the start of the training.
     """
+    check_objective(objective, settings or TrainSettings())
     training = new_training("outer", None, system, examples, settings, out, resume)
     training.progress = progress
     training.callback = callback
@@ -228,17 +229,14 @@ def examples_of(
     columns, limit   as in load_examples
     """
     roles = roles_with_texts(what, role, settings, style)
-    if not isinstance(given, Iterable):
-        raise InputError(
-            f"examples is {given!r:.80}, expected a list of rows or TrainExamples, or the name of a data set"
-        )
-    name_of_data = isinstance(given, (str, Path))
-    rows: list[Any] = [] if name_of_data else list(given)
-    examples = [one for one in rows if isinstance(one, TrainExample)]
-    if name_of_data or not rows or len(examples) < len(rows):
+    rows = data_or_rows(given)
+    examples = [
+        one for one in rows if isinstance(one, TrainExample)
+    ]  # the name of a data set has none
+    if not examples or len(examples) < len(rows):
         rank, _ = rank_and_world()
         return load_examples(
-            cast(str, given) if name_of_data else rows,
+            rows,
             style,
             roles,
             columns,
@@ -256,6 +254,25 @@ def examples_of(
                 "give them (load_examples reads those of all roles)"
             )
     return examples
+
+
+def data_or_rows(given: Examples) -> str | list[Any]:
+    """The name of a data set, or a list of rows, of what a caller gave; InputError if it is neither."""
+    if isinstance(given, (str, Path)):
+        return str(given)
+    if not isinstance(given, Iterable):
+        raise InputError(
+            f"examples is {given!r:.80}, expected a list of rows or TrainExamples, or the name of a data set"
+        )
+    return list(given)
+
+
+def check_objective(objective: Objective | None, settings: TrainSettings) -> None:
+    """InputError if an objective would take the place of what a setting asks for."""
+    if objective is not None and settings.supervise_all:
+        raise InputError(
+            "supervise_all is the weight of a cross-entropy that an objective takes the place of: leave one of them out"
+        )
 
 
 # The links
@@ -316,10 +333,6 @@ def learn_outer_links(
     style = system.style
     settings = training.settings
     out = training.out
-    if objective is not None and settings.supervise_all:
-        raise InputError(
-            "supervise_all is the weight of a cross-entropy that an objective takes the place of: leave one of them out"
-        )
     with seeded(settings.seed), links_kept_on_error(system):
         links = starting_outer_links(training)
         recursion = settings.of_the_recursion(style)

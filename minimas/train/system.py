@@ -16,11 +16,14 @@ from ..prompts import TASKS
 from ..runs.lock import held
 from ..styles import Style, style_named
 from ..system import System
+from .examples import TrainExample
 from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
 from .links import (
     Callback,
     Examples,
     Training,
+    check_objective,
+    data_or_rows,
     examples_of,
     learn_inner_link,
     learn_outer_links,
@@ -68,6 +71,8 @@ def train_system(
     task = task or known_style.task
     check_known("task", [task], TASKS)
     inner_settings, outer_settings = settings_of_parts(settings or TrainSettings(), known_style)
+    check_objective(objective, outer_settings)
+    rows = data_or_rows(examples)
     folder = Path(out).expanduser()
     check_out(folder)
     sources = known_style.sources(checkpoints, known_style.order)
@@ -76,8 +81,10 @@ def train_system(
     made = {role: parts[role] for role in known_style.order}
     shared: dict[str, Any] = dict(resume=resume, progress=progress, callback=callback, known={})
 
-    def examples_for(what: str, role: str | None, own: CompletedTrainSettings) -> list:
-        return examples_of(what, role, own, known_style, task, examples, columns, limit)
+    def examples_for(
+        what: str, role: str | None, own: CompletedTrainSettings
+    ) -> list[TrainExample]:
+        return examples_of(what, role, own, known_style, task, rows, columns, limit)
 
     rank, _ = rank_and_world()
     with held(locks_of("system", folder, known_style), rank):
@@ -85,16 +92,16 @@ def train_system(
             name = task_of_links(known_style, task)
             check_new_or_resumed("system", folder, known_style, name, resume)
         for role in known_style.order:
-            rows = examples_for("inner", role, inner_settings)
+            own = examples_for("inner", role, inner_settings)
             base = {role: sources[role]}
             system = load_to_train(known_style, base, task, device, dtype, new_link=True)
             learn_inner_link(
-                Training("inner", role, system, inner_settings, rows, made[role], **shared)
+                Training("inner", role, system, inner_settings, own, made[role], **shared)
             )
-        rows = examples_for("outer", None, outer_settings)
+        own = examples_for("outer", None, outer_settings)
         system = load_to_train(known_style, made, task, device, dtype)
         learn_outer_links(
-            Training("outer", None, system, outer_settings, rows, parts["links"], **shared),
+            Training("outer", None, system, outer_settings, own, parts["links"], **shared),
             objective,
         )
         links = load_outer_links(parts["links"], task, known_style.edges, system.agents)
