@@ -96,6 +96,7 @@ class Agent:
     inner_link   None for a base model, which cannot think in latents
     device       where it computes; the model's own weights may be offloaded
     steps        takes its steps: as they are, or as CUDA graphs
+    source       the folder or hub id that it was loaded from; None if it was made in memory
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Agent:
         generation_config: GenerationConfig,
         device: torch.device | str,
         offload: bool = False,
+        source: str | Path | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -113,6 +115,7 @@ class Agent:
         self.generation_config = generation_config
         self.device = torch.device(device)
         self.offload = offload
+        self.source = source
         self.steps = Steps(model)
         self.prefix_cache: PrefixCache | None = None
         tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids beyond it
@@ -373,7 +376,7 @@ def load_agent(
     else:
         inner_link = load_inner_link(folder, task, D, device, model.norm.weight.dtype)
     generation_config = load_generation_config(folder, tokenizer)
-    agent = Agent(model, tokenizer, inner_link, generation_config, device, offload)
+    agent = Agent(model, tokenizer, inner_link, generation_config, device, offload, source)
     if fast and not offload:
         make_fast(agent)
     return agent

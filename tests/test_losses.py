@@ -121,7 +121,7 @@ def test_token_loss_is_cross_entropy(monkeypatch):
     )
     ids[0, :2] = IGNORED
     agent = type("", (), {"model": type("", (), {"lm_head": type("", (), {"weight": head})})})
-    loss = losses.next_token_loss(agent, h, ids)
+    loss = losses.next_token_loss(agent, h[:, :-1], ids)
     expected = (
         sum(F.cross_entropy(h[b, :-1] @ head.T, ids[b], ignore_index=IGNORED) for b in range(2)) / 2
     )

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
 from ..common import InputError, checkpoints
-from ..settings import Settings
+from ..settings import NOT_FOR_ARGPARSE, Settings
 from ..styles import STYLES, Origin
 
 
@@ -71,11 +71,23 @@ def make_parser(module: str, description: str, settings_in: str | None = None) -
 
     settings_in   the group of those that are settings; None is that of --help
     """
-    by_script = sys.argv[0].startswith("minimas ")  # as minimas/__main__.py puts it
-    prog = sys.argv[0] if by_script else f"python -m minimas.{module}"
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=name_of_command(module), description=description)
     parser.add_argument("--version", action="version", version=f"minimas {__version__}")
-    add = parser.group(SYSTEM).add_argument
+    add_system(parser.group(SYSTEM))
+    group = parser.group(settings_in) if settings_in else parser
+    add_settings(group, Settings, ("seed", "date"))
+    return parser
+
+
+def name_of_command(module: str) -> str:
+    """How the command of a module was called."""
+    by_script = sys.argv[0].startswith("minimas ")  # as minimas/__main__.py puts it
+    return sys.argv[0] if by_script else f"python -m minimas.{module}"
+
+
+def add_system(group: Adder) -> None:
+    """Add the options that say which system it is, and where its agents run."""
+    add = group.add_argument
     add(
         "--style",
         default="tiny",
@@ -97,9 +109,6 @@ def make_parser(module: str, description: str, settings_in: str | None = None) -
         "--dtype",
         help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)",
     )
-    group = parser.group(settings_in) if settings_in else parser
-    add_settings(group, Settings, ("seed", "date"))
-    return parser
 
 
 def add_answering(parser: Parser) -> Parser:
@@ -147,7 +156,8 @@ def add_settings(
     for name in names_of_fields:
         one = known[name]
         option = "--" + name.replace("_", "-")
-        given: dict[str, Any] = {"default": one.default, **one.metadata}
+        said = {key: value for key, value in one.metadata.items() if key not in NOT_FOR_ARGPARSE}
+        given: dict[str, Any] = {"default": one.default, **said}
         if one.default is True:
             option = "--no-" + name.replace("_", "-")
             given |= {"action": "store_false", "dest": name}

@@ -71,12 +71,14 @@ def read(
     turns: Sequence[TargetTurn],
     longest: int = MAX_POSITIONS,
     date: str = DATE,
+    progress: bool = True,
 ) -> list[Reading]:
     """TargetTurns of `role` -> a Reading of each, the shortest first; InputError if a state is not finite."""
     agent = system.agents[role]
     turns = sorted(turns, key=lambda turn: len(turn.reply))
     readings = []
-    for i in tqdm(range(0, len(turns), AT_ONCE), f"{role} reads", unit="batch", leave=False):
+    starts = range(0, len(turns), AT_ONCE)
+    for i in tqdm(starts, f"{role} reads", unit="batch", leave=False, disable=not progress):
         batch = turns[i : i + AT_ONCE]
         states, replies = forced_turns(system, role, batch, longest, date)
         for turn, h, ids in zip(batch, states, replies, strict=True):
