@@ -229,6 +229,11 @@ def refused(monkeypatch, capsys, main, *args):
     return err
 
 
+def label(value):
+    """The name of a case: that of a command is its module, as the workers of pytest-xdist have to agree on names."""
+    return value.__module__ if callable(value) else str(value)
+
+
 @pytest.mark.parametrize(
     "main, option, args, taken",
     [
@@ -260,7 +265,7 @@ def refused(monkeypatch, capsys, main, *args):
             "o/links/training",
         ),
     ],
-    ids=str,
+    ids=label,
 )
 def test_all_outputs_are_held(main, option, args, taken, tmp_path, monkeypatch, capsys):
     """Of every command. The stages of a training have a folder each; `taken` is held with .lock at its end."""
@@ -328,7 +333,7 @@ def test_a_plot_is_not_written_over_its_data(tmp_path, monkeypatch, capsys):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("main", [evaluate.main, train.main])
+@pytest.mark.parametrize("main", [evaluate.main, train.main], ids=label)
 def test_half_an_environment(main, variables, complaint, tmp_path, monkeypatch, capsys):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
