@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .cache import KVCache, first_rows, repeat_rows
 from .common import InputError, no_op, warn_once
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
-from .link import InnerLink, fused
+from .link import FusedInnerLink, InnerLink
 from .llama import Llama
 from .load import (
     GenerationConfig,
@@ -102,7 +101,7 @@ class Agent:
         self,
         model: Llama,
         tokenizer: Tokenizer,
-        inner_link: nn.Module | None,
+        inner_link: InnerLink | FusedInnerLink | None,
         generation_config: GenerationConfig,
         device: torch.device | str,
         offload: bool = False,
@@ -342,7 +341,7 @@ def load_agent(
     device: torch.device | str,
     dtype: torch.dtype | None,
     offload: bool = False,
-    plain: bool = False,
+    fast: bool = False,
     untrained: bool = False,
     role: str = "agent",
 ) -> Agent:
@@ -350,7 +349,8 @@ def load_agent(
 
     task       math, choice or code: which inner link is taken if there are several
     offload    keep the weights in main memory while the agent rests
-    plain      leave out the fast path; it needs weights that stay where they are, so an offloaded agent has none
+    fast       put it on the fast path (fast/), which needs weights that stay where they are: an offloaded agent has
+               none
     untrained  give it a new inner link: the folder may be that of a base model
     role       its name in the error message if there is no such folder or repository
     Raises InputError if the folder is not whole.
@@ -359,14 +359,14 @@ def load_agent(
     model = load_model(folder, device, dtype, "cpu" if offload else None)
     tokenizer = load_tokenizer(folder)
     D = model.config.hidden_size
-    inner_link: nn.Module | None
+    inner_link: InnerLink | FusedInnerLink | None
     if untrained:
         inner_link = InnerLink(D).to(device)
     else:
         inner_link = load_inner_link(folder, task, D, device, model.norm.weight.dtype)
     generation_config = load_generation_config(folder, tokenizer)
     agent = Agent(model, tokenizer, inner_link, generation_config, device, offload)
-    if not (plain or offload):
+    if fast and not offload:
         make_fast(agent)
     return agent
 
@@ -374,7 +374,7 @@ def load_agent(
 def make_fast(agent: Agent) -> None:
     """Put an agent on the fast path (fast/), in place."""
     prepare(agent.model)
-    if agent.inner_link is not None:
-        agent.inner_link = fused(agent.inner_link)
+    if isinstance(agent.inner_link, InnerLink):
+        agent.inner_link = FusedInnerLink(agent.inner_link)
     if agent.device.type == "cuda":
         agent.steps = Graphs(agent.model)

@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
-from .agent import Prompt, check_finite
+from .agent import Prompt
 from .common import no_op
 from .generate import generate
 from .link import apply_link
@@ -52,7 +50,7 @@ def recurse(
     think     think(round, role, prompts) -> hidden states; in training it takes the place of Agent.think
     """
     order = system.style.order
-    think = think or partial(think_in_latents, system, settings, tick)
+    think = think or partial(system.think, settings, tick)
     rows = list(range(len(questions)))  # the numbers of the questions that go on
     inbox: dict[Edge, Message] = {}
     system.drop_prefixes()
@@ -62,9 +60,8 @@ def recurse(
             asked = [questions[b] for b in rows]
             prompts = system.prompts(role, asked, inbox, settings.date)
             if (r, role) == (settings.rounds, order[-1]):
-                yield final_turn(
-                    system, r, rows, prompts
-                )  # the last agent writes its answers after these
+                # The last agent writes its answers after these prompts.
+                yield final_turn(system, r, rows, prompts)
                 return
             if settings.channel == "latent":
                 H = think(r, role, prompts)  # (B, m, D)
@@ -74,8 +71,8 @@ def recurse(
                 sent = send_texts(system, role, ids)
                 turn = Turn(r, role, rows, prompts, sent=sent, decoded=list(map(len, ids)))
             yield turn
-            turn.check(edges_from(system, role))
-            inbox |= silence(system, role, settings.channel, len(rows)) | turn.sent
+            turn.check(system.style.edges_from(role))
+            inbox |= system.silence(role, settings.channel, len(rows)) | turn.sent
             stopped |= turn.stopped
         if stopped:
             ending = sorted(stopped)
@@ -85,22 +82,6 @@ def recurse(
             inbox = {edge: select(message, going_on) for edge, message in inbox.items()}
             if not rows:
                 return
-
-
-def think_in_latents(
-    system: System,
-    settings: CompletedSettings,
-    tick: Callable,
-    r: int,
-    role: str,
-    prompts: list[Prompt],
-) -> torch.Tensor:
-    """An agent's hidden states H (B, m, D) after B prompts; InputError if they are not finite."""
-    agent = system.agents[role]
-    with agent.at_work():
-        H = agent.think(prompts, settings.latent_steps, tick)
-    check_finite(H.isfinite().all(), f"the states of {role} in round {r}", agent.model)
-    return H
 
 
 def write(
@@ -127,11 +108,6 @@ def final_turn(system: System, r: int, rows: list[int], prompts: list[Prompt]) -
 # The channels
 
 
-def edges_from(system: System, role: str) -> list[Edge]:
-    """The edges along which a role sends."""
-    return [edge for edge in system.style.edges if edge[0] == role]
-
-
 def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
     """{edge: R_out(R_in(H))} for each edge that leaves `role`: H (B, m, D) -> latents (B, m, D of the target).
 
@@ -142,22 +118,14 @@ def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
     assert inner_link is not None, "System.check_links refuses a base model"
     Z = apply_link(inner_link, H)
     links = system.outer_links
-    return {edge: apply_link(links[edge], Z) for edge in edges_from(system, role)}
+    return {edge: apply_link(links[edge], Z) for edge in system.style.edges_from(role)}
 
 
 def send_texts(system: System, role: str, ids: list[list[int]]) -> dict[Edge, Message]:
     """{edge: B texts} for each edge that leaves `role`, out of the token ids that it wrote."""
     tokenizer = system.agents[role].tokenizer
     texts = [tokenizer.decode(row) for row in ids]
-    return {edge: list(texts) for edge in edges_from(system, role)}
-
-
-def silence(system: System, role: str, channel: str, B: int) -> dict[Edge, Message]:
-    """What is heard along each edge that leaves `role` if nothing is sent: no latents (B, 0, D), or empty texts."""
-    if channel == "text":
-        return {edge: [""] * B for edge in edges_from(system, role)}
-    weights = {edge: system.agents[edge[1]].model.norm.weight for edge in edges_from(system, role)}
-    return {edge: weight.new_zeros(B, 0, len(weight)) for edge, weight in weights.items()}
+    return {edge: list(texts) for edge in system.style.edges_from(role)}
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def uniforms(seeds: Sequence[int], n: int) -> torch.Tensor:
 
 
 def sample(
-    logits: torch.Tensor, u: torch.Tensor, temperature: float, top_k: int, top_p: float
+    logits: torch.Tensor, u: torch.Tensor | None, temperature: float, top_k: int, top_p: float
 ) -> torch.Tensor:
-    """logits (B, V) and uniform numbers u (B,) -> ids (B,), -1 where the best logit is not finite.
+    """logits (B, V) and uniform numbers u (B,), None if greedy -> ids (B,), -1 where the best logit is not finite.
 
     Temperature 0 takes the best token. Else, in this order: keep the top_k best tokens (0: all), divide by the
     temperature, keep the fewest of them whose probabilities add up to top_p, and take the one at which the running sum
@@ -55,6 +55,7 @@ def sample(
     if temperature == 0:
         best, ids = logits.max(-1)  # (B,) each; NaN counts as the largest
         return ids.where(is_finite(best), -1)
+    assert u is not None
     V = logits.shape[-1]
     k = min(top_k or V, V)
     best, ids = logits.topk(k, sorted=True)  # (B, k) each, best first; all V are read only here

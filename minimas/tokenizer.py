@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as FastTokenizer
@@ -43,10 +44,19 @@ class Tokenizer:
     ) -> None:
         self.fast = fast
         self.named = named
+        self.template_text = template
         self.template = compile_template(template)
         self.clean_up = clean_up
         self.embedding_rows = embedding_rows
         self.eos_id = fast.token_to_id(named.get("eos_token", ""))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle, which cannot take a compiled template: it travels as text."""
+        return {name: value for name, value in vars(self).items() if name != "template"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.template = compile_template(self.template_text)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Text -> ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS.

@@ -1132,7 +1132,7 @@ def test_an_answer_beyond_d_is_graded(tmp_path):
     record = graded({"texts": texts}, example, ["choice"])
     assert record["answers"] == ["A", "E", None, "E"]
     assert record["right"] == {"choice": [False, True, False, True]}
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     system.task = "choice"
     assert system.answer_in(texts[1], Question(example.question)) == "E"
     assert system.answer_in(texts[1], Question("Which?\nA. v\nB. w")) is None

@@ -19,13 +19,13 @@ from minimas.train.examples import TargetTurn
 OPTIONS = {"rounds": 2, "latent_steps": 3, "max_new_tokens": 4, "retry": False}
 
 
-@pytest.fixture(params=[False, True], ids=["fast", "plain"])
+@pytest.fixture(params=[True, False], ids=["fast", "plain"])
 def system(folders, request):
     return minimas.load_mas_system(
         "sequential_light",
         checkpoints=folders("sequential_light"),
         device="cpu",
-        plain=request.param,
+        fast=request.param,
     )
 
 

@@ -142,6 +142,8 @@ def test_options_hold_for_each_question(monkeypatch, capsys, tmp_path):
         str(page),
         "--rollouts",
         "2",
+        "--temperature",
+        "0.7",
         "--rounds",
         "2",
     )
@@ -218,7 +220,7 @@ LATENT, TEXT = {"rounds": 2, "rollouts": 2, "temperature": 0.9}, {"rounds": 2, "
     [
         ({}, LATENT),
         ({}, TEXT),
-        ({"plain": True}, LATENT),
+        ({"fast": False}, LATENT),
         ({"offload": True}, LATENT),
         ({"graphs": True}, LATENT),
         ({"graphs": True}, TEXT),
@@ -228,7 +230,9 @@ LATENT, TEXT = {"rounds": 2, "rollouts": 2, "temperature": 0.9}, {"rounds": 2, "
 def test_answers_after_an_interrupt_are_those_of_a_fresh_system(captures, way, options):
     def load():
         system = minimas.load_mas_system(
-            "tiny", device="cpu", **{name: on for name, on in way.items() if name != "graphs"}
+            "tiny",
+            device="cpu",
+            **{"fast": True} | {name: on for name, on in way.items() if name != "graphs"},
         )
         for agent in system.agents.values() if "graphs" in way else ():
             agent.steps = Graphs(agent.model)

@@ -353,7 +353,7 @@ def test_a_run_by_replayed_kernels(folders, captures, gpu, by_kernels):
         results = load(folders, "sequential_light", device="cuda:0", dtype="float32").run(
             ASKED[:1], **options
         )
-    assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED[:1], **options))
+    assert_same(results, load(folders, "sequential_light", fast=False).run(ASKED[:1], **options))
     assert captures and {"attend_kernel", "linear_kernel", "norm_kernel"} <= set(by_kernels)
     assert not any(in_step for _, _, in_step in gpu.passed)
 

@@ -42,7 +42,7 @@ def examples_for(style):
 
 
 def load(folders, style="sequential_light"):
-    return minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", plain=True)
+    return minimas.load_mas_system(style, checkpoints=folders(style), device="cpu")
 
 
 def outer_loss(system, rounds, latent_steps, *options, **more):
@@ -418,7 +418,7 @@ def test_ridge_start_of_one_token_is_finite(folders, count):
 
 def test_ridge_alone_carries_the_tiny_system():
     """Chains of up to nine steps, over links trained without any gradient."""
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     torch.manual_seed(0)
     tiny.randomise_outer_links(system.outer_links.values())
     chains = questions("validation", 10)

@@ -72,7 +72,7 @@ def test_weights_and_links_are_those_of_the_loaded_system(folders, monkeypatch, 
         checkpoints=folders(style),
         device="cpu",
         dtype=args.dtype,
-        plain=args.plain,
+        fast=not args.plain,
         offload=args.offload,
     )
     for role, need in needs.needs_of(args, entry, points).items():
@@ -112,7 +112,7 @@ def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
         "--rounds",
         2,
     )
-    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", plain=True)
+    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu")
     made = {role: [] for role in entry.order}
     for role, agent in system.agents.items():
 
@@ -269,7 +269,7 @@ def test_no_run_needs_less_than_what_is_refused(folders, monkeypatch, options):
         "sequential_scaled",
         checkpoints=folders("sequential_scaled"),
         device="cpu",
-        plain=args.plain,
+        fast=not args.plain,
         offload=args.offload,
     )
     held = [0]

@@ -46,7 +46,7 @@ def test_text_channel_and_empty_slots(system):
 
 
 def test_random_outer_links_carry_nothing():
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     torch.manual_seed(0)
     tiny.randomise_outer_links(system.outer_links.values())
     assert tiny.accuracy(system, task.questions("test", 20, seed=998), rounds=3)["percent"] < 25

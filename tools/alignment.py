@@ -134,7 +134,7 @@ def tiny(args):
     answers.
     """
     system, chains = (
-        load_mas_system("tiny", device="cpu", plain=True),
+        load_mas_system("tiny", device="cpu"),
         questions("test", args.chains // 8),
     )
     examples = load_examples("tiny", system.style, system.style.order, limit=ROWS)
@@ -176,7 +176,7 @@ def remake_outer_links(system, fitting):
 def real(args):
     """Print a row for each kind of link: its cosine, and how far latent steps follow the agent's greedy text."""
     style, folder = STYLES["single"], args.folder / args.model
-    agent = load_agent(folder, "math", "cpu", torch.float32, plain=True)
+    agent = load_agent(folder, "math", "cpu", torch.float32)
     system = System(style, {"agent": agent}, {})
     fit, held_out = (
         [

@@ -724,7 +724,7 @@ def main():
         )
         ours = Ours(
             minimas.load_mas_system(
-                args.style, checkpoints=folders, device=args.device, dtype=args.dtype
+                args.style, checkpoints=folders, device=args.device, dtype=args.dtype, fast=True
             ),
             settings,
         )

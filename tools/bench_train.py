@@ -218,7 +218,7 @@ def systems(args, folder):
     folders = make_system(folder, args.style, args.size, dtype, args.device)
     system, kept = (
         minimas.load_mas_system(
-            args.style, checkpoints=folders, device=args.device, dtype=args.dtype, plain=True
+            args.style, checkpoints=folders, device=args.device, dtype=args.dtype
         )
         for _ in range(2)
     )

@@ -44,7 +44,7 @@ def same(args):
     """
     from transformers import AutoModelForCausalLM
 
-    system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu")
+    system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu", fast=True)
     tokenizer, eos_ids = (
         system.agents["agent"].tokenizer,
         [*system.agents["agent"].generation_config.eos_ids],
@@ -235,7 +235,7 @@ def sources(system):
 def loaded(args):
     """The system, its settings and the rows that a command names."""
     system = minimas.load_mas_system(
-        str(args.style), checkpoints=args.links, device="cpu", dtype=args.dtype, plain=True
+        str(args.style), checkpoints=args.links, device="cpu", dtype=args.dtype
     )
     settings = minimas.Settings(
         rounds=args.rounds, latent_steps=args.latent_steps, retry=False
@@ -352,9 +352,7 @@ def solved(args):
     system, settings, rows = loaded(args)
     rows, settings = rows[args.skip : args.skip + args.limit], replace(settings, batch_size=20)
     writer = str(system.style.checkpoints[system.style.order[-1]])
-    alone = minimas.load_mas_system(
-        "single", checkpoints=writer, device="cpu", dtype=args.dtype, plain=True
-    )
+    alone = minimas.load_mas_system("single", checkpoints=writer, device="cpu", dtype=args.dtype)
     print("heard   solved  95 %            tokens   seconds")
     for name, asked, edit, channel in (
         ("own", system, own, "latent"),

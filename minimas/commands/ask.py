@@ -57,7 +57,7 @@ def main() -> None:
             dtype=args.dtype,
             task=task,
             offload=args.offload,
-            plain=args.plain,
+            fast=not args.plain,
         )
         if not on_terminal:
             print_answers(system, questions, settings, args)

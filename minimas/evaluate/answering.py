@@ -28,7 +28,7 @@ def load(args: argparse.Namespace, task: str) -> System:
         dtype=args.dtype,
         task=task,
         offload=args.offload,
-        plain=args.plain,
+        fast=not args.plain,
     )
 
 

@@ -3,7 +3,6 @@
 Letters: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from .. import gemma, llama
 from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
 from ..common import upcast
 from ..llama import Rope
-from .linear import MergedLinear, few_rows
+from .linear import Kernels, MergedLinear, few_rows
 
 ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 
@@ -21,23 +20,22 @@ ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 class Norm:
     """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients the ordinary way.
 
-    gain      (D,) float32, what the normed vector is multiplied by
-    ordinary  the forward of its class
+    norm  the RMSNorm, whose own forward serves where gradients are asked for
+    gain  (D,) float32, what the normed vector is multiplied by
     """
 
-    def __init__(self, norm: llama.RMSNorm, kernels: ModuleType) -> None:
+    def __init__(self, norm: llama.RMSNorm, kernels: Kernels) -> None:
         weight = upcast(norm.weight.detach())
         self.gain = 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
         self.eps = norm.eps
-        self.ordinary = norm.forward
+        self.norm = norm
         self.kernels = kernels
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return self.kernels.norm(x, self.gain, self.eps, residual=residual)
-        if residual is None:
-            return self.ordinary(x)
-        return residual + self.ordinary(x)
+        y = type(self.norm).forward(self.norm, x)
+        return y if residual is None else residual + y
 
 
 class DecodeBlock:
@@ -46,7 +44,6 @@ class DecodeBlock:
     With more than ROWS rows, reading weights is not all that a product costs: the block then goes the ordinary way.
 
     block              any block whose parts are all in prepare.KNOWN
-    ordinary           the forward of its class
     act                the activation of its MLP's gate
     attention_norm     the Norm before the attention or the Gated DeltaNet
     mlp_norm           the Norm before the MLP
@@ -55,9 +52,8 @@ class DecodeBlock:
     done               (ROWS * K,) int32, counts the splits of an attention that are done, per row and key/value head
     """
 
-    def __init__(self, block: Any, kernels: ModuleType) -> None:
+    def __init__(self, block: Any, kernels: Kernels) -> None:
         self.block = block
-        self.ordinary = block.forward
         self.kernels = kernels
         self.act = ACTIVATIONS[type(block.mlp)]
         self.attention_norm: Norm = block.input_layernorm.forward
@@ -84,7 +80,7 @@ class DecodeBlock:
     ) -> torch.Tensor:
         one_token = x.shape[1] == 1
         if not one_token or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
-            return self.ordinary(x, positions, rope, mask, cache)
+            return type(self.block).forward(self.block, x, positions, rope, mask, cache)
         x = x[:, 0]  # (B, D)
         if isinstance(cache, DeltaCache):
             y = self.delta(self.block.linear_attn, x, cache)  # (B, heads d_v)

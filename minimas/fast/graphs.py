@@ -42,6 +42,14 @@ class Graphs(Steps):
         self.capacity = (0, 0)
         self.recorded: dict[tuple, RecordedStep] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle: graphs and their memory stay behind, a copy captures its own."""
+        return {"model": self.model, "sync_every": self.sync_every}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"])  # type: ignore[misc]  # as it was made
+        self.sync_every = state["sync_every"]
+
     def release(self) -> None:
         """Let go of the cache and the graphs."""
         self.base = None

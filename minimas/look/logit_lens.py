@@ -6,13 +6,17 @@ tokens it is close to and how sure that is. Cosines show how states change from 
 Letters: m latent steps, D width, V vocabulary.
 """
 
-from typing import TypedDict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from ..agent import Agent
 from ..common import upcast
-from ..system import System
+
+if TYPE_CHECKING:
+    from ..system import System
 
 
 class LensRow(TypedDict):

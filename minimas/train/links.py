@@ -83,7 +83,6 @@ def load_system(args: argparse.Namespace, style: Style, sources: Sources) -> Sys
                 args.task,
                 devices[role],
                 usable_dtype(args.dtype, devices[role]),
-                plain=True,
                 untrained=args.what == "inner" and args.init != "checkpoint",
                 role=role,
             )

@@ -203,7 +203,7 @@ def randomise_outer_links(links: Iterable[torch.nn.Module]) -> None:
 
 def evaluate(folder: Path, split: str, per_length: int) -> dict:
     """What the system in a folder reaches on `per_length` chains of each length, loaded as any user would load it."""
-    system = load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True)
+    system = load_mas_system("tiny", checkpoints=folder, device="cpu")
     chains = questions(split, per_length)
 
     def at(rounds: Iterable[int], **options: Any) -> dict[int, dict]:
