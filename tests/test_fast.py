@@ -10,8 +10,9 @@ import checkpoints
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import IDS, QUESTIONS
+from checkpoints import IDS
 from fake_cuda import FakeCUDA
+from shared import ASKED, CUDA, LINKS, OPTIONS, SCRIPTS, assert_same, load, scripted, states
 
 import minimas
 from minimas import llama
@@ -23,30 +24,6 @@ from minimas.fast.prepare import prepare
 from minimas.generate import REPLY_ROOM
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
-
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-OPTIONS = {
-    "rounds": 2,
-    "latent_steps": 4,
-    "max_new_tokens": 12,
-    "retry": False,
-    "keep_latents": True,
-}
-ASKED = [*QUESTIONS, "And one more?", "5"]
-
-
-def load(folders, style, **options):
-    return minimas.load_mas_system(
-        style, checkpoints=folders(style), **{"device": "cpu", "fast": True, **options}
-    )
-
-
-def assert_same(ours, plain):
-    for a, b in zip(ours, plain, strict=True):
-        assert (
-            a.token_ids == b.token_ids and a.text == b.text and a.latents.keys() == b.latents.keys()
-        )
-        assert all((a.latents[key].cpu() - b.latents[key]).abs().max() < 1e-4 for key in b.latents)
 
 
 @pytest.mark.parametrize("name", checkpoints.VARIANTS)
@@ -286,8 +263,6 @@ def test_replies_of_tools_on_a_fake_cuda_device(folders, gpu, monkeypatch):
     """A reply makes the cache grow: the graphs of the old one are not used again, or states would not be the same.
     It grows by more than it has to, so that the next reply finds room.
     """
-    from test_tools import SCRIPTS, scripted
-
     scripts = [
         SCRIPTS[0].replace("that", "<python> print(1) </python>"),
         SCRIPTS[1].replace("here", "here" + 11 * " x" + "x"),
@@ -446,21 +421,6 @@ def test_no_silent_loss_of_gradients(folders):
 
 
 # Links
-
-LINKS = pytest.mark.parametrize(
-    "link",
-    (
-        checkpoints.randomize(InnerLink(64), 1, 0.2),
-        checkpoints.randomize(OuterLink(64, 40), 2, 0.2),
-    ),
-)
-
-
-def states(*shape, dtype=torch.float32):
-    """Hidden states as they are met: a mean that is not zero, a few channels that are large."""
-    h = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) + 0.3
-    h[..., :3] *= 20
-    return h.to(dtype)
 
 
 @LINKS
