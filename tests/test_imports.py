@@ -115,6 +115,6 @@ def test_tests_import_from_no_test():
                 names = [node.module or ""]
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            assert not any(part.startswith("test_") for name in names for part in name.split(".")), (
-                f"{file.name} imports {names}"
-            )
+            assert not any(
+                part.startswith("test_") for name in names for part in name.split(".")
+            ), f"{file.name} imports {names}"
