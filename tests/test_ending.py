@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,12 +63,22 @@ def test_a_signal_at_any_moment_is_an_exit_status(start, tmp_path, moment, numbe
     assert (tmp_path / "kept").exists() == (moment == "work")
 
 
-@pytest.mark.parametrize("module", ["recurse", "evaluate", "train", "tiny.build"])
-def test_ctrl_c_while_torch_is_imported(tmp_path, module):
+@pytest.mark.parametrize(
+    "typed",
+    [
+        f"recurse --prompt '{CHAIN}'",
+        "evaluate --dataset tiny",
+        "train outer --data tiny --out links",
+        "tiny.build --out tiny",
+    ],
+)
+def test_ctrl_c_while_torch_is_imported(tmp_path, typed):
     """A stand-in for torch takes for ever to import."""
+    module, *args = shlex.split(typed)
     (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(9)")
     process = subprocess.Popen(
-        [sys.executable, "-m", f"minimas.{module}", "--prompt", CHAIN],
+        [sys.executable, "-m", f"minimas.{module}", *args],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

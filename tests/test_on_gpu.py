@@ -196,7 +196,9 @@ def test_the_memory_of_a_long_prompt_has_its_cache(gpu_speed, tmp_path, monkeypa
     monkeypatch.setattr(
         gpu_speed,
         "load_agent",
-        lambda *args, load=gpu_speed.load_agent: agents.append(load(*args)) or agents[-1],
+        lambda *args, load=gpu_speed.load_agent, **options: (
+            agents.append(load(*args, **options)) or agents[-1]
+        ),
     )
     monkeypatch.setattr(
         gpu_speed.bench_train,
