@@ -44,7 +44,7 @@ def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch, capsys
         )
         == 1
     )
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 40
     parts = json.loads((tmp_path / "out" / "on_gpu.json").read_text())["parts"]
     assert {name: (part["status"], part.get("a")) for name, part in parts.items()} == {
         "raises": ("FAILED", 2),

@@ -87,7 +87,7 @@ def test_python_that_hangs_is_stopped():
         assert [*pool.map(lambda code: run_guarded(code, seconds=1), programs)] == [
             ("", "stopped after 1 seconds")
         ] * 3
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20
 
 
 def test_python_cannot_take_the_machine():
