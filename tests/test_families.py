@@ -156,16 +156,8 @@ def test_no_two_keys_of_a_chunk_share_a_slot():
     assert slots.tolist() == [[4] * 6 + [1, 2, 3, 0], [4] * 6 + [0, 1, 2, 3]]
 
 
-SMALL = ("Qwen3-1.7B", "Llama3.2-1B", "Qwen2.5-Math-1.5B")
-
-
-@pytest.mark.parametrize(
-    "agent",
-    [
-        pytest.param(agent, marks=[] if agent in SMALL else [pytest.mark.slow])
-        for agent in checkpoints.REAL_WIDTHS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", checkpoints.REAL_WIDTHS)
 def test_live_at_the_released_widths(agent, tmp_path):
     pytest.importorskip("transformers")
     import reference

@@ -116,7 +116,16 @@ def replayed(system):
     return system
 
 
-@ONE_GREEDY
+@pytest.mark.parametrize(
+    "style, temperature",
+    [
+        ("sequential_light", 1.5),
+        ("sequential_scaled", 1.5),
+        ("mixture", 0.0),
+        pytest.param("distillation", 0.0, marks=pytest.mark.slow),  # no other decoders
+        pytest.param("deliberation", 1.5, marks=pytest.mark.slow),
+    ],
+)
 def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
     """Steps as graphs over static caches and buffers, across batches and questions: the same latents and texts,
     no tensor on the wrong device, and in a step nothing passes between host and device.
@@ -259,6 +268,7 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     assert not graphs or set(sizes) <= {8, 4, 2, 1}
 
 
+@pytest.mark.slow
 def test_replies_of_tools_on_a_fake_cuda_device(folders, gpu, monkeypatch):
     """A reply makes the cache grow: the graphs of the old one are not used again, or states would not be the same.
     It grows by more than it has to, so that the next reply finds room.
@@ -347,7 +357,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     """Round 3 reads of a prompt what differs from round 2;
     nothing is carried from question to question, and nothing changes.
     """
-    options = OPTIONS | {"rounds": 3, "temperature": 0.0}
+    options, asked = OPTIONS | {"rounds": 3, "temperature": 0.0, "max_new_tokens": 4}, ASKED[:3]
     plain, quick = (
         load(folders, "sequential_light", dtype="float64", **more) for more in ({"fast": False}, {})
     )
@@ -363,12 +373,12 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
 
         monkeypatch.setattr(agent.model, "forward", count)
     assert_exactly_the_same(
-        quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options)
+        quick.run(asked, batch_size=5, **options), plain.run(asked, batch_size=5, **options)
     )
     (_, p2, p3), (c1, c2, c3) = read["planner"], read["critic"]
     assert p3 < 0.6 * p2 and c2 == c3 < 0.6 * c1, read
     lengths = {role: list(counts) for role, counts in read.items()}
-    quick.run(ASKED, batch_size=5, **options)
+    quick.run(asked, batch_size=5, **options)
     assert {role: counts[len(lengths[role]) :] for role, counts in read.items()} == lengths, (
         "a new run begins anew"
     )

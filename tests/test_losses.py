@@ -151,12 +151,11 @@ def test_gradient_through_rounds_equals_finite_differences(folders, teacher, row
         assert (around[0] - around[1]) / 2e-5 == pytest.approx(expected, rel=1e-4)
 
 
-# Between them these have every family of decoders, and every way in which agents are linked but that of two agents.
+# transformers is slow at it: here Qwen3, Llama, Qwen2, Gemma 3 and Qwen3.5, in CI Mistral and all styles.
 QUICK = {
     ("sequential_light", True),
     ("sequential_light", False),
     ("sequential_scaled", True),
-    ("mixture", True),
 }
 
 

@@ -71,12 +71,15 @@ def test_golden(loaded, style, rounds, batch_size):
         )
 
 
-# transformers has no quick way for Qwen3.5 on a CPU: three rounds of it are for CI
+# transformers has no quick way for Qwen3.5 on a CPU: the styles that have it twice, and their third round, are for CI
+TWICE = ("distillation", "deliberation")
 LIVE = [
     pytest.param(
         style,
         rounds,
-        marks=[] if rounds == 1 or style == "sequential_light" else [pytest.mark.slow],
+        marks=[pytest.mark.slow]
+        if style in TWICE or rounds > 1 and style != "sequential_light"
+        else [],
     )
     for rounds in checkpoints.ROUNDS
     for style in checkpoints.SYSTEMS

@@ -415,7 +415,9 @@ def terminated():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_a_scheduler_ends_it_as_ctrl_c_does(
     number, terminated, unbroken, tmp_path, monkeypatch, capsys
 ):
