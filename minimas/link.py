@@ -9,7 +9,7 @@ All maps W are affine, and GELU is the exact (erf) one. Keys and adapter types a
 in the dtype of its file, or in its agent's if that is wider; its input is cast to that dtype, and the agent that
 receives the result casts it to the dtype of its own embeddings.
 
-Letters: D width of the agent that thinks, D' or D_target width of the agent that hears it.
+Notation: D width of the agent that thinks, D' or D_target width of the agent that hears it.
 
 The readable forms come first. `fused` makes the fast form of a link, the same function with fewer operations.
 """

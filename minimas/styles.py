@@ -160,6 +160,18 @@ class Style:
         return "Style(\n  " + "\n  ".join(lines) + "\n)"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a System is loaded from: arguments of load_mas_system, under the same names."""
+
+    style: str | Path = "tiny"
+    checkpoints: Source | Mapping[str, Source] | None = None
+    device: Any = None
+    dtype: Any = None
+    offload: bool = False
+    fast: bool = False
+
+
 DEFAULTS = [field.name for field in fields(Style) if field.default is not MISSING]
 
 

@@ -32,7 +32,7 @@ from .recurse import recurse
 from .sample import seeds
 from .sandbox.tools import ToolCalls
 from .settings import CompletedSettings, Settings
-from .styles import Style, style_named
+from .styles import Origin, Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
 
@@ -147,6 +147,7 @@ class System:
 
     outer_links   {(source, target): OuterLink}
     task          math, choice or code: how agents are asked, and what counts as an answer
+    origin        what it was loaded from; None for one that was put together by hand
     Several threads may use it; it answers one batch at a time.
     """
 
@@ -156,11 +157,13 @@ class System:
         agents: dict[str, Agent],
         outer_links: dict[Edge, OuterLink | FusedOuterLink],
         task: str = "math",
+        origin: Origin | None = None,
     ) -> None:
         self.style = style
         self.agents = agents
         self.outer_links = outer_links
         self.task = task
+        self.origin = origin
         self.lock = RLock()  # agents keep what they read last: one thread at a time
 
     def __getstate__(self) -> dict[str, Any]:
@@ -532,4 +535,5 @@ def load_mas_system(
     outer_links: dict[Edge, OuterLink | FusedOuterLink] = {}
     for edge, link in links.items():
         outer_links[edge] = FusedOuterLink(link) if fast else link
-    return System(known_style, agents, outer_links, task)
+    origin = Origin(style, checkpoints, device, dtype, offload, fast)
+    return System(known_style, agents, outer_links, task, origin)

@@ -31,7 +31,7 @@ class Tokenizer:
     named           its special tokens by name, {"eos_token": "</s>", ...}
     template        Jinja text
     clean_up        decode removes spaces before punctuation, as older tokenizers ask for
-    embedding_rows  of the agent that uses it, which sets it: encode refuses ids from here on; None: it refuses none
+    embedding_rows  how many embeddings its Agent has, which sets this: encode refuses higher ids; None: it refuses none
     """
 
     def __init__(
@@ -142,16 +142,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
     config = read_json(required(folder, "tokenizer_config.json"))
-    # true: special tokens in a text are read as its letters
+    # If it is true, a special token in a text is read as plain text.
     fast.encode_special_tokens = bool(config.get("split_special_tokens"))
     named = add_tokens(fast, folder, config)
     place, template = find_template(folder, config)
     clean_up = bool(config.get("clean_up_tokenization_spaces"))
     try:
         return Tokenizer(fast, named, template.decode(), clean_up)
-    except (
-        Exception
-    ) as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
+    except Exception as e:  # Jinja compiles here, and computes constants: anything can go wrong
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(
             f"{place} is damaged, it is not a Jinja template ({why}): fetch it again"

@@ -2,7 +2,6 @@
 
 import io
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -64,17 +63,16 @@ def test_a_signal_at_any_moment_is_an_exit_status(start, tmp_path, moment, numbe
 
 
 @pytest.mark.parametrize(
-    "typed",
+    "module, args",
     [
-        f"recurse --prompt '{CHAIN}'",
-        "evaluate --dataset tiny",
-        "train outer --data tiny --out links",
-        "tiny.build --out tiny",
+        ("recurse", ["--prompt", CHAIN]),
+        ("evaluate", ["--dataset", "tiny"]),
+        ("train", ["outer", "--data", "tiny", "--out", "links"]),
+        ("tiny.build", ["--out", "tiny"]),
     ],
 )
-def test_ctrl_c_while_torch_is_imported(tmp_path, typed):
+def test_ctrl_c_while_torch_is_imported(tmp_path, module, args):
     """A stand-in for torch takes for ever to import."""
-    module, *args = shlex.split(typed)
     (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(60)")
     process = subprocess.Popen(
         [sys.executable, "-m", f"minimas.{module}", *args],

@@ -1,4 +1,4 @@
-"""NaN and infinite states or scores end a run with one sentence, and what was computed before is kept."""
+"""NaN and infinite states or scores end a run with one message, and what was computed before is kept."""
 
 import shlex
 import shutil
@@ -88,7 +88,7 @@ def test_no_link_starts_from_states_that_are_not_finite(system):
         ("solver", "the scores that", "recurse --prompt '7 +5'"),
     ],
 )
-def test_commands_end_with_one_sentence(tmp_path, role, found, command, monkeypatch, capsys):
+def test_commands_end_with_one_message(tmp_path, role, found, command, monkeypatch, capsys):
     folder = tmp_path / role
     shutil.copytree(Path(minimas.__file__).parent / "tiny" / role, folder)
     weights = load_file(folder / "model.safetensors")

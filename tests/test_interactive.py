@@ -74,13 +74,13 @@ def test_a_session():
     terminal = Terminal("--rounds", "20")
     terminal.shown(SIGN)
     assert "token/s" in terminal.type(CHAIN.encode() + b"\n")
-    for broken, sentence in (
+    for broken, message in (
         (b"what is love", "cannot read 'what is love'"),
         (b"7 +5\xe9", "is not valid text"),
         (b"7 +5\xed\xa0\x80", "is not valid text"),
     ):
         shown = terminal.type(broken + b"\n")
-        assert sentence in shown and shown.count("minimas: ") == 1 and "Traceback" not in shown
+        assert message in shown and shown.count("minimas: ") == 1 and "Traceback" not in shown
     assert terminal.type(b"   \n").split() == [">"]
     terminal.type(b"7 +", b"7 +")
     time.sleep(

@@ -201,7 +201,7 @@ def test_attend(dtype, name):
         )
         a, b = (
             x if tensor == "positions" else x[:, :, :-1] for x in (a, b)
-        )  # the last slot is for padding
+        )  # the last index is for padding
         assert torch.equal(a, b) if tensor == "positions" else error(b, a.double()) < DTYPES[dtype]
 
 
@@ -247,7 +247,7 @@ def by_kernels(monkeypatch):
     return ran
 
 
-WITHOUT_STEPS = set()  # model_types whose blocks go the ordinary way on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
+WITHOUT_STEPS = set()  # model_types whose blocks take the plain path on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
 
 
 # Two layers, of two kinds where a family has two. What differs outside of its blocks only is left out.
@@ -333,7 +333,7 @@ def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
     assert by_kernels.count("attend_kernel") == 2 * (len(model.layers) - 1)
 
 
-def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
+def test_gradients_take_the_plain_path(by_kernels, tmp_path):
     folder = checkpoints.make_agent(tmp_path, "qwen3")
     gradients = []
     for model in load_model(folder, DEVICE), prepare(load_model(folder, DEVICE)):

@@ -93,7 +93,7 @@ def archive(path, content):
         ),
     ),
 )
-def test_what_cannot_be_fetched_is_said_in_one_sentence(npm, message, tmp_path, monkeypatch, capfd):
+def test_what_cannot_be_fetched_is_said_in_one_message(npm, message, tmp_path, monkeypatch, capfd):
     archive(tmp_path / "wrong.tgz", b"{}")
     if npm:
         program = tmp_path / "npm"

@@ -8,7 +8,7 @@ the regression. In a real agent it is how often latent steps follow its own gree
 
 FILE has rows of questions and answers. --trained is the folder that `python -m minimas.train inner` wrote.
 
-Letters: D width, V vocabulary, n tokens, m latent steps.
+Notation: D width, V vocabulary, n tokens, m latent steps.
 """
 
 import argparse

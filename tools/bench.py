@@ -4,8 +4,8 @@ the same weights, prompts, rounds, latent steps, tokens and dtype, greedy.
     python tools/bench.py --weights real --models FOLDER --batch 1
     python tools/bench.py --device cpu --size wide
 
-The first takes real models at their true depth (`python tools/real_models.py FOLDER` fetches them), with links that are
-drawn; the second the released widths, two layers deep, with weights that are drawn.
+The first takes real models at their true depth (`python tools/real_models.py FOLDER` fetches them), with randomly
+initialised links; the second the released widths, two layers deep, randomly initialised.
 
 Two peers, both on transformers:
     released   what the released code does: every latent step runs the whole sequence again; `generate` for the text
@@ -145,7 +145,7 @@ REAL = {
 
 
 def make_real_system(folder, models, dtype):
-    """The same of sequential_light from real models, with drawn links."""
+    """The same of sequential_light from real models, with randomly initialised links."""
     widths = {}
     for seed, (role, name) in enumerate(REAL.items()):
         (folder / role).mkdir()

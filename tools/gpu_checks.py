@@ -4,7 +4,7 @@ The fast path and the plain path on the device, in float32 and bfloat16, beside 
 from the same weights (rounded to bfloat16). An error is the distance of two vectors over the length of the true one,
 the largest over rows and states. A score is compared in standard deviations of its row over the vocabulary.
 
-Letters: B prompts, m latent steps, D width.
+Notation: B prompts, m latent steps, D width.
 """
 
 import copy

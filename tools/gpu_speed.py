@@ -1,10 +1,10 @@
 """How fast a device is, and how much memory it takes: the parts of on_gpu.py that come after the checks.
 
-sequential_light at its true depth (Qwen3-1.7B, Llama-3.2-1B and Qwen2.5-Math-1.5B with weights that are drawn) in
+sequential_light at its true depth (Qwen3-1.7B, Llama-3.2-1B and Qwen2.5-Math-1.5B randomly initialised) in
 bfloat16, questions of about 120 tokens, 3 rounds, 32 latent steps and 256 new tokens. --small: narrow, two layers,
 float32. What a figure should be is a bar; it is printed beside the figure.
 
-Letters: B rows, T tokens of a prompt, S positions, D width, m latent steps.
+Notation: B rows, T tokens of a prompt, S positions, D width, m latent steps.
 """
 
 import os
@@ -76,7 +76,7 @@ def agent_folders(options):
 def system(options):
     started = time.perf_counter()
     agent_folders(options)
-    note(seconds_to_draw=time.perf_counter() - started, summary="drawn")
+    note(seconds_to_initialise=time.perf_counter() - started, summary="initialised")
 
 
 def needed(agent, B, T, S):

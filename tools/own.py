@@ -7,7 +7,7 @@
     python tools/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without
     latents
 
-Letters: n words of a question, m latents, B questions.
+Notation: n words of a question, m latents, B questions.
 """
 
 import argparse

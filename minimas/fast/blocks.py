@@ -1,6 +1,6 @@
-"""A decoder block's step of one token per row on CUDA, in our kernels. All else goes the ordinary way.
+"""A decoder block's step of one token per row on CUDA, in our kernels. All else takes the plain path.
 
-Letters: B rows, D width, H query heads, K key/value heads, d head width.
+Notation: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 
 
 class Norm:
-    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients the ordinary way.
+    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients on the plain path.
 
     norm  the RMSNorm, whose own forward serves where gradients are asked for
     gain  (D,) float32, what the normed vector is multiplied by
@@ -41,7 +41,7 @@ class Norm:
 class DecodeBlock:
     """The forward of a block for one token per row, in five kernels (Gemma: seven).
 
-    With more than ROWS rows, reading weights is not all that a product costs: the block then goes the ordinary way.
+    With more than ROWS rows, reading weights is not all that a product costs: the block then takes the plain path.
 
     block              any block whose parts are all in prepare.KNOWN
     act                the activation of its MLP's gate
@@ -123,7 +123,8 @@ class DecodeBlock:
         merged, d = attention.qkv, attention.d
         q, k, v = self.product(x, merged, self.attention_norm).split(merged.sizes, -1)
         gated = merged.sizes[0] > attention.o_proj.in_features  # Qwen3.5: each head of q, its gate
-        q = q.unflatten(-1, (-1, 2 * d if gated else d))  # (B, H, d) or (B, H, 2 d)
+        width = 2 * d if gated else d
+        q = q.unflatten(-1, (-1, width))  # (B, H, d) or (B, H, 2 d)
         k = k.unflatten(-1, (-1, d))  # (B, K, d)
         v = v.unflatten(-1, (-1, d))
         q_gain = k_gain = None

@@ -1,6 +1,6 @@
 """Linears in the form that is fastest on their device: merged where they share an input, packed for oneDNN on a CPU.
 
-Letters: D inputs, N outputs.
+Notation: D inputs, N outputs.
 """
 
 import os
@@ -149,8 +149,8 @@ def kernels_for(weight: torch.Tensor) -> Kernels | None:
     headers = Path(sysconfig.get_path("include", "posix_prefix"))
     if which(compiler) is None or not (headers / "Python.h").exists():
         warnings.warn(
-            "Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA takes the "
-            "ordinary way, which is slower; install gcc and python3-dev",
+            "Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA "
+            "falls back to the plain path, which is slower; install gcc and python3-dev",
             stacklevel=2,
         )
         return None

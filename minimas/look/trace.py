@@ -46,8 +46,9 @@ def turns(system: System, result: Result) -> list[dict[str, Any]]:
         pieces = result.prompts[r, role]
         prompt = []
         for piece in pieces:
-            is_text = isinstance(piece, str)
-            prompt.append(piece if is_text else slot(system.style, result, r, role, piece))
+            if not isinstance(piece, str):
+                piece = slot(system.style, result, r, role, piece)
+            prompt.append(piece)
         turn = {
             "round": r,
             "role": role,

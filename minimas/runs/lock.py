@@ -198,10 +198,10 @@ class Lock:
         found = []
         with suppress(OSError):
             for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, KeyError, TypeError):
+                with suppress(ValueError, TypeError):  # it is only half written
                     process = dict(json.loads(line))
-                    process["pid"], process["host"], process["by_existence"]
-                    found.append(process)
+                    if process.keys() >= {"pid", "host", "by_existence"}:
+                        found.append(process)
         return found
 
     def refusal(self) -> InputError:
@@ -216,9 +216,11 @@ class Lock:
                 f"{self.option} {self.output} is being written by another process: wait until it ends, or give "
                 f"another name with {self.option}"
             )
-        elsewhere = holder["host"] != socket.gethostname()
-        name = f"process {holder['pid']}" + (f" on {holder['host']}" if elsewhere else "")
-        deletion = f" (if it does not run any more, delete {self.file})" if elsewhere else ""
+        name = f"process {holder['pid']}"
+        deletion = ""
+        if holder["host"] != socket.gethostname():
+            name += f" on {holder['host']}"
+            deletion = f" (if it does not run any more, delete {self.file})"
         return InputError(
             f"{self.option} {self.output} is being written by {name}: wait until it ends or end it{deletion}, or give "
             f"another name with {self.option}"
