@@ -20,6 +20,12 @@ from minimas import link
 from minimas.fast import graphs, prepare
 
 
+def pytest_xdist_auto_num_workers(config):
+    """No workers for tests that are named: each would take seconds to import what it needs."""
+    named = config.option.keyword or any("::" in argument for argument in config.args)
+    return 0 if named else None
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """style -> the folder of a miniature system, made when it is first asked for."""

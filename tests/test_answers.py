@@ -32,10 +32,10 @@ def test_math(text, answer):
 
 
 def test_boxes_that_are_never_closed_take_no_time():
-    started = time.perf_counter()
+    started = time.process_time()
     assert (
         extract("\\boxed{7}" + "\\boxed{" * 2000, "math") == "7"
-        and time.perf_counter() - started < 0.2
+        and time.process_time() - started < 0.2
     )
 
 
@@ -51,11 +51,11 @@ def test_boxes_that_are_never_closed_take_no_time():
     ],
 )
 def test_no_text_takes_long(text):
-    started = time.perf_counter()
+    started = time.process_time()
     assert (
         not extract(text, "math")
         and not extract(text, "code")
-        and time.perf_counter() - started < 1
+        and time.process_time() - started < 1
     )
 
 
@@ -475,9 +475,9 @@ def test_programs_in_what_models_write(text):
     ],
 )
 def test_no_box_takes_long(box):
-    started = time.perf_counter()
+    started = time.process_time()
     extract(rf"\boxed{{{box}}}", "choice")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 LINES = [

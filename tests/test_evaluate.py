@@ -152,10 +152,11 @@ def test_table_and_records(unbroken, data):
     )
 
 
-def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys):
-    """Killed early, resumed, killed late, and resumed again."""
+@pytest.mark.parametrize("kills", [(60,), pytest.param((1, 60), marks=pytest.mark.slow)], ids=str)
+def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys, kills):
+    """Killed late, and resumed; or killed early, resumed, killed late, and resumed again."""
     out = tmp_path / "records.jsonl"
-    for after in 1, 60:
+    for after in kills:
         child = subprocess.Popen(
             [sys.executable, "-m", "minimas.evaluate", *options(data, out)],
             stdout=subprocess.DEVNULL,

@@ -156,6 +156,7 @@ def test_no_two_keys_of_a_chunk_share_an_index():
     assert indices.tolist() == [[4] * 6 + [1, 2, 3, 0], [4] * 6 + [0, 1, 2, 3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", checkpoints.REAL_WIDTHS)
 def test_live_at_the_released_widths(agent, tmp_path):
     pytest.importorskip("transformers")

@@ -10,8 +10,9 @@ import checkpoints
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import IDS, QUESTIONS
+from checkpoints import IDS
 from fake_cuda import FakeCUDA
+from shared import ASKED, CUDA, LINKS, OPTIONS, SCRIPTS, assert_same, load, scripted, states
 
 import minimas
 from minimas import llama
@@ -23,30 +24,6 @@ from minimas.fast.prepare import prepare
 from minimas.generate import REPLY_ROOM
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
-
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-OPTIONS = {
-    "rounds": 2,
-    "latent_steps": 4,
-    "max_new_tokens": 12,
-    "retry": False,
-    "keep_latents": True,
-}
-ASKED = [*QUESTIONS, "And one more?", "5"]
-
-
-def load(folders, style, **options):
-    return minimas.load_mas_system(
-        style, checkpoints=folders(style), **{"device": "cpu", "fast": True, **options}
-    )
-
-
-def assert_same(ours, plain):
-    for a, b in zip(ours, plain, strict=True):
-        assert (
-            a.token_ids == b.token_ids and a.text == b.text and a.latents.keys() == b.latents.keys()
-        )
-        assert all((a.latents[key].cpu() - b.latents[key]).abs().max() < 1e-4 for key in b.latents)
 
 
 @pytest.mark.parametrize("name", checkpoints.VARIANTS)
@@ -139,7 +116,16 @@ def replayed(system):
     return system
 
 
-@ONE_GREEDY
+@pytest.mark.parametrize(
+    "style, temperature",
+    [
+        ("sequential_light", 1.5),
+        ("sequential_scaled", 1.5),
+        ("mixture", 0.0),
+        pytest.param("distillation", 0.0, marks=pytest.mark.slow),  # no other decoders
+        pytest.param("deliberation", 1.5, marks=pytest.mark.slow),
+    ],
+)
 def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
     """Steps as graphs over static caches and buffers, across batches and questions: the same latents and texts,
     no tensor on the wrong device, and in a step nothing passes between host and device.
@@ -282,12 +268,11 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     assert not graphs or set(sizes) <= {8, 4, 2, 1}
 
 
+@pytest.mark.slow
 def test_replies_of_tools_on_a_fake_cuda_device(folders, gpu, monkeypatch):
     """A reply makes the cache grow: the graphs of the old one are not used again, or states would not be the same.
     It grows by more than it has to, so that the next reply finds room.
     """
-    from test_tools import SCRIPTS, scripted
-
     scripts = [
         SCRIPTS[0].replace("that", "<python> print(1) </python>"),
         SCRIPTS[1].replace("here", "here" + 11 * " x" + "x"),
@@ -372,7 +357,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     """Round 3 reads of a prompt what differs from round 2;
     nothing is carried from question to question, and nothing changes.
     """
-    options = OPTIONS | {"rounds": 3, "temperature": 0.0}
+    options, asked = OPTIONS | {"rounds": 3, "temperature": 0.0, "max_new_tokens": 4}, ASKED[:3]
     plain, quick = (
         load(folders, "sequential_light", dtype="float64", **more) for more in ({"fast": False}, {})
     )
@@ -388,12 +373,12 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
 
         monkeypatch.setattr(agent.model, "forward", count)
     assert_exactly_the_same(
-        quick.run(ASKED, batch_size=5, **options), plain.run(ASKED, batch_size=5, **options)
+        quick.run(asked, batch_size=5, **options), plain.run(asked, batch_size=5, **options)
     )
     (_, p2, p3), (c1, c2, c3) = read["planner"], read["critic"]
     assert p3 < 0.6 * p2 and c2 == c3 < 0.6 * c1, read
     lengths = {role: list(counts) for role, counts in read.items()}
-    quick.run(ASKED, batch_size=5, **options)
+    quick.run(asked, batch_size=5, **options)
     assert {role: counts[len(lengths[role]) :] for role, counts in read.items()} == lengths, (
         "a new run begins anew"
     )
@@ -446,21 +431,6 @@ def test_no_silent_loss_of_gradients(folders):
 
 
 # Links
-
-LINKS = pytest.mark.parametrize(
-    "link",
-    (
-        checkpoints.randomize(InnerLink(64), 1, 0.2),
-        checkpoints.randomize(OuterLink(64, 40), 2, 0.2),
-    ),
-)
-
-
-def states(*shape, dtype=torch.float32):
-    """Hidden states as they are met: a mean that is not zero, a few channels that are large."""
-    h = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) + 0.3
-    h[..., :3] *= 20
-    return h.to(dtype)
 
 
 @LINKS

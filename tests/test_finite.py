@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minimas
+from minimas.commands import ask, failures
 from minimas.common import InputError
+from minimas.evaluate import __main__ as evaluate
 from minimas.prompts import Question
 from minimas.train import ridge
 from minimas.train.examples import TargetTurn
@@ -87,16 +88,20 @@ def test_no_link_starts_from_states_that_are_not_finite(system):
         ("solver", "the scores that", "recurse --prompt '7 +5'"),
     ],
 )
-def test_commands_end_with_one_message(tmp_path, role, found, command):
+def test_commands_end_with_one_message(tmp_path, role, found, command, monkeypatch, capsys):
     folder = tmp_path / role
     shutil.copytree(Path(minimas.__file__).parent / "tiny" / role, folder)
     weights = load_file(folder / "model.safetensors")
     spoil(weights["model.norm.weight"])
     save_file(weights, folder / "model.safetensors")
-    words = shlex.split(f"-m minimas.{command} --rounds 1 --checkpoint {role}={folder}")
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == ""
-    assert f"minimas: {found}" in done.stderr and "Traceback" not in done.stderr
+    words = shlex.split(f"{command} --rounds 1 --checkpoint {role}={folder}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        failures.command({"evaluate": evaluate.main, "recurse": ask.main}[words[0]])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == ""
+    assert f"minimas: {found}" in err and "Traceback" not in err
     if role == "planner":
         assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1, (
             "the settings stay, for a run with what was mended"

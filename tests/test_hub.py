@@ -75,6 +75,7 @@ def test_every_style_loads_and_runs(hub, client, style, task):
     assert tokens(style, task=task) == fetched and not hub.asked, "from the cache"
 
 
+@pytest.mark.slow
 def test_the_command_line_over_the_hub(hub, client, tmp_path, capsys):
     """In a process that only the environment tells of the stand-in;
     then here, from the cache which that process filled.

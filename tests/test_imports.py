@@ -108,6 +108,20 @@ def test_what_evaluation_and_training_share_knows_neither():
         }, name
 
 
+def test_tests_import_from_no_test():
+    """What they share lies in conftest.py, or in a module that is none."""
+    for file in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            assert not any(
+                part.startswith("test_") for name in names for part in name.split(".")
+            ), f"{file.name} imports {names}"
+
+
 def test_the_tour_follows_the_imports():
     """docs/reading.md comes to a file of the kernel after those of the kernel that it imports."""
     page = (PACKAGE.parent / "docs" / "reading.md").read_text(encoding="utf-8")

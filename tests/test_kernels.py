@@ -21,7 +21,7 @@ pytest.importorskip("triton", OLDEST, reason="needs Triton: pip install '.[oracl
 import checkpoints
 from checkpoints import IDS
 from fake_cuda import FakeTensor, real
-from test_fast import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
+from shared import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
 
 from minimas import link, llama
 from minimas.cache import DeltaCache, attention_cache, grow
@@ -40,6 +40,30 @@ DTYPES = {torch.float32: 2e-6, torch.float16: 5e-4} | (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_interpreter():
+    """Triton's interpreter replaces the functions of its language at each launch, and then again whenever a kernel
+    calls a function of its own. Once for each module is enough there, and saves a third of the time.
+    """
+    if DEVICE == "cuda":
+        yield
+        return
+    from triton.runtime import interpreter
+
+    replaced_for = set()
+
+    def call(function, *args, **options):
+        module = function.fn.__module__
+        if module not in replaced_for:
+            replaced_for.add(module)
+            interpreter._patch_lang(function.fn)
+        return function.rewrite()(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
+        yield
+
+
 def random(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
@@ -56,12 +80,14 @@ def normed(x, gain, eps=1e-6):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("B, K, N", ((1, 48, 40), (3, 300, 66), (17, 64, 24), (32, 20, 1900)))
+@pytest.mark.parametrize("B, K, N", ((1, 48, 40), (3, 300, 66), (17, 64, 24), (32, 20, 70)))
 @torch.no_grad()
-def test_linear(dtype, B, K, N):
+def test_linear(dtype, B, K, N, monkeypatch):
     """Rows, inputs and outputs that fill no block, strided rows,
     and all that may stand before and after the product.
     """
+    if N == 70 and DEVICE == "cpu":  # as on a device that is so small that these outputs are many
+        monkeypatch.setattr(kernels, "MULTIPROCESSORS", 2)
     wide = random(B, 2 * K, dtype=dtype) * 3 + 0.5
     x, w, b = (
         wide[:, :K],
@@ -148,7 +174,7 @@ def test_attend(dtype, name):
     before = [random(B, K, S - 8, d, dtype=dtype, seed=seed) for seed in (3, 4)]
     for cache in caches:
         cache.update(*before, torch.where(read < 0, -1, read))
-    for step in range(6):
+    for step in range(5):  # the ring begins again at the fifth
         positions = lengths + step
         rope, mask = rope_cos_sin(positions, frequency), caches[0].mask(positions, 1)
         q, k, v = (
@@ -210,6 +236,10 @@ def by_kernels(monkeypatch):
         launch(kernel, *map(real, rest), **options)
 
     monkeypatch.setattr(kernels, "launch", launch)
+    if (
+        DEVICE == "cpu"
+    ):  # the interpreter pays for each program, so that fewer and larger ones are quicker
+        monkeypatch.setattr(kernels, "MULTIPROCESSORS", 2)
     for module in linear, prepare_module:
         monkeypatch.setattr(module, "can_pack", lambda weight: False)
     for module in prepare_module, link:
@@ -220,7 +250,18 @@ def by_kernels(monkeypatch):
 WITHOUT_STEPS = set()  # model_types whose blocks take the plain path on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
 
 
-@pytest.mark.parametrize("name", [name for name in checkpoints.VARIANTS if "tied" not in name])
+# Two layers, of two kinds where a family has two. What differs outside of its blocks only is left out.
+TWO_LAYERS = {
+    "gemma3": ["sliding_attention", "full_attention"],
+    "qwen2 windows": ["full_attention", "sliding_attention"],
+    "qwen3.5": ["linear_attention", "full_attention"],
+}
+WITH_OTHER_BLOCKS = [
+    name for name in checkpoints.VARIANTS if "tied" not in name and name != "llama without scaling"
+]
+
+
+@pytest.mark.parametrize("name", WITH_OTHER_BLOCKS)
 @pytest.mark.parametrize("many", (False, True))
 @torch.no_grad()
 def test_steps_of_every_family(by_kernels, tmp_path, monkeypatch, name, many):
@@ -229,10 +270,13 @@ def test_steps_of_every_family(by_kernels, tmp_path, monkeypatch, name, many):
     """
     monkeypatch.setattr(kernels, "ROWS", 1 if many else 32)
     model_type, config = checkpoints.VARIANTS[name]
+    config = config | {"num_hidden_layers": 2}
+    if name in TWO_LAYERS:
+        config["layer_types"] = TWO_LAYERS[name]
     folder = checkpoints.make_agent(tmp_path, model_type, **config)
     plain, quick = load_model(folder, DEVICE), prepare(load_model(folder, DEVICE))
     caches = [model.make_cache(2, 60) for model in (plain, quick)]
-    for start, n in (0, 24), (24, 1), (25, 1), (26, 3), (29, 1):
+    for start, n in (0, 24), (24, 1), (25, 3), (28, 1):
         positions = torch.stack(
             [torch.arange(start, start + n), torch.arange(start, start + n) - 7]
         ).to(DEVICE)
@@ -320,7 +364,7 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
         else:
             monkeypatch.delenv("CC", raising=False)
         with nullcontext() if kernels_are_there else pytest.warns(UserWarning, match="install gcc"):
-            assert (linear.kernels_for(weight) is kernels) == kernels_are_there
+            assert (linear.kernels_for(weight) is not None) == kernels_are_there
 
 
 @LINKS
@@ -343,8 +387,8 @@ def test_a_run_by_replayed_kernels(folders, captures, gpu, by_kernels):
     """
     options = OPTIONS | {
         "rounds": 1,
-        "latent_steps": 3,
-        "max_new_tokens": 3,
+        "latent_steps": 2,
+        "max_new_tokens": 2,
         "temperature": 1.5,
         "top_p": 1.0,
         "top_k": 0,

@@ -44,7 +44,7 @@ def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch, capsys
         )
         == 1
     )
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 40
     parts = json.loads((tmp_path / "out" / "on_gpu.json").read_text())["parts"]
     assert {name: (part["status"], part.get("a")) for name, part in parts.items()} == {
         "raises": ("FAILED", 2),
@@ -196,7 +196,9 @@ def test_the_memory_of_a_long_prompt_has_its_cache(gpu_speed, tmp_path, monkeypa
     monkeypatch.setattr(
         gpu_speed,
         "load_agent",
-        lambda *args, load=gpu_speed.load_agent: agents.append(load(*args)) or agents[-1],
+        lambda *args, load=gpu_speed.load_agent, **options: (
+            agents.append(load(*args, **options)) or agents[-1]
+        ),
     )
     monkeypatch.setattr(
         gpu_speed.bench_train,

@@ -291,10 +291,10 @@ def test_an_answer_may_begin_with_future_imports(answer, right):
 
 
 def test_the_beginning_of_an_answer_is_found_quickly():
-    started = time.perf_counter()
+    started = time.process_time()
     for text in '"' * 5000, '""' * 3000 + "x", "'\"" * 4000, '"""a' * 3000, "# a\n" * 5000:
         Example("1", "", "", "code", head=HEAD, fn_name="add").program(text)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 # Ctrl-C
@@ -328,7 +328,7 @@ def test_an_interrupt_ends_all_programs(folder, kind, after):
             while True:  # some of them are stopped by their guard before
                 passes(STUBBORN[kind], [("", "1")] * 16)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        assert time.perf_counter() - started - after < 2
+        assert time.perf_counter() - started - after < 5
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -349,7 +349,7 @@ def test_an_interrupt_while_tests_are_checked_or_a_tool_runs(folder):
         with pytest.raises(KeyboardInterrupt):
             run()
         signal.signal(signal.SIGALRM, before)
-        assert time.perf_counter() - started < 2
+        assert time.perf_counter() - started < 5
         assert not list(folder.iterdir()) and not processes(folder)
 
 
@@ -375,7 +375,7 @@ def test_the_command_ends_when_it_is_interrupted(folder):
     started = time.perf_counter()
     os.killpg(command.pid, signal.SIGINT)
     assert command.wait(10) == 130
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 5
 
 
 @linux

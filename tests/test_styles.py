@@ -4,7 +4,6 @@ key.
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +11,9 @@ from huggingface_hub import constants
 
 import minimas
 from minimas.commands import ask
+from minimas.commands.failures import command
 from minimas.common import InputError
+from minimas.evaluate import __main__ as evaluate
 from minimas.prompts import Question, prompt
 from minimas.runs.dependencies import fingerprint
 from minimas.styles import STYLES, style_named
@@ -76,23 +77,20 @@ def torch_equal(a, b):
     return a.shape == b.shape and bool((a == b).all())
 
 
-def test_the_commands_take_a_file(folder, tmp_path):
+def test_the_commands_take_a_file(folder, tmp_path, monkeypatch, capsys):
     file = write(folder, edges=released_keys(OWN["edges"]), links="links")
     questions = tmp_path / "q.jsonl"
     questions.write_text(
         json.dumps({"question": STYLES["tiny"].question("7 +5 *3").text, "answer": "6"}) + "\n"
     )
-    for module, *args in (
-        ["recurse", "--prompt", STYLES["tiny"].question("7 +5 *3").text],
-        ["evaluate", "--dataset", str(questions), "--out", str(tmp_path / "r.jsonl")],
+    monkeypatch.chdir(tmp_path)
+    for main, *args in (
+        [ask.main, "--prompt", STYLES["tiny"].question("7 +5 *3").text],
+        [evaluate.main, "--dataset", str(questions), "--out", str(tmp_path / "r.jsonl")],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", f"minimas.{module}", "--style", str(file), *args],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr
+        monkeypatch.setattr(sys, "argv", ["command", "--style", str(file), *args])
+        command(main)
+        assert capsys.readouterr().out
     assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])["style"] == str(file)
 
 
@@ -196,7 +194,7 @@ def test_a_wrong_file_is_refused_by_key(folder, changes, complaint):
         minimas.load_mas_system(file, device="cpu")
 
 
-def test_single(folder):
+def test_single(folder, monkeypatch, capsys):
     """One agent without links, asked once: the prompt is the question and the form of the answer."""
     planner = folder / "agents" / "planner"
     for file in planner.glob("adapter*"):
@@ -207,11 +205,11 @@ def test_single(folder):
     )
     ((key, (_, pieces)),) = result.stages.items()
     assert key == (1, "agent") and isinstance(system, System) and "7 +5" in "".join(pieces)
-    done = subprocess.run(
+    monkeypatch.setattr(
+        sys,
+        "argv",
         [
-            sys.executable,
-            "-m",
-            "minimas.recurse",
+            "recurse",
             "--style",
             "single",
             "--checkpoint",
@@ -224,12 +222,9 @@ def test_single(folder):
             "--temperature",
             "0",
         ],
-        capture_output=True,
-        text=True,
     )
-    assert done.returncode == 0 and done.stdout.splitlines()[0] == result.text.splitlines()[0], (
-        done.stderr
-    )
+    command(ask.main)
+    assert capsys.readouterr().out.splitlines()[0] == result.text.splitlines()[0]
     with pytest.raises(InputError, match="agent has no folder or hub id"):
         minimas.load_mas_system("single")
 

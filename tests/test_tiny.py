@@ -27,7 +27,7 @@ def within(percent, reported, n):
     return abs(percent - reported) <= 100 * (4 * sqrt(p * (1 - p) / n) + 1 / n)
 
 
-@pytest.mark.parametrize("rounds", (1, 2, 3, 5))
+@pytest.mark.parametrize("rounds", (1, 2, 3, pytest.param(5, marks=pytest.mark.slow)))
 def test_accuracy_is_the_reported_one(system, rounds):
     """On 320 other test questions than the report's."""
     chains = task.questions("test", 40, seed=999)

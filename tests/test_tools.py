@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import checkpoints
 import pytest
 import torch
+from shared import SCRIPTS, scripted
 
 import minimas
 from minimas.generate import generate
@@ -86,7 +87,7 @@ def test_python_that_hangs_is_stopped():
         assert [*pool.map(lambda code: run_guarded(code, seconds=1), programs)] == [
             ("", "stopped after 1 seconds")
         ] * 3
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20
 
 
 def test_python_cannot_take_the_machine():
@@ -260,25 +261,6 @@ def test_a_reply_is_read_from_the_cache(tmp_path, captures, model_type):
     )
 
 
-def scripted(agent, scripts, monkeypatch):
-    """Let row b write scripts[b], token by token, whatever the model would."""
-    ids = [agent.tokenizer.encode(script) for script in scripts]
-    step = iter(range(10_000))
-
-    def logits(h):
-        n, scores = next(step), torch.zeros(len(h), agent.model.config.vocab_size, device=h.device)
-        for b, row in enumerate(ids):
-            scores[b, row[min(n, len(row) - 1)]] = 1
-        return scores
-
-    monkeypatch.setattr(agent.model, "logits", logits)
-
-
-SCRIPTS = [
-    # as long as the other: rows that end leave
-    "Try <python> print(6 * 7) </python> so that makes \\boxed{42}<|im_end|>",
-    "No tool is needed here, and none shall cut a text: \\boxed{7}<|im_end|>",
-]
 OPTIONS = {"rounds": 1, "latent_steps": 2, "max_new_tokens": 100, "temperature": 0.0}
 
 

@@ -127,12 +127,11 @@ def test_what_it_says_and_leaves(unbroken):
     )
 
 
-def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys):
-    """Before the first state was kept, and after; metrics of steps after the state are dropped."""
-    args, steps = (
-        [*TINY, "--steps", "12", "--save-every", "5", "--out"],
-        {tmp_path / "early": 1, tmp_path / "late": 6},
-    )
+@pytest.mark.parametrize("kills", [(6,), pytest.param((1, 6), marks=pytest.mark.slow)], ids=str)
+def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys, kills):
+    """After the first state was kept, and before; metrics of steps after the state are dropped."""
+    args = [*TINY, "--steps", "12", "--save-every", "5", "--out"]
+    steps = {tmp_path / f"after {step}": step for step in kills}
     start = lambda out: subprocess.Popen(
         [sys.executable, "-m", "minimas.train", *args, str(out)],
         stdout=subprocess.DEVNULL,
@@ -416,7 +415,9 @@ def terminated():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_a_scheduler_ends_it_as_ctrl_c_does(
     number, terminated, unbroken, tmp_path, monkeypatch, capsys
 ):

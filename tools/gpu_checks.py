@@ -396,6 +396,8 @@ def tests(options):
     which = (
         ["test_link.py"] if options.small else ["test_kernels.py", "test_fast.py", "test_link.py"]
     )
+    # In place of the options of pyproject.toml, which are for many cores and one thread each
+    which_tests = ["-o", "addopts=", "-m", "not slow and not real"]
     parallel = ["-n", "6"] if find_spec("xdist") and not options.small else []
     code = pytest.main(
         [
@@ -404,6 +406,7 @@ def tests(options):
             "--no-summary",
             "-p",
             "no:cacheprovider",
+            *which_tests,
             *parallel,
             *(str(HERE.parent / "tests" / name) for name in which),
         ],
