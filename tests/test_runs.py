@@ -397,3 +397,30 @@ def test_processes_that_do_not_find_each_other(monkeypatch):
     with pytest.raises(InputError, match="another process of this run has ended"):
         wait()
     assert device == "cpu"
+
+
+WAITS = """
+    import signal, sys, time
+    from types import SimpleNamespace
+    from minimas.runs.processes import wait_for_all
+
+    def barrier(group):  # within torch no handler is called; here it is, and changes nothing
+        print("waits", flush=True)
+        time.sleep(5)
+
+    sys.modules["torch"] = SimpleNamespace(distributed=SimpleNamespace(barrier=barrier))
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, lambda *_: None)
+    wait_for_all()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_process_that_waits_for_others(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WAITS)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(number)
+    process.communicate(timeout=9)
+    assert process.returncode == 128 + number
