@@ -62,12 +62,21 @@ def test_a_signal_at_any_moment_is_an_exit_status(start, tmp_path, moment, numbe
     assert (tmp_path / "kept").exists() == (moment == "work")
 
 
-@pytest.mark.parametrize("module", ["recurse", "evaluate", "train", "tiny.build"])
-def test_ctrl_c_while_torch_is_imported(tmp_path, module):
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        "recurse --prompt 1",
+        "evaluate --dataset tiny --out records.jsonl",
+        "train outer --data tiny --out links",
+        "tiny.build --out tiny",
+    ],
+)
+def test_ctrl_c_while_torch_is_imported(tmp_path, command_line):
     """A stand-in for torch takes for ever to import."""
     (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(9)")
     process = subprocess.Popen(
-        [sys.executable, "-m", f"minimas.{module}", "--prompt", CHAIN],
+        [sys.executable, "-m", *f"minimas.{command_line}".split()],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -77,6 +86,23 @@ def test_ctrl_c_while_torch_is_imported(tmp_path, module):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=8)
     assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_a_signal_in_an_import_that_catches_it(start, tmp_path):
+    """As parts of torch do, which the commands import after they hold their outputs."""
+    (tmp_path / "catches.py").write_text(
+        "import time\ntry:\n    print('here', flush=True); time.sleep(9)\nexcept BaseException:\n    pass\n"
+    )
+    process = start(
+        "from pathlib import Path\nfrom minimas.runs.lock import Lock, held\n"
+        "def main():\n    with held([Lock('--out', Path('out'))]):\n        import catches\n"
+        "        time.sleep(9)\ncommand(main)"
+    )
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=8)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert not (tmp_path / "out.lock").exists()
 
 
 def test_a_program_that_imports_minimas_keeps_its_handlers():
