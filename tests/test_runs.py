@@ -15,6 +15,7 @@ from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
 from minimas.runs import lock as locks
+from minimas.runs.dependencies import fingerprint
 from minimas.runs.lock import Lock, held, share
 from minimas.runs.processes import Processes, join, launched
 from minimas.tiny import build
@@ -307,6 +308,16 @@ def test_a_plot_is_not_written_over_its_data(tmp_path, monkeypatch, capsys):
     ]
     assert "--plot and --data are the same file" in refused(monkeypatch, capsys, train.main, *args)
     assert data.read_text() == "{}"
+
+
+def test_the_state_of_a_training_is_no_part_of_a_checkpoint(tmp_path):
+    (tmp_path / "adapter.pt").write_bytes(b"link")
+    before = fingerprint([tmp_path])
+    (tmp_path / "training.pt").write_bytes(b"state")
+    (tmp_path / "training(math).pt").write_bytes(b"state")
+    assert fingerprint([tmp_path]) == before
+    (tmp_path / "adapter.pt").write_bytes(b"LINK")
+    assert fingerprint([tmp_path]) != before
 
 
 # Processes
