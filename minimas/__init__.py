@@ -18,9 +18,7 @@ def _runs_a_command() -> bool:
     started = sys.orig_argv[-len(sys.argv) :][0]  # the module or the script, before its arguments
     if sys.argv[0] == "-m":  # Python says so until it has found the module
         package = started.partition(".")[0]
-        written_together = package.startswith("-") and package.endswith(
-            "mminimas"
-        )  # -mminimas.recurse
+        written_together = package.startswith("-") and package.endswith("mminimas")  # -mminimas.x
         return package == "minimas" or written_together
     return os.path.basename(started) in ("minimas", "minimas.exe")
 
@@ -48,7 +46,7 @@ from .common import InputError  # noqa: E402  (after the handlers)
 # allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["InputError", "Result", "STYLES", "Settings", "System", "Turn", "load_mas_system"]
 _PLACES = {
     "Result": "system",

@@ -6,7 +6,7 @@ A prompt is a list of pieces: text, token ids, or latents.
     read    its last state, and the KV cache that holds its keys and values
     think   m latent steps: h_1 = last state of the prompt, h_{i+1} = state at the next input R_in(h_i)
 
-Letters: B prompts, T their tokens, D the agent's width, m latent steps, k copies, S positions of a cache.
+Notation: B prompts, T their tokens, D the agent's width, m latent steps, k copies, S positions of a cache.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .cache import KVCache, first_rows, repeat_rows
 from .common import InputError, no_op, warn_once
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
-from .link import InnerLink, fused
+from .link import FusedInnerLink, InnerLink
 from .llama import Llama
 from .load import (
     GenerationConfig,
@@ -43,8 +42,9 @@ Prompt = list[Piece]
 def left_pad(
     rows: list[torch.Tensor], starts: torch.Tensor | int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """B embeddings (T_b, D) -> x (B, T, D), zeros on the left, and positions (B, T), -1 there, else from starts (B,
-    1).
+    """B embeddings (T_b, D) -> x (B, T, D), left-padded with zeros, and positions (B, T), -1 on padding.
+
+    starts   (B, 1): the position of each row's first token
     """
     T = max(map(len, rows))
     x = torch.stack([F.pad(row, (0, 0, T - len(row), 0)) for row in rows])
@@ -96,16 +96,18 @@ class Agent:
     inner_link   None for a base model, which cannot think in latents
     device       where it computes; the model's own weights may be offloaded
     steps        takes its steps: as they are, or as CUDA graphs
+    source       the folder or hub id that it was loaded from; None if it was made in memory
     """
 
     def __init__(
         self,
         model: Llama,
         tokenizer: Tokenizer,
-        inner_link: nn.Module | None,
+        inner_link: InnerLink | FusedInnerLink | None,
         generation_config: GenerationConfig,
         device: torch.device | str,
         offload: bool = False,
+        source: str | Path | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -113,6 +115,7 @@ class Agent:
         self.generation_config = generation_config
         self.device = torch.device(device)
         self.offload = offload
+        self.source = source
         self.steps = Steps(model)
         self.prefix_cache: PrefixCache | None = None
         tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids beyond it
@@ -194,21 +197,10 @@ class Agent:
         S = max(map(len, rows)) + room
         if gradient:
             return self.read_with_gradient(pieces, rows, S, last)
-        beginnings = [first_text(own) for own in pieces]
-        previous = self.take_prefix(len(rows), S) if keep else None
-        if previous is None:
-            cache = self.make_cache(len(rows) * copies, S)
-            known = [0] * len(rows)  # tokens of each prompt that the cache holds already
-        else:
-            cache, S = previous.cache, previous.S
-            known = shared_lengths(beginnings, previous.beginnings)
-            known = [
-                min(n, len(row) - 1) for n, row in zip(known, rows, strict=True)
-            ]  # one is read
-            for c in cache:
-                c.filled = max(known)
-        starts = torch.tensor(known, device=rows[0].device)[:, None]
-        x, positions = left_pad([row[n:] for n, row in zip(known, rows, strict=True)], starts)
+        if keep:
+            return self.read_after_prefix(pieces, rows, S, last)
+        x, positions = left_pad(rows)
+        cache = self.make_cache(len(rows) * copies, S)
         first = first_rows(cache, len(rows)) if copies > 1 else cache
         states = self.model(x, positions, first, last=last)
         next_positions = positions[:, -1:] + 1
@@ -216,9 +208,36 @@ class Agent:
             repeat_rows(cache, first, copies)
             states = states.repeat_interleave(copies, 0)
             next_positions = next_positions.repeat_interleave(copies, 0)
-        if keep and not self.offload and all(isinstance(c, KVCache) for c in cache):
-            self.prefix_cache = PrefixCache(beginnings, cache, S)
         return Reading(states, next_positions, cache, S)
+
+    def read_after_prefix(
+        self, pieces: list[list[torch.Tensor]], rows: list[torch.Tensor], S: int, last: int
+    ) -> Reading:
+        """The same with prefix caching, for prompts as token ids and latents, and as embeddings.
+
+        The keys and values of what two prompts share at their beginning are the same: only the rest is read. This needs
+        a cache that holds all positions (no windows, no states) and may be kept (no offload).
+        """
+        beginnings = [first_text(own) for own in pieces]
+        known = [0] * len(rows)  # tokens of each prompt that the cache holds already
+        previous = self.take_prefix(len(rows), S)
+        if previous is None:
+            cache = self.make_cache(len(rows), S)
+        else:
+            cache = previous.cache
+            S = previous.S
+            for b, row in enumerate(rows):
+                shared = commonprefix([beginnings[b], previous.beginnings[b]])
+                known[b] = min(len(shared), len(row) - 1)  # the last token is read for its state
+            for c in cache:
+                c.filled = max(known)
+        unread = [row[n:] for row, n in zip(rows, known, strict=True)]
+        starts = torch.tensor(known, device=rows[0].device)[:, None]
+        x, positions = left_pad(unread, starts)
+        states = self.model(x, positions, cache, last=last)
+        if not self.offload and all(isinstance(c, KVCache) for c in cache):
+            self.prefix_cache = PrefixCache(beginnings, cache, S)
+        return Reading(states, positions[:, -1:] + 1, cache, S)
 
     def read_with_gradient(
         self, pieces: list[list[torch.Tensor]], rows: list[torch.Tensor], S: int, last: int
@@ -240,11 +259,7 @@ class Agent:
         return Reading(states, positions[:, -1:] + 1, cache, S)
 
     def take_prefix(self, B: int, S: int) -> PrefixCache | None:
-        """What was read last, if its cache serves for B prompts and S positions; it is no longer kept then.
-
-        The keys and values of what two prompts share at their beginning are the same. Using them needs a cache that
-        holds all positions (no windows, no states) and may be kept (no offload).
-        """
+        """What was read last, if its cache serves for B prompts and S positions; it is no longer kept then."""
         previous = self.prefix_cache
         self.drop_prefix()  # until the cache is whole again
         if previous is None or len(previous.beginnings) != B or previous.S < S:
@@ -271,7 +286,7 @@ class Agent:
         self,
         prompts: Sequence[Prompt],
         m: int,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
         gradient: bool = False,
     ) -> torch.Tensor:
         """m latent steps after B prompts -> hidden states H (B, m, D).
@@ -286,7 +301,7 @@ class Agent:
         link = self.inner_link
         assert link is not None, "System.check_links refuses a base model"
         h, positions, cache, _ = self.read(prompts, m, gradient=gradient, keep=not gradient)
-        tick()
+        callback()
 
         def next_input(h: torch.Tensor) -> torch.Tensor:
             return link(h).to(h.dtype)
@@ -298,7 +313,7 @@ class Agent:
             return [next_input(h), positions + 1], h
 
         _, others = self.steps.take(
-            step, [next_input(h), positions], m - 1, cache, tick, ("latent",)
+            step, [next_input(h), positions], m - 1, cache, callback, ("latent",)
         )
         return torch.cat([h, *others], 1)
 
@@ -323,11 +338,6 @@ def first_text(pieces: list[torch.Tensor]) -> list[int]:
     return [] if pieces[0].is_floating_point() else pieces[0].tolist()
 
 
-def shared_lengths(ones: list[list[int]], others: list[list[int]]) -> list[int]:
-    """How many ids each of some lists shares with its counterpart at the beginning."""
-    return [len(commonprefix([one, other])) for one, other in zip(ones, others, strict=True)]
-
-
 def length_since_latents(pieces: list[torch.Tensor]) -> int:
     """How many positions of a prompt its first latents and all that follows take; 0 if it has none."""
     for i, piece in enumerate(pieces):
@@ -342,7 +352,7 @@ def load_agent(
     device: torch.device | str,
     dtype: torch.dtype | None,
     offload: bool = False,
-    plain: bool = False,
+    fast: bool = False,
     untrained: bool = False,
     role: str = "agent",
 ) -> Agent:
@@ -350,7 +360,8 @@ def load_agent(
 
     task       math, choice or code: which inner link is taken if there are several
     offload    keep the weights in main memory while the agent rests
-    plain      leave out the fast path; it needs weights that stay where they are, so an offloaded agent has none
+    fast       put it on the fast path (fast/), which needs weights that stay where they are: an offloaded agent has
+               none
     untrained  give it a new inner link: the folder may be that of a base model
     role       its name in the error message if there is no such folder or repository
     Raises InputError if the folder is not whole.
@@ -359,14 +370,14 @@ def load_agent(
     model = load_model(folder, device, dtype, "cpu" if offload else None)
     tokenizer = load_tokenizer(folder)
     D = model.config.hidden_size
-    inner_link: nn.Module | None
+    inner_link: InnerLink | FusedInnerLink | None
     if untrained:
         inner_link = InnerLink(D).to(device)
     else:
         inner_link = load_inner_link(folder, task, D, device, model.norm.weight.dtype)
     generation_config = load_generation_config(folder, tokenizer)
-    agent = Agent(model, tokenizer, inner_link, generation_config, device, offload)
-    if not (plain or offload):
+    agent = Agent(model, tokenizer, inner_link, generation_config, device, offload, source)
+    if fast and not offload:
         make_fast(agent)
     return agent
 
@@ -374,7 +385,7 @@ def load_agent(
 def make_fast(agent: Agent) -> None:
     """Put an agent on the fast path (fast/), in place."""
     prepare(agent.model)
-    if agent.inner_link is not None:
-        agent.inner_link = fused(agent.inner_link)
+    if isinstance(agent.inner_link, InnerLink):
+        agent.inner_link = FusedInnerLink(agent.inner_link)
     if agent.device.type == "cuda":
         agent.steps = Graphs(agent.model)

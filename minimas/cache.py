@@ -3,7 +3,7 @@
 The cache of an attention layer has two methods. A mask must be asked for before the update that stores its tokens.
 
     mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool. None is
-                              ordinary causal attention without padding. The model calls it (see `masks`)
+                              plain causal attention without padding. The model calls it (see `masks`)
     update(k, v, positions)   stores new keys and values (B, K, T, d) and returns all S of them. The layer calls it
 
 A layer of a Gated DeltaNet keeps no keys. Its DeltaCache has a mask (B, T, 1) of tokens, `with_history` and `store`.
@@ -14,7 +14,7 @@ A key is addressed by its position, not by the column of the batch in which it a
 nothing more than that: a query at position i sees the keys at positions 0 to i of its own row. How much padding stood
 before a token, and in which chunk it came, makes no difference.
 
-Letters: B batch, T new tokens, S stored keys, K key/value heads, d head width.
+Notation: B batch, T new tokens, S stored keys, K key/value heads, d head width.
 """
 
 import copy
@@ -56,11 +56,11 @@ def plain_causal(positions: torch.Tensor, last: int, window: int | None) -> bool
 
 
 class KVCache:
-    """Keys and values of one attention layer, allocated for S positions and written in place: position p is in slot p.
+    """Keys and values of one attention layer, allocated for S positions and written in place: position p is at index p.
 
     tensors  names of the attributes that hold one row per prompt
-    k, v     (B, K, S + 1, d). The last slot takes what padding writes, and no query sees it
-    filled   slots that may hold a token. This is an upper bound over the rows, which the host knows without waiting
+    k, v     (B, K, S + 1, d). The last index takes what padding writes, and no query sees it
+    filled   indices that may hold a token. This is an upper bound over the rows, which the host knows without waiting
     window   how many positions back a query sees, itself included; None is all
     """
 
@@ -86,7 +86,7 @@ class KVCache:
         return min(self.filled + positions.shape[1], self.capacity)
 
     def sees_all(self, positions: torch.Tensor) -> bool:
-        """Whether each row has one new token, at positions (B, 1), and it sees all slots that are filled.
+        """Whether each row has one new token, at positions (B, 1), and it sees all that are filled.
 
         On CUDA nobody asks, because the host would have to wait for the answer.
         """
@@ -96,40 +96,42 @@ class KVCache:
         return bool((positions == newest).all())
 
     def mask(self, positions: torch.Tensor, last: int) -> torch.Tensor | None:
-        """Keys are the slots up to the last one filled: (B, 1, last, filled)."""
+        """Keys are those at indices below `filled`: (B, 1, last, filled)."""
         if self.filled == 0 and plain_causal(positions, last, self.window):
             return None
         if self.sees_all(positions):
             return None
-        slots = torch.arange(self.filled_after(positions), device=positions.device)
-        key_positions = slots.expand(len(positions), -1)  # (B, filled): position p is in slot p
+        indices = torch.arange(self.filled_after(positions), device=positions.device)
+        key_positions = indices.expand(len(positions), -1)  # (B, filled): position p is at index p
         return causal_mask(positions[:, -last:], key_positions, self.window)
 
     def update(
         self, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write k, v (B, K, T, d) in place -> views of all slots up to the last one filled, (B, K, filled, d)."""
+        """Write k, v (B, K, T, d) in place -> views of all that may hold a token, (B, K, filled, d)."""
         self.filled = self.filled_after(positions)
-        slots = torch.where(positions < 0, self.capacity, positions)  # (B, T)
-        write_slots(self.k, slots, k)
-        write_slots(self.v, slots, v)
+        indices = torch.where(positions < 0, self.capacity, positions)  # (B, T)
+        write_at(self.k, indices, k)
+        write_at(self.v, indices, v)
         return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
 
     def grow(self, n: int) -> None:
         """Make room for n more positions."""
-        old_padding_slot = self.capacity
+        padding_index = self.capacity
         self.k = F.pad(self.k, (0, 0, 0, n))  # (B, K, S + n + 1, d)
         self.v = F.pad(self.v, (0, 0, 0, n))
-        self.k[:, :, old_padding_slot] = 0  # an ordinary slot from now on
-        self.v[:, :, old_padding_slot] = 0
+        self.k[:, :, padding_index] = (
+            0  # where padding was written, a token may be written from now on
+        )
+        self.v[:, :, padding_index] = 0
 
 
 class WindowCache:
-    """Keys and values of a sliding window: only the last `window` are kept, and position p is in slot p modulo window.
+    """Keys and values of a sliding window: only the last `window` are kept, and position p is at index p modulo window.
 
     tensors    names of the attributes that hold one row per prompt
-    k, v       (B, K, window + 1, d). The last slot takes what is not kept, and no query sees it
-    positions  (B, window + 1), the position in each slot, -1 where there is none
+    k, v       (B, K, window + 1, d). The last index takes what is not kept, and no query sees it
+    positions  (B, window + 1), the position at each index, -1 where there is none
     """
 
     tensors = ("k", "v", "positions")
@@ -141,17 +143,17 @@ class WindowCache:
         self.v = like.new_zeros(B, K, window + 1, d)
         self.positions = torch.full((B, window + 1), -1, device=like.device)
 
-    def slots(self, positions: torch.Tensor) -> torch.Tensor:
-        """Where to write positions (B, T) -> (B, T); the slot `window` takes what is not kept."""
-        # Of a chunk longer than the window only the end is kept: no two keys may share a slot.
+    def indices(self, positions: torch.Tensor) -> torch.Tensor:
+        """Where to write positions (B, T) -> (B, T); the index `window` takes what is not kept."""
+        # Of a chunk longer than the window only the end is kept: no two keys may share an index.
         newest = positions.amax(1, keepdim=True)  # (B, 1)
         kept = (positions >= 0) & (positions > newest - self.window)
         return torch.where(kept, positions % self.window, self.window)
 
     def mask(self, positions: torch.Tensor, last: int) -> torch.Tensor:
-        """Keys are the slots, for a chunk of several tokens also the new ones after them: (B, 1, last, S)."""
+        """Keys are those in memory, for a chunk of several tokens also the new ones after them: (B, 1, last, S)."""
         if positions.shape[1] == 1:
-            key_positions = self.positions.scatter(1, self.slots(positions), positions)
+            key_positions = self.positions.scatter(1, self.indices(positions), positions)
         else:
             key_positions = torch.cat([self.positions, positions], 1)
         return causal_mask(positions[:, -last:], key_positions, self.window)
@@ -170,11 +172,11 @@ class WindowCache:
         return keys, values
 
     def write(self, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor) -> None:
-        """Write k, v (B, K, T, d) and their positions (B, T) into their slots."""
-        slots = self.slots(positions)
-        write_slots(self.k, slots, k)
-        write_slots(self.v, slots, v)
-        self.positions.scatter_(1, slots, positions.where(slots < self.window, -1))
+        """Write k, v (B, K, T, d) and their positions (B, T) at their indices."""
+        indices = self.indices(positions)
+        write_at(self.k, indices, k)
+        write_at(self.v, indices, v)
+        self.positions.scatter_(1, indices, positions.where(indices < self.window, -1))
 
 
 class Chunk(NamedTuple):
@@ -297,13 +299,13 @@ def masks(
     return of_layers
 
 
-def write_slots(memory: torch.Tensor, slots: torch.Tensor, new: torch.Tensor) -> None:
-    """Write new (B, K, T, d) into memory (B, K, slots, d) at slots (B, T)."""
-    if len(slots) == 1:  # one operation instead of several
-        memory.index_copy_(2, slots[0], new)
+def write_at(memory: torch.Tensor, indices: torch.Tensor, new: torch.Tensor) -> None:
+    """Write new (B, K, T, d) into memory (B, K, S, d) at indices (B, T)."""
+    if len(indices) == 1:  # one operation instead of several
+        memory.index_copy_(2, indices[0], new)
         return
-    rows = torch.arange(len(slots), device=slots.device)[:, None]  # (B, 1)
-    memory.transpose(1, 2)[rows, slots] = new.transpose(1, 2)  # (B, T, K, d)
+    rows = torch.arange(len(indices), device=indices.device)[:, None]  # (B, 1)
+    memory.transpose(1, 2)[rows, indices] = new.transpose(1, 2)  # (B, T, K, d)
 
 
 # Operations on the caches of all layers, when the batch changes

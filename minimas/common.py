@@ -141,13 +141,13 @@ def pairs(option: str, parts: list[str], expected: str = "NAME=COLUMN") -> dict[
     return values
 
 
-def checkpoints(given: list[str]) -> str | dict[str, str]:
+def checkpoints(given: list[str]) -> str | dict[str, str | Path]:
     """The values of --checkpoint as load_mas_system takes them: one folder or hub id, or {role: folder or hub id}."""
     if len(given) == 1 and given[0]:
         is_folder = Path(given[0]).expanduser().is_dir()
         if is_folder or "=" not in given[0]:
             return given[0]
-    return pairs("--checkpoint", given, "ROLE=PATH, or one folder of all roles")
+    return {**pairs("--checkpoint", given, "ROLE=PATH, or one folder of all roles")}
 
 
 def aligned(rows: list[list[str]]) -> str:

@@ -8,7 +8,7 @@ value, to the degree beta:
     S <- S + k_t (beta_t (v_t - S' k_t))'        correct the value under k_t
     o_t = S' q_t                                 read
 
-Letters                                                                                   in the paper
+Notation                                                                                  in the paper
     B           batch
     T           tokens
     H           heads
@@ -86,9 +86,9 @@ def chunked(
     decay = log_decay.masked_fill(later, -torch.inf).exp()
 
     A = (beta * (k @ k.mT) * decay).tril(-1)  # (B, H, chunks, C, C)
-    right = beta * torch.cat([v, k * since_start[..., None].exp()], -1)
+    right = beta * torch.cat([v, k * since_start[..., None].exp()], -1)  # (..., C, d_v + d_k)
     UW = torch.linalg.solve_triangular(A, right, upper=False, unitriangular=True)
-    U, W = UW.split([d_v, d_k], -1)
+    U, W = UW.split([d_v, d_k], -1)  # (B, H, chunks, C, d_v) and (B, H, chunks, C, d_k)
 
     scores = (q @ k.mT) * decay  # (B, H, chunks, C, C)
     q_start = q * since_start[..., None].exp()  # reads the state that the chunk begins with
@@ -104,7 +104,5 @@ def chunked(
 def in_chunks(x: torch.Tensor, C: int) -> torch.Tensor:
     """x (B, H, T, ...) -> (B, H, chunks, C, ...). Zeros fill the last chunk: they leave the state as it is."""
     missing = -x.shape[2] % C  # tokens up to a multiple of C
-    padding = (
-        (0, missing) if x.ndim == 3 else (0, 0, 0, missing)
-    )  # F.pad begins at the last dimension
+    padding = [0, 0] * (x.ndim - 3) + [0, missing]  # F.pad begins at the last dimension
     return F.pad(x, padding).unflatten(2, (-1, C))

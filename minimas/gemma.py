@@ -7,7 +7,7 @@ What differs from Llama:
     five layers of six attend to a sliding window and rotate by a base of their own; the sixth sees all
     the MLP's gate is a GELU (tanh form)
 
-Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
+Notation as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,11 @@ class Config(llama.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.layer_types:
+            n = self.num_hidden_layers
             interval = self.sliding_window_pattern
-            last_of_interval = [(i + 1) % interval == 0 for i in range(self.num_hidden_layers)]
-            self.layer_types = [
-                "full_attention" if last else "sliding_attention" for last in last_of_interval
-            ]
+            self.layer_types = ["sliding_attention"] * n
+            for i in range(interval - 1, n, interval):
+                self.layer_types[i] = "full_attention"
 
     @property
     def windows(self) -> Sequence[int | None]:
@@ -136,6 +136,7 @@ class Gemma3(llama.Llama):
             self.register_buffer(f"frequency_{kind}", frequency, persistent=False)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) -> embeddings (..., D), scaled by sqrt(D)."""
         w = self.embed_tokens.weight
         scale = torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype)  # rounded, as in transformers
         return self.embed_tokens(ids) * scale.item()

@@ -3,7 +3,8 @@
 Each step takes one token per row. Between steps, rows whose text has ended leave the batch, and the reply of a tool is
 put after the token that asked for it.
 
-Letters: B prompts, T their tokens, D the agent's width, n random numbers of a text, k texts for each prompt.
+Notation: B prompts, T their tokens, D the agent's width, n random numbers of a text, k texts for each prompt,
+V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +22,8 @@ from .steps import round_up
 UNIFORMS = 2048  # a text's random numbers are made before it, a multiple of this many: few sizes, few graphs
 REPLY_ROOM = 512  # positions: a cache that is too short for a reply grows by a multiple of this, for others to come
 
-Reply = Callable[
-    [int, list[int]], list[int]
-]  # the number of a text and its ids -> ids to insert after its last token
+# The number of a text and its ids -> ids to insert after its last token
+Reply = Callable[[int, list[int]], list[int]]
 
 
 def generate(
@@ -31,7 +31,7 @@ def generate(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     settings: CompletedSettings,
-    tick: Callable = no_op,
+    callback: Callable = no_op,
     reply: Reply | None = None,
 ) -> list[list[int]]:
     """Write after B prompts -> a list of token ids for each text.
@@ -45,7 +45,7 @@ def generate(
     """
     batch = Batch(agent, prompts, seeds, settings)
     left = settings.max_new_tokens - 1  # tokens that may still follow
-    tick()
+    callback()
     while True:
         unfinished = batch.append_tokens()
         if not unfinished or left == 0:
@@ -54,7 +54,7 @@ def generate(
         if reply:
             batch.insert_replies(reply)
         times = 1 if reply else min(agent.steps.sync_every, left)
-        batch.take_steps(times, tick)
+        batch.take_steps(times, callback)
         left -= times
 
 
@@ -63,8 +63,8 @@ class Inputs(NamedTuple):
 
     x: torch.Tensor  # (rows, T, D): the last token, and a reply after it
     positions: torch.Tensor  # (rows, T)
-    uniforms: torch.Tensor  # (rows, n)
-    token_index: torch.Tensor  # (rows, 1): which of the uniforms the next token takes
+    random_numbers: torch.Tensor  # (rows, n), uniform in [0, 1)
+    token_index: torch.Tensor  # (rows, 1): which of the random numbers the next token takes
 
 
 class Batch:
@@ -73,9 +73,9 @@ class Batch:
     ids     the token ids of each text so far
     rows    for each row of the tensors the number of its text; None: an ended row that fills the batch up
     cache   what was read and written, by row
-    S       positions that may be needed
+    S       positions that the cache must have
     inputs  of the next step
-    tokens  (rows, times) that the last steps drew, not yet part of the texts
+    tokens  (rows, times) that the last steps sampled, not yet part of the texts
     """
 
     def __init__(
@@ -96,50 +96,51 @@ class Batch:
         reading = agent.read(prompts, settings.max_new_tokens, copies=copies)
         self.cache = reading.cache
         self.S = reading.S
-        n = (
-            round_up(settings.max_new_tokens, UNIFORMS) if self.temperature else 1
-        )  # greedy: none is looked at
+        is_greedy = self.temperature == 0  # it looks at no random number
+        n = 1 if is_greedy else round_up(settings.max_new_tokens, UNIFORMS)
         numbers = uniforms(seeds, n).to(agent.device)
         token_index = torch.zeros_like(reading.next_positions)
-        self.inputs, first = self.draw(reading.states, reading.next_positions, numbers, token_index)
+        self.inputs, first = self.sample_next(
+            reading.states, reading.next_positions, numbers, token_index
+        )
         self.tokens = first[:, None]
 
     # Steps
 
-    def draw(
+    def sample_next(
         self,
         h: torch.Tensor,
         positions: torch.Tensor,
-        uniforms: torch.Tensor,
+        random_numbers: torch.Tensor,
         token_index: torch.Tensor,
     ) -> tuple[Inputs, torch.Tensor]:
-        """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are drawn from the last of them.
+        """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are sampled after the last.
 
-        positions (rows, 1) are those of the tokens that are drawn.
+        positions (rows, 1) are those of the sampled tokens.
         """
-        u = uniforms.gather(1, token_index)[:, 0] if self.temperature else None
-        tokens = sample(self.model.logits(h[:, -1]), u, self.temperature, self.top_k, self.top_p)
-        x = self.model.embed(
-            tokens[:, None].clamp(min=0)
-        )  # -1: not finite, which `append_tokens` will find
-        return Inputs(x, positions, uniforms, token_index + 1), tokens
+        u = random_numbers.gather(1, token_index)[:, 0] if self.temperature > 0 else None  # (rows,)
+        logits = self.model.logits(h[:, -1])  # (rows, V)
+        tokens = sample(logits, u, self.temperature, self.top_k, self.top_p)  # (rows,)
+        ids = tokens[:, None].clamp(min=0)  # -1: not finite, which `append_tokens` will find
+        x = self.model.embed(ids)  # (rows, 1, D)
+        return Inputs(x, positions, random_numbers, token_index + 1), tokens
 
-    def take_steps(self, times: int, tick: Callable) -> None:
-        """Draw `times` more tokens for each row."""
+    def take_steps(self, times: int, callback: Callable) -> None:
+        """Sample `times` more tokens for each row."""
         cache = self.cache  # a graph is captured over these very objects
 
         def step(
             x: torch.Tensor,
             positions: torch.Tensor,
-            uniforms: torch.Tensor,
+            random_numbers: torch.Tensor,
             token_index: torch.Tensor,
         ) -> tuple[Inputs, torch.Tensor]:
             h = self.model(x, positions, cache, last=1)
-            return self.draw(h, positions[:, -1:] + 1, uniforms, token_index)
+            return self.sample_next(h, positions[:, -1:] + 1, random_numbers, token_index)
 
-        n = self.inputs.uniforms.shape[1]
+        n = self.inputs.random_numbers.shape[1]
         kind = ("text", self.temperature, self.top_k, self.top_p, n)
-        state, tokens = self.agent.steps.take(step, self.inputs, times, cache, tick, kind)
+        state, tokens = self.agent.steps.take(step, self.inputs, times, cache, callback, kind)
         self.inputs = Inputs(*state)
         self.tokens = torch.stack(tokens, 1)
 
@@ -148,9 +149,7 @@ class Batch:
     def append_tokens(self) -> list[int]:
         """Append the tokens to the texts, each up to one that ends it; returns the rows whose texts go on."""
         what = f"the scores that {type(self.model).__name__} gives to tokens"
-        written = (
-            self.tokens.tolist()
-        )  # here the host waits for the device; in the steps it never does
+        written = self.tokens.tolist()  # here the host waits for the device; in steps it does not
         unfinished = []
         for i, b in enumerate(self.rows):
             if b is None:
@@ -178,11 +177,15 @@ class Batch:
             index = torch.tensor(stay, device=self.inputs.x.device)
             keep_rows(self.cache, index)
             self.inputs = Inputs(*[value[index] for value in self.inputs])
-        self.rows = [self.rows[i] if i in unfinished else None for i in stay]
+        for i in ended:
+            self.rows[i] = None
+        self.rows = [self.rows[i] for i in stay]
 
     def insert_replies(self, reply: Reply) -> None:
         """Put replies after the last tokens, in the texts and in the next inputs."""
-        replies = [[] if b is None else reply(b, self.ids[b]) for b in self.rows]
+        replies = []
+        for b in self.rows:
+            replies.append([] if b is None else reply(b, self.ids[b]))
         if not any(replies):
             return
         self.S += max(map(len, replies))

@@ -9,19 +9,17 @@ All maps W are affine, and GELU is the exact (erf) one. Keys and adapter types a
 in the dtype of its file, or in its agent's if that is wider; its input is cast to that dtype, and the agent that
 receives the result casts it to the dtype of its own embeddings.
 
-Letters: D width of the agent that thinks, D' or D_target width of the agent that hears it.
+Notation: D width of the agent that thinks, D' or D_target width of the agent that hears it.
 
 The readable forms come first. `fused` makes the fast form of a link, the same function with fewer operations.
 """
-
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .common import upcast
-from .fast.linear import PackedLinear, few_rows, kernels_for
+from .fast.linear import Kernels, PackedLinear, few_rows, kernels_for
 
 
 class InnerLink(nn.Module):
@@ -83,7 +81,7 @@ class FusedInnerLink(nn.Module):
         y = F.gelu(self.proj1(y))  # (..., D)
         return self.post_ln(h + self.proj2(y))
 
-    def in_kernels(self, h: torch.Tensor, kernels: ModuleType) -> torch.Tensor:
+    def in_kernels(self, h: torch.Tensor, kernels: Kernels) -> torch.Tensor:
         """The same in three kernels of fast/kernels.py."""
         rows = h.reshape(-1, self.D)
         first, second, norm = self.proj1, self.proj2, self.post_ln
@@ -131,7 +129,7 @@ class FusedOuterLink(nn.Module):
         y = F.gelu(y / std + self.bias)
         return self.ln_target(self.proj2(y.to(self.dtype)) + residual)
 
-    def in_kernels(self, h: torch.Tensor, kernels: ModuleType) -> torch.Tensor:
+    def in_kernels(self, h: torch.Tensor, kernels: Kernels) -> torch.Tensor:
         """The same in three kernels of fast/kernels.py."""
         rows = h.reshape(-1, h.shape[-1])
         n, _ = self.sizes  # only these outputs have the norm and the activation

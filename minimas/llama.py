@@ -6,7 +6,7 @@ a block, rotary positions (with Llama 3.1's frequency scaling), grouped-query at
 The model takes embeddings and returns hidden states after the final norm; the vocabulary is a separate call. A latent
 agent needs exactly this split: it is fed with embeddings that correspond to no token, and never asks for a token.
 
-Letters: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache.
+Notation: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys.
 T' is the number of the last tokens that are asked for, T unless the caller wants fewer.
 """
 
@@ -141,7 +141,7 @@ def attend(
     """Softmax attention of q (B, H, T, d) over k and v (B, K, S, d), each shared by H / K query heads -> (B, T', H d).
 
     mask (B, 1, T', S) comes from cache.masks and has a row for each of the last T' queries; the others are not
-    computed. None is ordinary causal attention without padding: of S = T tokens, or of one token that sees all S.
+    computed. None is plain causal attention without padding: of S = T tokens, or of one token that sees all S.
     """
     if mask is None and q.shape[2] > 1:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)

@@ -6,6 +6,8 @@ An agent's folder: config.json, generation_config.json, model.safetensors (or sh
 tokenizer.json, tokenizer_config.json, chat_template.jinja, and its inner link, adapter.pt or adapter(TASK).pt.
 The links' folder: outerlink_config.json and the .pt files that it names.
 
+The last section says on which device an agent computes, and in which dtype.
+
 Every file is checked here: the rest of the package trusts what it is given. No code from a checkpoint is executed,
 except chat templates, which run in a sandbox.
 """
@@ -302,7 +304,8 @@ def load_generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
     if not file.is_file():
         file = required_of_model(folder, "config.json")
     whole = read_json(file)
-    raw = entry(file, {"text_config": {}} | whole, "text_config", type_=dict) | whole
+    text_config = entry(file, {"text_config": {}} | whole, "text_config", type_=dict)
+    raw = text_config | whole
     eos = raw.get("eos_token_id")
     listed = eos if isinstance(eos, list) else [eos]
     ends = [number for number in [*listed, tokenizer.eos_id] if number is not None]

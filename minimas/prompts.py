@@ -46,15 +46,15 @@ class Slot:
     role: str
 
 
-Piece = str | Slot
+PromptPiece = str | Slot  # in agent.py a Piece has latents where a Slot was
 
 
-def fill(template: str, templates: dict[str, str], texts: dict[str, str]) -> list[Piece]:
+def fill(template: str, templates: dict[str, str], texts: dict[str, str]) -> list[PromptPiece]:
     """A template -> pieces. `{name}` becomes texts[name], or templates[name] filled in turn, or else Slot(name).
 
     What is filled in from `texts` is not read again, so that a question may hold braces.
     """
-    pieces: list[Piece] = []
+    pieces: list[PromptPiece] = []
     for i, part in enumerate(FIELD.split(template)):
         is_name = i % 2 == 1  # texts and names alternate, and a text comes first
         if not is_name:
@@ -122,7 +122,7 @@ def is_labelled(line: str, letter: str) -> bool:
 
 def prompt(
     section: str | dict[str, str], role: str, question: Question, task: str, has_feedback: bool
-) -> tuple[str, list[Piece]]:
+) -> tuple[str, list[PromptPiece]]:
     """System text, and the pieces of the user message, for `role` in a section of prompts.json, or in one of that form.
 
     has_feedback: this role has heard somebody who speaks after it, or itself. If there is a `ROLE_with_feedback`, that
@@ -161,7 +161,9 @@ def answer_retry(section: str | dict[str, str], task: str) -> str | None:
 # The chat template
 
 
-def wrap(tokenizer: Tokenizer, system: str, pieces: list[Piece], date: str) -> list[Piece]:
+def wrap(
+    tokenizer: Tokenizer, system: str, pieces: list[PromptPiece], date: str
+) -> list[PromptPiece]:
     """Put system text and pieces through the chat template; the result is again pieces, slots in place.
 
     Raises InputError if the template leaves out the user message, or drops or repeats a slot.
@@ -179,7 +181,7 @@ def wrap(tokenizer: Tokenizer, system: str, pieces: list[Piece], date: str) -> l
             f"the chat template shows the user message's {len(slots)} slot(s) {len(texts) - 1} times: "
             "minimas needs a template that shows each once"
         )
-    wrapped: list[Piece] = [texts[0]]
+    wrapped: list[PromptPiece] = [texts[0]]
     for slot, text in zip(slots, texts[1:], strict=True):
         wrapped += [slot, text]
     return [piece for piece in wrapped if piece != ""]

@@ -7,7 +7,7 @@ What differs from Llama:
                  three layers of four replace attention by a Gated DeltaNet, whose state does not grow with the text;
                  in the others the attention's output is gated, and only a quarter of each head is rotated
 
-Letters as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S keys in the cache;
+Notation as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys;
 in the Gated DeltaNet as in delta.py: H heads of v, d_k and d_v the widths of a key and a value head.
 """
 
@@ -54,10 +54,8 @@ class Config(llama.Config):
             self.sliding_window = None
         if not self.layer_types:
             n = self.num_hidden_layers
-            full = self.max_window_layers if self.use_sliding_window else n
-            self.layer_types = [
-                "full_attention" if i < full else "sliding_attention" for i in range(n)
-            ]
+            full = min(self.max_window_layers, n) if self.use_sliding_window else n
+            self.layer_types = ["full_attention"] * full + ["sliding_attention"] * (n - full)
 
     @property
     def windows(self) -> Sequence[int | None]:
@@ -122,11 +120,11 @@ class Config35(llama.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.layer_types:
+            n = self.num_hidden_layers
             interval = self.full_attention_interval
-            last_of_interval = [(i + 1) % interval == 0 for i in range(self.num_hidden_layers)]
-            self.layer_types = [
-                "full_attention" if last else "linear_attention" for last in last_of_interval
-            ]
+            self.layer_types = ["linear_attention"] * n
+            for i in range(interval - 1, n, interval):
+                self.layer_types[i] = "full_attention"
 
     @property
     def linear_sizes(self) -> list[int]:
@@ -309,7 +307,9 @@ class Qwen35(Llama):
         if kind == "full_attention":
             _, K, d = c.attention_sizes
             return attention_cache(B, K, S, d, like)
-        H, d_k, d_v = c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim
+        H = c.linear_num_value_heads
+        d_k = c.linear_key_head_dim
+        d_v = c.linear_value_head_dim
         conv = like.new_zeros(B, sum(c.linear_sizes), c.linear_conv_kernel_dim - 1)
         state = upcast(like.new_zeros(B, H, d_k, d_v))
         return DeltaCache(conv, state)

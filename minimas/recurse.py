@@ -9,7 +9,7 @@
 
 system.py puts batches, the text of the answer and the retry around it.
 
-Letters: B questions in a batch, D an agent's width, m latent steps.
+Notation: B questions in a batch, D an agent's width, m latent steps.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
-from .agent import Prompt, check_finite
+from .agent import Prompt
 from .common import no_op
 from .generate import generate
 from .link import apply_link
@@ -39,7 +37,7 @@ def recurse(
     system: System,
     questions: Sequence[Question],
     settings: CompletedSettings,
-    tick: Callable = no_op,
+    callback: Callable = no_op,
     think: Think | None = None,
 ) -> Iterator[Turn]:
     """Let the agents of a System take turns over B Questions; yields each Turn, the last one unanswered.
@@ -48,11 +46,11 @@ def recurse(
     of their own at the end of that round, as if there were no more.
 
     settings  completed Settings
-    tick()    is called for every position that is generated
+    callback()    is called for every position that is generated
     think     think(round, role, prompts) -> hidden states; in training it takes the place of Agent.think
     """
     order = system.style.order
-    think = think or partial(think_in_latents, system, settings, tick)
+    think = think or partial(system.think, settings, callback)
     rows = list(range(len(questions)))  # the numbers of the questions that go on
     inbox: dict[Edge, Message] = {}
     system.drop_prefixes()
@@ -60,22 +58,24 @@ def recurse(
         stopped: set[int] = set()
         for role in order:
             asked = [questions[b] for b in rows]
-            prompts = system.prompts(role, asked, inbox, settings.date)
+            prompts = system.prompts_for(role, asked, inbox, settings.date)
             if (r, role) == (settings.rounds, order[-1]):
-                yield final_turn(
-                    system, r, rows, prompts
-                )  # the last agent writes its answers after these
+                # The last agent writes its answers after these prompts.
+                yield final_turn(system, r, rows, prompts)
                 return
+            silence = system.silence(role, settings.channel, len(rows))
             if settings.channel == "latent":
                 H = think(r, role, prompts)  # (B, m, D)
-                turn = Turn(r, role, rows, prompts, H, partial(send_latents, system, role))
+                send = partial(send_latents, system, role)
+                turn = Turn(r, role, rows, prompts, H, send, silence=silence)
             else:
-                ids = write(system, r, role, asked, prompts, settings, tick)
+                ids = write_messages(system, r, role, asked, prompts, settings, callback)
                 sent = send_texts(system, role, ids)
-                turn = Turn(r, role, rows, prompts, sent=sent, decoded=list(map(len, ids)))
+                decoded = [len(own) for own in ids]
+                turn = Turn(r, role, rows, prompts, sent=sent, silence=silence, decoded=decoded)
             yield turn
-            turn.check(edges_from(system, role))
-            inbox |= silence(system, role, settings.channel, len(rows)) | turn.sent
+            turn.check()
+            inbox |= turn.heard()
             stopped |= turn.stopped
         if stopped:
             ending = sorted(stopped)
@@ -87,35 +87,21 @@ def recurse(
                 return
 
 
-def think_in_latents(
-    system: System,
-    settings: CompletedSettings,
-    tick: Callable,
-    r: int,
-    role: str,
-    prompts: list[Prompt],
-) -> torch.Tensor:
-    """An agent's hidden states H (B, m, D) after B prompts; InputError if they are not finite."""
-    agent = system.agents[role]
-    with agent.at_work():
-        H = agent.think(prompts, settings.latent_steps, tick)
-    check_finite(H.isfinite().all(), f"the states of {role} in round {r}", agent.model)
-    return H
-
-
-def write(
+def write_messages(
     system: System,
     r: int,
     role: str,
     questions: Sequence[Question],
     prompts: list[Prompt],
     settings: CompletedSettings,
-    tick: Callable,
+    callback: Callable,
 ) -> list[list[int]]:
     """On the text channel: the token ids that an agent writes for others after B prompts."""
     agent = system.agents[role]
     with agent.at_work():
-        return generate(agent, prompts, seeds(questions, settings.seed, r, role), settings, tick)
+        return generate(
+            agent, prompts, seeds(questions, settings.seed, r, role), settings, callback
+        )
 
 
 def final_turn(system: System, r: int, rows: list[int], prompts: list[Prompt]) -> Turn:
@@ -125,11 +111,6 @@ def final_turn(system: System, r: int, rows: list[int], prompts: list[Prompt]) -
 
 
 # The channels
-
-
-def edges_from(system: System, role: str) -> list[Edge]:
-    """The edges along which a role sends."""
-    return [edge for edge in system.style.edges if edge[0] == role]
 
 
 def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
@@ -142,22 +123,14 @@ def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
     assert inner_link is not None, "System.check_links refuses a base model"
     Z = apply_link(inner_link, H)
     links = system.outer_links
-    return {edge: apply_link(links[edge], Z) for edge in edges_from(system, role)}
+    return {edge: apply_link(links[edge], Z) for edge in system.style.edges_from(role)}
 
 
 def send_texts(system: System, role: str, ids: list[list[int]]) -> dict[Edge, Message]:
     """{edge: B texts} for each edge that leaves `role`, out of the token ids that it wrote."""
     tokenizer = system.agents[role].tokenizer
     texts = [tokenizer.decode(row) for row in ids]
-    return {edge: list(texts) for edge in edges_from(system, role)}
-
-
-def silence(system: System, role: str, channel: str, B: int) -> dict[Edge, Message]:
-    """What is heard along each edge that leaves `role` if nothing is sent: no latents (B, 0, D), or empty texts."""
-    if channel == "text":
-        return {edge: [""] * B for edge in edges_from(system, role)}
-    weights = {edge: system.agents[edge[1]].model.norm.weight for edge in edges_from(system, role)}
-    return {edge: weight.new_zeros(B, 0, len(weight)) for edge, weight in weights.items()}
+    return {edge: list(texts) for edge in system.style.edges_from(role)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each text has a random generator of its own, seeded by the run's seed and the question. So its random numbers do not
 depend on the neighbours in a batch, on the order of the questions or on the device.
 
-Letters: B texts, V vocabulary, k best tokens, n tokens.
+Notation: B texts, V vocabulary, k best tokens, n tokens.
 """
 
 import hashlib
@@ -44,17 +44,20 @@ def uniforms(seeds: Sequence[int], n: int) -> torch.Tensor:
 
 
 def sample(
-    logits: torch.Tensor, u: torch.Tensor, temperature: float, top_k: int, top_p: float
+    logits: torch.Tensor, u: torch.Tensor | None, temperature: float, top_k: int, top_p: float
 ) -> torch.Tensor:
-    """logits (B, V) and uniform numbers u (B,) -> ids (B,), -1 where the best logit is not finite.
+    """logits (B, V) and uniform numbers u (B,), None if greedy -> ids (B,), -1 where the best logit is not finite.
 
-    Temperature 0 takes the best token. Else, in this order: keep the top_k best tokens (0: all), divide by the
-    temperature, keep the fewest of them whose probabilities add up to top_p, and take the one at which the running sum
-    passes u.
+    Temperature 0 takes the best token. Otherwise, in this order:
+        keep the top_k best tokens (0: all)
+        divide their logits by the temperature
+        keep the fewest of them whose probabilities add up to top_p
+        take the one at which the running sum of probabilities passes u
     """
     if temperature == 0:
         best, ids = logits.max(-1)  # (B,) each; NaN counts as the largest
         return ids.where(is_finite(best), -1)
+    assert u is not None, "a temperature above 0 needs random numbers"
     V = logits.shape[-1]
     k = min(top_k or V, V)
     best, ids = logits.topk(k, sorted=True)  # (B, k) each, best first; all V are read only here

@@ -3,7 +3,7 @@
 Four defaults are the style's own. `completed` fills them in and checks all values.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,12 +16,31 @@ OF_THE_STYLE = ("rounds", "latent_steps", "max_new_tokens", "temperature")
 CHANNELS = ("latent", "text")
 
 
-def setting(default: Any, help: str, **more: Any) -> Any:
+NOT_FOR_ARGPARSE = ("range", "trainings")  # what a field says besides
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    range: str | None = None,
+    trainings: tuple[str, ...] | None = None,
+    **more: Any,
+) -> Any:
     """A field of a dataclass of settings: its default, and what the --help of a command says of it.
 
-    more   what argparse takes besides: `metavar`, `choices`
+    range       of a number, in words: "above 0" or "from 0 up"
+    trainings   those that have a use for it (train/settings.py), if not all have
+    more        what argparse takes besides: `metavar`, `choices`
     """
-    return field(default=default, metadata={"help": help, **more})
+    metadata = {"help": help, "range": range, "trainings": trainings, **more}
+    return field(default=default, metadata=metadata)
+
+
+def setting_of(settings: type, name: str) -> Any:
+    """A field with the default and the help that another dataclass of settings has for it."""
+    known = {one.name: one for one in fields(settings)}
+    return field(default=known[name].default, metadata=known[name].metadata)
 
 
 @dataclass(frozen=True)

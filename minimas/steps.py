@@ -7,7 +7,7 @@ Steps takes them one by one. fast.graphs.Graphs replays them as CUDA graphs, whi
 and for one batch size each. So whoever takes steps also says how a cache is made and grown, and how far a batch
 shrinks.
 
-Letters: B rows, T tokens, D width, S positions.
+Notation: B rows, T tokens, D width, S positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,20 +50,20 @@ class Steps:
         state: LoopState,
         times: int,
         cache: list,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
         kind: tuple = (),
     ) -> tuple[LoopState, list[torch.Tensor]]:
         """Take a step `times` times -> the last loop state, and the outputs.
 
         cache   what the step reads and writes besides its tensors
-        tick()  is called after each step
+        callback()  is called after each step
         kind    what else the step depends on: a graph holds for one kind only
         """
         outputs = []
         for _ in range(times):
             state, output = step(*state)
             outputs.append(output)
-            tick()
+            callback()
         return state, outputs
 
 

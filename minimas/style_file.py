@@ -67,8 +67,8 @@ def is_role(name: object) -> bool:
 def check_edges(file: Path, edges: list[Any], order: list[str]) -> None:
     """An edge leads from one role to another or to itself, and may name its link."""
     for edge in edges:
-        texts = isinstance(edge, list) and all(isinstance(part, str) for part in edge)
-        if not texts or len(edge) not in (2, 3) or not set(edge[:2]) <= set(order):
+        is_list = isinstance(edge, list) and all(isinstance(part, str) for part in edge)
+        if not is_list or len(edge) not in (2, 3) or not set(edge[:2]) <= set(order):
             raise InputError(
                 f"{file}: edges has {edge}, expected [source, target], two of {', '.join(order)}"
             )
@@ -113,7 +113,8 @@ def check_prompts(
             )
         role = name.removesuffix("_with_feedback")
         earlier, all_sources = sources_of(role, order, edges)
-        allowed = (*FIELDS, *(earlier if name == role else all_sources))
+        heard = earlier if name == role else all_sources
+        allowed = (*FIELDS, *heard)
         for slot in FIELD.findall(text):
             if slot not in allowed:
                 raise InputError(

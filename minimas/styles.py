@@ -5,7 +5,7 @@ same loop. Repository names and link keys are those of the release (huggingface.
 package, and `single` is one agent that is asked once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class Style:
         """Its name in the manifests of links: the section of its prompts, or `own`."""
         return self.prompts if isinstance(self.prompts, str) else "own"
 
+    def edges_from(self, role: str) -> list[tuple[str, str]]:
+        """The edges along which a role sends."""
+        return [edge for edge in self.edges if edge[0] == role]
+
     def is_feedback(self, source: str, target: str) -> bool:
         """Whether what `source` sends is read a round later: `target` speaks before it, or is itself."""
         return self.order.index(source) >= self.order.index(target)
@@ -93,7 +97,7 @@ class Style:
 
     def sources(
         self,
-        given: Source | dict[str, Source] | None = None,
+        given: Source | Mapping[str, Source] | None = None,
         needed: Sequence[str] | None = None,
     ) -> dict[str, Source]:
         """{role, or "links": folder or hub id}, with `given` in place of the style's own.
@@ -103,18 +107,18 @@ class Style:
         needed  which of them are wanted; by default all, and links if the style has some or that one folder does
         Raises InputError on an unknown role and on a folder that is missing.
         """
-        if given is None or isinstance(given, dict):
+        if given is None or isinstance(given, Mapping):
             return self.named_sources(given or {}, needed)
         if len(self.order) == 1:
             return {self.order[0]: given}
         return self.sources_within(Path(given).expanduser(), needed)
 
     def named_sources(
-        self, given: dict[str, Source], needed: Sequence[str] | None
+        self, given: Mapping[str, Source], needed: Sequence[str] | None
     ) -> dict[str, Source]:
         """The style's own sources, some of them replaced by those in `given`."""
         check_known("checkpoint of", given, (*self.order, "links"))
-        sources = self.checkpoints | given
+        sources = {**self.checkpoints, **given}
         names = needed or list(sources)
         for name in names:
             if not sources.get(name):
@@ -155,6 +159,18 @@ class Style:
         defaults = [f"{name}={getattr(self, name)!r}" for name in DEFAULTS]
         lines.append(", ".join(defaults))
         return "Style(\n  " + "\n  ".join(lines) + "\n)"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a System is loaded from: arguments of load_mas_system, under the same names."""
+
+    style: str | Path = "tiny"
+    checkpoints: Source | Mapping[str, Source] | None = None
+    device: Any = None
+    dtype: Any = None
+    offload: bool = False
+    fast: bool = False
 
 
 DEFAULTS = [field.name for field in fields(Style) if field.default is not MISSING]

@@ -6,36 +6,37 @@
 The recursion itself is in recurse.py. Here are what surrounds it: the prompts, the text of the answer, and the retry
 when that text holds no answer.
 
-Letters: B questions in a batch, D an agent's width, m latent steps, k rollouts.
+Notation: B questions in a batch, D an agent's width, m latent steps, k rollouts.
 """
 
+import html
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from .agent import Agent, Piece, Prompt, load_agent
+from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
 from .generate import generate
-from .link import fused
+from .link import FusedOuterLink, OuterLink
 from .load import devices_by_role, load_outer_links, usable_dtype
 from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .recurse import recurse
 from .sample import seeds
 from .sandbox.tools import ToolCalls
 from .settings import CompletedSettings, Settings
-from .styles import Style, style_named
+from .styles import Origin, Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
 
-MASK = (1 << 63) - 1  # all bits of a seed
+ALL_BITS = (1 << 63) - 1  # all bits of a seed
 RETRY_TOKENS = {"math": 16, "choice": 16, "code": 256}  # that a text may take to end with an answer
 
 
@@ -54,7 +55,9 @@ class Result:
     retried       whether the text held no answer at first, so that the agent was asked for one
     latents       {(round, source, target): latents (m, D of the target), or a text}, if kept
     states        {(round, role): (m, D)}, the hidden states that an agent thought, if kept
-    stages        {(round, role): (seconds from the batch's start to the end of the turn, its prompt)}, if kept
+    timings       {(round, role): seconds from the batch's start to the end of the turn}, if states are kept
+    prompts       {(round, role): the prompt of the turn}, if states are kept
+    system        that answered; a Result that is copied to another process leaves it behind
     """
 
     question: str
@@ -68,7 +71,27 @@ class Result:
     retried: bool = False
     latents: dict = field(default_factory=dict)
     states: dict = field(default_factory=dict)
-    stages: dict = field(default_factory=dict)
+    timings: dict = field(default_factory=dict)
+    prompts: dict = field(default_factory=dict)
+    system: "System | None" = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "system": None}
+
+    @property
+    def stages(self) -> dict[tuple[int, str], tuple[float, Prompt]]:
+        """{(round, role): (seconds, prompt)}: timings and prompts together, as older callers know them."""
+        return {key: (seconds, self.prompts[key]) for key, seconds in self.timings.items()}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page of --trace, if states and latents were kept, else the text."""
+        if self.system is None or not self.timings:
+            shown = html.escape(repr(self))
+            return f"<pre>{shown}</pre>"
+        from .look.trace import page
+
+        whole = html.escape(page(self.system, [self]))
+        return f'<iframe srcdoc="{whole}" style="width: 100%; height: 40em; border: 0"></iframe>'
 
     def __repr__(self) -> str:
         lines = [f"Result({self.question!r}", f"answer={self.answer!r}", f"text={self.text!r:.200}"]
@@ -98,21 +121,21 @@ class History:
         self.heard_tokens = 0
         self.latents: dict[tuple[int, str, str], Piece] = {}
         self.states: dict[tuple[int, str], torch.Tensor] = {}
-        self.stages: dict[tuple[int, str], tuple[float, Prompt]] = {}
+        self.timings: dict[tuple[int, str], float] = {}
+        self.prompts: dict[tuple[int, str], Prompt] = {}
 
     def add(
         self, turn: Turn, i: int, keep_latents: bool, keep_states: bool, seconds: float
     ) -> None:
-        """Keep what is wanted of the turn for its i-th question, which ended so many seconds after the batch's
-        start.
-        """
+        """Keep what is wanted of a turn for its i-th question; it ended `seconds` after the batch began."""
         self.heard_tokens += turn.decoded[i]
         if keep_latents:
             for edge, message in turn.sent.items():
                 self.latents[(turn.round, *edge)] = own_copy(message[i])
         if keep_states:
             key = (turn.round, turn.role)
-            self.stages[key] = seconds, [own_copy(piece) for piece in turn.prompts[i]]
+            self.timings[key] = seconds
+            self.prompts[key] = [own_copy(piece) for piece in turn.prompts[i]]
             if turn.states is not None:
                 self.states[key] = turn.states[i].clone()
 
@@ -122,6 +145,7 @@ class System:
 
     outer_links   {(source, target): OuterLink}
     task          math, choice or code: how agents are asked, and what counts as an answer
+    origin        what it was loaded from; None for one that was put together by hand
     Several threads may use it; it answers one batch at a time.
     """
 
@@ -129,14 +153,25 @@ class System:
         self,
         style: Style,
         agents: dict[str, Agent],
-        outer_links: dict[Edge, nn.Module],
+        outer_links: dict[Edge, OuterLink | FusedOuterLink],
         task: str = "math",
+        origin: Origin | None = None,
     ) -> None:
         self.style = style
         self.agents = agents
         self.outer_links = outer_links
         self.task = task
+        self.origin = origin
         self.lock = RLock()  # agents keep what they read last: one thread at a time
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle: a lock stays behind, and so does what agents keep of the last question."""
+        self.drop_prefixes()
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.lock = RLock()
 
     def __repr__(self) -> str:
         lines = [
@@ -151,8 +186,8 @@ class System:
             lines.append(
                 f"  {role}: {type(model).__name__}, {shape}, {dtype} on {agent.device}, {has}"
             )
-        for (source, target), link in self.outer_links.items():
-            lines.append(f"  {source} > {target}: {type(link).__name__}")
+        for (source, target), outer_link in self.outer_links.items():
+            lines.append(f"  {source} > {target}: {type(outer_link).__name__}")
         return "\n".join(lines) + ")"
 
     # Answering
@@ -188,7 +223,7 @@ class System:
                        there
 
         keep_latents   put what passed each edge into Result.latents
-        keep_states    put what each agent thought into Result.states, when and on what prompt into Result.stages
+        keep_states    put what each agent thought into Result.states, when and on what prompt into timings, prompts
         fn_names       task code: for each question a name, None for a function without one, "" for a program
         dataset        name of the data set that the questions are from: gpqa has a prompt of its own
         progress       show a bar on stderr
@@ -226,10 +261,8 @@ class System:
         keep_states: bool = False,
         progress: bool = False,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
-    ) -> Iterator[Result]:
-        """Iterate over the Results of Questions under completed Settings: those of a batch come as soon as it is
-        done.
-        """
+    ) -> Generator[Result, None, None]:
+        """Iterate over the Results of Questions under completed Settings, batch by batch."""
         size = settings.batch_size
         batches = [questions[i : i + size] for i in range(0, len(questions), size)]
         per_turn = (
@@ -250,7 +283,7 @@ class System:
         settings: CompletedSettings,
         keep_latents: bool = False,
         keep_states: bool = False,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
     ) -> list[Result]:
         """One batch of Questions -> its Results, k for each question. Settings must be completed."""
@@ -260,18 +293,17 @@ class System:
         texts: dict[int, list[Written]] = {}  # by the number of the question
         rounds: dict[int, int] = {}
         with self.lock:
-            for turn in recurse(self, questions, settings, tick):
+            for turn in recurse(self, questions, settings, callback):
                 own = [questions[b] for b in turn.rows]
                 edit(turn, own)
+                turn.check()
                 if turn.answers:
-                    turn.check(edges=[])
-                    written = self.write(turn.role, own, turn.prompts, settings, tick)
+                    written = self.write_answers(turn.role, own, turn.prompts, settings, callback)
                     texts |= zip(turn.rows, written, strict=True)
                     rounds |= dict.fromkeys(turn.rows, turn.round)
-                if keep_states and self.agents[turn.role].device.type == "cuda":
-                    torch.cuda.synchronize(
-                        self.agents[turn.role].device
-                    )  # so that the work is done, not only launched
+                device = self.agents[turn.role].device
+                if keep_states and device.type == "cuda":
+                    torch.cuda.synchronize(device)  # the work is done then, not only launched
                 seconds = time.perf_counter() - started
                 for i, b in enumerate(turn.rows):
                     histories[b].add(turn, i, keep_latents, keep_states, seconds)
@@ -283,13 +315,13 @@ class System:
                 result = Result(
                     question.typed, one.text, answer, one.token_ids, one.new_tokens, share
                 )
-                kept = vars(histories[b])
+                kept = vars(histories[b]) | {"system": self}
                 results.append(replace(result, rounds=rounds[b], retried=one.retried, **kept))
         return results
 
     # Prompts
 
-    def prompts(
+    def prompts_for(
         self,
         role: str,
         questions: Sequence[Question],
@@ -309,9 +341,7 @@ class System:
         return prompts
 
     def fill(self, piece: str | Slot, role: str, b: int, inbox: Mapping[Edge, Message]) -> Piece:
-        """A piece of a prompt, a slot replaced by what question b finds there; InputError if nobody sends it
-        anything.
-        """
+        """A piece of a prompt; a slot is replaced by what question b finds there, InputError if there is nothing."""
         if isinstance(piece, str):
             return piece
         edge = (piece.role, role)
@@ -346,15 +376,43 @@ class System:
                 f"`python -m minimas.train {kind}` (docs/training.md), or take --channel text"
             )
 
+    # Turns
+
+    def think(
+        self,
+        settings: CompletedSettings,
+        callback: Callable,
+        r: int,
+        role: str,
+        prompts: list[Prompt],
+    ) -> torch.Tensor:
+        """The hidden states H (B, m, D) of `role` after B prompts; InputError if they are not finite."""
+        agent = self.agents[role]
+        with agent.at_work():
+            H = agent.think(prompts, settings.latent_steps, callback)
+        check_finite(H.isfinite().all(), f"the states of {role} in round {r}", agent.model)
+        return H
+
+    def silence(self, role: str, channel: str, B: int) -> dict[Edge, Message]:
+        """What is heard along each edge from `role` if nothing is sent: no latents (B, 0, D), or empty texts."""
+        heard: dict[Edge, Message] = {}
+        for edge in self.style.edges_from(role):
+            if channel == "text":
+                heard[edge] = [""] * B
+            else:
+                weight = self.agents[edge[1]].model.norm.weight  # (D,) of the one who hears
+                heard[edge] = weight.new_zeros(B, 0, len(weight))
+        return heard
+
     # The text of the answer
 
-    def write(
+    def write_answers(
         self,
         role: str,
         questions: Sequence[Question],
         prompts: Sequence[Prompt],
         settings: CompletedSettings,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
     ) -> list[list[Written]]:
         """The last turn: for each of B prompts k texts."""
         agent = self.agents[role]
@@ -365,7 +423,7 @@ class System:
             calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
         with agent.at_work():
             reply = calls.reply if calls else None
-            ids = generate(agent, prompts, text_seeds, settings, tick, reply)
+            ids = generate(agent, prompts, text_seeds, settings, callback, reply)
             texts = []
             for b, row in enumerate(ids):
                 inserted = calls.inserted[b] if calls else 0
@@ -403,7 +461,7 @@ class System:
         for text in asked:
             prompts.append([torch.tensor(agent.tokenizer.encode(text, special=True))])
         # The complement of a seed gives random numbers that the text did not use.
-        others = [text_seeds[b] ^ MASK for b in lost]
+        others = [text_seeds[b] ^ ALL_BITS for b in lost]
         more = generate(
             agent, prompts, others, replace(settings, max_new_tokens=RETRY_TOKENS[self.task])
         )
@@ -422,12 +480,13 @@ def own_copy(piece: Piece) -> Piece:
 def load_mas_system(
     style: str | Path = "tiny",
     *,
-    checkpoints: dict[str, str | Path] | str | Path | None = None,
+    checkpoints: Mapping[str, str | Path] | str | Path | None = None,
     device: str | torch.device | Mapping[str, str] | None = None,
     dtype: str | torch.dtype | None = None,
     task: str | None = None,
     offload: bool = False,
-    plain: bool = False,
+    fast: bool = False,
+    plain: bool | None = None,
     trust_remote_code: bool | None = None,
 ) -> System:
     """Load the agents and links of a style as a System.
@@ -441,11 +500,17 @@ def load_mas_system(
                  names. Links compute in the dtype of their files, or in their agent's if that is wider.
     task         math, choice or code: which links are loaded and how agents are asked; None takes the style's
     offload      keep weights in main memory, and on the device only those of the agent at work
-    plain        leave out the fast path (minimas/fast): slower, the same results, and what training needs
+    fast         the fast form (fast/): the same results in fewer and larger operations. Its modules are merged, so that
+                 it takes no hooks on what is merged, and no training. By default modules are plain: every weight is
+                 there under its name in the checkpoint, and every hook fires.
+    plain        deprecated: plain=False is fast=True
     trust_remote_code  accepted from callers of the released code, and ignored: no Python from a checkpoint is executed
 
     Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
     """
+    if plain is not None:
+        warnings.warn("plain= is deprecated: give fast=", DeprecationWarning, stacklevel=2)
+        fast = not plain
     known_style = style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
@@ -459,12 +524,14 @@ def load_mas_system(
             devices[role],
             usable_dtype(dtype, devices[role]),
             offload,
-            plain,
+            fast,
             role=role,
         )
-    links: dict[Edge, nn.Module] = {}
+    links = {}
     if "links" in sources:
-        links |= load_outer_links(sources["links"], task, known_style.edges, agents)
-    if not plain:
-        links = {edge: fused(link) for edge, link in links.items()}
-    return System(known_style, agents, links, task)
+        links = load_outer_links(sources["links"], task, known_style.edges, agents)
+    outer_links: dict[Edge, OuterLink | FusedOuterLink] = {}
+    for edge, link in links.items():
+        outer_links[edge] = FusedOuterLink(link) if fast else link
+    origin = Origin(style, checkpoints, device, dtype, offload, fast)
+    return System(known_style, agents, outer_links, task, origin)

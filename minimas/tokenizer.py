@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as FastTokenizer
@@ -30,7 +31,7 @@ class Tokenizer:
     named           its special tokens by name, {"eos_token": "</s>", ...}
     template        Jinja text
     clean_up        decode removes spaces before punctuation, as older tokenizers ask for
-    embedding_rows  of the agent that uses it, which sets it: encode refuses ids from here on; None: it refuses none
+    embedding_rows  how many embeddings its Agent has, which sets this: encode refuses higher ids; None: it refuses none
     """
 
     def __init__(
@@ -43,10 +44,19 @@ class Tokenizer:
     ) -> None:
         self.fast = fast
         self.named = named
+        self.template_text = template
         self.template = compile_template(template)
         self.clean_up = clean_up
         self.embedding_rows = embedding_rows
         self.eos_id = fast.token_to_id(named.get("eos_token", ""))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle, which cannot take a compiled template: it travels as text."""
+        return {name: value for name, value in vars(self).items() if name != "template"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.template = compile_template(self.template_text)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Text -> ids; `special` adds the tokens that the tokenizer itself puts around a text, such as BOS.
@@ -132,16 +142,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     fast.no_truncation()  # the length limit of some training may have been saved with it
     fast.no_padding()
     config = read_json(required(folder, "tokenizer_config.json"))
-    # true: special tokens in a text are read as its letters
+    # If it is true, a special token in a text is read as plain text.
     fast.encode_special_tokens = bool(config.get("split_special_tokens"))
     named = add_tokens(fast, folder, config)
     place, template = find_template(folder, config)
     clean_up = bool(config.get("clean_up_tokenization_spaces"))
     try:
         return Tokenizer(fast, named, template.decode(), clean_up)
-    except (
-        Exception
-    ) as e:  # Jinja computes constants here, and compiles: more can go wrong than the syntax
+    except Exception as e:  # Jinja compiles here, and computes constants: anything can go wrong
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(
             f"{place} is damaged, it is not a Jinja template ({why}): fetch it again"

@@ -7,11 +7,11 @@
 
 A change takes effect or is refused: it is never ignored.
 
-Letters: B questions of the turn, m latents, D an agent's width.
+Notation: B questions of the turn, m latents, D an agent's width.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,9 +19,8 @@ from .agent import Prompt
 from .common import InputError
 
 Edge = tuple[str, str]  # source, target
-Message = (
-    torch.Tensor | list[torch.Tensor] | list[str]
-)  # latents (B, m, D of the target), B of unequal length, or B texts
+# Of B questions: latents (B, m, D of the target), or B of unequal length, (m_b, D) each, or B texts.
+Message = torch.Tensor | list[torch.Tensor] | list[str]
 Latents = torch.Tensor | list[torch.Tensor]  # (B, m, D), or B of unequal length, (m_b, D) each
 
 
@@ -47,10 +46,13 @@ class Turn:
         states: Latents | None = None,
         send: Callable[[Latents], dict[Edge, Message]] | None = None,
         sent: dict[Edge, Message] | None = None,
+        silence: dict[Edge, Message] | None = None,
         decoded: list[int] | None = None,
         answers: bool = False,
     ) -> None:
-        """send: makes what is sent out of states, when it is first asked for; or `sent` is there from the start."""
+        """send     makes what is sent out of states, when it is first asked for; or `sent` is there from the start
+        silence  what is heard along each edge that leaves the role if nothing is sent there
+        """
         self.round = round
         self.role = role
         self.rows = rows
@@ -61,12 +63,15 @@ class Turn:
         self.stopped: set[int] = set()
         self._send = send
         self._sent = sent
+        self._silence = silence or {}
         self._states_sent = snapshot(states)  # as they were when `sent` was made
         self._prompts_read = snapshot(prompts)
 
     def __repr__(self) -> str:
-        kind = "answers" if self.answers else "thinks" if self.states is not None else "writes"
-        return f"Turn(round {self.round}, {self.role} {kind}, {len(self.rows)} questions)"
+        does = "writes" if self.states is None else "thinks"
+        if self.answers:
+            does = "answers"
+        return f"Turn(round {self.round}, {self.role} {does}, {len(self.rows)} questions)"
 
     @property
     def sent(self) -> dict[Edge, Message]:
@@ -95,38 +100,61 @@ class Turn:
 
     def stop(self, questions: Iterable[int] | None = None) -> None:
         """Answer these questions (indices into `rows`; None: all) at the end of this round, as if it were the last."""
-        self.stopped |= set(range(len(self.rows)) if questions is None else questions)
-        if wrong := [i for i in self.stopped if i not in range(len(self.rows))]:
-            raise InputError(
-                f"there is no question {wrong[0]!r} to stop: this turn has {len(self.rows)}"
-            )
-
-    def check(self, edges: Iterable[Edge]) -> None:
-        """InputError if a change cannot take effect. edges: along which the agent may send."""
-        where = f"round {self.round}, {self.role}"
-        if not self.answers and snapshot(self.prompts) != self._prompts_read:
-            raise InputError(
-                f"{where}: turn.prompts were changed, but they have been read: change what the agent sends "
-                "(turn.states or turn.sent), or the prompts of the turn that answers"
-            )
-        if snapshot(self.states) != self._states_sent and (
-            self._send is None or self._sent is not None
-        ):
-            reason = (
-                "it has none to send" if self._send is None else "turn.sent was made of them before"
-            )
-            raise InputError(f"{where}: turn.states were changed, but {reason}: change turn.sent")
-        if unknown := [edge for edge in self.sent if edge not in edges]:
-            raise InputError(
-                f"{where}: turn.sent has {unknown[0]!r}, where nobody hears it: expected one of "
-                f"{', '.join(map(repr, edges)) or 'no edge'}"
-            )
-        for edge, message in self.sent.items():
-            if len(message) != len(self.rows):
+        everything = range(len(self.rows))
+        for i in everything if questions is None else questions:
+            if i not in everything:
                 raise InputError(
-                    f"{where}: turn.sent[{edge!r}] holds {len(message)} messages, "
-                    f"expected one for each of {len(self.rows)} questions"
+                    f"there is no question {i!r} to stop: this turn has {len(self.rows)}"
                 )
+            self.stopped.add(i)
+
+    def heard(self) -> dict[Edge, Message]:
+        """What is heard along each edge that leaves the role: what was sent, else silence."""
+        return self._silence | self.sent
+
+    def check(self) -> None:
+        """InputError if a change of this turn cannot take effect."""
+        if not self.answers and snapshot(self.prompts) != self._prompts_read:
+            self.refuse(
+                "turn.prompts were changed, but they have been read: change what the agent sends (turn.states or "
+                "turn.sent), or the prompts of the turn that answers"
+            )
+        if snapshot(self.states) != self._states_sent:
+            if self._send is None:
+                self.refuse("turn.states were changed, but it has none to send: change turn.sent")
+            if self._sent is not None:
+                self.refuse(
+                    "turn.states were changed, but turn.sent was made of them before: change the states first"
+                )
+        for edge, message in self.sent.items():
+            if edge not in self._silence:
+                known = ", ".join(map(repr, self._silence)) or "no edge"
+                self.refuse(f"turn.sent has {edge!r}, where nobody hears it: expected {known}")
+            self.check_message(edge, message)
+
+    def check_message(self, edge: Edge, message: Message) -> None:
+        """InputError if what is sent along an edge is not what its target can read."""
+        expected = self._silence[edge]
+        B = len(self.rows)
+        if len(message) != B:
+            self.refuse(
+                f"turn.sent[{edge!r}] holds {len(message)} messages, expected one for each of {B} questions"
+            )
+        for own in message:
+            if isinstance(expected, torch.Tensor):
+                D = expected.shape[-1]
+                fits = isinstance(own, torch.Tensor) and own.ndim == 2 and own.shape[1] == D
+                what = f"latents (m, {D})"
+            else:
+                fits = isinstance(own, str)
+                what = "texts"
+            if not fits:
+                found = tuple(own.shape) if isinstance(own, torch.Tensor) else repr(own)
+                self.refuse(f"turn.sent[{edge!r}] holds {found}, expected {what}")
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise InputError, and say of which turn."""
+        raise InputError(f"round {self.round}, {self.role}: {why}")
 
 
 def snapshot(value: Any) -> Any:

@@ -48,7 +48,7 @@ def test_links_of_the_tiny_planner():
     """The trained link is followed to the end; a fitted one points better than a constant, and that better than
     chance.
     """
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     agent, trained = system.agents["planner"], system.agents["planner"].inner_link
     examples = load_examples("tiny", system.style, system.style.order, limit=64)
     links = alignment.links_of(

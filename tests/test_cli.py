@@ -89,7 +89,7 @@ def test_only_a_line_feed_ends_a_question(monkeypatch):
         (["--prompt", CHAIN, "--no-such-option"], "--no-such-option"),
     ],
 )
-def test_bad_input_is_one_sentence(args, complaint, monkeypatch, capsys):
+def test_bad_input_is_one_message(args, complaint, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", *args])
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(SystemExit) as end:
@@ -162,7 +162,7 @@ def test_a_terminal_that_lacks_a_letter_is_shown_its_number(monkeypatch):
     assert written.getvalue() == b"\\u03c0\n"
 
 
-def test_out_of_memory_is_a_sentence(capsys):
+def test_out_of_memory_is_a_message(capsys):
     def main():
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -180,7 +180,7 @@ def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):
     assert other.read_text() == "precious" and list(tmp_path.iterdir()) == [other]
 
 
-def test_a_file_that_is_closed_is_a_sentence(monkeypatch, capsys):
+def test_a_file_that_is_closed_is_a_message(monkeypatch, capsys):
     def closed(*_):
         raise PermissionError(13, "Permission denied", "/closed/config.json")
 
@@ -206,7 +206,7 @@ def test_a_trace_that_is_broken_off_shows_what_there_is(tmp_path, monkeypatch, c
     assert end.value.code == 130 and CHAIN in (tmp_path / "t.html").read_text()
 
 
-def test_stdin_that_is_not_utf8_is_a_sentence(monkeypatch, capsys):
+def test_stdin_that_is_not_utf8_is_a_message(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurse", "--prompt", "-"])
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO(b"7 +5\n7 +\xe9\n"), encoding="utf-8")

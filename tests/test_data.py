@@ -161,7 +161,7 @@ def parquet():
 def load(name, **options):
     """Examples, and what was told."""
     told = []
-    return load_dataset(name, tell=told.append, **options), told
+    return load_dataset(name, warn=told.append, **options), told
 
 
 def local(file, **options):
@@ -804,7 +804,7 @@ ODD = [
 
 @pytest.mark.parametrize("name", COPIES)
 def test_no_cell_ends_in_a_traceback(tmp_path, name):
-    """Each cell is replaced by each odd value: the row is read, left out, or refused in one sentence."""
+    """Each cell is replaced by each odd value: the row is read, left out, or refused with one message."""
     task, rows = (
         (name, "rows.jsonl") if name in ("math", "choice", "code") else (None, "copy.jsonl")
     )
@@ -820,7 +820,7 @@ def test_no_cell_ends_in_a_traceback(tmp_path, name):
                 source = (
                     {"name": str(file), "task": task} if task else {"name": name, "file": str(file)}
                 )
-                examples = load_dataset(**source, tell=no_op)
+                examples = load_dataset(**source, warn=no_op)
                 for example in examples:
                     example.question.encode()
                     example.tests() if callable(example.tests) else None
@@ -859,9 +859,9 @@ def test_cells_that_are_refused(tmp_path, column, odd, complaint):
     )
     if complaint:
         with pytest.raises(InputError, match=complaint):
-            read(tell=no_op)
+            read(warn=no_op)
     else:
-        assert read(tell=no_op)
+        assert read(warn=no_op)
 
 
 def test_livecodebench_without_a_test_that_can_fail(tmp_path):
@@ -1164,7 +1164,7 @@ def test_an_answer_beyond_d_is_graded(tmp_path):
     record = graded({"texts": texts}, example, ["choice"])
     assert record["answers"] == ["A", "E", None, "E"]
     assert record["right"] == {"choice": [False, True, False, True]}
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     system.task = "choice"
     assert system.answer_in(texts[1], Question(example.question)) == "E"
     assert system.answer_in(texts[1], Question("Which?\nA. v\nB. w")) is None

@@ -63,19 +63,19 @@ def test_a_signal_at_any_moment_is_an_exit_status(start, tmp_path, moment, numbe
 
 
 @pytest.mark.parametrize(
-    "command_line",
+    "module, args",
     [
-        "recurse --prompt 1",
-        "evaluate --dataset tiny --out records.jsonl",
-        "train outer --data tiny --out links",
-        "tiny.build --out tiny",
+        ("recurse", ["--prompt", CHAIN]),
+        ("evaluate", ["--dataset", "tiny"]),
+        ("train", ["outer", "--data", "tiny", "--out", "links"]),
+        ("tiny.build", ["--out", "tiny"]),
     ],
 )
-def test_ctrl_c_while_torch_is_imported(tmp_path, command_line):
+def test_ctrl_c_while_torch_is_imported(tmp_path, module, args):
     """A stand-in for torch takes for ever to import."""
     (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(9)")
     process = subprocess.Popen(
-        [sys.executable, "-m", *f"minimas.{command_line}".split()],
+        [sys.executable, "-m", f"minimas.{module}", *args],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ import torch
 import minimas
 from minimas import common
 from minimas.evaluate import __main__ as evaluate
-from minimas.evaluate import answering
+from minimas.evaluate import answering, measure
 from minimas.evaluate.benchmarks import Example
 from minimas.evaluate.grade import graders_for, is_correct
 from minimas.evaluate.records import answers_hash
@@ -234,16 +234,17 @@ def test_threads_in_place_of_processes_share_the_batches(short, data, tmp_path, 
     """Each takes its share and writes a file of its own; the first merges them when all are done."""
     out, barrier = tmp_path / "records.jsonl", threading.Barrier(3, timeout=60)
     rank = lambda: Processes(int(threading.current_thread().name), 3)
-    monkeypatch.setattr(evaluate, "launched", rank)
-    monkeypatch.setattr(evaluate, "join", lambda *_: ("cpu", barrier.wait))
+    for module in evaluate, measure:
+        monkeypatch.setattr(module, "launched", rank)
+    monkeypatch.setattr(measure, "join", lambda *_: ("cpu", barrier.wait))
+    monkeypatch.setattr(measure, "leave", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["evaluate", *options(data, out, "--limit", "4")])
-    shares, append = {}, answering.answer_batches
+    shares, whole = {}, answering.answer_batches
 
-    def watched(system, batches, examples, questions, graders, finished, file, quiet):
-        append(system, batches, examples, questions, graders, finished, file, quiet)
-        shares[file.name.removeprefix("records.jsonl")] = [
-            (point.rounds, point.channel) for point, _ in batches
-        ]
+    def watched(system, batches, *args):
+        part = threading.current_thread().name
+        shares[part] = [(point.rounds, point.channel) for point, _ in batches]
+        return whole(system, batches, *args)
 
     monkeypatch.setattr(answering, "answer_batches", watched)
     threads = [threading.Thread(target=evaluate.main, name=str(n), daemon=True) for n in range(3)]
@@ -253,9 +254,9 @@ def test_threads_in_place_of_processes_share_the_batches(short, data, tmp_path, 
         "records.jsonl"
     ]
     assert shares == {
-        "": [(1, "latent"), (3, "text")],
-        ".part1": [(3, "latent")],
-        ".part2": [(1, "text")],
+        "0": [(1, "latent"), (3, "text")],
+        "1": [(3, "latent")],
+        "2": [(1, "text")],
     }
 
 
@@ -403,8 +404,8 @@ def test_records_that_are_gone_at_the_end(data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "r.jsonl"
     whole = answering.answer_batches
 
-    def lost(*args, **options):
-        whole(*args, **options)
+    def lost(*args):
+        yield from whole(*args)
         lines = out.read_text().splitlines(keepends=True)
         out.write_text("".join(lines[:-2]))
 
@@ -504,7 +505,7 @@ def test_files_that_cannot_be_written_are_refused_first(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     monkeypatch.setattr(
-        evaluate, "load_dataset", lambda *_, **__: pytest.fail("something was computed")
+        measure, "load_dataset", lambda *_, **__: pytest.fail("something was computed")
     )
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, capsys, "--dataset", "tiny", option, path)

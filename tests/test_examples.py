@@ -96,10 +96,10 @@ def test_what_a_row_asks_for(tmp_path, row, fn_name, task):
 
 
 def test_the_task_of_a_question_overrides_the_system_s():
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     system.style = STYLES["mixture"]
     system.agents["math"] = system.agents["planner"]
-    (code,) = system.prompts("math", [Question("Reverse a list.", "f", task="code")], {})
+    (code,) = system.prompts_for("math", [Question("Reverse a list.", "f", task="code")], {})
     assert "Implement and return the function `f` only." in code[0]
 
 

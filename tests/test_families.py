@@ -149,11 +149,11 @@ def test_attention_without_a_mask_is_the_causal_formula(T, S):
     assert (attend(q, k, v, None, 8**-0.5) - truth).abs().max() < 1e-12
 
 
-def test_no_two_keys_of_a_chunk_share_a_slot():
+def test_no_two_keys_of_a_chunk_share_an_index():
     """On a GPU it would be chance which of them stays."""
     cache = WindowCache(2, 1, 4, 8, torch.zeros(1))
-    slots = cache.slots(torch.stack([torch.arange(3, 13), torch.arange(-2, 8)]))
-    assert slots.tolist() == [[4] * 6 + [1, 2, 3, 0], [4] * 6 + [0, 1, 2, 3]]
+    indices = cache.indices(torch.stack([torch.arange(3, 13), torch.arange(-2, 8)]))
+    assert indices.tolist() == [[4] * 6 + [1, 2, 3, 0], [4] * 6 + [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("agent", checkpoints.REAL_WIDTHS)

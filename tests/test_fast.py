@@ -37,7 +37,7 @@ ASKED = [*QUESTIONS, "And one more?", "5"]
 
 def load(folders, style, **options):
     return minimas.load_mas_system(
-        style, checkpoints=folders(style), **{"device": "cpu", **options}
+        style, checkpoints=folders(style), **{"device": "cpu", "fast": True, **options}
     )
 
 
@@ -127,7 +127,7 @@ def test_every_style(folders, style, temperature):
     options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     assert_same(
         load(folders, style).run(ASKED, **options),
-        load(folders, style, plain=True).run(ASKED, **options),
+        load(folders, style, fast=False).run(ASKED, **options),
     )
 
 
@@ -144,7 +144,7 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
     """Steps as graphs over static caches and buffers, across batches and questions: the same latents and texts,
     no tensor on the wrong device, and in a step nothing passes between host and device.
     """
-    plain = load(folders, style, plain=True)
+    plain = load(folders, style, fast=False)
     with gpu:
         quick = load(folders, style, device="cuda:0", dtype="float32")
         assert {agent.device.type for agent in quick.agents.values()} == {"cuda"}
@@ -174,7 +174,7 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
 def test_one_latent_has_no_step_after_it(folders, gpu):
     """Its graph is never asked for, not even to be captured: the step that a capture begins with would be a second."""
     options = OPTIONS | {"latent_steps": 1, "max_new_tokens": 1, "temperature": 0.0}
-    plain = load(folders, "sequential_light", plain=True).run(ASKED[:1], **options)
+    plain = load(folders, "sequential_light", fast=False).run(ASKED[:1], **options)
     with gpu:
         quick = load(folders, "sequential_light", device="cuda:0", dtype="float32")
         assert_same(quick.run(ASKED[:1], **options), plain)
@@ -191,7 +191,7 @@ def test_agents_on_two_devices(folders, gpu):
             dtype="float32",
         )
         results = spread.run(ASKED, **options)
-    assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED, **options))
+    assert_same(results, load(folders, "sequential_light", fast=False).run(ASKED, **options))
 
 
 def test_a_fake_cuda_device_is_strict():
@@ -374,7 +374,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
     """
     options = OPTIONS | {"rounds": 3, "temperature": 0.0}
     plain, quick = (
-        load(folders, "sequential_light", dtype="float64", **more) for more in ({"plain": True}, {})
+        load(folders, "sequential_light", dtype="float64", **more) for more in ({"fast": False}, {})
     )
     reading_anew(plain, monkeypatch)
     if graphs:
@@ -441,7 +441,7 @@ def test_a_decoder_on_the_fast_path_can_be_copied(tmp_path, duplicate):
 def test_no_silent_loss_of_gradients(folders):
     agent = load(folders, "sequential_light").agents["planner"]
     x = torch.zeros(1, 3, 48, requires_grad=True)
-    with pytest.raises(minimas.InputError, match="plain=True"):
+    with pytest.raises(minimas.InputError, match="fast=False"):
         agent.model(x, torch.arange(3)[None], agent.model.make_cache(1))
 
 
@@ -517,7 +517,7 @@ def test_cuda_graphs(folders, style):
     """
     options = OPTIONS | {"temperature": 0.0}
     plain, quick = (
-        load(folders, style, plain=True),
+        load(folders, style, fast=False),
         load(folders, style, device="cuda", dtype="float32"),
     )
     for asked, more in (

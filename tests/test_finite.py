@@ -1,4 +1,4 @@
-"""NaN and infinite states or scores end a run with one sentence, and what was computed before is kept."""
+"""NaN and infinite states or scores end a run with one message, and what was computed before is kept."""
 
 import shlex
 import shutil
@@ -19,13 +19,13 @@ from minimas.train.examples import TargetTurn
 OPTIONS = {"rounds": 2, "latent_steps": 3, "max_new_tokens": 4, "retry": False}
 
 
-@pytest.fixture(params=[False, True], ids=["fast", "plain"])
+@pytest.fixture(params=[True, False], ids=["fast", "plain"])
 def system(folders, request):
     return minimas.load_mas_system(
         "sequential_light",
         checkpoints=folders("sequential_light"),
         device="cpu",
-        plain=request.param,
+        fast=request.param,
     )
 
 
@@ -87,7 +87,7 @@ def test_no_link_starts_from_states_that_are_not_finite(system):
         ("solver", "the scores that", "recurse --prompt '7 +5'"),
     ],
 )
-def test_commands_end_with_one_sentence(tmp_path, role, found, command):
+def test_commands_end_with_one_message(tmp_path, role, found, command):
     folder = tmp_path / role
     shutil.copytree(Path(minimas.__file__).parent / "tiny" / role, folder)
     weights = load_file(folder / "model.safetensors")

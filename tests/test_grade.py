@@ -26,7 +26,7 @@ from minimas import InputError
 from minimas.commands.failures import command
 from minimas.common import no_op
 from minimas.evaluate import __main__ as evaluate
-from minimas.evaluate import answering, latex, run_tests
+from minimas.evaluate import answering, run_tests, spellings
 from minimas.evaluate.benchmarks import load_dataset
 from minimas.evaluate.grade import (
     GRADERS,
@@ -985,7 +985,7 @@ def code_questions(tmp_path, tests, fn_name="add"):
     rows = [{"question": "Add.", "fn_name": fn_name, "tests": form} for form in tests]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_dataset(str(file), task="code", tell=no_op)
+    return load_dataset(str(file), task="code", warn=no_op)
 
 
 @pytest.mark.slow
@@ -1276,7 +1276,7 @@ def test_folders_it_may_not_enter_go_too(guard):
     assert (text, ending) == ("1\n", "")
 
 
-@pytest.mark.parametrize("line", [line for line in latex.SPELLINGS if line.startswith("`")])
+@pytest.mark.parametrize("line", [line for line in spellings.SPELLINGS if line.startswith("`")])
 def test_a_spelling_does_what_its_example_says(line):
     pattern, replacement, before, after = line.split("`")[1::2]
     assert before != after == re.sub(pattern, replacement, before)

@@ -1,6 +1,7 @@
 """Imports point one way: no circle, nothing of the kernel knows evaluation or training, and the leaves stay leaves."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def test_there_is_no_circle():
 
 
 def test_the_kernel_knows_no_evaluation_no_training_and_no_command():
-    kernel = {name for name in IMPORTS if "." not in name and name != "__main__"}
+    flat = {name for name, file in MODULES.items() if file.parent == PACKAGE}
+    kernel = flat - {"__main__"}
     assert len(kernel) > 18 and not {
         (name, other)
         for name in kernel
@@ -104,3 +106,13 @@ def test_what_evaluation_and_training_share_knows_neither():
         assert not {
             other for other in IMPORTS[name] if other.startswith(("evaluate", "train", "commands"))
         }, name
+
+
+def test_the_tour_follows_the_imports():
+    """docs/reading.md comes to a file of the kernel after those of the kernel that it imports."""
+    page = (PACKAGE.parent / "docs" / "reading.md").read_text(encoding="utf-8")
+    kernel, _ = page.split("## The sub-packages")
+    tour = list(dict.fromkeys(re.findall(r"\]\(\.\./minimas/(\w+)\.py\)", kernel)))
+    assert len(tour) > 20
+    for i, name in enumerate(tour):
+        assert not IMPORTS[name] & set(tour[i:]), name

@@ -74,13 +74,13 @@ def test_a_session():
     terminal = Terminal("--rounds", "20")
     terminal.shown(SIGN)
     assert "token/s" in terminal.type(CHAIN.encode() + b"\n")
-    for broken, sentence in (
+    for broken, message in (
         (b"what is love", "cannot read 'what is love'"),
         (b"7 +5\xe9", "is not valid text"),
         (b"7 +5\xed\xa0\x80", "is not valid text"),
     ):
         shown = terminal.type(broken + b"\n")
-        assert sentence in shown and shown.count("minimas: ") == 1 and "Traceback" not in shown
+        assert message in shown and shown.count("minimas: ") == 1 and "Traceback" not in shown
     assert terminal.type(b"   \n").split() == [">"]
     terminal.type(b"7 +", b"7 +")
     time.sleep(
@@ -142,6 +142,8 @@ def test_options_hold_for_each_question(monkeypatch, capsys, tmp_path):
         str(page),
         "--rollouts",
         "2",
+        "--temperature",
+        "0.7",
         "--rounds",
         "2",
     )
@@ -204,7 +206,7 @@ def interrupted(system, n, **options):
     settings = minimas.Settings(**options).completed(system.style)
     try:
         with torch.no_grad(), system.lock:
-            system.answer(system.style.questions([CHAIN, "3 *7"]), settings, tick=tick)
+            system.answer(system.style.questions([CHAIN, "3 *7"]), settings, callback=tick)
     except KeyboardInterrupt:
         return True
     return False
@@ -218,7 +220,7 @@ LATENT, TEXT = {"rounds": 2, "rollouts": 2, "temperature": 0.9}, {"rounds": 2, "
     [
         ({}, LATENT),
         ({}, TEXT),
-        ({"plain": True}, LATENT),
+        ({"fast": False}, LATENT),
         ({"offload": True}, LATENT),
         ({"graphs": True}, LATENT),
         ({"graphs": True}, TEXT),
@@ -228,7 +230,9 @@ LATENT, TEXT = {"rounds": 2, "rollouts": 2, "temperature": 0.9}, {"rounds": 2, "
 def test_answers_after_an_interrupt_are_those_of_a_fresh_system(captures, way, options):
     def load():
         system = minimas.load_mas_system(
-            "tiny", device="cpu", **{name: on for name, on in way.items() if name != "graphs"}
+            "tiny",
+            device="cpu",
+            **{"fast": True} | {name: on for name, on in way.items() if name != "graphs"},
         )
         for agent in system.agents.values() if "graphs" in way else ():
             agent.steps = Graphs(agent.model)

@@ -175,7 +175,7 @@ def test_attend(dtype, name):
         )
         a, b = (
             x if tensor == "positions" else x[:, :, :-1] for x in (a, b)
-        )  # the last slot is for padding
+        )  # the last index is for padding
         assert torch.equal(a, b) if tensor == "positions" else error(b, a.double()) < DTYPES[dtype]
 
 
@@ -217,7 +217,7 @@ def by_kernels(monkeypatch):
     return ran
 
 
-WITHOUT_STEPS = set()  # model_types whose blocks go the ordinary way on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
+WITHOUT_STEPS = set()  # model_types whose blocks take the plain path on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
 
 
 @pytest.mark.parametrize("name", [name for name in checkpoints.VARIANTS if "tied" not in name])
@@ -289,7 +289,7 @@ def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
     assert by_kernels.count("attend_kernel") == 2 * (len(model.layers) - 1)
 
 
-def test_gradients_go_the_ordinary_way(by_kernels, tmp_path):
+def test_gradients_take_the_plain_path(by_kernels, tmp_path):
     folder = checkpoints.make_agent(tmp_path, "qwen3")
     gradients = []
     for model in load_model(folder, DEVICE), prepare(load_model(folder, DEVICE)):
@@ -353,7 +353,7 @@ def test_a_run_by_replayed_kernels(folders, captures, gpu, by_kernels):
         results = load(folders, "sequential_light", device="cuda:0", dtype="float32").run(
             ASKED[:1], **options
         )
-    assert_same(results, load(folders, "sequential_light", plain=True).run(ASKED[:1], **options))
+    assert_same(results, load(folders, "sequential_light", fast=False).run(ASKED[:1], **options))
     assert captures and {"attend_kernel", "linear_kernel", "norm_kernel"} <= set(by_kernels)
     assert not any(in_step for _, _, in_step in gpu.passed)
 

@@ -42,7 +42,7 @@ def examples_for(style):
 
 
 def load(folders, style="sequential_light"):
-    return minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", plain=True)
+    return minimas.load_mas_system(style, checkpoints=folders(style), device="cpu")
 
 
 def outer_loss(system, rounds, latent_steps, *options, **more):
@@ -74,7 +74,7 @@ def test_teacher_forcing_lines_up(folders):
     for b, turn in enumerate(TURNS):
         reply = critic.tokenizer.encode(turn.reply) + [critic.tokenizer.eos_id]
         assert ids[b][ids[b] != IGNORED].tolist() == reply
-        prompt = system.prompts(
+        prompt = system.prompts_for(
             "critic", [turn.question], {("planner", "critic"): [turn.inbox["planner"]]}
         )
         x, positions = critic.embed([[*prompt[0], torch.tensor(reply)]])
@@ -86,7 +86,7 @@ def test_a_reply_is_cut_to_the_longest(folders):
     system = load(folders)
     prompt = len(
         system.agents["critic"].tokens(
-            system.prompts("critic", [TURNS[0].question], {("planner", "critic"): ["Add."]})[0]
+            system.prompts_for("critic", [TURNS[0].question], {("planner", "critic"): ["Add."]})[0]
         )[0]
     )
     _, ids = losses.forced_turns(system, "critic", TURNS[:1], longest=prompt + 5)
@@ -121,7 +121,7 @@ def test_token_loss_is_cross_entropy(monkeypatch):
     )
     ids[0, :2] = IGNORED
     agent = type("", (), {"model": type("", (), {"lm_head": type("", (), {"weight": head})})})
-    loss = losses.next_token_loss(agent, h, ids)
+    loss = losses.next_token_loss(agent, h[:, :-1], ids)
     expected = (
         sum(F.cross_entropy(h[b, :-1] @ head.T, ids[b], ignore_index=IGNORED) for b in range(2)) / 2
     )
@@ -257,7 +257,7 @@ def test_teacher_latents_are_the_states_at_the_first_tokens(folders, monkeypatch
     for example, latents in zip(batch, sent["planner", "critic"]):
         ids = planner.tokenizer.encode(example.text("planner", 1) + "<|im_end|>")
         x, positions = planner.embed(
-            [[*system.prompts("planner", [example.question], {})[0], torch.tensor(ids)]]
+            [[*system.prompts_for("planner", [example.question], {})[0], torch.tensor(ids)]]
         )
         h = planner.model(x, positions, planner.model.make_cache(1))[0, -len(ids) :]
         assert (latents - link(planner.inner_link(h[:4]))).abs().max() < 1e-5
@@ -339,7 +339,7 @@ def test_ridge_start_is_the_regression(folders, longest):
     ]
     if longest == "cut":
         longest = 12 + len(
-            planner.tokens(system.prompts("planner", [turns[-1].question], {})[0])[0]
+            planner.tokens(system.prompts_for("planner", [turns[-1].question], {})[0])[0]
         )
     ridge.set_outer_link(system, edge, ridge.read(system, "planner", turns, longest), strength=0.05)
     xs, ys = [], []
@@ -418,7 +418,7 @@ def test_ridge_start_of_one_token_is_finite(folders, count):
 
 def test_ridge_alone_carries_the_tiny_system():
     """Chains of up to nine steps, over links trained without any gradient."""
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     torch.manual_seed(0)
     tiny.randomise_outer_links(system.outer_links.values())
     chains = questions("validation", 10)

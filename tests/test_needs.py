@@ -12,22 +12,23 @@ import standin
 import torch
 
 import minimas
-from minimas.commands import ask, needs
+from minimas.commands import ask
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import answering
 from minimas.fast.linear import MergedLinear, PackedLinear
 from minimas.link import OuterLink
+from minimas.runs import needs
 from minimas.styles import STYLES
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 def planned(monkeypatch, *options):
-    """(args, style, [settings]) of a command with these options."""
+    """(origin, style, [settings]) of a command with these options."""
     monkeypatch.setattr(sys, "argv", ["recurse", *map(str, options)])
     args = ask.arguments()
     style = ask.style_named(args.style)
-    return args, style, [ask.checked_settings(args, style)]
+    return ask.origin_of(args), style, [ask.checked_settings(args, style)]
 
 
 def from_folders(folders, style):
@@ -66,20 +67,20 @@ def in_memory(model):
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
 @pytest.mark.parametrize("options", [("--plain",), (), ("--dtype", "bfloat16", "--plain")], ids=str)
 def test_weights_and_links_are_those_of_the_loaded_system(folders, monkeypatch, style, options):
-    args, entry, points = planned(monkeypatch, *from_folders(folders, style), *options)
+    origin, entry, points = planned(monkeypatch, *from_folders(folders, style), *options)
     system = minimas.load_mas_system(
         style,
         checkpoints=folders(style),
         device="cpu",
-        dtype=args.dtype,
-        plain=args.plain,
-        offload=args.offload,
+        dtype=origin.dtype,
+        fast=origin.fast,
+        offload=origin.offload,
     )
-    for role, need in needs.needs_of(args, entry, points).items():
+    for role, need in needs.needs_of(origin, entry, points).items():
         agent = system.agents[role]
         merged_biases = (
             0
-            if args.plain or args.offload
+            if not origin.fast or origin.offload
             else sum(  # they are merged, and kept beside that
                 p.nbytes
                 for name, p in agent.model.named_parameters()
@@ -87,7 +88,7 @@ def test_weights_and_links_are_those_of_the_loaded_system(folders, monkeypatch, 
             )
         )
         assert need.weights == in_memory(agent.model) - merged_biases, role
-        if args.plain and args.dtype is None:  # the miniatures' links are stored as float32
+        if not origin.fast and origin.dtype is None:  # the miniatures' links are stored as float32
             links = [
                 agent.inner_link,
                 *(link for edge, link in system.outer_links.items() if edge[0] == role),
@@ -98,7 +99,7 @@ def test_weights_and_links_are_those_of_the_loaded_system(folders, monkeypatch, 
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
 @pytest.mark.parametrize("options", [("--rollouts", "3"), ("--channel", "text")], ids=str)
 def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
-    args, entry, points = planned(
+    origin, entry, points = planned(
         monkeypatch,
         *from_folders(folders, style),
         *options,
@@ -112,7 +113,7 @@ def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
         "--rounds",
         2,
     )
-    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", plain=True)
+    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu")
     made = {role: [] for role in entry.order}
     for role, agent in system.agents.items():
 
@@ -128,25 +129,27 @@ def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
     list(system.stream(questions, points[0]))
     for role in entry.order:
         largest, S = max(made[role])
-        room = 9 if args.channel == "text" or role == entry.order[-1] else 4
-        assert 2 * needs.needs_of(args, entry, points, prompt=S - room)[role].cache == largest, role
+        room = 9 if points[0].channel == "text" or role == entry.order[-1] else 4
+        assert 2 * needs.needs_of(origin, entry, points, prompt=S - room)[role].cache == largest, (
+            role
+        )
 
 
 def test_an_agent_that_hears_itself_has_an_outer_link_for_it(monkeypatch):
-    args, entry, points = planned(monkeypatch)
+    origin, entry, points = planned(monkeypatch)
     own = replace(entry, edges=entry.edges | {("critic", "critic"): "outer_22"})
-    before = needs.needs_of(args, entry, points)["critic"]
+    before = needs.needs_of(origin, entry, points)["critic"]
     folder = Path(entry.checkpoints["critic"])
     D = json.loads((folder / "config.json").read_text())["hidden_size"]
-    with_itself = needs.needs_of(args, own, points)["critic"].links
+    with_itself = needs.needs_of(origin, own, points)["critic"].links
     assert with_itself - before.links == nbytes(OuterLink(D, D).parameters())
 
 
 def test_agents_that_send_nothing_make_no_cache(folders, monkeypatch):
-    args, entry, points = planned(
+    origin, entry, points = planned(
         monkeypatch, *from_folders(folders, "sequential_light"), "--latent-steps", 0
     )
-    caches = [need.cache for need in needs.needs_of(args, entry, points).values()]
+    caches = [need.cache for need in needs.needs_of(origin, entry, points).values()]
     assert caches[:2] == [0, 0] and caches[2] > 0
 
 
@@ -219,12 +222,12 @@ def memory(monkeypatch):
 
 def test_a_run_that_cannot_fit_is_refused_before_it_loads(memory, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    args, style, points = planned(monkeypatch, "--prompt", "1 +2", "--prompt", "3 +4")
-    least = needs.on_devices(needs.needs_of(args, style, points, prompt=0), 2, False, least=True)[
+    origin, style, points = planned(monkeypatch, "--prompt", "1 +2", "--prompt", "3 +4")
+    least = needs.on_devices(needs.needs_of(origin, style, points, prompt=0), 2, False, least=True)[
         torch.device("cpu")
     ]
     memory(least)
-    needs.check_memory(args, style, points, 2)  # just fits
+    needs.check_memory(origin, style, points, 2)  # just fits
     memory(least - 1)
     with pytest.raises(minimas.InputError) as told:
         ask.main()
@@ -254,7 +257,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_loads(memory, monkeypatch, t
 )
 def test_no_run_needs_less_than_what_is_refused(folders, monkeypatch, options):
     """The bound that refuses is below what loading and one run hold in fact."""
-    args, entry, points = planned(
+    origin, entry, points = planned(
         monkeypatch,
         *from_folders(folders, "sequential_scaled"),
         "--rounds",
@@ -269,8 +272,8 @@ def test_no_run_needs_less_than_what_is_refused(folders, monkeypatch, options):
         "sequential_scaled",
         checkpoints=folders("sequential_scaled"),
         device="cpu",
-        plain=args.plain,
-        offload=args.offload,
+        fast=origin.fast,
+        offload=origin.offload,
     )
     held = [0]
     for agent in system.agents.values():
@@ -283,9 +286,9 @@ def test_no_run_needs_less_than_what_is_refused(folders, monkeypatch, options):
         monkeypatch.setattr(agent, "make_cache", spy)
     list(system.stream(entry.questions(["1 + 1"]), points[0]))
     weights = [in_memory(agent.model) for agent in system.agents.values()]
-    most = sum(weights) + max(held) + (max(weights) if args.offload else 0)
+    most = sum(weights) + max(held) + (max(weights) if origin.offload else 0)
     least = needs.on_devices(
-        needs.needs_of(args, entry, points, prompt=0), 1, args.offload, least=True
+        needs.needs_of(origin, entry, points, prompt=0), 1, origin.offload, least=True
     )
     assert 0.5 * most < least[torch.device("cpu")] <= most
 
@@ -298,8 +301,8 @@ def test_memory_is_not_guessed(monkeypatch):
         assert 1e8 < needs.memory_of(torch.device("cpu")) < 1e14
     monkeypatch.setattr(needs, "Path", lambda name: Path("/nowhere"))
     assert needs.memory_of(torch.device("cpu")) == unknown
-    args, style, points = planned(monkeypatch, "--prompt", "1 +2", "--rollouts", 10**9)
-    needs.check_memory(args, style, points, 1)  # unknown: it may run
+    origin, style, points = planned(monkeypatch, "--prompt", "1 +2", "--rollouts", 10**9)
+    needs.check_memory(origin, style, points, 1)  # unknown: it may run
 
 
 # On a GPU, and the released styles
@@ -327,10 +330,10 @@ def test_offload(folders, monkeypatch, on_gpus):
     """With --offload a device holds one agent's weights and cache at a time, and its links; main memory holds all
     weights.
     """
-    args, entry, points = planned(
+    origin, entry, points = planned(
         monkeypatch, *from_folders(folders, "sequential_light"), "--device", "cuda:0,cuda:1,cuda:1"
     )
-    planner, critic, solver = found = [*needs.needs_of(args, entry, points).values()]
+    planner, critic, solver = found = [*needs.needs_of(origin, entry, points).values()]
     named = dict(zip(entry.order, found))
     cpu, first, second = map(torch.device, ("cpu", "cuda:0", "cuda:1"))
     assert needs.on_devices(named, 8, True) == {
@@ -345,7 +348,7 @@ def test_offload(folders, monkeypatch, on_gpus):
     )
     least = critic.weights + solver.weights + 8 * max(critic.cache, solver.cache)
     assert needs.on_devices(named, 8, False, least=True)[second] == least
-    text = needs.needs_text(args, entry, points, "math").split("\n")
+    text = needs.needs_text(origin, entry, points, "math").split("\n")
     assert [line.split()[0] for line in text[-4:]] == ["at", "cpu", "cuda:0", "cuda:1"]
     assert text[-1].endswith("?") and text[-3].split()[1:3] == ["0.00", "MB"]
     monkeypatch.setattr(
@@ -354,7 +357,7 @@ def test_offload(folders, monkeypatch, on_gpus):
     with pytest.raises(
         minimas.InputError, match=r"^cuda:1 has .* try --offload \(.*\), --batch-size 1"
     ):
-        needs.check_memory(args, entry, points, 8)
+        needs.check_memory(origin, entry, points, 8)
 
 
 PARAMETERS = {  # of the decoders, counted by hand from the fields of their configs
@@ -386,10 +389,10 @@ def released(folder, style):
 
 def row_of(monkeypatch, tmp_path, style):
     """A row of the table in docs/evaluating.md."""
-    args, entry, points = planned(
+    origin, entry, points = planned(
         monkeypatch, "--style", style, "--checkpoint", released(tmp_path, style)
     )
-    found = needs.needs_of(args, entry, points)
+    found = needs.needs_of(origin, entry, points)
     for role, need in found.items():
         name = next(
             name

@@ -93,7 +93,7 @@ def archive(path, content):
         ),
     ),
 )
-def test_what_cannot_be_fetched_is_said_in_one_sentence(npm, message, tmp_path, monkeypatch, capfd):
+def test_what_cannot_be_fetched_is_said_in_one_message(npm, message, tmp_path, monkeypatch, capfd):
     archive(tmp_path / "wrong.tgz", b"{}")
     if npm:
         program = tmp_path / "npm"
@@ -206,9 +206,7 @@ def logits_of(model, ids, chunks):
     ids=("plain at once", "plain in chunks", "fast in chunks"),
 )
 def test_logits(judge, fast, chunks):
-    model = load_agent(
-        judge.folder, "math", "cpu", torch.float32, plain=not fast, untrained=True
-    ).model
+    model = load_agent(judge.folder, "math", "cpu", torch.float32, fast=fast, untrained=True).model
     assert judge.perplexity < PERPLEXITY[judge.name], "transformers cannot use these weights either"
     ours = logits_of(model, judge.ids, chunks)
     assert (ours - judge.logits).abs().max() < TOLERANCE[fast]
@@ -220,9 +218,7 @@ def test_logits(judge, fast, chunks):
 @torch.no_grad()
 @pytest.mark.parametrize("fast", (False, True), ids=("plain", "fast"))
 def test_padded_batch(judge, fast):
-    model = load_agent(
-        judge.folder, "math", "cpu", torch.float32, plain=not fast, untrained=True
-    ).model
+    model = load_agent(judge.folder, "math", "cpu", torch.float32, fast=fast, untrained=True).model
     long, short = 700, 300  # one beyond Gemma's window, one within
     positions = torch.stack([torch.arange(long), torch.arange(long) - (long - short)]).clamp(min=-1)
     h = model(
@@ -238,7 +234,7 @@ def test_padded_batch(judge, fast):
 @torch.no_grad()
 @pytest.mark.parametrize("fast", (False, True), ids=("plain", "fast"))
 def test_greedy_text(judge, fast):
-    agent = load_agent(judge.folder, "math", "cpu", torch.float32, plain=not fast, untrained=True)
+    agent = load_agent(judge.folder, "math", "cpu", torch.float32, fast=fast, untrained=True)
     prompt = torch.tensor(request_ids(judge.name, agent.tokenizer))
     (ids,) = generate(agent, [[prompt]], [0], Settings(max_new_tokens=64, temperature=0.0))
     assert ids == judge.text
@@ -426,7 +422,7 @@ def test_recursion(folders, rounds):
     results = []
     for plain in True, False:
         system = minimas.load_mas_system(
-            "sequential_light", checkpoints=folders, device="cpu", plain=plain
+            "sequential_light", checkpoints=folders, device="cpu", fast=not plain
         )
         results += system.run(
             [question],

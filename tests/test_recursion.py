@@ -202,7 +202,7 @@ def test_text_channel(system):
         isinstance(text, str) for text in result.latents.values()
     )
     inbox = {("planner", "critic"): ["Step 1: {question} add"]}
-    pieces = system.prompts("critic", system.style.questions(["1 + 1"]), inbox)[0]
+    pieces = system.prompts_for("critic", system.style.questions(["1 + 1"]), inbox)[0]
     assert "Initial Plan:\nStep 1: {question} add\nYou should refine" in "".join(pieces)
 
 

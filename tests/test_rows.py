@@ -16,7 +16,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 def evaluated(file, columns=None):
     """(question, answer) of each row, as evaluation reads them."""
-    examples = load_dataset(str(file), columns=columns, tell=lambda message: None)
+    examples = load_dataset(str(file), columns=columns, warn=lambda message: None)
     return [(example.question, example.gold) for example in examples]
 
 

@@ -46,7 +46,7 @@ def test_text_channel_and_empty_slots(system):
 
 
 def test_random_outer_links_carry_nothing():
-    system = minimas.load_mas_system("tiny", device="cpu", plain=True)
+    system = minimas.load_mas_system("tiny", device="cpu")
     torch.manual_seed(0)
     tiny.randomise_outer_links(system.outer_links.values())
     assert tiny.accuracy(system, task.questions("test", 20, seed=998), rounds=3)["percent"] < 25
@@ -120,7 +120,7 @@ def test_the_template_ends_where_the_reply_begins(system):
     for role, agent in system.agents.items():
         prompt = "".join(
             piece
-            for piece in system.prompts(
+            for piece in system.prompts_for(
                 role,
                 system.style.questions(["7 +5"]),
                 {(source, role): [""] for source in task.ROLES},

@@ -687,7 +687,6 @@ def test_a_style_in_the_released_layout(released, tmp_path, monkeypatch, capsys)
             },
             device="cpu",
             task=task,
-            plain=True,
         )
         trained = state(tmp_path / "planner", f"training({task}).pt")["links"]
         assert torch.equal(

@@ -8,7 +8,7 @@ the regression. In a real agent it is how often latent steps follow its own gree
 
 FILE has rows of questions and answers. --trained is the folder that `python -m minimas.train inner` wrote.
 
-Letters: D width, V vocabulary, n tokens, m latent steps.
+Notation: D width, V vocabulary, n tokens, m latent steps.
 """
 
 import argparse
@@ -95,7 +95,9 @@ def links_of(agent, fitting):
 def prompts_of(system, role, turns):
     """The prompts of TargetTurns, with what others said as text."""
     inboxes = [{(source, role): [text] for source, text in turn.inbox.items()} for turn in turns]
-    return [system.prompts(role, [turn.question], inbox)[0] for turn, inbox in zip(turns, inboxes)]
+    return [
+        system.prompts_for(role, [turn.question], inbox)[0] for turn, inbox in zip(turns, inboxes)
+    ]
 
 
 def cosine(agent, link, readings):
@@ -134,7 +136,7 @@ def tiny(args):
     answers.
     """
     system, chains = (
-        load_mas_system("tiny", device="cpu", plain=True),
+        load_mas_system("tiny", device="cpu"),
         questions("test", args.chains // 8),
     )
     examples = load_examples("tiny", system.style, system.style.order, limit=ROWS)
@@ -176,7 +178,7 @@ def remake_outer_links(system, fitting):
 def real(args):
     """Print a row for each kind of link: its cosine, and how far latent steps follow the agent's greedy text."""
     style, folder = STYLES["single"], args.folder / args.model
-    agent = load_agent(folder, "math", "cpu", torch.float32, plain=True)
+    agent = load_agent(folder, "math", "cpu", torch.float32)
     system = System(style, {"agent": agent}, {})
     fit, held_out = (
         [

@@ -4,8 +4,8 @@ the same weights, prompts, rounds, latent steps, tokens and dtype, greedy.
     python tools/bench.py --weights real --models FOLDER --batch 1
     python tools/bench.py --device cpu --size wide
 
-The first takes real models at their true depth (`python tools/real_models.py FOLDER` fetches them), with links that are
-drawn; the second the released widths, two layers deep, with weights that are drawn.
+The first takes real models at their true depth (`python tools/real_models.py FOLDER` fetches them), with randomly
+initialised links; the second the released widths, two layers deep, randomly initialised.
 
 Two peers, both on transformers:
     released   what the released code does: every latent step runs the whole sequence again; `generate` for the text
@@ -145,7 +145,7 @@ REAL = {
 
 
 def make_real_system(folder, models, dtype):
-    """The same of sequential_light from real models, with drawn links."""
+    """The same of sequential_light from real models, with randomly initialised links."""
     widths = {}
     for seed, (role, name) in enumerate(REAL.items()):
         (folder / role).mkdir()
@@ -287,7 +287,7 @@ class Peer:
         order = system.style.order
         for r in range(1, settings.rounds + 1):
             for role in order:
-                prompts = system.prompts(role, system.style.questions(asked), inbox)
+                prompts = system.prompts_for(role, system.style.questions(asked), inbox)
                 if (r, role) == (settings.rounds, order[-1]):
                     return self.write(role, prompts, settings.max_new_tokens), latents
                 Z = reference.inner(
@@ -397,7 +397,7 @@ def prompts_of_a_run(ours, asked):
     system, inbox, turns = ours.system, {}, []
     for _ in range(ours.settings.rounds):
         for role in system.style.order:
-            turns.append((role, system.prompts(role, system.style.questions(asked), inbox)))
+            turns.append((role, system.prompts_for(role, system.style.questions(asked), inbox)))
             for edge, _ in system.outer_links.items():
                 if edge[0] == role:
                     w = system.agents[edge[1]].model.embed_tokens.weight
@@ -606,7 +606,7 @@ def scale(args, ours):
         )
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        prompts = ours.system.prompts(first, ours.system.style.questions(asked), {})
+        prompts = ours.system.prompts_for(first, ours.system.style.questions(asked), {})
         work = (lambda: ours.think(first, prompts, m)) if roll_out else (lambda: ours.run(asked))
         if args.device == "cuda":
             work()  # compiles kernels and captures graphs
@@ -724,7 +724,7 @@ def main():
         )
         ours = Ours(
             minimas.load_mas_system(
-                args.style, checkpoints=folders, device=args.device, dtype=args.dtype
+                args.style, checkpoints=folders, device=args.device, dtype=args.dtype, fast=True
             ),
             settings,
         )

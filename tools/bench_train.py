@@ -70,7 +70,7 @@ class TrainingPeer(Peer):
                     for example in examples
                 ]
                 ids = [torch.tensor(reply, device=self.device) for reply in replies]
-                prompts = self.system.prompts(
+                prompts = self.system.prompts_for(
                     role, [example.question for example in examples], inbox
                 )
                 E, N = (
@@ -218,7 +218,7 @@ def systems(args, folder):
     folders = make_system(folder, args.style, args.size, dtype, args.device)
     system, kept = (
         minimas.load_mas_system(
-            args.style, checkpoints=folders, device=args.device, dtype=args.dtype, plain=True
+            args.style, checkpoints=folders, device=args.device, dtype=args.dtype
         )
         for _ in range(2)
     )

@@ -4,7 +4,7 @@ The fast path and the plain path on the device, in float32 and bfloat16, beside 
 from the same weights (rounded to bfloat16). An error is the distance of two vectors over the length of the true one,
 the largest over rows and states. A score is compared in standard deviations of its row over the vocabulary.
 
-Letters: B prompts, m latent steps, D width.
+Notation: B prompts, m latent steps, D width.
 """
 
 import copy
@@ -134,7 +134,7 @@ def make_agent(folder, kind, config):
 def agents(folder, device, dtype):
     """The plain and the fast agent of a folder; the fast one looks at what it writes every fourth token."""
     plain, fast = (
-        load_agent(folder, "math", torch.device(device), dtype, plain=plain)
+        load_agent(folder, "math", torch.device(device), dtype, fast=not plain)
         for plain in (True, False)
     )
     fast.steps.sync_every = 4 if isinstance(fast.steps, Graphs) else 1
@@ -145,11 +145,11 @@ def true_agent(folder, device, wide, found, wrong):
     """The plain agent in float64 on the CPU; of a wide one, for which a core is too slow, on the device after a look at
     whether both are equal there.
     """
-    truth = load_agent(folder, "math", torch.device("cpu"), torch.float64, plain=True)
+    truth = load_agent(folder, "math", torch.device("cpu"), torch.float64)
     if wide:
         cpu, truth = (
             truth,
-            load_agent(folder, "math", torch.device(device), torch.float64, plain=True),
+            load_agent(folder, "math", torch.device(device), torch.float64),
         )
         for what, true in states(cpu, ASKED[0]).items():
             found[f"{what}, float64"] = error(

@@ -1,10 +1,10 @@
 """How fast a device is, and how much memory it takes: the parts of on_gpu.py that come after the checks.
 
-sequential_light at its true depth (Qwen3-1.7B, Llama-3.2-1B and Qwen2.5-Math-1.5B with weights that are drawn) in
+sequential_light at its true depth (Qwen3-1.7B, Llama-3.2-1B and Qwen2.5-Math-1.5B randomly initialised) in
 bfloat16, questions of about 120 tokens, 3 rounds, 32 latent steps and 256 new tokens. --small: narrow, two layers,
 float32. What a figure should be is a bar; it is printed beside the figure.
 
-Letters: B rows, T tokens of a prompt, S positions, D width, m latent steps.
+Notation: B rows, T tokens of a prompt, S positions, D width, m latent steps.
 """
 
 import os
@@ -76,7 +76,7 @@ def agent_folders(options):
 def system(options):
     started = time.perf_counter()
     agent_folders(options)
-    note(seconds_to_draw=time.perf_counter() - started, summary="drawn")
+    note(seconds_to_initialise=time.perf_counter() - started, summary="initialised")
 
 
 def needed(agent, B, T, S):
@@ -107,7 +107,9 @@ def racers(options, settings):
     folders, dtype = agent_folders(options)
     started = time.perf_counter()
     ours = bench.Ours(
-        minimas.load_mas_system(STYLE, checkpoints=folders, device=options.device, dtype=dtype),
+        minimas.load_mas_system(
+            STYLE, checkpoints=folders, device=options.device, dtype=dtype, fast=True
+        ),
         settings,
     )
     note(seconds_to_load=time.perf_counter() - started)
@@ -218,7 +220,7 @@ def load(folder, options, dtype, with_kernels):
             stack.enter_context(use)
         for module in linear, prepare_module:
             stack.enter_context(patch.object(module, "can_pack", lambda weight: False))
-        return load_agent(folder, "math", torch.device(options.device), dtype)
+        return load_agent(folder, "math", torch.device(options.device), dtype, fast=True)
 
 
 def graphed(f, options):
@@ -398,7 +400,7 @@ def ways(options):
             )  # an interpreter of them would take minutes
             for with_kernels in (options.device == "cuda", False)
         )
-        bare = load_agent(folders[role], "math", torch.device(options.device), dtype, plain=True)
+        bare = load_agent(folders[role], "math", torch.device(options.device), dtype)
         for B in rows:
             started = time.perf_counter()
             run, skipped = compiled(bare, B, layers, options)
@@ -455,7 +457,7 @@ def long(options):
     (folders, dtype), table = agent_folders(options), {}
     T, m = (300, 10) if options.small else (8192, 1000)
     for role in STYLES[STYLE].order:
-        agent = load_agent(folders[role], "math", torch.device(options.device), dtype)
+        agent = load_agent(folders[role], "math", torch.device(options.device), dtype, fast=True)
         asked = [[torch.randint(0, 1000, (T,), generator=torch.Generator().manual_seed(0))]]
         think = lambda n: (agent.drop_prefix(), agent.think(asked, n))[1]
         think(3)  # compiles
@@ -515,7 +517,7 @@ from minimas.generate import generate
 from minimas.settings import Settings
 torch.set_grad_enabled(False)  # or neither kernels nor graphs would be used
 mark("import")
-agent = load_agent(pathlib.Path(sys.argv[1]), "math", torch.device(sys.argv[2]), None)
+agent = load_agent(pathlib.Path(sys.argv[1]), "math", torch.device(sys.argv[2]), None, fast=True)
 agent.generation_config.eos_ids = ()
 mark("load")
 for n, name in (1, "first token"), (17, "17 tokens, kernels compiled and captured"), (17, "17 tokens again"):

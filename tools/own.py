@@ -7,7 +7,7 @@
     python tools/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without
     latents
 
-Letters: n words of a question, m latents, B questions.
+Notation: n words of a question, m latents, B questions.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def same(args):
     """
     from transformers import AutoModelForCausalLM
 
-    system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu")
+    system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu", fast=True)
     tokenizer, eos_ids = (
         system.agents["agent"].tokenizer,
         [*system.agents["agent"].generation_config.eos_ids],
@@ -67,7 +67,7 @@ def same(args):
                 defined[-1] if defined else ""
             )  # HumanEval asks for the last function that a question begins
             question = system.style.questions([record["question"]], [fn_name], first["dataset"])
-            (prompt,) = system.prompts("agent", question, {}, first["date"])
+            (prompt,) = system.prompts_for("agent", question, {}, first["date"])
             prompt, ids = tokenizer.encode("".join(prompt)), tokenizer.encode(record["texts"][0])
             ids += (
                 tokenizer.encode(reply_ending(tokenizer))
@@ -235,7 +235,7 @@ def sources(system):
 def loaded(args):
     """The system, its settings and the rows that a command names."""
     system = minimas.load_mas_system(
-        str(args.style), checkpoints=args.links, device="cpu", dtype=args.dtype, plain=True
+        str(args.style), checkpoints=args.links, device="cpu", dtype=args.dtype
     )
     settings = minimas.Settings(
         rounds=args.rounds, latent_steps=args.latent_steps, retry=False
@@ -352,9 +352,7 @@ def solved(args):
     system, settings, rows = loaded(args)
     rows, settings = rows[args.skip : args.skip + args.limit], replace(settings, batch_size=20)
     writer = str(system.style.checkpoints[system.style.order[-1]])
-    alone = minimas.load_mas_system(
-        "single", checkpoints=writer, device="cpu", dtype=args.dtype, plain=True
-    )
+    alone = minimas.load_mas_system("single", checkpoints=writer, device="cpu", dtype=args.dtype)
     print("heard   solved  95 %            tokens   seconds")
     for name, asked, edit, channel in (
         ("own", system, own, "latent"),

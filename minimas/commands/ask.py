@@ -15,17 +15,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..common import InputError, checkpoints, writable_file, write_atomic
-from ..look.logit_lens import logit_lens, table
+from ..common import InputError, writable_file, write_atomic
+from ..look.logit_lens import LensRow, logit_lens, table
 from ..look.trace import page
 from ..prompts import Question
 from ..runs.lock import Lock, held
+from ..runs.needs import check_memory, needs_text
 from ..settings import CompletedSettings, Settings
 from ..styles import Style, style_named
 from ..system import Result, System, load_mas_system
 from .failures import check_stdout, command, completed_first
-from .needs import check_memory, needs_text
-from .options import add_answering, add_settings, make_parser, read_questions
+from .options import (
+    ANSWERING,
+    add_answering,
+    add_settings,
+    make_parser,
+    origin_of,
+    read_questions,
+)
 from .terminal import converse
 
 
@@ -39,8 +46,9 @@ def main() -> None:
     style = style_named(args.style)
     settings = checked_settings(args, style)
     task = args.task or style.task
+    origin = origin_of(args)
     if args.needs:
-        print(needs_text(args, style, [settings], task))
+        print(needs_text(origin, style, [settings], task))
         return
     on_terminal = not args.prompt and sys.stdin is not None and sys.stdin.isatty()
     typed = [] if on_terminal else read_questions(args.prompt)
@@ -49,15 +57,15 @@ def main() -> None:
     outputs = [] if args.trace is None else [Lock("--trace", Path(args.trace))]
     with held(outputs):
         at_once = min(len(questions) or 1, settings.batch_size)
-        check_memory(args, style, [settings], at_once)
+        check_memory(origin, style, [settings], at_once)
         system = load_mas_system(
-            args.style,
-            checkpoints=checkpoints(args.checkpoint),
-            device=args.device,
-            dtype=args.dtype,
+            origin.style,
+            checkpoints=origin.checkpoints,
+            device=origin.device,
+            dtype=origin.dtype,
             task=task,
-            offload=args.offload,
-            plain=args.plain,
+            offload=origin.offload,
+            fast=origin.fast,
         )
         if not on_terminal:
             print_answers(system, questions, settings, args)
@@ -71,11 +79,20 @@ def main() -> None:
 
 # Options
 
+ASKED = "what is asked"
+SHOWN = "what is shown"
+
 
 def arguments() -> argparse.Namespace:
     """The options of sys.argv; InputError if they cannot be parsed."""
-    parser = add_answering(make_parser("recurse", "Ask a recursive multi-agent system."))
-    add = parser.add_argument
+    about = "Ask a recursive multi-agent system."
+    parser = add_answering(make_parser("recurse", about, ANSWERING))
+    add_settings(
+        parser.group(ANSWERING),
+        Settings,
+        ("rounds", "latent_steps", "batch_size", "rollouts", "channel"),
+    )
+    add = parser.group(ASKED).add_argument
     add(
         "--prompt",
         action="append",
@@ -91,7 +108,7 @@ def arguments() -> argparse.Namespace:
         "--fn-name",
         help="with --task code: the name of the function to write (default: a whole program)",
     )
-    add_settings(parser, Settings, ("rounds", "latent_steps", "batch_size", "rollouts", "channel"))
+    add = parser.group(SHOWN).add_argument
     add("--json", action="store_true", help="print one JSON object per answer")
     add(
         "--peek",
@@ -172,7 +189,7 @@ def result_text(
     result: Result,
     settings: CompletedSettings,
     as_json: bool,
-    peek_rows: list[dict[str, Any]] | None = None,
+    peek_rows: list[LensRow] | None = None,
 ) -> str:
     """What is printed for a Result: its text and answer, or a JSON object; and the rows of --peek, if there are any."""
     if as_json:

@@ -9,9 +9,9 @@ from dataclasses import fields
 from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
-from ..common import InputError
-from ..settings import Settings
-from ..styles import STYLES
+from ..common import InputError, checkpoints
+from ..settings import NOT_FOR_ARGPARSE, Settings
+from ..styles import STYLES, Origin
 
 
 class Adder(Protocol):
@@ -20,8 +20,22 @@ class Adder(Protocol):
     def add_argument(self, *names: str, **given: Any) -> Any: ...
 
 
+# The groups of options in a --help
+SYSTEM = "which system"
+ANSWERING = "how it answers"
+MEASURED = "what is measured"
+FILES = "files"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that raises InputError if it cannot parse the arguments; argparse prints a usage message and exits."""
+
+    def group(self, title: str) -> Adder:
+        """The group of options with this title."""
+        for group in self._action_groups:
+            if group.title == title:
+                return group
+        return self.add_argument_group(title)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given: Sequence[str] = sys.argv[1:] if args is None else list(args)
@@ -52,12 +66,28 @@ def reads_as_value(word: str) -> bool:
     return " " in word or re.fullmatch(r"-(\d+|\d*\.\d+)", word) is not None
 
 
-def make_parser(module: str, description: str) -> Parser:
-    """A parser with the options that every command has."""
+def make_parser(module: str, description: str, settings_in: str | None = None) -> Parser:
+    """A parser with the options that every command has.
+
+    settings_in   the group of those that are settings; None is that of --help
+    """
+    parser = Parser(prog=name_of_command(module), description=description)
+    parser.add_argument("--version", action="version", version=f"minimas {__version__}")
+    add_system(parser.group(SYSTEM))
+    group = parser.group(settings_in) if settings_in else parser
+    add_settings(group, Settings, ("seed", "date"))
+    return parser
+
+
+def name_of_command(module: str) -> str:
+    """How the command of a module was called."""
     by_script = sys.argv[0].startswith("minimas ")  # as minimas/__main__.py puts it
-    prog = sys.argv[0] if by_script else f"python -m minimas.{module}"
-    parser = Parser(prog=prog, description=description)
-    add = parser.add_argument
+    return sys.argv[0] if by_script else f"python -m minimas.{module}"
+
+
+def add_system(group: Adder) -> None:
+    """Add the options that say which system it is, and where its agents run."""
+    add = group.add_argument
     add(
         "--style",
         default="tiny",
@@ -79,14 +109,11 @@ def make_parser(module: str, description: str) -> Parser:
         "--dtype",
         help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)",
     )
-    add_settings(parser, Settings, ("seed", "date"))
-    add("--version", action="version", version=f"minimas {__version__}")
-    return parser
 
 
 def add_answering(parser: Parser) -> Parser:
     """Add the options of commands whose agents answer questions; returns the parser."""
-    add = parser.add_argument
+    add = parser.group(SYSTEM).add_argument
     add("--plain", action="store_true", help="do without the fast path: slower, the same answers")
     add(
         "--offload",
@@ -99,9 +126,23 @@ def add_answering(parser: Parser) -> Parser:
         help="print how large the files are and what memory is needed, and load nothing",
     )
     add_settings(
-        parser, Settings, ("max_new_tokens", "temperature", "top_p", "top_k", "tools", "retry")
+        parser.group(ANSWERING),
+        Settings,
+        ("max_new_tokens", "temperature", "top_p", "top_k", "tools", "retry"),
     )
     return parser
+
+
+def origin_of(args: argparse.Namespace) -> Origin:
+    """What the options of `add_answering` load a system from."""
+    return Origin(
+        args.style,
+        checkpoints(args.checkpoint),
+        args.device,
+        args.dtype,
+        args.offload,
+        fast=not args.plain,
+    )
 
 
 def add_settings(
@@ -115,7 +156,8 @@ def add_settings(
     for name in names_of_fields:
         one = known[name]
         option = "--" + name.replace("_", "-")
-        given: dict[str, Any] = {"default": one.default, **one.metadata}
+        said = {key: value for key, value in one.metadata.items() if key not in NOT_FOR_ARGPARSE}
+        given: dict[str, Any] = {"default": one.default, **said}
         if one.default is True:
             option = "--no-" + name.replace("_", "-")
             given |= {"action": "store_false", "dest": name}
@@ -139,6 +181,16 @@ def value_type(hint: Any) -> Callable[[str], Any]:
         if one is not type(None):
             return one
     raise TypeError(f"{hint!r} is no type of an option")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The value of an option that lists whole numbers, 1,2,3, as a tuple."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers such as 1,2,3"
+        ) from None
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -35,9 +35,9 @@ def check_fields(file: Path, raw: Raw, Config: type[Any], must_be: Raw) -> None:
         if field.name in raw:
             if field.type in (int, int | None, float, bool):
                 check_value(file, field.name, raw[field.name], field.type)
-        elif (
-            field.default is MISSING and field.name != "rope_parameters"
-        ):  # which has older spellings
+            continue
+        has_older_spellings = field.name == "rope_parameters"
+        if field.default is MISSING and not has_older_spellings:
             missing.append(field.name)
     if missing:
         raise InputError(

@@ -1,7 +1,7 @@
 """Files of a repository on the Hugging Face hub, and what went wrong if they cannot be had.
 
-Whatever the client and the network raise becomes one sentence that names the cause: the name, the token, the cache, the
-disk, the endpoint, or the network.
+Whatever the client and the network raise becomes an error message that names the cause: the name, the token, the cache,
+the disk, the endpoint, or the network.
 """
 
 import errno
@@ -63,7 +63,7 @@ def download(
         found = snapshot_download(
             repository, repo_type=repo_type, allow_patterns=list(patterns), **options
         )
-    except Exception as e:  # whatever the network stack raises becomes a sentence, not a traceback
+    except Exception as e:  # whatever the network stack raises becomes an error message
         raise InputError(hub_message(repository, repo_type, options.get("revision"), e)) from e
     return found if isinstance(found, list) else Path(found)
 
@@ -217,7 +217,8 @@ def of_connection(cause: BaseException, why: str) -> tuple[str, str]:
         return f"what answers at {endpoint} is not the hub", advice
     if isinstance(cause, (httpx.TransportError, LocalEntryNotFoundError)) or is_closed(cause):
         why = f"no connection to {endpoint}" if own else "no connection"
-    return why, "check HF_ENDPOINT and the network" if own else "check the network"
+    advice = "check HF_ENDPOINT and the network" if own else "check the network"
+    return why, advice
 
 
 def is_closed(cause: BaseException) -> bool:

@@ -19,9 +19,8 @@ from typing import Any
 from ..common import InputError, entry, warn_once
 
 ATTENTION_TYPES = frozenset({"sliding_attention", "full_attention"})
-PARTIAL = {
-    "qwen3_5_text": 0.25
-}  # families that rotate only a part of a head, and how much of it by default
+# Families that rotate only a part of a head, and how much of it by default
+PARTIAL = {"qwen3_5_text": 0.25}
 POSITIONS = {  # max_position_embeddings where config.json does not say
     "llama": 2048,
     "mistral": 131072,
@@ -65,7 +64,7 @@ def completed(raw: Raw, given: Raw) -> Raw:
         if "original_max_position_embeddings" in raw:
             rope["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
         else:
-            rope.setdefault("original_max_position_embeddings", positions(raw))
+            rope.setdefault("original_max_position_embeddings", max_positions(raw))
     partial = partial_rotary_factor(raw, rope)
     rope.pop("partial_rotary_factor", None)
     if partial is not None:
@@ -114,13 +113,13 @@ def of_each_layer_type(file: Path, raw: Raw) -> Raw:
     sliding = {"rope_theta": raw.get("rope_local_base_freq", 1e4)} | with_type(sliding)
     for rope in full, sliding:
         if rope["rope_type"] == "llama3":
-            rope.setdefault("original_max_position_embeddings", positions(raw))
+            rope.setdefault("original_max_position_embeddings", max_positions(raw))
         if rope["rope_type"] != "default" and raw.get("partial_rotary_factor") is not None:
             rope["partial_rotary_factor"] = raw["partial_rotary_factor"]
     return {"full_attention": full, "sliding_attention": sliding}
 
 
-def positions(raw: Raw) -> Any:
+def max_positions(raw: Raw) -> Any:
     """max_position_embeddings of a config, or the default of its family."""
     return raw.get("max_position_embeddings", POSITIONS[raw["model_type"]])
 

@@ -81,6 +81,7 @@ class Example:
     tests: list[Test] | Callable[[], list[Test]] | None = None
     fn_name: str | None = ""  # for code, as in prompts.Question
     head: str = ""  # for code, the beginning of the program, if that is the question: an answer repeats it or goes on
+    dataset: str = ""  # that it is from, by the name that load_dataset was given
 
     def program(self, answer: str) -> str:
         """The whole program that an answer to a code question is. Without the head it is the body of the function."""
@@ -103,7 +104,7 @@ def load_dataset(
     task: str | None = None,
     limit: int | None = None,
     seed: int = 42,
-    tell: Callable[[str], object] = warn,
+    warn: Callable[[str], object] = warn,
 ) -> list[Example]:
     """The Examples of a benchmark (a name in BENCHMARKS) or of a local file, in their order.
 
@@ -112,7 +113,7 @@ def load_dataset(
     task     of a local file: math (None, too), choice or code; a benchmark has its own
     limit    read the first `limit` rows only
     seed     of the order of GPQA's options
-    tell     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
+    warn     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
     Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
     benchmark = benchmark_named(name, task)
@@ -123,9 +124,9 @@ def load_dataset(
     check_known("column", columns or (), COLUMNS)
     all_rows = partial(rows_of, name, benchmark, file, dict(columns or {}))
     read = reader_of(name, benchmark["task"], seed, all_rows)
-    examples, left_out = examples_of(islice(all_rows(), limit), benchmark["task"], read)
+    examples, left_out = examples_of(islice(all_rows(), limit), name, benchmark["task"], read)
     if left_out:
-        tell(
+        warn(
             f"{len(left_out)} of {len(examples) + len(left_out)} rows left out, without a question or an answer to "
             f"judge by; the first is {left_out[0]}"
         )
@@ -135,7 +136,7 @@ def load_dataset(
         )
     expected = benchmark.get("questions", len(examples))
     if limit is None and len(examples) != expected:
-        tell(
+        warn(
             f"{name} has {len(examples)} questions here, {expected} in the benchmark: results do not compare"
         )
     return examples
@@ -177,9 +178,11 @@ def reader_of(
 
 
 def examples_of(
-    rows: Iterable[Row], task: str, read: Callable[[Row], Fields]
+    rows: Iterable[Row], name: str, task: str, read: Callable[[Row], Fields]
 ) -> tuple[list[Example], list[str]]:
-    """(the Examples of rows, the places of rows that were left out: without a question, or anything to judge by)."""
+    """(the Examples of a data set's rows, the places of rows that were left out: without a question, or anything to
+    judge by).
+    """
     examples = []
     left_out = []
     ids: set[str] = set()
@@ -192,7 +195,7 @@ def examples_of(
             continue
         new_id = unique_id(own_id, number, ids)
         ids |= {new_id, f"row {number}"}
-        examples.append(Example(new_id, task=task, **fields))
+        examples.append(Example(new_id, task=task, dataset=name, **fields))
     return examples, left_out
 
 
@@ -216,16 +219,17 @@ def settings_for(
     rounds, latent_steps and channel are lists of the values to measure.
     protocol  paper, or released, which adds the released runner's latent_steps and batch_size for sequential styles;
               it has math500, gpqa, medqa and mbppplus only (its seed is 42, the default here)
+    name      "" stands for questions of no data set
     task      of a local file (None: math), for which there is only the grader of its task
     A grader is math, choice, text or code, or `released`, the released rule for math500.
     Raises InputError if the name or the protocol is not known.
     """
-    benchmark = benchmark_named(name, task)
-    has_it = protocol == "paper" or protocol == "released" and "released" in benchmark
-    if not has_it:
+    benchmark: dict[str, Any] = benchmark_named(name, task) if name else {"task": task or "math"}
+    protocols = ["paper", "released"] if "released" in benchmark else ["paper"]
+    if protocol not in protocols:
         having = ", ".join(other for other in BENCHMARKS if "released" in BENCHMARKS[other])
         raise InputError(
-            f"{name} has no {protocol} settings: expected paper; released for {having}"
+            f"{name or 'this data set'} has no {protocol} settings: expected paper; released for {having}"
         )
     settings = {"grader": benchmark["task"], "rollouts": 1}
     for source in "paper", protocol:
@@ -282,6 +286,7 @@ def tiny_rows() -> Iterator[dict[str, Any]]:
 
 
 def read_plain(row: Row) -> Fields:
+    """A question and its answer, as they stand in the row."""
     return {"question": row.text("question"), "gold": row.text("answer").strip()}
 
 
@@ -310,7 +315,7 @@ def read_code(row: Row) -> Fields:
     head = question.rstrip() + "\n" if is_head(question, fn_name) else ""
     return {
         "question": question,
-        "gold": gold and head + gold,
+        "gold": head + gold if gold else "",
         "tests": tests,
         "fn_name": fn_name,
         "head": head,
@@ -358,7 +363,7 @@ def read_mbppplus(row: Row) -> Fields:
     return {
         "question": question,
         "gold": code,
-        "tests": script and [script],
+        "tests": [script] if script else [],
         "fn_name": called[-1] if called else None,
     }
 

@@ -74,11 +74,16 @@ def case_of(given: Any, right: list[Any], fn_name: str) -> tuple[str, ...]:
     if fn_name and isinstance(given, list):  # the arguments themselves
         arguments = "\n".join(json.dumps(argument) for argument in given)
         return arguments, *(json.dumps(output) for output in right)
-    texts = ["\n".join(text) if isinstance(text, list) else text for text in (given, *right)]
+    texts = [as_lines(text) for text in (given, *right)]
     for line in "\n".join(texts).split("\n"):  # TypeError if one of them is no text
         if fn_name and line.strip():
             json.loads(line, object_pairs_hook=unique_object)
     return tuple(texts)
+
+
+def as_lines(text: Any) -> Any:
+    """A list of lines as one text; anything else as it is."""
+    return "\n".join(text) if isinstance(text, list) else text
 
 
 def digest_of(row: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ class Numbering:
 
     @cached_property
     def meanings(self) -> set[str]:
+        """What all answers can be, found out when it is first asked."""
         possible = {TEXT, FROM_0, FROM_1}
         with suppress(InputError):  # a damaged row behind the limit is no concern of those before
             for row in self.rows():
@@ -159,7 +160,8 @@ def labelled_objects(options: list[dict]) -> list[tuple[str, Any]]:
         labels = [option[key] for key in LABEL_KEYS if key in option]
         texts = [option[key] for key in TEXT_KEYS if key in option]
         if len(texts) == 1 and len(labels) <= 1:
-            pairs.append((str(labels[0]) if labels else "", texts[0]))
+            label = str(labels[0]) if labels else ""
+            pairs.append((label, texts[0]))
         elif len(option) == 1:
             pairs += [(str(label), text) for label, text in option.items()]
         else:
@@ -189,12 +191,12 @@ def in_order_of_labels(options: list[Option], row: Row) -> list[Option]:
     letters = list(LETTERS[: len(options)])
     from_0 = [str(i) for i in range(len(options))]
     from_1 = [str(i + 1) for i in range(len(options))]
-    expected = next(
-        (one for one in (letters, from_0, from_1) if sorted(one) == sorted(labels)), None
-    )
+    known = [letters, from_0, from_1]
+    expected = next((one for one in known if sorted(one) == sorted(labels)), None)
     if expected is None:
+        found = ", ".join(option.label for option in options)
         raise InputError(
-            f"{row}: options are named {', '.join(option.label for option in options)[:60]}, "
+            f"{row}: options are named {found[:60]}, "
             "expected A, B, C, ... or numbers from 0 or from 1"
         )
     ordered = [options[labels.index(label)] for label in expected]
@@ -322,12 +324,17 @@ def letter_of_number(
 # What agents read
 
 
+def is_on_a_line(lines: list[str], letter: str) -> bool:
+    """Whether one of the lines begins with this letter as a label."""
+    return any(is_labelled(line, letter) for line in lines)
+
+
 def with_options(question: str, options: list[str]) -> str:
     """The question, then its options unless it lists them itself, then the paper's request for a letter."""
     letters = LETTERS[: len(options)]
     lines = question.splitlines()
-    lists_all = all(any(is_labelled(line, letter) for line in lines) for letter in letters)
-    if question and not lists_all:
+    missing = [letter for letter in letters if not is_on_a_line(lines, letter)]
+    if question and missing:
         listed = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
         question = "\n".join([question, *listed])
     if not question or "choose the correct option" in question.lower():

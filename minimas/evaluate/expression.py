@@ -78,7 +78,7 @@ def settled(value: Number, x: Number) -> Number:
 
 def small_integer(x: Number) -> int:
     """A number as an int; ValueError if it is none, or too large for a factorial."""
-    return SMALL.index(x)
+    return SMALL.index(x)  # of a range: ValueError for any other number
 
 
 def power(x: Number, e: Number) -> Number:
@@ -139,7 +139,7 @@ def atom(tokens: list[str], point: int) -> Number:
         return climb(tokens, point, SIGNED)
     if token == "-":
         return climb(tokens, point, SIGNED) * -1
-    if token[:1] in (".", *"0123456789"):
+    if token[:1] == "." or token[:1].isdigit():
         return Fraction(token)
     if token in CONSTANTS:
         return CONSTANTS[token]

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 GRADERS = ("math-verify", "plain", "released")
 
-# Raise this by one whenever a verdict may change: by an edit of answers.py, of the files beside this one, or of the
-# sandbox. tests/verdicts.tsv holds verdicts, and a test fails if they change while this number does not.
+# Raise this by one whenever a verdict may change: by an edit of answers.py, letter.py or fences.py, of the files
+# beside this one, or of the sandbox. tests/verdicts.tsv holds verdicts, and a test fails if they change while this
+# number does not.
 GRADERS_VERSION = 1
 
 
@@ -82,6 +83,7 @@ def is_correct(example: "Example", text: str, answer: str | None, grader: str) -
         if answer is None:
             return False
         tests = example.tests() if callable(example.tests) else example.tests
+        assert tests is not None, "load_dataset leaves out code questions without tests"
         return passes(example.program(answer), tests, example.fn_name)
     if grader == "text":
         return same_text(answer, example.gold)
@@ -204,7 +206,9 @@ def released_spellings(text: str) -> Iterator[str]:
     yield re.sub(r"\\left|\\right|\\[,;!:]|[${}\"'\s]", "", words)
     yield re.sub(r"\s", "", text)
     digits = re.sub(r"\D", "", text.split(".")[0])
-    yield digits and (digits.lstrip("0") or "0")
+    without_zeros = digits.lstrip("0")
+    is_zero = digits != "" and without_zeros == ""
+    yield "0" if is_zero else without_zeros
 
 
 def released_quotient(fraction: re.Match[str]) -> str:

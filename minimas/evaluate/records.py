@@ -3,11 +3,11 @@
 A file is appended to while its run goes on; `gather` puts it in order and merges what other processes wrote.
 """
 
-import argparse
 import glob
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from ..common import InputError, write_atomic
 from ..prompts import Question, count_options
 from ..runs.dependencies import depends_on, digest, unchanged
 from ..settings import Settings
-from ..styles import Style
+from ..styles import Origin, Source, Style
 from .benchmarks import Example
 from .grade import graders_hash, is_correct
 
@@ -34,9 +34,9 @@ RECORD = {*POINT, *ANSWERED}  # what is read of a record
 
 
 def settings_line(
-    args: argparse.Namespace,
+    origin: Origin,
     style: Style,
-    sources: Mapping[str, str | Path],
+    dataset: str,
     settings: Settings,
     graders: Sequence[str],
     examples: Sequence[Example],
@@ -44,9 +44,16 @@ def settings_line(
 ) -> Record:
     """The first line of a file: all that must not change if another run is to continue this one.
 
+    dataset   its name
     settings  the Settings of any point of the grid
     """
-    options = {name: getattr(args, name) for name in ("style", "dataset", "checkpoint", "dtype")}
+    dtype = origin.dtype
+    options = {
+        "style": str(origin.style),
+        "dataset": dataset,
+        "checkpoint": as_typed(origin.checkpoints),
+        "dtype": dtype if dtype is None else str(dtype).removeprefix("torch."),
+    }
     grading = {
         "task": examples[0].task,
         "questions": len(examples),
@@ -55,15 +62,27 @@ def settings_line(
         "answers_hash": answers_hash(examples),
     }
     common = {name: value for name, value in asdict(settings).items() if name not in POINT}
+    sources = style.sources(origin.checkpoints)
     return depends_on(style, sources.values(), questions, options | grading | common)
+
+
+def as_typed(checkpoints: Source | Mapping[str, Source] | None) -> list[str]:
+    """The checkpoints of a system as values of --checkpoint."""
+    if isinstance(checkpoints, Mapping):
+        return [f"{role}={source}" for role, source in checkpoints.items()]
+    return [] if checkpoints is None else [str(checkpoints)]
 
 
 def answers_hash(examples: Iterable[Example]) -> str:
     """A hash of what the answers to Examples are judged by."""
     judged = []
     for example in examples:
-        tests = example.tests
-        judged.append((example.gold, tests.keywords if callable(tests) else tests))
+        tests: object = example.tests
+        if isinstance(tests, partial):  # they are read from a file when they are needed
+            tests = tests.keywords
+        elif callable(tests):
+            tests = tests()
+        judged.append((example.gold, tests))
     return digest(judged)
 
 
@@ -131,11 +150,15 @@ def read_lines(file: Path, beginning: bytes = b'{"minimas"') -> list[Record]:
 
 
 def gather(
-    file: Path, settings: Record, regrade: Callable[[Record], Record] | None = None
+    file: Path,
+    settings: Record,
+    regrade: Callable[[Record], Record] | None = None,
+    progress: bool = True,
 ) -> dict[Key, Record]:
     """Merge a run's records and the parts of other processes into one file, in order; returns {key: record}.
 
-    regrade: a function that grades a record again. Then the file may have been graded otherwise.
+    regrade    a function that grades a record again. Then the file may have been graded otherwise.
+    progress   show a bar while records are graded again
     Raises InputError if the file holds another run.
     """
     parts = sorted(file.parent.glob(f"{glob.escape(file.name)}.part[0-9]*"))
@@ -153,13 +176,19 @@ def gather(
         )
     if regrade:
         settings = settings | {"minimas": before["minimas"]}  # the version that wrote the texts
-        lines = [regrade(line) for line in tqdm(lines, "grading", unit="record")]
-    records = {record_key(line, line["index"]): line for line in lines}
+        bar = tqdm(lines, "grading", unit="record", disable=not progress)
+        lines = [regrade(line) for line in bar]
+    records = by_key(lines)
     whole = [settings, *(records[key] for key in sorted(records))]
     text = "".join(line_of(line) for line in whole)
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
     delete(parts)
     return records
+
+
+def by_key(records: Iterable[Record]) -> dict[Key, Record]:
+    """{key: record}."""
+    return {record_key(record, record["index"]): record for record in records}
 
 
 def delete(files: Iterable[Path]) -> None:

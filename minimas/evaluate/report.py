@@ -3,18 +3,90 @@
 import csv
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..common import aligned, writable_file, write_atomic
+from ..jinja import environment
 from ..runs.plot import save_charts
 from ..settings import Settings
-from .records import POINT
+from .records import POINT, Record
 
-Record = dict[str, Any]
 Row = dict[str, Any]  # of the table: column -> value
+Interval = tuple[float, float]
+
+HTML = """\
+<table>
+<tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}
+<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+"""
 
 
-def interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+class Table:
+    """What an evaluation found: a row for each point of the grid. `print(table)` shows what the command prints.
+
+    rows       dicts {column: value}; percentages and means are rounded as they are printed
+    records    the record of each question at each point, a dict as in the file of records, in the order of the rows
+    intervals  for each row {grader: (low, high)}: Wilson's 95 % interval of its percentage, in percent
+    """
+
+    def __init__(
+        self, rows: list[Row], records: list[Record], intervals: list[dict[str, Interval]]
+    ) -> None:
+        self.rows = rows
+        self.records = records
+        self.intervals = intervals
+
+    def __str__(self) -> str:
+        cells = [list(self.rows[0])]
+        for row in self.rows:
+            cells.append([str(value) for value in row.values()])
+        return aligned(cells)
+
+    def __repr__(self) -> str:
+        graders = ", ".join(self.intervals[0])
+        return f"Table({len(self.rows)} rows, {len(self.records)} records, graded by {graders})"
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        template = environment(Path(__file__).parent).from_string(HTML)
+        return template.render(rows=self.rows)
+
+    def to_csv(self, file: str | Path) -> None:
+        """Write the table to a file; InputError if it cannot be written."""
+        path = writable_file("the file of the table", file)
+        write_atomic(path, partial(write_csv, rows=self.rows))
+
+    def plot(self, file: str | Path) -> None:
+        """Draw accuracy, by the first grader, and tokens against rounds into an SVG file, with a line for each channel
+        and number of latent steps; InputError if it cannot be written.
+        """
+        path = writable_file("the file of the plot", file)
+        grader = next(iter(self.intervals[0]))
+        right = ("percent right", "rounds", lines(self.rows, f"{grader} %"))
+        tokens = ("decoded tokens a question", "rounds", lines(self.rows, "tokens"))
+        write_atomic(path, partial(save_charts, charts=[right, tokens]))
+
+
+def make_table(
+    records: Sequence[Sequence[Record]], points: Sequence[Settings], graders: Sequence[str]
+) -> Table:
+    """The Table of a grid from all records of each of its points."""
+    rows = []
+    together: list[Record] = []
+    intervals = []
+    for point, own in zip(points, records, strict=True):
+        rows.append(summary(own, point, graders))
+        together += own
+        intervals.append({grader: percent_right(own, point, grader)[1] for grader in graders})
+    return Table(rows, together, intervals)
+
+
+def interval(p: float, n: int, z: float = 1.96) -> Interval:
     """Wilson's 95 % interval of a share p seen in n independent trials.
 
     The trials are questions. With k rollouts p is the mean of the questions' own shares, whose variance is p(1 - p) at
@@ -45,19 +117,26 @@ def summary(records: Sequence[Record], point: Settings, graders: Sequence[str]) 
 
 def accuracy(records: Sequence[Record], point: Settings, grader: str) -> Row:
     """The columns of one grader: percent right, its interval, and with rollouts pass@k."""
-    n = len(records)
-    k = point.rollouts
-    verdicts = [record["right"][grader] for record in records]  # k of each question
-    share = sum(sum(own) / k for own in verdicts) / n
-    low, high = interval(share, n)
-    columns = {
-        f"{grader} %": round(100 * share, 1),
-        f"{grader} 95 %": f"{100 * low:.1f} to {100 * high:.1f}",
+    percent, (low, high) = percent_right(records, point, grader)
+    columns: Row = {
+        f"{grader} %": round(percent, 1),
+        f"{grader} 95 %": f"{low:.1f} to {high:.1f}",
     }
+    k = point.rollouts
     if k > 1:
-        solved = sum(any(own) for own in verdicts)
-        columns[f"{grader} pass@{k} %"] = round(100 * solved / n, 1)
+        solved = sum(any(record["right"][grader]) for record in records)
+        columns[f"{grader} pass@{k} %"] = round(100 * solved / len(records), 1)
     return columns
+
+
+def percent_right(
+    records: Sequence[Record], point: Settings, grader: str
+) -> tuple[float, Interval]:
+    """(percent of the texts that are right, the interval of that percentage)."""
+    verdicts = [record["right"][grader] for record in records]  # k of each question
+    share = sum(sum(own) / point.rollouts for own in verdicts) / len(records)
+    low, high = interval(share, len(records))
+    return 100 * share, (100 * low, 100 * high)
 
 
 def write_csv(file: Path, rows: Sequence[Row]) -> None:
@@ -66,13 +145,6 @@ def write_csv(file: Path, rows: Sequence[Row]) -> None:
         table = csv.DictWriter(out, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-
-
-def plot(file: Path, rows: Sequence[Row], grader: str) -> None:
-    """Draw accuracy and tokens against rounds, with a line for each channel and number of latent steps."""
-    right = ("percent right", "rounds", lines(rows, f"{grader} %"))
-    tokens = ("decoded tokens a question", "rounds", lines(rows, "tokens"))
-    save_charts(file, [right, tokens])
 
 
 def lines(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]]:

@@ -97,11 +97,14 @@ def run_harness(
     return programs.run(HARNESS, seconds, stdin=stdin, files=files)
 
 
-def check_tests(examples: Sequence[CodeQuestion]) -> None:
-    """InputError if tests of code questions prove nothing. Tests that are read later are their reader's to judge."""
+def check_tests(examples: Sequence[CodeQuestion], progress: bool = True) -> None:
+    """InputError if tests of code questions prove nothing. Tests that are read later are their reader's to judge.
+
+    progress   show a bar on stderr
+    """
     with Programs(tests_at_once()) as programs:
         runs = [programs.submit(why_void_in, programs, example) for example in examples]
-        bar = tqdm(runs, "checking tests", leave=False)
+        bar = tqdm(runs, "checking tests", leave=False, disable=not progress)
         reasons = [run.result() for run in bar]
     void = [
         f"{example.id}: {reason}"

@@ -11,5 +11,5 @@
     blocks.py   a block's step of one token per row, in our kernels (kernels.py)
     graphs.py   steps as CUDA graphs
 
-A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with plain=True.
+A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with fast=False.
 """

@@ -1,9 +1,8 @@
-"""A decoder block's step of one token per row on CUDA, in our kernels. All else goes the ordinary way.
+"""A decoder block's step of one token per row on CUDA, in our kernels. All else takes the plain path.
 
-Letters: B rows, D width, H query heads, K key/value heads, d head width.
+Notation: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,40 +12,38 @@ from .. import gemma, llama
 from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
 from ..common import upcast
 from ..llama import Rope
-from .linear import MergedLinear, few_rows
+from .linear import Kernels, MergedLinear, few_rows
 
 ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
 
 
 class Norm:
-    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients the ordinary way.
+    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients on the plain path.
 
-    gain      (D,) float32, what the normed vector is multiplied by
-    ordinary  the forward of its class
+    norm  the RMSNorm, whose own forward serves where gradients are asked for
+    gain  (D,) float32, what the normed vector is multiplied by
     """
 
-    def __init__(self, norm: llama.RMSNorm, kernels: ModuleType) -> None:
+    def __init__(self, norm: llama.RMSNorm, kernels: Kernels) -> None:
         weight = upcast(norm.weight.detach())
         self.gain = 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
         self.eps = norm.eps
-        self.ordinary = norm.forward
+        self.norm = norm
         self.kernels = kernels
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return self.kernels.norm(x, self.gain, self.eps, residual=residual)
-        if residual is None:
-            return self.ordinary(x)
-        return residual + self.ordinary(x)
+        y = type(self.norm).forward(self.norm, x)
+        return y if residual is None else residual + y
 
 
 class DecodeBlock:
     """The forward of a block for one token per row, in five kernels (Gemma: seven).
 
-    With more than ROWS rows, reading weights is not all that a product costs: the block then goes the ordinary way.
+    With more than ROWS rows, reading weights is not all that a product costs: the block then takes the plain path.
 
     block              any block whose parts are all in prepare.KNOWN
-    ordinary           the forward of its class
     act                the activation of its MLP's gate
     attention_norm     the Norm before the attention or the Gated DeltaNet
     mlp_norm           the Norm before the MLP
@@ -55,9 +52,8 @@ class DecodeBlock:
     done               (ROWS * K,) int32, counts the splits of an attention that are done, per row and key/value head
     """
 
-    def __init__(self, block: Any, kernels: ModuleType) -> None:
+    def __init__(self, block: Any, kernels: Kernels) -> None:
         self.block = block
-        self.ordinary = block.forward
         self.kernels = kernels
         self.act = ACTIVATIONS[type(block.mlp)]
         self.attention_norm: Norm = block.input_layernorm.forward
@@ -84,7 +80,7 @@ class DecodeBlock:
     ) -> torch.Tensor:
         one_token = x.shape[1] == 1
         if not one_token or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
-            return self.ordinary(x, positions, rope, mask, cache)
+            return type(self.block).forward(self.block, x, positions, rope, mask, cache)
         x = x[:, 0]  # (B, D)
         if isinstance(cache, DeltaCache):
             y = self.delta(self.block.linear_attn, x, cache)  # (B, heads d_v)
@@ -127,7 +123,8 @@ class DecodeBlock:
         merged, d = attention.qkv, attention.d
         q, k, v = self.product(x, merged, self.attention_norm).split(merged.sizes, -1)
         gated = merged.sizes[0] > attention.o_proj.in_features  # Qwen3.5: each head of q, its gate
-        q = q.unflatten(-1, (-1, 2 * d if gated else d))  # (B, H, d) or (B, H, 2 d)
+        width = 2 * d if gated else d
+        q = q.unflatten(-1, (-1, width))  # (B, H, d) or (B, H, 2 d)
         k = k.unflatten(-1, (-1, d))  # (B, K, d)
         v = v.unflatten(-1, (-1, d))
         q_gain = k_gain = None

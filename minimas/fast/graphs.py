@@ -14,9 +14,7 @@ SPARE = 64  # positions: capacities are rounded up to a multiple, so that a slig
 
 
 class RecordedStep(NamedTuple):
-    """A captured step: it reads its loop state from `state`, and leaves the next one there and its output in
-    `output`.
-    """
+    """A captured step: it reads its loop state from `state`, leaves the next one there, and its output in `output`."""
 
     state: list[torch.Tensor]
     output: torch.Tensor
@@ -41,6 +39,14 @@ class Graphs(Steps):
         self.base: list | None = None
         self.capacity = (0, 0)
         self.recorded: dict[tuple, RecordedStep] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle: graphs and their memory stay behind, a copy captures its own."""
+        return {"model": self.model, "sync_every": self.sync_every}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"])  # type: ignore[misc]  # as it was made
+        self.sync_every = state["sync_every"]
 
     def release(self) -> None:
         """Let go of the cache and the graphs."""
@@ -93,13 +99,13 @@ class Graphs(Steps):
         state: LoopState,
         times: int,
         cache: list,
-        tick: Callable = no_op,
+        callback: Callable = no_op,
         kind: tuple = (),
     ) -> tuple[LoopState, list[torch.Tensor]]:
         """Steps.take by replay. The first step of each kind and number of rows is taken as it is, then captured."""
         rows, tokens = state[0].shape[:2]
         if times == 0 or tokens > 1 or torch.is_grad_enabled():
-            return super().take(step, state, times, cache, tick, kind)
+            return super().take(step, state, times, cache, callback, kind)
         outputs = []
         layers = [c for c in cache if isinstance(c, KVCache)]
         filled_after = [min(c.filled + times, c.capacity) for c in layers]
@@ -108,7 +114,7 @@ class Graphs(Steps):
         key = (*kind, rows)
         if key not in self.recorded:
             state, output = step(*state)
-            tick()
+            callback()
             outputs.append(output)
             self.recorded[key] = self.record(step, state, output)
         recorded = self.recorded[key]
@@ -116,7 +122,7 @@ class Graphs(Steps):
         while len(outputs) < times:
             recorded.replay()
             outputs.append(recorded.output.clone())
-            tick()
+            callback()
         for c, filled in zip(layers, filled_after, strict=True):
             c.filled = filled
         return [buffer.clone() for buffer in recorded.state], outputs

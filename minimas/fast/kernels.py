@@ -18,8 +18,8 @@ ended, it may only ask for weights, which no kernel writes: all that stands befo
 Only linear.py and the fused links come here, and only where Triton is (it comes with torch for CUDA). With
 TRITON_INTERPRET=1 the same kernels run on a CPU, slowly: that is how the tests run them without a GPU.
 
-Letters: B rows, K inputs, N outputs; in attention H query heads, K key/value heads, G = H / K, d head width.
-In a kernel, names that end in _ptr are pointers, and `there`, `ours` and the like are masks.
+Notation: B rows, K inputs, N outputs; in attention H query heads, K key/value heads, G = H / K, d head width.
+In a kernel, names that end in _ptr are pointers, and names that end in mask say which elements are there.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -115,10 +115,10 @@ def linear_kernel(
         quarter = tl.arange(0, 4)[:, None, None] * (BK // 4)
         k = start + quarter + tl.arange(0, BK // 4)[None, None, :]  # (4, 1, BK / 4)
         w_ptrs = w_ptr + n[None, :, None] * K + k  # (4, BN, BK / 4)
-        w_there = (n < N)[None, :, None] & (k < K)
-        x_there = (b < B)[None, :, None] & (k < K)
-        x = tl.load(x_ptr + b[None, :, None] * x_row + k, mask=x_there, other=0)
-        w = tl.load(w_ptrs, mask=w_there, other=0)
+        w_mask = (n < N)[None, :, None] & (k < K)
+        x_mask = (b < B)[None, :, None] & (k < K)
+        x = tl.load(x_ptr + b[None, :, None] * x_row + k, mask=x_mask, other=0)
+        w = tl.load(w_ptrs, mask=w_mask, other=0)
         if norm != "":
             squares = tl.dot(x, tl.trans(x, 0, 2, 1), squares, input_precision="ieee")
         if norm == "layer":
@@ -128,7 +128,7 @@ def linear_kernel(
             x = (x * tl.load(gain_ptr + k, mask=k < K, other=0)).to(x.dtype)
         y = tl.dot(x, tl.trans(w, 0, 2, 1), y, input_precision="ieee")
         if gated:
-            w_up = tl.load(w_ptrs + N * K, mask=w_there, other=0)
+            w_up = tl.load(w_ptrs + N * K, mask=w_mask, other=0)
             up = tl.dot(x, tl.trans(w_up, 0, 2, 1), up, input_precision="ieee")
     y = tl.sum(y, 0)  # (rows, BN)
     up = tl.sum(up, 0)
@@ -149,11 +149,11 @@ def linear_kernel(
         y = y * tl.sigmoid(y) * up
     if act == "gelu_tanh":
         y = gelu_tanh(y) * up
-    y_there = (b < B)[:, None] & (n < N)
+    y_mask = (b < B)[:, None] & (n < N)
     if residual_ptr is not None:
         residual_ptrs = residual_ptr + b[:, None] * residual_row + n
-        y += tl.load(residual_ptrs, mask=y_there, other=0).to(tl.float32)
-    tl.store(y_ptr + b[:, None] * N + n, y.to(y_ptr.dtype.element_ty), mask=y_there)
+        y += tl.load(residual_ptrs, mask=y_mask, other=0).to(tl.float32)
+    tl.store(y_ptr + b[:, None] * N + n, y.to(y_ptr.dtype.element_ty), mask=y_mask)
 
 
 def linear(
@@ -220,7 +220,7 @@ def linear(
 def rotated_heads(
     x_ptr: tl.tensor,
     gain_ptr: tl.tensor,
-    there: tl.tensor,
+    mask: tl.tensor,
     i: tl.tensor,
     cos_ptr: tl.tensor,
     sin_ptr: tl.tensor,
@@ -232,8 +232,8 @@ def rotated_heads(
     half = rotated // 2
     turns = i < rotated
     partner = tl.where(turns, tl.where(i < half, i + half, i - half), i)
-    x = tl.load(x_ptr + i, mask=there, other=0).to(tl.float32)  # (heads, dims)
-    other = tl.load(x_ptr + partner, mask=there, other=0).to(tl.float32)
+    x = tl.load(x_ptr + i, mask=mask, other=0).to(tl.float32)  # (heads, dims)
+    other = tl.load(x_ptr + partner, mask=mask, other=0).to(tl.float32)
     if gain_ptr is not None:
         scale = tl.rsqrt(tl.sum(x * x, 1) / d + eps)[:, None]
         x *= scale * tl.load(gain_ptr + i, mask=i < d, other=0)
@@ -244,7 +244,7 @@ def rotated_heads(
 
 
 @triton.jit
-def attend_slots(
+def attend_range(
     q: tl.tensor,
     y: tl.tensor,
     denominator: tl.tensor,
@@ -258,7 +258,7 @@ def attend_slots(
     d: tl.tensor,
     BS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Attention of q (heads, dims) over the slots from `start` to `end` except `new`, by an online softmax.
+    """Attention of q (heads, dims) over the keys from index `start` to `end` except `new`, by an online softmax.
 
     It goes on from y (heads, dims), the sum of values, each times exp(score - running_max), and from denominator
     (heads,), the sum of these factors.
@@ -266,9 +266,9 @@ def attend_slots(
     for block in range(start, end, BS):
         s = block + tl.arange(0, BS)
         at = s[:, None] * d + i  # (BS, dims)
-        there = (s < end)[:, None] & (i < d)
-        keys = tl.load(keys_ptr + at, mask=there, other=0)
-        values = tl.load(values_ptr + at, mask=there, other=0)
+        mask = (s < end)[:, None] & (i < d)
+        keys = tl.load(keys_ptr + at, mask=mask, other=0)
+        values = tl.load(values_ptr + at, mask=mask, other=0)
         score = tl.dot(q, keys.T, input_precision="ieee")  # (heads, BS)
         score = tl.where((s < end) & (s != new), score, -1e30)
         new_max = tl.maximum(running_max, tl.max(score, 1))
@@ -292,7 +292,7 @@ def attend_kernel(
     position_ptr: tl.tensor,
     keys_ptr: tl.tensor,
     values_ptr: tl.tensor,
-    slot_positions_ptr: tl.tensor,
+    stored_positions_ptr: tl.tensor,
     outputs_ptr: tl.tensor,
     maxima_ptr: tl.tensor,
     denominators_ptr: tl.tensor,
@@ -320,8 +320,8 @@ def attend_kernel(
     """The G query heads that share a key/value head, in one row, over one of at most `splits` parts of the keys.
 
     This is split-KV flash decoding.
-    Position p is in slot p modulo ring. The new key is not read from the cache, so that no split waits for its writing;
-    it belongs to split 0. The split that is done last adds up all of them.
+    Position p is at index p modulo ring. The new key is not read from the cache, so that no split waits for its
+    writing; it belongs to split 0. The split that is done last adds up all of them.
     """
     wait(early)
     b = tl.program_id(0)
@@ -331,10 +331,10 @@ def attend_kernel(
     i = tl.arange(0, dims)[None, :]
     bk = b * K + head
     position = tl.load(position_ptr + b)
-    slot = position % ring  # of the new key
+    index = position % ring  # of the new key
     first = tl.maximum(position - window + 1, 0)
     last = tl.minimum(position, ring)
-    span = tl.maximum(tl.cdiv(tl.cdiv(last - first, splits), BS), 1) * BS  # slots of a split
+    span = tl.maximum(tl.cdiv(tl.cdiv(last - first, splits), BS), 1) * BS  # keys of a split
     used = tl.maximum(tl.cdiv(last - first, span), 1).to(tl.int32)  # splits that have any
     if split >= used:
         return
@@ -342,9 +342,9 @@ def attend_kernel(
     sin_ptr = sin_ptr + b * rotated
     q_ptr = q_ptr + b * q_row + head * G * q_head
     kv = b * kv_row + head * d
-    ours = (g < G)[:, None] & (i < d)
+    q_mask = (g < G)[:, None] & (i < d)
     q_ptrs = q_ptr + g[:, None] * q_head
-    q = rotated_heads(q_ptrs, q_gain_ptr, ours, i, cos_ptr, sin_ptr, rotated, d, eps)
+    q = rotated_heads(q_ptrs, q_gain_ptr, q_mask, i, cos_ptr, sin_ptr, rotated, d, eps)
     k = rotated_heads(k_ptr + kv, k_gain_ptr, i < d, i, cos_ptr, sin_ptr, rotated, d, eps)
     v = tl.load(v_ptr + kv + i, mask=i < d, other=0)  # (1, dims), as k; q is (heads, dims)
     dtype: tl.constexpr = keys_ptr.dtype.element_ty
@@ -353,10 +353,10 @@ def attend_kernel(
     q = (q * scale).to(dtype)
     k = k.to(dtype)
     if split == 0:
-        tl.store(keys_ptr + slot * d + i, k, mask=i < d)
-        tl.store(values_ptr + slot * d + i, v, mask=i < d)
-        if slot_positions_ptr is not None:
-            tl.store(slot_positions_ptr + b * (ring + 1) + slot, position)
+        tl.store(keys_ptr + index * d + i, k, mask=i < d)
+        tl.store(values_ptr + index * d + i, v, mask=i < d)
+        if stored_positions_ptr is not None:
+            tl.store(stored_positions_ptr + b * (ring + 1) + index, position)
     new = (split == 0).to(tl.float32)  # 1 in the split of the new key, else 0
     new_score = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)  # (heads,)
     running_max = tl.where(split == 0, new_score, -1e30)
@@ -364,13 +364,13 @@ def attend_kernel(
     y = tl.zeros((heads, dims), tl.float32) + new * v.to(tl.float32)
     start = first + split * span
     end = tl.minimum(last, first + (split + 1) * span)
-    y, denominator, running_max = attend_slots(
-        q, y, denominator, running_max, keys_ptr, values_ptr, start, end, slot, i, d, BS
+    y, denominator, running_max = attend_range(
+        q, y, denominator, running_max, keys_ptr, values_ptr, start, end, index, i, d, BS
     )
     at = (bk * splits + split) * heads + g
     tl.store(maxima_ptr + at, running_max)
     tl.store(denominators_ptr + at, denominator)
-    tl.store(outputs_ptr + at[:, None] * dims + i, y, mask=ours)
+    tl.store(outputs_ptr + at[:, None] * dims + i, y, mask=q_mask)
     tl.debug_barrier()  # all of this split is written before it counts as done
     done_before = tl.atomic_add(done_ptr + bk, 1, sem="acq_rel", scope="gpu")
     if done_before == used - 1:
@@ -425,20 +425,20 @@ def combine_splits(
     running_max = tl.max(maxima, 0)
     denominator = tl.sum(denominators * tl.exp(maxima - running_max), 0)
     y = tl.zeros((few, dims), tl.float32)
-    ours = (g < G)[:, None] & (i < d)
+    q_mask = (g < G)[:, None] & (i < d)
     for start in range(0, used, some):
         split = start + tl.arange(0, some)[:, None, None]
         at = (bk * splits + split) * heads + g[None, :, None]  # (some, few, 1)
         maximum = tl.load(maxima_ptr + at, mask=split < used, other=-1e30, cache_modifier=".cg")
         rescale = tl.exp(maximum - running_max[None, :, None])
-        there = ours[None] & (split < used)
-        outputs = tl.load(outputs_ptr + at * dims + i, mask=there, other=0, cache_modifier=".cg")
+        mask = q_mask[None] & (split < used)
+        outputs = tl.load(outputs_ptr + at * dims + i, mask=mask, other=0, cache_modifier=".cg")
         y += tl.sum(outputs * rescale, 0)
     y /= denominator[:, None]
     if gated:
-        gate = tl.load(gate_ptr + g[:, None] * q_head + i, mask=ours, other=0)
+        gate = tl.load(gate_ptr + g[:, None] * q_head + i, mask=q_mask, other=0)
         y *= tl.sigmoid(gate.to(tl.float32))
-    tl.store(y_ptr + (bk * G + g)[:, None] * d + i, y.to(y_ptr.dtype.element_ty), mask=ours)
+    tl.store(y_ptr + (bk * G + g)[:, None] * d + i, y.to(y_ptr.dtype.element_ty), mask=q_mask)
 
 
 def attend(
@@ -467,7 +467,7 @@ def attend(
     _, K, d = k.shape
     cos, sin = rope
     G = H // K
-    ring = cache.k.shape[2] - 1  # slots, without the one for padding
+    ring = cache.k.shape[2] - 1  # positions there is room for, without the index for padding
     y = q.new_empty(B, H * d)
     heads = max(16, triton.next_power_of_2(G))
     dims = max(16, triton.next_power_of_2(d))
@@ -478,9 +478,9 @@ def attend(
     denominators = q.new_empty(parts, dtype=torch.float32)
     outputs = q.new_empty(parts * dims, dtype=torch.float32)
     window = 2**30
-    slot_positions = None
+    stored_positions = None
     if isinstance(cache, WindowCache):  # it holds no key beyond its window
-        slot_positions = cache.positions
+        stored_positions = cache.positions
     elif cache.window:
         window = cache.window
     launch(
@@ -496,7 +496,7 @@ def attend(
         positions.contiguous(),
         cache.k,
         cache.v,
-        slot_positions,
+        stored_positions,
         outputs,
         maxima,
         denominators,
@@ -540,23 +540,23 @@ def convolve(
     memory_ptr: tl.tensor,
     weight_ptr: tl.tensor,
     c: tl.tensor,
-    there: tl.tensor,
+    mask: tl.tensor,
     past: tl.tensor,
     taps: tl.constexpr,
 ) -> tl.tensor:
     """silu of a causal convolution over `past` remembered inputs and a new one, for channels c; remembers that."""
     j = tl.arange(0, taps)[None, :]
-    seen = there[:, None]
-    x = tl.load(x_ptr + c, mask=there, other=0).to(tl.float32)[:, None]
+    channel_mask = mask[:, None]
+    x = tl.load(x_ptr + c, mask=mask, other=0).to(tl.float32)[:, None]
     memory_ptr += c[:, None] * past + j
-    remembered = tl.load(memory_ptr, mask=seen & (j < past), other=0).to(tl.float32)
-    moved = tl.load(memory_ptr + 1, mask=seen & (j < past - 1), other=0).to(tl.float32)
+    remembered = tl.load(memory_ptr, mask=channel_mask & (j < past), other=0).to(tl.float32)
+    moved = tl.load(memory_ptr + 1, mask=channel_mask & (j < past - 1), other=0).to(tl.float32)
     weight_ptrs = weight_ptr + c[:, None] * (past + 1) + j
-    weight = tl.load(weight_ptrs, mask=seen & (j <= past), other=0).to(tl.float32)
+    weight = tl.load(weight_ptrs, mask=channel_mask & (j <= past), other=0).to(tl.float32)
     y = tl.sum(tl.where(j < past, remembered, x) * weight, 1)
     tl.debug_barrier()  # all threads have read before any one writes
     remembered = tl.where(j < past - 1, moved, x).to(memory_ptr.dtype.element_ty)
-    tl.store(memory_ptr, remembered, mask=seen & (j < past))
+    tl.store(memory_ptr, remembered, mask=channel_mask & (j < past))
     return y * tl.sigmoid(y)
 
 
@@ -586,7 +586,7 @@ def delta_kernel(
     taps: tl.constexpr,
     early: tl.constexpr,
 ) -> None:
-    """A head of q and k in one row, and the `group` heads of v that use it, one by one; letters as in delta.py."""
+    """A head of q and k in one row, and the `group` heads of v that use it, one by one; notation as in delta.py."""
     wait(early)
     b = tl.program_id(0)
     head = tl.program_id(1)
@@ -603,9 +603,9 @@ def delta_kernel(
     for h in range(head * group, (head + 1) * group):
         bh = b * key_heads * group + h
         state_ptrs = state_ptr + (bh * d_k + i[:, None]) * d_v + j
-        whole = (i < d_k)[:, None] & (j < d_v)
+        state_mask = (i < d_k)[:, None] & (j < d_v)
         # The longest way: it begins before the barrier of the convolution.
-        S = tl.load(state_ptrs, mask=whole, other=0)
+        S = tl.load(state_ptrs, mask=state_mask, other=0)
         z = tl.load(z_ptr + b * row + h * d_v + j, mask=j < d_v, other=0).to(tl.float32)
         dt = tl.load(a_ptr + b * row + h).to(tl.float32) + tl.load(dt_bias_ptr + h).to(tl.float32)
         dt = tl.where(dt > 20, dt, tl.log(1 + tl.exp(tl.minimum(dt, 20.0))))  # softplus
@@ -617,7 +617,9 @@ def delta_kernel(
         found = tl.sum(S * k[:, None], 0)  # (values,): S' k
         S += k[:, None] * (beta * (v - found))[None, :]
         o = tl.sum(S * q[:, None], 0)
-        tl.store(state_ptrs, S, mask=whole)  # all have read: the convolution of v has a barrier
+        tl.store(
+            state_ptrs, S, mask=state_mask
+        )  # all have read: the convolution of v has a barrier
         gain = tl.load(gain_ptr + j, mask=j < d_v, other=0)
         o *= tl.rsqrt(tl.sum(o * o, 0) / d_v + eps) * gain * z * tl.sigmoid(z)
         tl.store(y_ptr + bh * d_v + j, o.to(y_ptr.dtype.element_ty), mask=j < d_v)
@@ -694,18 +696,18 @@ def norm_kernel(
     b = tl.program_id(0) * rows + tl.arange(0, rows)[:, None]
     i = tl.arange(0, dims)[None, :]
     at = b.to(tl.int64) * D + i
-    there = (b < B) & (i < D)
-    x = tl.load(x_ptr + at, mask=there, other=0).to(tl.float32)
+    mask = (b < B) & (i < D)
+    x = tl.load(x_ptr + at, mask=mask, other=0).to(tl.float32)
     if shift_ptr is not None:
         mean = tl.sum(x, 1)[:, None] / D
-        x = tl.where(there, x - mean, 0)
+        x = tl.where(mask, x - mean, 0)
     scale = tl.rsqrt(tl.sum(x * x, 1)[:, None] / D + eps)
     y = x * scale * tl.load(gain_ptr + i, mask=i < D, other=0).to(tl.float32)
     if shift_ptr is not None:
         y += tl.load(shift_ptr + i, mask=i < D, other=0).to(tl.float32)
     if residual_ptr is not None:
-        y += tl.load(residual_ptr + at, mask=there, other=0).to(tl.float32)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=there)
+        y += tl.load(residual_ptr + at, mask=mask, other=0).to(tl.float32)
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def norm(

@@ -1,6 +1,6 @@
 """Linears in the form that is fastest on their device: merged where they share an input, packed for oneDNN on a CPU.
 
-Letters: D inputs, N outputs.
+Notation: D inputs, N outputs.
 """
 
 import os
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ class PackedLinear:
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError(
-                "the fast path computes no gradients on a CPU: load the system with plain=True to train"
+                "the fast path computes no gradients on a CPU: load the system with fast=False to train"
             )
         n = x.numel() // x.shape[-1]
         if n == 0 or n >= FEWEST_ROWS:
@@ -130,8 +129,17 @@ def can_pack(weight: torch.Tensor) -> bool:
 # On CUDA
 
 
-def kernels_for(weight: torch.Tensor) -> ModuleType | None:
-    """The module kernels.py if its kernels can compute with this weight, else None."""
+class Kernels:
+    """kernels.py as an object, so that what holds it can be copied and pickled, which a module cannot."""
+
+    def __getattr__(self, name: str) -> Any:
+        from . import kernels  # needs Triton, which torch brings along for CUDA only
+
+        return getattr(kernels, name)
+
+
+def kernels_for(weight: torch.Tensor) -> Kernels | None:
+    """The Kernels if they can compute with this weight, else None."""
     if not weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
     if find_spec("triton") is None:
@@ -141,17 +149,15 @@ def kernels_for(weight: torch.Tensor) -> ModuleType | None:
     headers = Path(sysconfig.get_path("include", "posix_prefix"))
     if which(compiler) is None or not (headers / "Python.h").exists():
         warnings.warn(
-            "Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA takes the "
-            "ordinary way, which is slower; install gcc and python3-dev",
+            "Triton cannot build kernels without a C compiler and Python's headers: a step on CUDA "
+            "falls back to the plain path, which is slower; install gcc and python3-dev",
             stacklevel=2,
         )
         return None
-    from . import kernels  # needs Triton, which torch brings along for CUDA only
-
-    return kernels
+    return Kernels()
 
 
-def few_rows(x: torch.Tensor, kernels: ModuleType) -> bool:
+def few_rows(x: torch.Tensor, kernels: Kernels) -> bool:
     """Whether the kernels are for x (..., D): it has a row, at most ROWS of them, and no gradient is asked for."""
     if torch.is_grad_enabled():
         return False

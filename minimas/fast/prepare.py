@@ -4,10 +4,12 @@ A subclass may compute something else, so it is not in a table unless it is name
 """
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from torch import nn
 
 from .. import gemma, llama, qwen
+from ..common import InputError
 from .blocks import DecodeBlock, Norm
 from .linear import MergedLinear, PackedLinear, can_pack, kernels_for
 
@@ -38,7 +40,10 @@ def prepare(model: llama.Llama) -> llama.Llama:
     for module in model.modules():
         merged = MERGED.get(type(module), {})
         for method, names in merged.items():
-            replace(module, method, MergedLinear([getattr(module, name) for name in names]))
+            linears = [getattr(module, name) for name in names]
+            replace(module, method, MergedLinear(linears))
+            for linear in linears:
+                refuse_hooks(linear)
     for module in model.modules():
         if not isinstance(module, nn.Linear):
             continue
@@ -58,7 +63,32 @@ def prepare(model: llama.Llama) -> llama.Llama:
         parts = {type(module) for module in block.modules()}
         if parts <= KNOWN:
             replace(block, "forward", DecodeBlock(block, kernels))
+            for part in block.modules():
+                if part is not block:
+                    refuse_hooks(part)
     return model
+
+
+HOOKS = (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)
+
+
+def refuse_hooks(module: nn.Module) -> None:
+    """Refuse hooks on a module that the fast form does not call, so that none would ever fire."""
+    for method in HOOKS:
+        replace(module, method, no_hook)
+
+
+def no_hook(*args: object, **options: object) -> NoReturn:
+    """Stands in for the methods of HOOKS."""
+    raise InputError(
+        "in the fast form this module is merged with others and never called, so that a hook would not fire: "
+        "load the system with fast=False"
+    )
 
 
 def replace(module: nn.Module, method: str, function: Callable) -> None:

@@ -3,16 +3,20 @@
 A state of a latent step does not stand for a token. But the head that turns an agent's states into tokens shows which
 tokens it is close to and how sure that is. Cosines show how states change from step to step and from round to round.
 
-Letters: m latent steps, D width, V vocabulary.
+Notation: m latent steps, D width, V vocabulary.
 """
 
-from typing import TypedDict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from ..agent import Agent
 from ..common import upcast
-from ..system import System
+
+if TYPE_CHECKING:
+    from ..system import System
 
 
 class LensRow(TypedDict):

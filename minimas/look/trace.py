@@ -6,15 +6,19 @@ trace.html is the page's Jinja template. It has no script and fetches nothing. E
 tokenizer is escaped where it is filled in (jinja.py).
 """
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..jinja import environment
 from ..styles import Style
-from ..system import Result, System
 from .logit_lens import logit_lens, token_text
+
+if TYPE_CHECKING:
+    from ..system import Result, System
 
 
 def page(system: System, results: list[Result]) -> str:
@@ -22,12 +26,11 @@ def page(system: System, results: list[Result]) -> str:
     writer = system.agents[system.style.order[-1]]
     questions = []
     for result in results:
-        seconds, _ = list(result.stages.values())[-1]
         question = {
             "result": result,
             "turns": turns(system, result),
             "tokens": [token_text(writer, token) for token in result.token_ids],
-            "seconds": seconds,
+            "seconds": list(result.timings.values())[-1],
         }
         questions.append(question)
     template = environment(Path(__file__).parent).get_template("trace.html")
@@ -39,11 +42,13 @@ def turns(system: System, result: Result) -> list[dict[str, Any]]:
     rows = logit_lens(system, result.states)
     turns = []
     begun = 0.0
-    for (r, role), (end, pieces) in result.stages.items():
+    for (r, role), end in result.timings.items():
+        pieces = result.prompts[r, role]
         prompt = []
         for piece in pieces:
-            is_text = isinstance(piece, str)
-            prompt.append(piece if is_text else slot(system.style, result, r, role, piece))
+            if not isinstance(piece, str):
+                piece = slot(system.style, result, r, role, piece)
+            prompt.append(piece)
         turn = {
             "round": r,
             "role": role,

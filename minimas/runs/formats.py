@@ -78,6 +78,7 @@ def opened(file: Path) -> BinaryIO:
 
 
 def is_compressed(file: Path) -> bool:
+    """Whether a file begins as one of gzip does."""
     with open(file, "rb") as stream:
         return stream.read(len(COMPRESSED)) == COMPRESSED
 
@@ -90,9 +91,11 @@ def kind_of(file: Path) -> str:
     suffix = suffix_of(file)
     with opened(file) as stream:
         start = stream.read(32)
-    looks_like_text = start.lstrip(BOM.encode() + b" \t\r\n")[:1] in JSON_BEGINS
-    if start.startswith(PARQUET) or suffix == ".parquet" and not looks_like_text:
+    if start.startswith(PARQUET):
         return "parquet"
+    looks_like_json = start.lstrip(BOM.encode() + b" \t\r\n")[:1] in JSON_BEGINS
+    if suffix == ".parquet" and not looks_like_json:
+        return "parquet"  # a damaged one, whose reader will say so
     for beginning, (what, remedy) in OTHERS.items():
         if start.startswith(beginning):
             raise InputError(f"{file} is {what}, expected {', '.join(SUFFIXES)}: {remedy}")
@@ -159,10 +162,16 @@ def shown(line: bytes) -> str:
 
 
 class Repeated(dict):
-    """An object in JSON in which a key stands twice."""
+    """An object in JSON in which a key stands twice.
 
-    key: str
-    values_of_key: list[Any]
+    key            the first such key
+    values_of_key  what it stands for, in order
+    """
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.key: str = first_repeated(key for key, _ in pairs)
+        self.values_of_key = [value for key, value in pairs if key == self.key]
 
 
 def parse_unique(data: str | bytes, place: object) -> Any:
@@ -181,9 +190,7 @@ def parse_with_repeated(data: str | bytes, place: object) -> tuple[Any, list[Rep
         made = dict(pairs)
         if len(made) == len(pairs):
             return made
-        found = Repeated(made)
-        found.key = first_repeated(key for key, _ in pairs)
-        found.values_of_key = [value for key, value in pairs if key == found.key]
+        found = Repeated(pairs)
         repeated.append(found)
         return found
 
@@ -247,9 +254,10 @@ def json_records(file: Path) -> Iterator[Record]:
     if not isinstance(rows, list):
         rows = [rows]
     for number, cells in enumerate(rows, 1):
-        inner = [one for one in objects_in(cells) if isinstance(one, Repeated)] if repeated else []
-        if inner:
-            raise twice(f"{file} row {number}", inner[0])
+        if repeated:
+            for inner in objects_in(cells):
+                if isinstance(inner, Repeated):
+                    raise twice(f"{file} row {number}", inner)
         yield Record(cells, number)
     if repeated:  # beside the rows
         raise twice(file, repeated[0])
@@ -357,10 +365,9 @@ def check_quotes(cell: str, place: str) -> None:
 
     Blanks, a title in quotes and more text are a cell as it stands: 2, "Emma" by Austen
     """
-    begins = cell.startswith('"')
-    begins_later = cell.lstrip().startswith('"')
+    begins_after_blanks = cell.lstrip().startswith('"')
     is_open = cell.count('"') % 2 == 1
-    if begins or begins_later and is_open:
+    if cell.startswith('"') or (begins_after_blanks and is_open):
         raise InputError(
             f"{place} has a cell that begins with quotes, {cell.strip()[:40]!r}, and does not end with them: "
             "close them, and double each quote inside"

@@ -37,12 +37,14 @@ class Lock:
     option   the option that names it, for error messages
     output   its path; a file and a folder may not exist yet
     folder   whether it is a folder
+    lent     whether functions that the holder calls may hold it, too
     """
 
-    def __init__(self, option: str, output: Path, folder: bool = False) -> None:
+    def __init__(self, option: str, output: Path, folder: bool = False, lent: bool = False) -> None:
         place = Path(output).expanduser().resolve()  # links and other spellings lead to one place
         self.option = option
         self.output = output
+        self.lent = lent
         self.file = place / IN_FOLDER if folder else place.with_name(f"{place.name}.lock")
         self.descriptor: int | None = None  # of the lock file, while this process holds it
         self.by_existence = False  # whether this is the fallback
@@ -198,10 +200,10 @@ class Lock:
         found = []
         with suppress(OSError):
             for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, KeyError, TypeError):
+                with suppress(ValueError, TypeError):  # it is only half written
                     process = dict(json.loads(line))
-                    process["pid"], process["host"], process["by_existence"]
-                    found.append(process)
+                    if process.keys() >= {"pid", "host", "by_existence"}:
+                        found.append(process)
         return found
 
     def refusal(self) -> InputError:
@@ -216,9 +218,11 @@ class Lock:
                 f"{self.option} {self.output} is being written by another process: wait until it ends, or give "
                 f"another name with {self.option}"
             )
-        elsewhere = holder["host"] != socket.gethostname()
-        name = f"process {holder['pid']}" + (f" on {holder['host']}" if elsewhere else "")
-        deletion = f" (if it does not run any more, delete {self.file})" if elsewhere else ""
+        name = f"process {holder['pid']}"
+        deletion = ""
+        if holder["host"] != socket.gethostname():
+            name += f" on {holder['host']}"
+            deletion = f" (if it does not run any more, delete {self.file})"
         return InputError(
             f"{self.option} {self.output} is being written by {name}: wait until it ends or end it{deletion}, or give "
             f"another name with {self.option}"
@@ -246,16 +250,19 @@ if hasattr(os, "register_at_fork"):
 def held(locks: Sequence[Lock], rank: int = 0) -> Iterator[None]:
     """Hold outputs until the block ends. A process of a higher rank than 0 holds none before it calls `share`.
 
+    What this process holds already stays with that holder, if it lends it.
     InputError names the process that holds one of them already.
     """
-    HELD.extend(locks)
+    lent = {lock.file for lock in HELD if lock.lent}
+    own = [lock for lock in locks if lock.file not in lent]
+    HELD.extend(own)
     try:
         if rank == 0:
-            for lock in locks:
+            for lock in own:
                 lock.take()
         yield
     finally:
-        for lock in reversed(locks):
+        for lock in reversed(own):
             lock.release()
             if lock in HELD:
                 HELD.remove(lock)

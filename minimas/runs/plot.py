@@ -1,12 +1,13 @@
 """Line charts as SVG, for the figures of evaluation and the curves of training; chart.svg is their Jinja template."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..jinja import environment
 
 Point = tuple[float, float]
-Chart = tuple[str, str, dict[str, list[Point]]]
+Chart = tuple[str, str, Mapping[str, Sequence[Point]]]  # title, x axis, {name of a line: points}
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -21,10 +22,10 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [n * step for n in range(first, last + 1)]
 
 
-def save_charts(file: Path, charts: list[Chart]) -> None:
+def save_charts(file: Path, charts: Sequence[Chart]) -> None:
     """Write charts side by side into one SVG file.
 
-    charts: [(title, name of the x axis, {name of a line: [(x, y), ...]}), ...], with y from 0 up.
+    charts: each a title, the name of its x axis, and {name of a line: [(x, y), ...]} with y from 0 up.
     """
     template = environment(Path(__file__).parent).get_template("chart.svg")
     file.write_text(template.render(charts=charts, ticks=ticks), encoding="utf-8")

@@ -13,9 +13,8 @@ from typing import Any
 from ..common import InputError, no_op
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-MEETING = timedelta(
-    minutes=10
-)  # in which processes find each other, however long one may wait for another's work
+# In which processes find each other, however long one may wait for another's work
+MEETING = timedelta(minutes=10)
 TODO = f"start several processes with torchrun, or unset {', '.join(VARIABLES)} to run one"
 
 
@@ -48,9 +47,7 @@ def launched() -> Processes:
         return Processes()
     if world < 1:
         raise InputError(f"WORLD_SIZE is {world} in the environment, expected 1 or more: {TODO}")
-    if (
-        world > 1
-    ):  # one process needs none of these, and other software has variables of these names, too
+    if world > 1:  # one process needs none of these, which other software sets, too
         check_complete(world)
     for name, number in (("RANK", rank), ("LOCAL_RANK", local)):
         if number is not None and not 0 <= number < world:

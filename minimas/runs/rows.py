@@ -33,9 +33,8 @@ from .formats import (
 
 NO_VALUE = "", "null", "nan", "NaN", "inf", "-inf"  # of a number, as programs write it
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
-PART = re.compile(
-    r"(.*-)(\d+)-of-(\d+)(\D*)"
-)  # the name of a part of a file: train-00000-of-00002.parquet
+# The name of a part of a file: train-00000-of-00002.parquet
+PART = re.compile(r"(.*-)(\d+)-of-(\d+)(\D*)")
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")  # beside data
 
 
@@ -105,10 +104,10 @@ def numbered(rows: Iterable[dict], source: str, columns: dict[str, str]) -> Iter
 @lru_cache(maxsize=1024)  # rows of one file mostly have the same columns
 def alike(column: str, columns: tuple[str, ...]) -> list[str]:
     """The columns that have the name of this one but for blanks and capitals; it is among them."""
-    return [other for other in columns if folded(other) == folded(column)]
+    return [other for other in columns if plain_name(other) == plain_name(column)]
 
 
-def folded(name: str) -> str:
+def plain_name(name: str) -> str:
     """A column's name without what is easily overlooked: capitals, blanks around it, a byte order mark."""
     return name.replace(BOM, "").strip().casefold()
 
@@ -227,7 +226,7 @@ def data_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path} is not there: give a file of rows, {names}")
-    found = [file for pattern in ("*", "*/*") for file in sorted(path.glob(pattern))]
+    found = [*sorted(path.glob("*")), *sorted(path.glob("*/*"))]
     files = [file for file in found if is_data_in(file, path)]
     if not files:
         raise InputError(
@@ -235,9 +234,11 @@ def data_files(path: Path) -> list[Path]:
         )
     is_complete = are_parts(files) if PART.fullmatch(str(files[0])) else len(files) == 1
     if not is_complete:
-        some = ", ".join(str(file.relative_to(path)) for file in files[:5])
+        some = [str(file.relative_to(path)) for file in files[:5]]
+        if len(files) > 5:
+            some.append("...")
         raise InputError(
-            f"{path} is a folder with {len(files)} files of rows ({some}{', ...' if files[5:] else ''}), "
+            f"{path} is a folder with {len(files)} files of rows ({', '.join(some)}), "
             "expected one, or all parts of one: give the file itself"
         )
     return files

@@ -30,15 +30,18 @@ DEEPEST = 100  # slashes in the path of a folder
 LONGEST = 2000  # characters of such a path: from 4096 on the kernel takes it no more, and nothing below is found
 
 # From Linux's headers
-CHILD_SUBREAPER, PDEATHSIG = 36, 1  # prctl: adopt orphans; the signal to get when the parent ends
+CHILD_SUBREAPER = 36  # prctl: adopt orphans
+PDEATHSIG = 1  # prctl: the signal to get when the parent ends
 NEW_MOUNTS = 0x20000
 NAMESPACES = 0x10000000 | NEW_MOUNTS | 0x20000000 | 0x40000000  # unshare: user, mount, pid, net
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8  # mount
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MOUNT_SETATTR = 442  # the number of a system call
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000  # its arguments
+AT_FDCWD = -100  # its argument: a path from the current folder
+AT_RECURSIVE = 0x8000  # its argument: and all mounts below
 AF_INET, SOCK_DGRAM = 2, 2  # socket
-SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # ioctl: set the flags of a network interface; it is up
+SIOCSIFFLAGS = 0x8914  # ioctl: set the flags of a network interface
+IFF_UP = 1  # the flag of one that is up
 NOBODY = 65534
 
 LIBC = ctypes.CDLL(None)
@@ -68,6 +71,7 @@ def confine(work: bytes) -> bool:
 
 
 def write(file: str, text: str) -> None:
+    """Write a text into a file of the kernel, if it allows that."""
     with suppress(OSError), open(file, "w") as out:
         out.write(text)
 
@@ -88,6 +92,7 @@ def start_loopback() -> None:
 
 
 def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends."""
     if sys.platform == "linux":
         LIBC.prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -107,9 +112,7 @@ def become(folder: str, seconds: int, megabytes: int, confined: bool) -> NoRetur
     """Replace this process by the program, with its limits set, and with the signals of an ordinary process."""
     os.setsid()
     end_with_parent()
-    if (
-        confined
-    ):  # a /proc that shows the processes of the namespace, and shows them to the program only
+    if confined:  # a /proc that shows the processes of the namespace, to the program only
         LIBC.unshare(NEW_MOUNTS)
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
         LIBC.mount(b"proc", b"/proc", b"proc", flags, None)
@@ -214,9 +217,11 @@ def watch(program: int, first: int | None, work: str, seconds: int, megabytes: i
         with suppress(OSError):  # an old kernel
             events.append(os.pidfd_open(program))  # or the program has ended
     while True:
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            if ended[0] == program:
-                return f"ended with status {os.waitstatus_to_exitcode(ended[1])}"
+        process, status = os.waitpid(-1, os.WNOHANG)  # 0 if none has ended
+        while process != 0:
+            if process == program:
+                return f"ended with status {os.waitstatus_to_exitcode(status)}"
+            process, status = os.waitpid(-1, os.WNOHANG)
         if time.monotonic() > deadline:
             return f"stopped after {seconds} seconds"
         if reason := excess(work, megabytes, first):
@@ -228,7 +233,8 @@ def watch(program: int, first: int | None, work: str, seconds: int, megabytes: i
 
 
 def kill(process: int) -> None:
-    # it is gone; or on macOS, only a zombie of the group is left
+    """Kill a process, or a group if the number is negative."""
+    # It is gone; or on macOS, only a zombie of the group is left.
     with suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGKILL)
 
@@ -248,6 +254,7 @@ def end(program: int, first: int | None) -> None:
 
 
 def main(folder: str, seconds: int, megabytes: int) -> None:
+    """Start the program, watch it, end all that it started, and say how it ended."""
     work = os.path.join(folder, "work")
     confined = False
     if sys.platform == "linux":

@@ -27,6 +27,7 @@ def show_error(
 
 
 def main() -> None:
+    """Run the program as the module __main__, from its own file."""
     path = os.path.join(FOLDER, FILE)
     with open(path, encoding="utf-8-sig") as file:  # whatever encoding its first line claims
         source = file.read()

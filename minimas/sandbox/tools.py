@@ -1,4 +1,4 @@
-"""The tools of style deliberation: an agent writes <python>code</python> or <search>query</search>, reads the result.
+"""The tools of style deliberation: an agent writes <python>code</python> or <search>query</search> and reads on.
 
 Python runs in the sandbox, which contains accidents, but does not stop code that means harm: so a tool is used only if
 the user named it.

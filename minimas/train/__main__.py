@@ -5,193 +5,301 @@
     python -m minimas.train outer --style sequential_light --data RecursiveMAS/Sequential-Math --out runs/links
     torchrun --nproc-per-node 4 -m minimas.train outer --style mixture --data mine.jsonl --out runs/links
 
-options.json lists the options. links.py is one training. It puts together: examples.py reads the data, losses.py says
-what links learn, ridge.py how they start, loop.py takes the steps, and save.py writes the released layout.
+The options become TrainSettings, and a training is one call: of train_inner, train_outer or train_system.
 """
 
 import argparse
-import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from .. import __version__
 from ..commands.failures import command
-from ..commands.options import make_parser, names
-from ..common import InputError, check_known, checkpoints, read_json, writable_file
+from ..commands.options import (
+    FILES,
+    SYSTEM,
+    Parser,
+    add_settings,
+    add_system,
+    name_of_command,
+    names,
+)
+from ..common import InputError, check_known, checkpoints, pairs, writable_file
 from ..prompts import TASKS
 from ..runs.lock import Lock, held
 from ..runs.processes import join, launched, leave
-from ..settings import Settings
 from ..styles import Style, style_named
+from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
+from .settings import (
+    TRAININGS,
+    CompletedTrainSettings,
+    TrainSettings,
+    check_edges,
+    check_range,
+    check_role,
+    trainings_of,
+)
 
-# What argparse takes, and two more: the `range` of a number, and `for`, the trainings that an option is for
-OPTIONS = read_json(Path(__file__).with_name("options.json"))
-TYPES = {"int": int, "float": float, "Path": Path, "names": names}
-MAX_SEED = 10**12  # `permutation` multiplies it by a million, and torch takes 64 bits
-TEACHER_LATENTS = 80  # states that a given text sends at most, as in the released recipe
+WHAT = {
+    "inner": "Train the inner link of one role, on texts of that role.",
+    "outer": "Train all outer links of a style together, on the answers of its last role.",
+    "system": "Make all links of a style: inner ones first, then outer ones between these agents.",
+}
+# The groups of options in a --help, with those of other commands
+TRAINED = "what is trained, and on what"
+LEARNING = "how links learn"
+HELP = "help"
+DESCRIPTION = "Train the links of a recursive multi-agent system; its agents stay as they are."
 
 
 # Options
 
 
 def arguments() -> argparse.Namespace:
-    """The options; InputError if one means nothing for this kind of training, or its value is out of range."""
-    parser = make_parser(
-        "train", "Train the links of a recursive multi-agent system; its agents stay as they are."
+    """The options of sys.argv; InputError if they cannot be parsed.
+
+    They may stand before the name of the training or after it, so that one parser knows those of all trainings.
+    """
+    parser = parser_of(lambda trainings: True, name_of_command("train"))
+    parser.add_argument("what", choices=TRAININGS)
+    return parser.parse_args()
+
+
+def parser_of(
+    wanted: Callable[[Sequence[str]], bool], prog: str, description: str = DESCRIPTION
+) -> Parser:
+    """A parser of the options that are wanted, by the trainings that they are for."""
+    parser = Parser(prog=prog, description=description, add_help=False)
+    add_system(parser.group(SYSTEM))
+    add = parser.group(TRAINED).add_argument
+    if wanted(("inner",)):
+        add("--role", help="the role whose link is trained")
+    add(
+        "--task",
+        help="math, choice or code: of rows that do not name theirs, and of the links (default: the style's, mostly "
+        "math)",
     )
-    for option, settings in OPTIONS.items():
-        known = {
-            name: value for name, value in settings.items() if name not in ("for", "range", "type")
-        }
-        if "type" in settings:
-            known["type"] = TYPES[settings["type"]]
-        parser.add_argument(option, **known)
-    args = parser.parse_args()
-    for option, settings in OPTIONS.items():
-        name = option.lstrip("-").replace("-", "_")
-        value = getattr(args, name)
-        if value != parser.get_default(name) and args.what not in settings.get("for", [args.what]):
-            raise InputError(f"{option} means nothing for `train {args.what}`: leave it out")
-        if "range" in settings and value is not None:
-            check_range(option, value, settings["range"])
-    if abs(args.seed) > MAX_SEED:
-        raise InputError(f"--seed is {args.seed}, expected a number below {MAX_SEED}")
-    if args.steps is None:
-        args.steps = 0 if args.what == "system" else 20000
-    args.init = args.init or {"inner": "random"}.get(args.what, "ridge")
-    return args
+    add(
+        "--data",
+        required=True,
+        help="a .json, .jsonl, .csv, .tsv or .parquet file, a hub id (RecursiveMAS/Sequential-Math), or tiny",
+    )
+    add(
+        "--columns",
+        type=names,
+        default=(),
+        metavar="question=COLUMN,...",
+        help="the data's names for question, fn_name, type, task_family, or a role's text",
+    )
+    add("--limit", type=int, help="read only this many rows")
+
+    chosen = [one.name for one in fields(TrainSettings) if wanted(trainings_of(one))]
+    chosen.remove("save_every")
+    add_settings(parser.group(LEARNING), TrainSettings, chosen)
+
+    add = parser.group(FILES).add_argument
+    add("--out", type=Path, required=True, help="the folder to write")
+    add("--resume", action="store_true", help="continue the training in --out that was killed")
+    add_settings(parser.group(FILES), TrainSettings, ["save_every"])
+    add("--plot", type=Path, help="an SVG file for the loss curve")
+
+    add = parser.group(HELP).add_argument
+    add("-h", "--help", action=Help, nargs=0, help="print this")
+    add("--version", action="version", version=f"minimas {__version__}")
+    return parser
 
 
-def check_range(option: str, value: float, expected: str) -> None:
-    """InputError if a number is not finite, or not in the range that options.json expects."""
-    enough = value >= 0 if expected == "from 0 up" else value > 0
-    if not enough or value == math.inf:
-        raise InputError(f"{option} is {value}, expected a finite number {expected}")
+class Help(argparse.Action):
+    """--help: the options of the training that is named before it, or those that all trainings have."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any
+    ) -> None:
+        what = getattr(namespace, "what", None)
+        print(help_text(what), end="")
+        parser.exit()
 
 
-def checked(args: argparse.Namespace) -> Style:
-    """The Style that args name; InputError if they do not describe a training, or outputs cannot be written."""
+def help_text(what: str | None) -> str:
+    """What --help prints: of a training, or of the command."""
+    prog = name_of_command("train")
+    if what is not None:
+        parser = parser_of(lambda trainings: what in trainings, f"{prog} {what}", WHAT[what])
+        role = "--role ROLE " if what == "inner" else ""
+        parser.usage = f"%(prog)s [-h] {role}--data DATA --out OUT [options]"
+        return parser.format_help()
+    trainings = [f"  {name:<8}{description}" for name, description in WHAT.items()]
+    parser = parser_of(
+        lambda trainings: set(trainings) == set(TRAININGS),
+        prog,
+        "\n".join([DESCRIPTION, "", *trainings]),
+    )
+    parser.usage = f"%(prog)s [-h] {{{','.join(TRAININGS)}}} --data DATA --out OUT [options]"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "These are the options of all trainings. Each has more of its own:\n"
+        f"see `{prog} inner --help`, and so on."
+    )
+    return parser.format_help()
+
+
+# The training that the options describe
+
+
+class Plan(NamedTuple):
+    """What a command is going to do.
+
+    completed   the settings with the defaults of this training
+    sources     {role, or "links": folder or hub id} of what it loads
+    """
+
+    args: argparse.Namespace
+    style: Style
+    task: str
+    settings: TrainSettings
+    completed: CompletedTrainSettings
+    sources: dict[str, str | Path]
+
+
+class Part(NamedTuple):
+    """An inner link, or the outer links, that a command trains; `role` is None for outer links."""
+
+    what: str
+    role: str | None
+    steps: int
+    folder: Path
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What the options describe; InputError if that is no training, or outputs cannot be written."""
+    settings = TrainSettings(**{one.name: getattr(args, one.name) for one in fields(TrainSettings)})
+    settings.check(args.what)
+    if args.role is not None and args.what != "inner":
+        raise InputError(f"--role means nothing for `train {args.what}`: leave it out")
+    if args.limit is not None:
+        check_range("--limit", args.limit, "above 0")
     style = style_named(args.style)
-    args.task = args.task or style.task
-    check_known("task", [args.task], TASKS)
-    if args.what == "inner" and args.role not in style.order:
-        raise InputError(
-            f"--role is {args.role!r}, expected the inner link's: one of {', '.join(style.order)}"
-        )
-    if args.what != "inner" and not style.edges:
-        raise InputError(
-            f"style {args.style} has no edges, so that there is no outer link to train"
-        )
-    if args.what == "inner" and args.init == "ridge" and args.steps:
-        raise InputError(
-            "--init ridge gives an inner link weights on a scale that steps cannot improve: add --steps 0, or "
-            "train it from --init random"
-        )
-    if args.what != "inner":
-        default = TEACHER_LATENTS if args.latents == "teacher" else style.latent_steps
-        args.latent_steps = args.latent_steps or default
-        settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps)
-        settings.completed(style)  # refuse what is out of range now
+    task = args.task or style.task
+    check_known("task", [task], TASKS)
+    if args.what == "inner":
+        check_role(args.role, style)
+    else:
+        check_edges(f"style {args.style}", style)
+    completed = settings.completed(args.what, style)
     check_outputs(args)
-    return style
+
+    needed = [args.role] if args.what == "inner" else list(style.order)
+    if args.what == "outer" and completed.init == "checkpoint":
+        needed.append("links")
+    given: Any = checkpoints(args.checkpoint)
+    return Plan(args, style, task, settings, completed, style.sources(given, needed))
 
 
 def check_outputs(args: argparse.Namespace) -> None:
     """InputError if --out or --plot cannot be written, or --plot is the file of the data."""
-    existing = next(place for place in (args.out, *args.out.absolute().parents) if place.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(
-            f"--out {args.out} cannot be written ({existing} is a file or closed to you): give another folder"
-        )
+    check_out(args.out)
     if args.plot:
         if args.plot.expanduser().resolve() == Path(args.data).expanduser().resolve():
             raise InputError(f"--plot and --data are the same file, {args.plot}: give another name")
         writable_file("--plot", args.plot)
 
 
-Stage = tuple[argparse.Namespace, Mapping[str, str | Path]]
-
-
-def stages(args: argparse.Namespace, style: Style) -> list[Stage]:
-    """The trainings of a command: of each its args, and {role, or "links": folder or hub id} of what it loads.
-
-    A system has one training for the inner link of each role, and one for the outer links between the agents made so.
-    InputError if a system would be written over the agents that it is made from.
-    """
-    needed = [args.role] if args.what == "inner" else list(style.order)
-    if args.what != "inner" and args.init == "checkpoint":
-        needed.append("links")
-    sources = style.sources(checkpoints(args.checkpoint), needed)
+def parts_in_order(plan: Plan) -> list[Part]:
+    """What is trained, in its order."""
+    args = plan.args
+    completed = plan.completed
     if args.what != "system":
-        return [(args, sources)]
-    check_apart(args.out, sources)
-    made = {role: args.out / role for role in style.order}
-    trainings: list[Stage] = []
-    for role, folder in made.items():
-        inner = changed(
-            args,
-            what="inner",
-            role=role,
-            out=folder,
-            steps=args.inner_steps,
-            init="random" if args.inner_steps else "ridge",
-        )
-        trainings.append((inner, {role: sources[role]}))
-    trainings.append((changed(args, what="outer", out=args.out / "links"), made))
-    return trainings
-
-
-def changed(args: argparse.Namespace, **changes: Any) -> argparse.Namespace:
-    """A copy of args with some values changed."""
-    return argparse.Namespace(**(vars(args) | changes))
-
-
-def check_apart(out: Path, sources: Mapping[str, str | Path]) -> None:
-    """InputError if a system would be written over the agents that it is made from."""
-    place = out.resolve()
-    for role, base in sources.items():
-        folder = Path(base).expanduser().resolve()
-        if folder.is_dir() and (place.is_relative_to(folder) or folder.is_relative_to(place)):
-            raise InputError(
-                f"--out {out} is, holds or lies in the folder of {role}, {base}: give a folder of its own"
-            )
+        return [Part(args.what, args.role, completed.steps, args.out)]
+    folders = parts_of(args.out, plan.style)
+    inner = [Part("inner", role, completed.inner_steps, folders[role]) for role in plan.style.order]
+    return [*inner, Part("outer", None, completed.steps, folders["links"])]
 
 
 # The command
 
 
-def outputs(args: argparse.Namespace, trainings: list[Stage]) -> list[Lock]:
-    """A Lock for each folder and file that a command writes."""
-    folders = [args.out]  # of a system; each training within locks its own, as if it were alone
-    folders += [stage.out for stage, _ in trainings if stage.out != args.out]
-    locks = [Lock("--out", folder, folder=True) for folder in folders]
+def main() -> None:
+    plan = plan_of(arguments())
+    args = plan.args
+    processes = launched()
+    if args.what == "system":
+        check_apart(args.out, plan.sources)
+    locks = locks_of(args.what, args.out, plan.style, lent=True)  # to the function that trains
     if args.plot:
         locks.append(Lock("--plot", args.plot))
-    return locks
+    with held(locks, processes.rank):
+        from .links import task_of_links  # with torch: a run that is refused ends before
 
-
-def main() -> None:
-    args = arguments()
-    style = checked(args)
-    processes = launched()
-    trainings = stages(args, style)
-    with held(outputs(args, trainings), processes.rank):
-        from . import (
-            links,
-        )  # with torch, after the outputs are held: a run that is refused ends at once
-
-        for stage, _ in trainings:
-            links.check_folder(stage, style)
-        device, wait = join(processes, args.device)
-        known: links.Known = {}
-        for stage, sources in trainings:
-            stage.device = device
-            links.train_links(stage, style, sources, processes, known)
-            wait()  # until its files are there
-        if processes.rank == 0 and args.what == "system":
-            print(f"system of {args.style}: --checkpoint {args.out}")
+        in_names = task_of_links(plan.style, plan.task)
+        check_new_or_resumed(args.what, args.out, plan.style, in_names, args.resume)
+        device, _ = join(processes, args.device)
+        losses = train(plan, device)
+        if processes.rank == 0:
+            report(plan, in_names, losses)
         leave(processes)
+
+
+def train(plan: Plan, device: str | None) -> dict[str, float]:
+    """Carry out a plan -> {the role of an inner link, or "links": its last loss}, if a step was taken."""
+    from .links import examples_of, train_inner, train_outer
+    from .system import load_to_train, train_system
+
+    args = plan.args
+    losses: dict[str, float] = {}
+
+    def note(metrics: dict[str, Any]) -> None:
+        losses[metrics["role"] or "links"] = metrics["loss"]
+
+    outputs: dict[str, Any] = dict(out=args.out, resume=args.resume, callback=note)
+    columns = pairs("--columns", args.columns)
+    if args.what == "system":
+        train_system(
+            plan.style,
+            args.data,
+            plan.settings,
+            checkpoints=plan.sources,
+            device=device,
+            dtype=args.dtype,
+            task=plan.task,
+            columns=columns,
+            limit=args.limit,
+            **outputs,
+        )
+        return losses
+    examples = examples_of(
+        args.what,
+        args.role,
+        plan.completed,
+        plan.style,
+        plan.task,
+        args.data,
+        columns,
+        args.limit,
+    )
+    new_link = args.what == "inner" and plan.completed.init != "checkpoint"
+    system = load_to_train(plan.style, plan.sources, plan.task, device, args.dtype, new_link)
+    if args.what == "inner":
+        train_inner(system, args.role, examples, plan.settings, **outputs)
+    else:
+        train_outer(system, examples, plan.settings, **outputs)
+    return losses
+
+
+def report(plan: Plan, in_names: str | None, losses: dict[str, float]) -> None:
+    """Plot the loss, and print what was trained; in_names is the task in the names of files."""
+    from .loop import plot_loss
+
+    args = plan.args
+    for part in parts_in_order(plan):
+        title = f"{part.what} of {args.style}"
+        if args.plot:
+            plot_loss(args.plot, part.folder, in_names, title, args.data)
+        name = part.role or "links"
+        loss = f", loss {losses[name]:.4f}" if name in losses else ""
+        print(f"{title}: {part.steps} steps{loss}; --checkpoint {name}={part.folder}")
+    if args.what == "system":
+        print(f"system of {args.style}: --checkpoint {args.out}")
 
 
 LESS_MEMORY = (  # what to try when memory runs out

@@ -7,7 +7,7 @@ later rounds repeat the last one.
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..common import InputError, check_known, read_json, warn
 from ..prompts import TASKS, Question
 from ..runs.formats import SUFFIXES
 from ..runs.rows import Row, file_rows, is_file_name, local_path, numbered, parquet_rows, text_of
-from ..styles import Style
+from ..styles import Style, style_named
 from ..tiny.task import ROLES, length_up_to, note, random_chain
 
 # section of prompts.json -> role -> columns, of which the first that is there and not empty is taken
@@ -58,32 +58,40 @@ class TrainExample:
 
 
 def load_examples(
-    data: str,
-    style: Style,
-    roles: Sequence[str],
+    data: str | Path | Iterable[Mapping[str, Any]],
+    style: Style | str | Path,
+    roles: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
-    task: str = "math",
+    task: str | None = None,
     limit: int | None = None,
     answer_first: bool = False,
     tell: Callable[[str], object] = warn,
 ) -> list[TrainExample]:
     """The TrainExamples of a data set for these roles of a style, in the order of its rows.
 
+    data          a file, a folder, a hub id or `tiny`, as for --data; or the rows themselves, as dicts
+    style         a Style, its name or its file
+    roles         whose texts are wanted; None wants all, as a ridge regression and teacher's latents need them
     columns       {role, question, fn_name, type or task_family: the name of its column in the data}
-    task          math, choice or code, for rows whose task_family is none of these
+    task          math, choice or code, for rows whose task_family is none of these; None takes the style's
     limit         the number of rows to read
     answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
                   while the inner link of that role learns from all that it writes
     tell          called with a warning if rows are left out because their question or a text is empty
     Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
     """
+    if not isinstance(style, Style):
+        style = style_named(style)
+    roles = style.order if roles is None else roles
+    name = str(data) if isinstance(data, (str, Path)) else "examples"
     columns = dict(columns or {})
+    check_known("role", roles, style.order)
     check_known("column", columns, ("question", "fn_name", "type", "task_family", *style.order))
     candidates = candidate_columns(style, roles, columns, answer_first)
     examples = []
     empty = []
     for row in islice(example_rows(data, columns), limit):
-        example = example_of(row, style, candidates, task)
+        example = example_of(row, style, candidates, task or style.task)
         if example:
             examples.append(example)
         else:
@@ -95,7 +103,7 @@ def load_examples(
         )
     if not examples:
         raise InputError(
-            f"{data} has no row with a question and a text for {', '.join(roles)}: "
+            f"{name} has no row with a question and a text for {', '.join(roles)}: "
             "give other data, or name its columns with --columns"
         )
     return examples
@@ -133,8 +141,15 @@ def example_of(
     return TrainExample(question, texts)
 
 
-def example_rows(data: str, columns: dict[str, str]) -> Iterator[Row]:
-    """The Rows of a file or folder, of a data set on the hub, or of the tiny task, each read when it is asked for."""
+def example_rows(
+    data: str | Path | Iterable[Mapping[str, Any]], columns: dict[str, str]
+) -> Iterator[Row]:
+    """The Rows of a file or folder, of a data set on the hub, or of the tiny task, each read when it is asked for; or
+    those of dicts.
+    """
+    if not isinstance(data, (str, Path)):
+        return numbered(checked_rows(data), "examples", columns)
+    data = str(data)
     if data == "tiny":
         return numbered(tiny_rows(), data, columns)
     if is_file_name(data):
@@ -145,6 +160,17 @@ def example_rows(data: str, columns: dict[str, str]) -> Iterator[Row]:
         f"{data} is no data to train on: expected a file ({', '.join(SUFFIXES)}) or a folder with one, "
         "a hub id such as RecursiveMAS/Sequential-Math, or tiny"
     )
+
+
+def checked_rows(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Rows as dicts; InputError names one that is something else."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise InputError(
+                f"examples row {number} is {row!r:.80}, expected a dict with question, answer and texts of roles, or "
+                "a list of TrainExamples from load_examples"
+            )
+        yield dict(row)
 
 
 def tiny_rows() -> Iterator[dict[str, Any]]:

@@ -1,230 +1,550 @@
-"""One training, of an inner link or of all outer links: what it loads, what it learns from, and what it saves."""
+"""One training, of an inner link or of all outer links: what it learns from, and what it saves.
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
+links = train_outer(system, examples, TrainSettings(steps=200))
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
+from torch import nn
 
-from ..agent import load_agent
-from ..common import InputError, no_op, pairs, warn
-from ..link import InnerLink, OuterLink
-from ..load import devices_by_role, links_task, load_outer_links, usable_dtype
-from ..runs.dependencies import depends_on, digest
-from ..runs.processes import Processes
-from ..settings import Settings
+from ..agent import Agent
+from ..common import InputError, no_op, warn
+from ..fast.linear import MergedLinear, PackedLinear
+from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
+from ..load import links_task
+from ..runs.dependencies import EDGE, depends_on, digest
+from ..runs.lock import held
+from ..runs.processes import wait_for_all
 from ..styles import Style
 from ..system import System
+from ..turn import Edge
 from .examples import TrainExample, load_examples
-from .loop import Run, adamw, batch_of, files_of, fit
-from .losses import InnerLoss, OuterLoss, checkpoint_activations
+from .folders import check_new_or_resumed, check_out, files_of, locks_of
+from .loop import Run, adamw, batch_of, fit
+from .losses import InnerLoss, Objective, OuterLoss, checkpoint_activations
 from .ridge import Reading, new_outer_links, read, set_inner_link, set_outer_link, start_gain
-from .save import copy_agent, save_inner_link, save_outer_links, suffix
+from .save import copy_agent, save_inner_link, save_outer_links
+from .settings import CompletedTrainSettings, TrainSettings, check_role, roles_with_texts
 
-# Options that may change on --resume
-NO_EFFECT_ON_WEIGHTS = ("out", "resume", "plot", "save_every", "device", "keep_activations")
+# Settings that may change on --resume
+NO_EFFECT_ON_WEIGHTS = ("save_every", "keep_activations")
 
-Sources = Mapping[str, str | Path]  # {role, or "links": folder or hub id}
-Known = dict[tuple, list[Reading]]  # what agents have read already, by role and texts
-Prepared = tuple[torch.nn.Module, Callable[[], None], Sequence]  # objective, what saves, rows
-
-
-# The folder
+Examples = str | Path | Iterable[TrainExample] | Iterable[Mapping[str, Any]]
+Callback = Callable[[dict[str, Any]], object]
+Known = dict[tuple[str, str], list[Reading]]  # what agents have read already, by role and texts
 
 
-def check_folder(args: argparse.Namespace, style: Style) -> None:
-    """InputError if --out already holds links, or a training that is not to be continued."""
-    task = task_of_links(args, style)
-    if any(file.exists() for file in files_of(args.out, task)):
-        if not args.resume:
-            raise InputError(
-                f"{args.out} already holds a training: continue it with --resume, or give another --out"
-            )
-        return
-    beginning = "adapter" if args.what == "inner" else "*Outerlink"
-    if there := sorted(args.out.glob(f"{beginning}{suffix(task)}.pt")):
-        raise InputError(
-            f"{args.out} already holds {there[0].name}, which would be overwritten: give another --out"
-        )
+@dataclass
+class Training:
+    """One training.
 
-
-def task_of_links(args: argparse.Namespace, style: Style) -> str | None:
-    """The task in the names of the links' files, None for a style with one set of links."""
-    return links_task(args.task) if style.links_by_task else None
-
-
-# What is trained on what
-
-
-def roles_with_texts(args: argparse.Namespace, style: Style) -> Sequence[str]:
-    """The roles whose texts a training uses."""
-    if args.what == "inner" and args.init != "ridge":  # an agent reads its turns in all rounds
-        before = style.order[: style.order.index(args.role)]
-        heard = [role for role in before if (role, args.role) in style.edges]
-        return [*heard, args.role]
-    if args.latents == "teacher" or args.init == "ridge":
-        return style.order
-    return style.order[-1:]
-
-
-def load_system(args: argparse.Namespace, style: Style, sources: Sources) -> System:
-    """The System of a training, with plain agents: all with outer links, or the one whose inner link is trained.
-
-    The links to train are new, or those of the checkpoint.
+    what      inner or outer
+    role      whose inner link is trained; None for outer links
+    examples  what is learned from
+    out       the folder to write; None writes nothing
+    resume    continue the training in that folder
+    known     what agents have read in earlier trainings
     """
-    devices = devices_by_role(style.order, args.device)
-    agents = {}
-    for role in style.order:
-        if role in sources:
-            agents[role] = load_agent(
-                sources[role],
-                args.task,
-                devices[role],
-                usable_dtype(args.dtype, devices[role]),
-                plain=True,
-                untrained=args.what == "inner" and args.init != "checkpoint",
-                role=role,
-            )
-    system = System(style, agents, {}, args.task)
-    if "links" in sources:
-        links = load_outer_links(sources["links"], args.task, style.edges, agents)
-        system.outer_links.update({edge: link.float() for edge, link in links.items()})
-    elif args.what == "outer":
-        system.outer_links.update(new_outer_links(style.edges, agents))
-    return system
+
+    what: str
+    role: str | None
+    system: System
+    settings: CompletedTrainSettings
+    examples: list[TrainExample]
+    out: Path | None = None
+    resume: bool = False
+    progress: bool = True
+    callback: Callback = no_op
+    known: Known = field(default_factory=dict)
+
+    @property
+    def task(self) -> str | None:
+        """The task in the names of the links' files."""
+        return task_of_links(self.system.style, self.system.task)
+
+    def is_begun(self) -> bool:
+        """Whether the folder holds a state of this training, from which it goes on."""
+        if self.out is None:
+            return False
+        state_file, _ = files_of(self.out, self.task)
+        return state_file.exists()
 
 
-def prepare_inner(
-    args: argparse.Namespace,
-    system: System,
-    task: str | None,
-    examples: Sequence[TrainExample],
-    known: Known,
-    ridge: bool,
-) -> Prepared:
-    """The objective of the agent's inner link, what saves that link, and the rows to train on: TargetTurns."""
-    agent = system.agents[args.role]
-    if agent.inner_link is None:
-        raise InputError(
-            f"the folder of {args.role} has no inner link to start from: leave out --init checkpoint"
-        )
-    link = cast(InnerLink, agent.inner_link).float()  # of plain agents, as are all that train
-    if args.init == "random":
-        start_gain(link, agent)
-    elif ridge:
-        set_inner_link(agent, readings_of(args, system, args.role, examples, known))
-    turns = [example.turn(system.style, args.role) for example in examples]
-    objective = InnerLoss(system, args.role, args.mse, args.max_length, args.date)
-    return objective, partial(save_inner_link, args.out, system.style, task, link), turns
+# From Python
 
 
-def prepare_outer(
-    args: argparse.Namespace,
-    system: System,
-    task: str | None,
-    examples: Sequence[TrainExample],
-    known: Known,
-    ridge: bool,
-) -> Prepared:
-    """The objective of the outer links, what saves them, and the rows to train on: TrainExamples."""
-    style = system.style
-    settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, date=args.date)
-    settings = settings.completed(style)
-    system.check_links(settings)
-    if ridge:
-        for edge in style.edges:
-            set_outer_link(system, edge, readings_of(args, system, edge[0], examples, known))
-    teacher = args.latents == "teacher"
-    objective = OuterLoss(system, settings, teacher, args.supervise_all, args.max_length)
-    links = cast(dict[tuple[str, str], OuterLink], system.outer_links)
-    return objective, partial(save_outer_links, args.out, style, task, links), examples
-
-
-def readings_of(
-    args: argparse.Namespace,
+def train_inner(
     system: System,
     role: str,
-    examples: Sequence[TrainExample],
-    known: Known,
-) -> list[Reading]:
-    """What `role` reads in all its turns of the first examples; it is read once for all links, and kept in `known`."""
-    turns = []
-    for one in examples[: args.ridge_rows]:
-        for r in range(1, len(one.texts[role]) + 1):
-            turns.append(one.turn(system.style, role, r))
-    key = role, digest(tuple(turns))
-    if key not in known:
-        known[key] = read(system, role, turns, args.max_length, args.date)
-    return known[key]
+    examples: Examples,
+    settings: TrainSettings | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callback: Callback = no_op,
+) -> InnerLink:
+    """Train the inner link of one agent of a System, and return it.
+
+    examples  TrainExamples, as load_examples makes them; rows, which are dicts with a question and an answer, or with
+              a text for each role, under the names of the data sets; or the name of a data set, as for --data
+    settings  TrainSettings; None takes the defaults
+    out       a folder to write: the agent's files, the link, and the state that a training resumes from; the same as
+              the command writes. None writes nothing.
+    resume    go on with the training in that folder
+    progress  show a progress bar on stderr
+    callback  called after each step with {"what", "role", "step", "loss", "lr", "gradient_norm"}
+
+    The agent has the new link from the start of the training: if that is broken off, it keeps what was learned so far.
+    With init="checkpoint" it is the link that it had, and else a new one. It learns in float32; its file is rounded to
+    bfloat16. The agents stay as they are, and so does torch's random generator on the CPU. In a group of processes
+    (torch.distributed) each takes its share of every step.
+    Raises InputError on what cannot be used, and if a loss is not finite. After any error the system has the links of
+    before.
+    """
+    check_role(role, system.style)
+    training = new_training("inner", role, system, examples, settings, out, resume)
+    training.progress = progress
+    training.callback = callback
+    with output_held(training), system.lock:
+        return learn_inner_link(training)
 
 
-# The training
+def train_outer(
+    system: System,
+    examples: Examples,
+    settings: TrainSettings | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    objective: Objective | None = None,
+    progress: bool = True,
+    callback: Callback = no_op,
+) -> dict[Edge, OuterLink]:
+    """Train all outer links of a System together, and return them by edge: {(source, target): OuterLink}.
+
+    objective  objective(turns, states, tokens, examples) -> a tensor with one number, which is learned in place of the
+               cross-entropy of the last agent's texts: see losses.py and docs/extending.md
+
+    All else is as in train_inner: the system has the new links from the start of the training.
+    """
+    check_objective(objective, settings or TrainSettings())
+    training = new_training("outer", None, system, examples, settings, out, resume)
+    training.progress = progress
+    training.callback = callback
+    with output_held(training), system.lock:
+        return learn_outer_links(training, objective)
 
 
-def settings_of(
-    args: argparse.Namespace, system: System, sources: Sources, rows: Sequence, world: int
-) -> dict[str, Any]:
-    """All that the weights depend on, as JSON values."""
-    settings = {
-        name: value for name, value in vars(args).items() if name not in NO_EFFECT_ON_WEIGHTS
-    }
-    settings["dtypes"] = {
-        role: str(agent.model.norm.weight.dtype) for role, agent in system.agents.items()
-    }
-    settings["processes"] = world
-    return depends_on(system.style, sources.values(), rows, settings, args.out)
+def new_training(
+    what: str,
+    role: str | None,
+    system: System,
+    examples: Examples,
+    settings: TrainSettings | None,
+    out: str | Path | None,
+    resume: bool,
+) -> Training:
+    """A Training of what a caller gave; InputError if it cannot be used."""
+    completed = (settings or TrainSettings()).completed(what, system.style)
+    check_trainable(system)
+    if out is None and resume:
+        raise InputError("resume is given, but no folder to resume from: give out, too")
+    folder = None if out is None else Path(out).expanduser()
+    if folder is not None:
+        check_out(folder)
+    known_examples = examples_of(what, role, completed, system.style, system.task, examples)
+    return Training(what, role, system, completed, known_examples, folder, resume)
 
 
-def train_links(
-    args: argparse.Namespace,
+@contextmanager
+def output_held(training: Training) -> Iterator[None]:
+    """Within, this process holds the folder of a training alone, if it has one."""
+    if training.out is None:
+        yield
+        return
+    style = training.system.style
+    rank, _ = rank_and_world()
+    with held(locks_of(training.what, training.out, style), rank):
+        if rank == 0:  # others might see what it has begun to write
+            check_new_or_resumed(training.what, training.out, style, training.task, training.resume)
+        yield
+
+
+# What is checked
+
+
+def check_trainable(system: System) -> None:
+    """InputError if a system has no weights that can be trained on."""
+    modules: list[nn.Module] = list(system.outer_links.values())
+    for role, agent in system.agents.items():
+        if agent.offload:
+            raise InputError(
+                f"the weights of {role} are offloaded, and training needs them on the device: load the system "
+                "without offload"
+            )
+        modules += agent.model.modules()
+        if agent.inner_link is not None:
+            modules.append(agent.inner_link)
+    if any(is_fast(module) for module in modules):
+        raise InputError(
+            "the system is in its fast form, which cannot be trained: load it with fast=False"
+        )
+
+
+def is_fast(module: nn.Module) -> bool:
+    """Whether a module has its weights in the layout of the fast path (fast/)."""
+    if isinstance(module, (FusedInnerLink, FusedOuterLink)):
+        return True
+    merged = [
+        part for part in vars(module).values() if isinstance(part, (MergedLinear, PackedLinear))
+    ]
+    return bool(merged)
+
+
+def task_of_links(style: Style, task: str) -> str | None:
+    """The task in the names of the links' files, None for a style with one set of links."""
+    return links_task(task) if style.links_by_task else None
+
+
+def examples_of(
+    what: str,
+    role: str | None,
+    settings: CompletedTrainSettings,
     style: Style,
-    sources: Sources,
-    processes: Processes,
-    known: Known,
+    task: str,
+    given: Examples,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> list[TrainExample]:
+    """TrainExamples as they are, or read from data; InputError if one lacks a text that this training needs.
+
+    columns, limit   as in load_examples
+    """
+    roles = roles_with_texts(what, role, settings, style)
+    rows = data_or_rows(given)
+    examples = [
+        one for one in rows if isinstance(one, TrainExample)
+    ]  # the name of a data set has none
+    if not examples or len(examples) < len(rows):
+        rank, _ = rank_and_world()
+        return load_examples(
+            rows,
+            style,
+            roles,
+            columns,
+            task,
+            limit,
+            answer_first=what == "outer",
+            tell=warn if rank == 0 else no_op,
+        )
+    examples = examples[:limit]
+    for number, example in enumerate(examples, 1):
+        missing = [needed for needed in roles if not example.texts.get(needed)]
+        if missing:
+            raise InputError(
+                f"example {number} has no text for {missing[0]}, and this training needs those of {', '.join(roles)}: "
+                "give them (load_examples reads those of all roles)"
+            )
+    return examples
+
+
+def data_or_rows(given: Examples) -> str | list[Any]:
+    """The name of a data set, or a list of rows, of what a caller gave; InputError if it is neither."""
+    if isinstance(given, (str, Path)):
+        return str(given)
+    if not isinstance(given, Iterable):
+        raise InputError(
+            f"examples is {given!r:.80}, expected a list of rows or TrainExamples, or the name of a data set"
+        )
+    return list(given)
+
+
+def check_objective(objective: Objective | None, settings: TrainSettings) -> None:
+    """InputError if an objective would take the place of what a setting asks for."""
+    if objective is not None and settings.supervise_all:
+        raise InputError(
+            "supervise_all is the weight of a cross-entropy that an objective takes the place of: leave one of them out"
+        )
+
+
+# The links
+
+
+def learn_inner_link(training: Training) -> InnerLink:
+    """Train the inner link that a Training names."""
+    system = training.system
+    settings = training.settings
+    out = training.out
+    role = training.role
+    assert role is not None, "train_inner and train_system name it"
+    agent = system.agents[role]
+    if out is not None and agent.source is None:
+        raise InputError(
+            f"the agent of {role} was made in memory, so that its files are not known: leave out `out`, and save the "
+            "link with minimas.train.save.save_inner_link"
+        )
+    with seeded(settings.seed), links_kept_on_error(system):
+        if settings.init == "checkpoint":
+            link = own_inner_link(agent, role)
+        else:
+            link = InnerLink(agent.model.config.hidden_size).to(agent.device)
+        agent.inner_link = link
+        if settings.init == "random":
+            start_gain(link, agent)
+        if settings.init == "ridge" and not training.is_begun():
+            set_inner_link(agent, readings_of(training, role))
+        turns = [example.turn(system.style, role) for example in training.examples]
+        loss = InnerLoss(system, role, settings.mse, settings.max_length, settings.date)
+        save: Callable[[], None] = no_op
+        if out is not None and agent.source is not None:
+            rank, _ = rank_and_world()
+            if rank == 0:
+                out.mkdir(parents=True, exist_ok=True)
+                copy_agent(agent.source, system.task, out)
+            save = partial(save_inner_link, out, system.style, training.task, link)
+        learn(training, loss, save, turns, dependencies(training, {role: agent}, turns))
+    return link
+
+
+def own_inner_link(agent: Agent, role: str) -> InnerLink:
+    """The inner link that an agent has, in float32."""
+    link = agent.inner_link
+    if link is None:
+        raise InputError(
+            f"the folder of {role} has no inner link to start from: leave out --init checkpoint"
+        )
+    assert isinstance(link, InnerLink), "check_trainable refuses others"
+    return link.float()
+
+
+def learn_outer_links(
+    training: Training, objective: Objective | None = None
+) -> dict[Edge, OuterLink]:
+    """Train the outer links of a Training's system."""
+    system = training.system
+    style = system.style
+    settings = training.settings
+    out = training.out
+    with seeded(settings.seed), links_kept_on_error(system):
+        links = starting_outer_links(training)
+        recursion = settings.of_the_recursion(style)
+        System(style, system.agents, dict(links), system.task).check_links(recursion)
+        system.outer_links.update(links)
+        if settings.init == "ridge" and not training.is_begun():
+            for edge in style.edges:
+                set_outer_link(system, edge, readings_of(training, edge[0]))
+        loss = OuterLoss(
+            system,
+            recursion,
+            teacher=settings.latents == "teacher",
+            other_rounds=settings.supervise_all,
+            longest=settings.max_length,
+            objective=objective,
+        )
+        used = training.examples if objective else with_texts_used(training)
+        depends = dependencies(training, system.agents, used, name_of(objective))
+        save: Callable[[], None] = no_op
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            save = partial(save_outer_links, out, style, training.task, links)
+        learn(training, loss, save, training.examples, depends)
+    return links
+
+
+def with_texts_used(training: Training) -> list[TrainExample]:
+    """The examples without the texts that a training does not use: it may be resumed without them."""
+    roles = roles_with_texts("outer", None, training.settings, training.system.style)
+    return [
+        TrainExample(one.question, {role: one.texts[role] for role in roles})
+        for one in training.examples
+    ]
+
+
+def starting_outer_links(training: Training) -> dict[Edge, OuterLink]:
+    """The outer links to train: the system's own in float32, or new ones."""
+    system = training.system
+    if training.settings.init == "checkpoint":
+        own = {}
+        for edge in system.style.edges:
+            link = system.outer_links.get(edge)
+            if link is None:
+                raise InputError(
+                    f"there is no outer link from {edge[0]} to {edge[1]} to start from: leave out --init checkpoint"
+                )
+            assert isinstance(link, OuterLink), "check_trainable refuses others"
+            own[edge] = link.float()
+        return own
+    # New links take the random numbers after those of an inner link for each agent, as they did when the agents were
+    # loaded under the same seed: the weights of a training at a seed stay what they were.
+    for agent in system.agents.values():
+        InnerLink(agent.model.config.hidden_size)
+    return new_outer_links(system.style.edges, system.agents)
+
+
+def readings_of(training: Training, role: str) -> list[Reading]:
+    """What `role` reads in all its turns of the first examples; it is read once for all links, and kept in `known`."""
+    settings = training.settings
+    turns = []
+    for one in training.examples[: settings.ridge_rows]:
+        for r in range(1, len(one.texts[role]) + 1):
+            turns.append(one.turn(training.system.style, role, r))
+    key = role, digest(tuple(turns))
+    if key not in training.known:
+        training.known[key] = read(
+            training.system,
+            role,
+            turns,
+            settings.max_length,
+            settings.date,
+            training.progress,
+        )
+    return training.known[key]
+
+
+# Learning
+
+
+def learn(
+    training: Training,
+    loss: InnerLoss | OuterLoss,
+    save_links: Callable[[], None],
+    rows: Sequence,
+    depends: dict[str, Any],
 ) -> None:
-    """One training: of an inner link, or of all outer links; `sources` are those of `stages`."""
-    rank, world = processes.rank, processes.world
-    examples = load_examples(
-        args.data,
-        style,
-        roles_with_texts(args, style),
-        pairs("--columns", args.columns),
-        args.task,
-        args.limit,
-        answer_first=args.what == "outer",
-        tell=warn if rank == 0 else no_op,
-    )
-    torch.manual_seed(args.seed)  # new links are drawn on the CPU: the same on every device
-    task = task_of_links(args, style)
-    system = load_system(args, style, sources)
-    state_file, _ = files_of(args.out, task)
-    ridge = args.init == "ridge" and not state_file.exists()  # a resumed one has its links there
-    prepare = prepare_inner if args.what == "inner" else prepare_outer
-    objective, save_links, rows = prepare(args, system, task, examples, known, ridge)
-    if not args.keep_activations:
-        checkpoint_activations(system)
-    if rank == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
-        if args.what == "inner":
-            copy_agent(sources[args.role], args.task, args.out)
-    settings = settings_of(args, system, sources, rows, world)
-    run = Run(args.out, task, settings, system.agents, objective, save_links, args.save_every, rank)
+    """Take the steps of a training on rows, and leave the system as it was but for its links."""
+    settings = training.settings
+    rank, world = rank_and_world()
+    with ExitStack() as undo:
+        undo.callback(loss.requires_grad_, False)
+        if not settings.keep_activations:
+            undo.callback(checkpoint_activations(training.system))
+        run = None
+        if training.out is not None:
+            run = Run(
+                training.out,
+                training.task,
+                depends,
+                training.system.agents,
+                loss,
+                save_links,
+                settings.save_every,
+                rank,
+            )
+            undo.callback(run.close)
 
-    def loss_at(step: int, part: int) -> torch.Tensor:
-        number = (step * args.accumulate + part) * world + rank
-        return objective(batch_of(rows, args.seed, number, args.batch_size))
+        def loss_at(step: int, part: int) -> torch.Tensor:
+            number = (step * settings.accumulate + part) * world + rank
+            return loss(batch_of(rows, settings.seed, number, settings.batch_size))
 
-    losses = fit(
-        loss_at,
-        [adamw(objective, args.lr)],
-        args.steps,
-        args.what,
-        args.warm_up,
-        args.clip,
-        args.accumulate,
-        run,
-    )
-    if rank == 0:
-        run.report(losses, args.plot)
+        def callback(metrics: dict[str, Any]) -> None:
+            training.callback({"what": training.what, "role": training.role, **metrics})
+
+        fit(
+            loss_at,
+            [adamw(loss, settings.lr)],
+            settings.steps,
+            name=training.what,
+            warm_up=settings.warm_up,
+            clip=settings.clip,
+            parts=settings.accumulate,
+            run=run,
+            progress=training.progress,
+            callback=callback,
+        )
+        if run and settings.steps == 0:
+            run.save(0)
+    if world > 1:
+        wait_for_all()  # until the files of rank 0 are there
+
+
+@contextmanager
+def links_kept_on_error(system: System) -> Iterator[None]:
+    """After an error the system has the links again that it had before; after Ctrl-C it keeps those that learned."""
+    inner_links = {role: agent.inner_link for role, agent in system.agents.items()}
+    outer_links = dict(system.outer_links)
+    try:
+        yield
+    except Exception:
+        for role, link in inner_links.items():
+            system.agents[role].inner_link = link
+        system.outer_links.clear()
+        system.outer_links.update(outer_links)
+        raise
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, torch's random numbers begin at a seed. On the CPU, where links are drawn, its generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process in its group, and how many there are."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+# What weights depend on
+
+
+def dependencies(
+    training: Training, agents: Mapping[str, Agent], rows: Sequence, objective: str | None = None
+) -> dict[str, Any]:
+    """All that the weights depend on, as JSON values; agents are those that the training uses."""
+    system = training.system
+    _, world = rank_and_world()
+    settings: dict[str, Any] = {
+        "what": training.what,
+        "role": training.role,
+        "task": system.task,
+        "objective": objective,
+        "processes": world,
+    }
+    for name, value in vars(training.settings).items():
+        if name not in NO_EFFECT_ON_WEIGHTS:
+            settings[name] = value
+    settings["dtypes"] = {
+        role: str(agent.model.norm.weight.dtype) for role, agent in agents.items()
+    }
+    modules: list[nn.Module | None] = []
+    sources = []
+    for agent in agents.values():
+        if agent.source is None:
+            modules.append(agent.model)
+        else:
+            sources.append(agent.source)
+        if training.what == "outer":
+            modules.append(agent.inner_link)  # it may have been trained since it was loaded
+    settings["weights_hash"] = hash_of_weights(modules)
+    return depends_on(system.style, sources, rows, settings, training.out)
+
+
+def hash_of_weights(modules: Sequence[nn.Module | None]) -> str:
+    """A hash of the weights of modules: names, shapes, and of each the beginning and the end."""
+    seen = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.named_parameters() if module is not None else ():
+            flat = tensor.detach().flatten()
+            n = EDGE // flat.element_size()
+            ends = torch.cat([flat[:n], flat[-n:]]).cpu().contiguous()
+            seen.update(f"{name} {tuple(tensor.shape)} ".encode())
+            seen.update(ends.view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()[:16]
+
+
+def name_of(objective: Objective | None) -> str | None:
+    """What a resumed training knows of an objective: its name, not what it computes."""
+    if objective is None:
+        return None
+    return getattr(objective, "__qualname__", type(objective).__qualname__)

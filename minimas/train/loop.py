@@ -21,10 +21,12 @@ import torch
 from tqdm import tqdm
 
 from ..agent import Agent
-from ..common import InputError, Terminated, warn, write_atomic
+from ..common import InputError, Terminated, no_op, warn, write_atomic
 from ..runs.dependencies import unchanged
 from ..runs.plot import save_charts
-from .save import suffix, write_state
+from .folders import files_of
+from .save import write_state
+from .settings import TrainSettings
 
 # The order of the rows
 
@@ -48,14 +50,6 @@ def batch_of(rows: Sequence, seed: int, number: int, size: int) -> list:
 
 
 # The folder
-
-
-def files_of(folder: Path, task: str | None) -> tuple[Path, Path]:
-    """The state and the metrics of a training in a folder; task is None, math or code, as in save_outer_links.
-
-    The metrics are there from the start: with them, but without a state, a training was killed before it kept one.
-    """
-    return folder / f"training{suffix(task)}.pt", folder / f"metrics{suffix(task)}.jsonl"
 
 
 def read_metrics(file: Path) -> dict[int, dict]:
@@ -105,11 +99,19 @@ class Run:
         self.positions = 0  # that agents have read since the last step
         self.started = time.perf_counter()  # when the last step ended
 
-        def count(_: torch.nn.Module, args: tuple) -> None:
-            self.positions += args[1].numel()
+        self.hooks = [
+            agent.model.register_forward_pre_hook(self.count) for agent in agents.values()
+        ]
 
-        for agent in agents.values():
-            agent.model.register_forward_pre_hook(count)
+    def count(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        """A hook before a model's forward(x, positions, ...)."""
+        positions = args[1]
+        self.positions += positions.numel()
+
+    def close(self) -> None:
+        """Stop counting."""
+        for hook in self.hooks:
+            hook.remove()
 
     def saved_state(self) -> dict[str, Any]:
         """The last state that was saved; InputError if it is damaged, or that of a training under other settings."""
@@ -181,21 +183,14 @@ class Run:
         self.save_links()  # before the state: if killed in between, --resume takes the steps and writes the links again
         write_atomic(self.state_file, lambda file: write_state(state, file))
 
-    def report(self, losses: Sequence[float], plot: Path | None) -> None:
-        """Print the outcome and plot the loss; `losses` are those of steps taken now, none if all were taken before."""
-        if self.steps == 0:
-            self.save(0)
-        what, style, role = (self.settings[name] for name in ("what", "style", "role"))
-        curve = [(step, line["loss"]) for step, line in read_metrics(self.metrics_file).items()]
-        if plot and curve:
-            lines = {self.settings["data"]: means_of(curve)}
-            charts = [(f"loss, {what} of {style}", "steps", lines)]
-            write_atomic(plot, partial(save_charts, charts=charts))
-        loss = f", loss {losses[-1]:.4f}" if losses else ""
-        folder = self.metrics_file.parent
-        print(
-            f"{what} of {style}: {self.steps} steps{loss}; --checkpoint {role or 'links'}={folder}"
-        )
+
+def plot_loss(plot: Path, folder: Path, task: str | None, title: str, data: str) -> None:
+    """Draw the loss curve of the training in a folder, unless it has taken no step; `data` is its name in the key."""
+    _, metrics_file = files_of(folder, task)
+    curve = [(step, line["loss"]) for step, line in read_metrics(metrics_file).items()]
+    if curve:
+        charts = [(f"loss, {title}", "steps", {data: means_of(curve)})]
+        write_atomic(plot, partial(save_charts, charts=charts))
 
 
 def means_of(curve: Sequence[tuple[int, float]], most: int = 400) -> list[tuple[float, float]]:
@@ -221,32 +216,32 @@ def fit(
     optimizers: Sequence[torch.optim.Optimizer],
     steps: int,
     name: str,
-    warm_up: int = 10,
-    clip: float = 1.0,
-    parts: int = 1,
+    warm_up: int = TrainSettings.warm_up,
+    clip: float = TrainSettings.clip,
+    parts: int = TrainSettings.accumulate,
     run: Run | None = None,
+    progress: bool = True,
+    callback: Callable[[dict[str, Any]], object] = no_op,
 ) -> list[float]:
     """Take `steps` steps down the mean over parts of loss_at(step, part); returns the losses.
 
-    warm_up  steps in which the learning rate rises, before it follows a cosine down to 0
-    name  label of the progress bar
-    run   a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
+    warm_up   steps in which the learning rate rises, before it follows a cosine down to 0
+    name      label of the progress bar
+    run       a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
+    progress  show a bar on stderr
+    callback  called after each step with its step, loss, lr and gradient_norm
     Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` saves the last state.
     Ctrl-C, SIGTERM and SIGHUP end it after the step, whose state `run` saves: KeyboardInterrupt or Terminated.
     """
-
-    def rate(step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
-        return min((step + 1) / warm_up, cosine)
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
+    schedules = scheduled(optimizers, steps, warm_up)
     steppers: list[Any] = [*optimizers, *schedules]
     first = run.resume(steppers) if run else 0
     quiet = run is not None and run.rank > 0
+    hidden = quiet or not progress
     ending = Ending(quiet) if run else None
     losses: list[float] = []
     with (
-        tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=quiet) as bar,
+        tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=hidden) as bar,
         ending or nullcontext(),
     ):
         for step in bar:
@@ -265,10 +260,24 @@ def fit(
             shown = {"loss": f"{loss:.4f}"}
             if run:
                 shown |= run.record_step(step + 1, loss, lr, norm)
+            callback({"step": step + 1, "loss": loss, "lr": lr, "gradient_norm": norm})
             if run and ending:  # before the bar is shown: a terminal that was closed can show none
                 leave_if_asked(run, ending, step + 1, optimizers)
             bar.set_postfix(shown)
     return losses
+
+
+def scheduled(
+    optimizers: Sequence[torch.optim.Optimizer], steps: int, warm_up: int
+) -> list[torch.optim.lr_scheduler.LambdaLR]:
+    """The schedule of each optimizer's learning rate."""
+
+    def rate(step: int) -> float:
+        rise = (step + 1) / warm_up
+        cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+        return min(rise, cosine)
+
+    return [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
 
 
 def set_gradients(
@@ -293,16 +302,23 @@ def set_gradients(
             )
         loss.backward()
         total = total.to(loss.device) + loss.detach()
-    parameters = []
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            parameters += group["params"]
+    parameters = parameters_of(optimizers)
     if torch.distributed.is_initialized():
         gradients = [p.grad for p in parameters if p.grad is not None]
         for value in (total, *gradients):
             torch.distributed.all_reduce(value)
             value /= torch.distributed.get_world_size()
-    return total.item(), torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    return total.item(), norm.item()
+
+
+def parameters_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    """All that is trained."""
+    parameters = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            parameters += group["params"]
+    return parameters
 
 
 # The end before the last step

@@ -7,7 +7,7 @@
 A loss is averaged over the tokens of each row, then over the rows. The loss of a batch is then the mean of the losses
 of its equal parts, whether these are computed one after another or by several processes.
 
-Letters: B rows, N tokens of the longest reply, T tokens, D width, n tokens of all rows, V vocabulary.
+Notation: B rows, N tokens of the longest reply, T tokens, D width, n tokens of all rows, V vocabulary.
 """
 
 import copy
@@ -21,16 +21,25 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..agent import Agent, Prompt
-from ..common import upcast
+from ..common import InputError, upcast
 from ..recurse import recurse
 from ..settings import CompletedSettings
 from ..system import System
 from ..tokenizer import DATE, Tokenizer
+from ..turn import Turn
 from .examples import TargetTurn, TrainExample
+from .settings import TrainSettings
 
 IGNORED = -100  # stands where a row has no token
-MAX_POSITIONS = 4096  # of a prompt and its reply, as in the released recipe
+MAX_POSITIONS = TrainSettings.max_length  # of a prompt and its reply
 SCORES_AT_ONCE = 128  # states whose scores over the vocabulary are in memory together
+
+# What outer links may learn instead, see docs/extending.md: objective(turns, states, tokens, examples) -> a scalar
+#   turns     all Turns of the recursion, with their states and what they sent; the last one is that of the answer
+#   states    (B, N, D), the last agent's: states[b, i] predicts tokens[b, i]
+#   tokens    (B, N), those of its texts, with IGNORED on the left of shorter ones
+#   examples  the B TrainExamples
+Objective = Callable[[list[Turn], torch.Tensor, torch.Tensor, Sequence[TrainExample]], torch.Tensor]
 
 
 # Teacher forcing
@@ -87,7 +96,7 @@ def forced_turns(
     prompts = []
     for turn in turns:
         inbox = {(source, role): [text] for source, text in turn.inbox.items()}  # as in recurse
-        prompts += system.prompts(role, [turn.question], inbox, date)
+        prompts += system.prompts_for(role, [turn.question], inbox, date)
     replies = [turn.reply for turn in turns]
     return teacher_forced(system.agents[role], prompts, replies, longest)
 
@@ -98,17 +107,16 @@ def forced_turns(
 def mean_of_rows(losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Losses (n,) of the n tokens in ids (B, N) that are not IGNORED: the mean over rows of each row's mean."""
     kept = ids != IGNORED
-    lengths = kept.sum(1, keepdim=True).expand(kept.shape)[
-        kept
-    ]  # (n,), for each token that of its row
-    return (losses / lengths).sum() / len(ids)
+    lengths = kept.sum(1, keepdim=True)  # (B, 1)
+    of_its_row = lengths.expand(kept.shape)[kept]  # (n,), for each token
+    return (losses / of_its_row).sum() / len(ids)
 
 
-def next_token_loss(agent: Agent, h: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of tokens (B, N) under the states h (B, N + 1, D) of teacher_forced; the head is frozen."""
-    kept = ids != IGNORED
-    losses = TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight)
-    return mean_of_rows(losses, ids)
+def next_token_loss(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of tokens (B, N) under the states (B, N, D) that predict them; the head is frozen."""
+    kept = tokens != IGNORED
+    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head.weight)
+    return mean_of_rows(losses, tokens)
 
 
 class TokenLoss(torch.autograd.Function):
@@ -145,7 +153,7 @@ class InnerLoss(torch.nn.Module):
         self,
         system: System,
         role: str,
-        mse: float = 0.0,
+        mse: float = TrainSettings.mse,
         longest: int = MAX_POSITIONS,
         date: str = DATE,
     ) -> None:
@@ -181,6 +189,7 @@ class OuterLoss(torch.nn.Module):
                    example, as in the released training. What they send depends on that text, in later rounds also on
                    the answer.
     other_rounds   weight of the last agent's loss in the other rounds, averaged over them
+    objective      what is learned instead of the cross-entropy
     """
 
     def __init__(
@@ -188,8 +197,9 @@ class OuterLoss(torch.nn.Module):
         system: System,
         settings: CompletedSettings,
         teacher: bool = False,
-        other_rounds: float = 0.0,
+        other_rounds: float = TrainSettings.supervise_all,
         longest: int = MAX_POSITIONS,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.links = torch.nn.ModuleList(system.outer_links.values()).requires_grad_(True)
@@ -198,6 +208,7 @@ class OuterLoss(torch.nn.Module):
         self.teacher = teacher
         self.other_rounds = other_rounds
         self.longest = longest
+        self.objective = objective
 
     def forward(self, examples: Sequence[TrainExample]) -> torch.Tensor:
         """B TrainExamples -> their loss, a scalar."""
@@ -209,16 +220,21 @@ class OuterLoss(torch.nn.Module):
             if self.teacher or supervised:
                 h, ids = self.forced(examples, r, role, prompts)
             if supervised:
-                other_losses.append(next_token_loss(self.system.agents[role], h, ids))
+                other_losses.append(next_token_loss(self.system.agents[role], h[:, :-1], ids))
             if self.teacher:
                 return self.first_states(h, ids)
             m = self.settings.latent_steps
             return self.system.agents[role].think(prompts, m, gradient=True)
 
         questions = [example.question for example in examples]
-        *_, final = recurse(self.system, questions, self.settings, think=think)
-        h, ids = self.forced(examples, self.settings.rounds, last, final.prompts)
-        loss = next_token_loss(self.system.agents[last], h, ids)
+        turns = list(recurse(self.system, questions, self.settings, think=think))
+        h, ids = self.forced(examples, self.settings.rounds, last, turns[-1].prompts)
+        states = h[:, :-1]
+        if self.objective is not None:
+            loss = self.objective(turns, states, ids, examples)
+            check_loss(loss)
+            return loss
+        loss = next_token_loss(self.system.agents[last], states, ids)
         if other_losses:
             loss = loss + self.other_rounds * sum(other_losses) / len(other_losses)
         return loss
@@ -242,21 +258,50 @@ class OuterLoss(torch.nn.Module):
         return states
 
 
+def check_loss(loss: object) -> None:
+    """InputError unless an objective came to a scalar that depends on a link."""
+    if not torch.is_tensor(loss) or loss.numel() != 1:
+        shape = tuple(loss.shape) if torch.is_tensor(loss) else type(loss).__name__
+        raise InputError(
+            f"the objective returned {shape}, expected a tensor with one number: take the mean of what it computes"
+        )
+    if not loss.requires_grad:
+        raise InputError(
+            "the objective depends on no link: compute it from the states, or from turn.states and turn.sent of a "
+            "turn, and not under torch.no_grad"
+        )
+
+
 # Activation checkpointing
 
 
-def checkpoint_activations(system: System) -> None:
-    """Make links and blocks keep only their inputs and recompute the rest for the gradient (arXiv 1604.06174)."""
-    links = list(system.outer_links.values())
+def checkpoint_activations(system: System) -> Callable[[], None]:
+    """Make links and blocks keep only their inputs and recompute the rest for the gradient (arXiv 1604.06174).
+
+    Returns the function that makes them as they were.
+    """
+    blocks: list[torch.nn.Module] = []
+    links: list[torch.nn.Module] = list(system.outer_links.values())
     for agent in system.agents.values():
         if agent.inner_link is not None:
             links.append(agent.inner_link)
-        for block in agent.model.layers:
-            block.forward = partial(checkpointed_block, block.forward)
+        blocks += agent.model.layers
+    before = [(module, module.forward) for module in (*blocks, *links)]
+    for block in blocks:
+        block.forward = partial(checkpointed_block, block.forward)  # type: ignore[method-assign]
     for link in links:
         link.forward = partial(  # type: ignore[method-assign]
             checkpoint, link.forward, use_reentrant=False, preserve_rng_state=False
         )
+
+    def undo() -> None:
+        for module, forward in before:
+            if getattr(forward, "__func__", None) is type(module).forward:
+                del module.forward  # that of its class again
+            else:
+                module.forward = forward  # type: ignore[method-assign]
+
+    return undo
 
 
 def checkpointed_block(

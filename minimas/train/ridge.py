@@ -6,7 +6,7 @@
 `read` runs the agent over the texts once, for all regressions that begin at it. Other new links start at random, with a
 gain at the scale of the embeddings.
 
-Letters: n tokens, D width of the source, E width of the target.
+Notation: n tokens, D width of the source, E width of the target.
 """
 
 from collections.abc import Iterable, Sequence
@@ -71,12 +71,14 @@ def read(
     turns: Sequence[TargetTurn],
     longest: int = MAX_POSITIONS,
     date: str = DATE,
+    progress: bool = True,
 ) -> list[Reading]:
     """TargetTurns of `role` -> a Reading of each, the shortest first; InputError if a state is not finite."""
     agent = system.agents[role]
     turns = sorted(turns, key=lambda turn: len(turn.reply))
     readings = []
-    for i in tqdm(range(0, len(turns), AT_ONCE), f"{role} reads", unit="batch", leave=False):
+    starts = range(0, len(turns), AT_ONCE)
+    for i in tqdm(starts, f"{role} reads", unit="batch", leave=False, disable=not progress):
         batch = turns[i : i + AT_ONCE]
         states, replies = forced_turns(system, role, batch, longest, date)
         for turn, h, ids in zip(batch, states, replies, strict=True):

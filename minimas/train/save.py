@@ -15,6 +15,7 @@ from ..common import InputError, write_atomic
 from ..link import InnerLink, OuterLink
 from ..load import AGENT_FILES, agent_patterns, checkpoint_folder, weight_files
 from ..styles import Style
+from .folders import suffix
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -106,8 +107,3 @@ def save_outer_links(
     else:
         whole = {"format_version": 1, "paradigm": style.paradigm, "adapters": adapters}
         write_json(manifest, whole)
-
-
-def suffix(task: str | None) -> str:
-    """What the names of a task's files end with, before the extension."""
-    return f"({task})" if task else ""

@@ -203,7 +203,7 @@ def randomise_outer_links(links: Iterable[torch.nn.Module]) -> None:
 
 def evaluate(folder: Path, split: str, per_length: int) -> dict:
     """What the system in a folder reaches on `per_length` chains of each length, loaded as any user would load it."""
-    system = load_mas_system("tiny", checkpoints=folder, device="cpu", plain=True)
+    system = load_mas_system("tiny", checkpoints=folder, device="cpu")
     chains = questions(split, per_length)
 
     def at(rounds: Iterable[int], **options: Any) -> dict[int, dict]:
@@ -242,13 +242,13 @@ def build(
     style = STYLES["tiny"]
     agents = {role: new_agent(out / role, role, seed) for role in ROLES}
     links = new_outer_links(style.edges, agents)
-    system = System(style, agents, links)
+    system = System(style, agents, dict(links))
     for role, agent in agents.items():
         train_agent(system, role, seed, scaled(700), batch)
         save_agent(out / role, agent)
-    for role, agent in agents.items():
-        train_inner_link(system, role, seed, scaled(400), batch)
-        save_inner_link(out / role, style, None, agent.inner_link)
+    for role in agents:
+        link = train_inner_link(system, role, seed, scaled(400), batch)
+        save_inner_link(out / role, style, None, link)
     train_outer_links(system, seed, scaled(1000), scaled(300), batch)
     save_outer_links(out / "links", style, None, links)
     minutes = round((time.perf_counter() - started) / 60, 1)
@@ -263,18 +263,21 @@ def build(
     return report
 
 
-def train_inner_link(system: System, role: str, seed: int, steps: int, batch: int) -> None:
-    """Train one agent's inner link on random exercises."""
+def train_inner_link(system: System, role: str, seed: int, steps: int, batch: int) -> InnerLink:
+    """Train one agent's inner link on random exercises, and return it."""
     agent = system.agents[role]
+    link = agent.inner_link
+    assert isinstance(link, InnerLink), "new_agent gives it one"
     rng = random.Random(f"{seed} inner {role}")
-    start_gain(agent.inner_link, agent)
+    start_gain(link, agent)
     loss = InnerLoss(system, role, mse=0.1)
 
     def loss_at(step: int, part: int) -> torch.Tensor:
         return loss(turns(rng, role, batch))
 
     fit(loss_at, [adamw(loss, 3e-3)], steps, f"inner link of {role}")
-    agent.inner_link.requires_grad_(False)
+    link.requires_grad_(False)
+    return link
 
 
 def train_outer_links(system: System, seed: int, ridge_turns: int, steps: int, batch: int) -> None:

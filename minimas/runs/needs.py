@@ -4,19 +4,18 @@ It is computed from each agent's config.json and from the names and sizes of fil
 A decoder without weights, on torch's meta device, has the sizes of all its tensors, and makes caches with the sizes of
 real ones. Activations, scores over the vocabulary, and what PyTorch and CUDA take for themselves are not counted.
 
-Letters: B questions at once, S positions of a cache.
+Notation: B questions at once, S positions of a cache.
 """
 
 import re
-from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..common import InputError, aligned, checkpoints
+from ..common import InputError, aligned
 from ..link import InnerLink, OuterLink
 from ..load import (
     agent_patterns,
@@ -28,7 +27,7 @@ from ..load import (
     usable_dtype,
 )
 from ..settings import CompletedSettings
-from ..styles import Style
+from ..styles import Origin, Style
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
 
@@ -52,25 +51,23 @@ class Need:
 
 
 def needs_of(
-    args: Namespace,
+    origin: Origin,
     style: Style,
     points: Sequence[CompletedSettings],
     prompt: int = PROMPT,
-    dtype: str | None = None,
 ) -> dict[str, Need]:
-    """{role: Need} of a command's run. InputError if a config.json cannot be fetched or read.
+    """{role: Need} of a run. InputError if a config.json cannot be fetched or read.
 
     points   the completed Settings of the run; of several the largest cache counts
     prompt   tokens of a prompt
-    dtype    its name, in place of the command's
     """
-    sources = style.sources(checkpoints(args.checkpoint))
-    devices = devices_by_role(style.order, args.device)
+    sources = style.sources(origin.checkpoints)
+    devices = devices_by_role(style.order, origin.device)
     models = {}
     for role, device in devices.items():
         folder = checkpoint_folder(sources[role], "config.json", role=role)
         model, stored = decoder_without_weights(folder)
-        models[role] = model.to(usable_dtype(dtype or args.dtype, device) or stored)
+        models[role] = model.to(usable_dtype(origin.dtype, device) or stored)
     widths = {role: model.config.hidden_size for role, model in models.items()}
 
     needs = {}
@@ -167,21 +164,25 @@ def memory_of(device: torch.device) -> float:
     return 1024 * kilobytes or float("inf")
 
 
-def check_memory(
-    args: Namespace, style: Style, points: Sequence[CompletedSettings], B: int
-) -> None:
+def least_bytes(
+    origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int
+) -> dict[torch.device, int]:
+    """{device: bytes} that a run needs for certain for B questions at once: as if their prompts were empty."""
+    needs = needs_of(origin, style, points, prompt=0)
+    return on_devices(needs, B, origin.offload, least=True)
+
+
+def check_memory(origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int) -> None:
     """InputError if B questions at once need more than all the memory of a device, even if their prompts were empty."""
-    needs = needs_of(args, style, points, prompt=0)
-    for device, needed in on_devices(needs, B, args.offload, least=True).items():
+    for device, needed in least_bytes(origin, style, points, B).items():
         memory = memory_of(device)
         if needed <= memory:
             continue
-        weights = on_devices(needs, 0, args.offload, least=True)[device]
-        narrow = needs_of(args, style, points, prompt=0, dtype="bfloat16")
+        weights = least_bytes(origin, style, points, 0)[device]
         ways = {
-            "--offload": on_devices(needs, B, True, least=True),
-            "--batch-size 1": on_devices(needs, 1, args.offload, least=True),
-            "--dtype bfloat16": on_devices(narrow, B, args.offload, least=True),
+            "--offload": least_bytes(replace(origin, offload=True), style, points, B),
+            "--batch-size 1": least_bytes(origin, style, points, 1),
+            "--dtype bfloat16": least_bytes(replace(origin, dtype="bfloat16"), style, points, B),
         }
         helps = [
             f"{option} ({size(then[device])})"
@@ -199,13 +200,11 @@ def check_memory(
 # The tables
 
 
-def needs_text(
-    args: Namespace, style: Style, points: Sequence[CompletedSettings], task: str
-) -> str:
+def needs_text(origin: Origin, style: Style, points: Sequence[CompletedSettings], task: str) -> str:
     """The tables of --needs: what each agent needs, and what that comes to on each device."""
-    needs = needs_of(args, style, points)
+    needs = needs_of(origin, style, points)
     B = points[0].batch_size
-    agents = agents_table(needs, style, style.sources(checkpoints(args.checkpoint)), task, B)
+    agents = agents_table(needs, style, style.sources(origin.checkpoints), task, B)
     return f"prompts of {PROMPT} tokens\n{aligned(agents)}\n\n{aligned(devices_table(needs, B))}"
 
 

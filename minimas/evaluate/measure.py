@@ -1,0 +1,463 @@
+"""Measures a system on questions with known answers, at each point of a grid of channels, rounds and latent steps.
+
+`evaluate` is what the command (__main__.py) calls, too. Before anything is loaded or asked it knows all settings, and
+holds the file of records (runs/lock.py). The record of a question (records.py) is kept as soon as it is answered. At
+the end all records are summed up in a Table (report.py).
+
+A run that was killed continues when it is started again. It replays the same batches, so records match up to
+rounding. They differ by rounding only where memory ran out and a batch was answered in pieces. With torchrun every
+process answers its share of the batches and writes a part of its own; the first process merges the parts.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common import InputError, check_known, no_op, warn, writable_file
+from ..prompts import TASKS
+from ..runs.lock import Lock, held, share
+from ..runs.processes import Processes, join, launched, leave
+from ..settings import CompletedSettings, Settings
+from ..styles import Origin, Style, style_named
+from .benchmarks import BENCHMARKS, Example, benchmark_named, load_dataset, settings_for
+from .grade import graders_for
+from .records import (
+    POINT,
+    Key,
+    Record,
+    by_key,
+    gather,
+    graded,
+    line_of,
+    read_lines,
+    record_key,
+    settings_line,
+)
+from .report import Table, make_table
+from .run_tests import check_tests
+
+if TYPE_CHECKING:
+    from ..system import System
+
+# What needs torch is imported where it is used, after the outputs are held: a run that is refused ends at once.
+
+WAIT = timedelta(days=30)  # for the other processes of a run, whose shares may take as long
+OURS = re.compile(r"\.(part\d+|partial|lock)$")  # ends of names of files beside the outputs of runs
+
+
+def evaluate(
+    system: "System | Origin",
+    dataset: str | Path | Sequence[Example],
+    *,
+    settings: Settings | None = None,
+    rounds: int | Iterable[int] | None = None,
+    latent_steps: int | Iterable[int] | None = None,
+    channel: str | Iterable[str] | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    rollouts: int | None = None,
+    batch_size: int | None = None,
+    retry: bool | None = None,
+    tools: str | Sequence[str] | None = None,
+    date: str | None = None,
+    protocol: str = "paper",
+    graders: str | Sequence[str] | None = None,
+    allow_code_execution: bool = False,
+    limit: int | None = None,
+    file: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+    out: str | Path | None = None,
+    regrade: bool = False,
+    progress: bool = True,
+) -> Table:
+    """Ask a system all questions of a data set at each point of a grid, and judge its answers.
+
+    system     a System; or an Origin, from which one is loaded when the first question is about to be asked
+    dataset    a list of Examples from load_dataset; or the name of a benchmark or a local file, which is then loaded
+               with `limit`, `file`, `columns` and `task`
+
+    settings   a Settings object; what follows up to `date` are its fields. What is not chosen here, or is at its
+               default in `settings`, is what the protocol of the data set says, else the style's default.
+    rounds, latent_steps, channel   one value or several; all combinations are measured
+    protocol   paper, or released: the source of a benchmark's settings
+
+    graders    of mathematics: one or several of math-verify, plain and released (grade.py)
+    allow_code_execution   run the programs that agents write, in guarded processes
+
+    out        a file of records: it is written while the run goes on, and a run with the same settings continues it.
+               Changes of a System after it was loaded are not noticed: give each its own file. Without `out`, records
+               are kept in memory only.
+    regrade    grade the texts in `out` again, and ask no agent
+    progress   show a bar on stderr
+
+    In each process of torchrun this answers a share of the questions, and returns the whole Table.
+    Raises InputError if something given cannot be used, another process writes `out`, or `out` holds another run.
+    """
+    run = planned(
+        system,
+        dataset,
+        chosen(
+            settings,
+            rounds=rounds,
+            latent_steps=latent_steps,
+            channel=channel,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            rollouts=rollouts,
+            batch_size=batch_size,
+            retry=retry,
+            tools=None if tools is None else several(tools),
+            date=date,
+        ),
+        protocol=protocol,
+        graders=graders,
+        allow_code_execution=allow_code_execution,
+        limit=limit,
+        file=file,
+        columns=columns,
+        task=task,
+    )
+    processes = launched()
+    path = None
+    if out is not None:
+        path = Path(out).expanduser()
+        check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
+    elif regrade:
+        raise InputError("regrade grades the records in a file: name it with out")
+    elif processes.world > 1:
+        raise InputError(
+            f"{processes.world} processes bring their records together in a file: name one with out"
+        )
+    locks = [] if path is None else [Lock("--out", path)]
+    with held(locks, processes.rank):
+        return measure(run, path, locks, regrade, progress, processes)
+
+
+# The plan of a run
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: its name, its task (math, choice or code), and a function that gives its Examples.
+
+    load   load(warn) -> Examples; it warns of what is left out
+    """
+
+    name: str
+    task: str
+    load: Callable[[Callable[[str], object]], list[Example]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is measured, settled before anything is loaded.
+
+    origin   what the system is, or is to be, loaded from
+    style    its Style
+    system   the System, None if it has not been loaded
+    data     what it is asked
+    points   the completed Settings of each point of the grid
+    graders  their names; the first one's verdicts are plotted
+    """
+
+    origin: Origin
+    style: Style
+    system: "System | None"
+    data: Data
+    points: list[CompletedSettings]
+    graders: tuple[str, ...]
+
+
+def chosen(settings: Settings | None = None, **given: Any) -> dict[str, Any]:
+    """{field: value} of what was chosen: fields of `settings` that are not at their defaults, and above them what is
+    given by name and not None.
+    """
+    values = {}
+    for one in fields(Settings):
+        value = getattr(settings or Settings(), one.name)
+        if value != one.default:
+            values[one.name] = value
+    return values | {name: value for name, value in given.items() if value is not None}
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """One value or several as a tuple."""
+    is_one = isinstance(value, str) or not isinstance(value, Iterable)
+    return (value,) if is_one else tuple(value)
+
+
+def planned(
+    system: "System | Origin",
+    dataset: str | Path | Sequence[Example],
+    options: Mapping[str, Any],
+    *,
+    protocol: str = "paper",
+    graders: str | Sequence[str] | None = None,
+    allow_code_execution: bool = False,
+    limit: int | None = None,
+    file: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+) -> Run:
+    """The Run that the arguments of `evaluate` describe; InputError if they describe none.
+
+    options   {field of Settings: value}, as `chosen` makes it
+    """
+    if isinstance(system, (str, Path)):
+        raise InputError(
+            f"the system is {str(system)!r}, expected a System: load it with load_mas_system"
+        )
+    if isinstance(system, Origin):
+        loaded = None
+        origin = system
+        style = style_named(origin.style)
+        own_task = style.task
+    else:
+        loaded = system
+        origin = system.origin or Origin(style="")  # put together by hand
+        style = system.style
+        own_task = system.task
+    if isinstance(dataset, (str, Path)):
+        seed = options.get("seed", Settings.seed)
+        data = named_data(str(dataset), file, columns, task, limit, seed, own_task)
+    elif any(value is not None for value in (limit, file, columns, task)):
+        raise InputError(
+            "limit, file, columns and task are for a data set that is named: give them to load_dataset"
+        )
+    else:
+        data = data_of(list(dataset))
+    if loaded is not None and loaded.task != data.task:
+        raise InputError(
+            f"the system was loaded for task {loaded.task}, and these questions are of task {data.task}: "
+            f"load it with task={data.task!r}"
+        )
+    task_asked = None if data.name in BENCHMARKS else data.task  # a benchmark has its own
+    defaults = settings_for(data.name, str(origin.style), protocol, task_asked)
+    kind = defaults.pop("grader")
+    wanted = None if graders is None else several(graders)
+    judges = tuple(dict.fromkeys(graders_for(kind, wanted, allow_code_execution)))
+    points = grid(style, defaults | dict(options))
+    return Run(origin, style, loaded, data, points, judges)
+
+
+def named_data(
+    name: str,
+    file: str | Path | None,
+    columns: Mapping[str, str] | None,
+    task: str | None,
+    limit: int | None,
+    seed: int,
+    own_task: str,
+) -> Data:
+    """The data set that load_dataset finds by its name. A local file is of own_task, the system's, by default."""
+    if name not in BENCHMARKS:
+        task = task or own_task
+    load = partial(load_dataset, name, file, columns, task, limit, seed)
+    return Data(name, benchmark_named(name, task)["task"], load)
+
+
+def data_of(examples: list[Example]) -> Data:
+    """The data set of Examples; InputError unless all are of the same."""
+    if not examples or not all(isinstance(example, Example) for example in examples):
+        raise InputError(
+            "the data set holds no Examples: expected a list from load_dataset, or a benchmark's name"
+        )
+    kinds = list(dict.fromkeys((example.dataset, example.task) for example in examples))
+    if len(kinds) > 1:
+        named = " and ".join(f"{name or 'no data set'} ({task})" for name, task in kinds)
+        raise InputError(f"the Examples are of {named}: evaluate those of one data set at a time")
+    name, task = kinds[0]
+    check_known("task", [task], TASKS)
+    return Data(name, task, lambda _: examples)
+
+
+def grid(style: Style, options: Mapping[str, Any]) -> list[CompletedSettings]:
+    """The completed Settings of each point, of options with one value or several for channel, rounds and latent_steps.
+
+    InputError if a value is out of range.
+    """
+    common = {name: value for name, value in options.items() if name not in POINT}
+    axes: dict[str, tuple] = {"channel": ("latent",), "rounds": (None,), "latent_steps": (None,)}
+    for name in POINT:
+        if name in options:
+            axes[name] = several(options[name])
+        if not axes[name]:
+            example = "latent, text or latent,text" if name == "channel" else "one number or more"
+            raise InputError(f"--{name.replace('_', '-')} lists nothing, expected {example}")
+    points = []
+    for channel, rounds, latent_steps in itertools.product(*(axes[name] for name in POINT)):
+        if channel != "latent":
+            latent_steps = 0  # a text channel has none: one point for all their numbers
+        point = Settings(channel=channel, rounds=rounds, latent_steps=latent_steps, **common)
+        points.append(point.completed(style))
+    return list(dict.fromkeys(points))
+
+
+# The files
+
+
+def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path | None]) -> None:
+    """Check {option: file} of what a run writes, beside {option: file} of what it reads. The folder of --out is made.
+
+    InputError if one cannot be written, has a name that runs use themselves, or is one file with another.
+    """
+    taken: dict[Path, str] = {}
+    for option, file in [*inputs.items(), *outputs.items()]:
+        if not file:
+            continue
+        other = taken.setdefault(Path(file).expanduser().resolve(), option)
+        if other != option:
+            raise InputError(f"{option} and {other} are the same file, {file}: give another name")
+    for option, file in outputs.items():
+        end = OURS.search(str(file))
+        if end:
+            raise InputError(
+                f"{option} is {file}, but names that end in {end[0]} are those of files beside the outputs of runs: "
+                "give another name"
+            )
+        writable_file(option, file, make_folder=option == "--out")
+
+
+def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """InputError if a run that reads `inputs` cannot write its records to a file."""
+    if run.system is not None and run.system.origin is None:
+        raise InputError(
+            "this System was put together by hand, so that its records could not say what they depend on: leave out "
+            "`out`, or load it with load_mas_system"
+        )
+    check_outputs({"--out": out}, inputs)
+
+
+# The run
+
+
+def measure(
+    run: Run,
+    out: Path | None,
+    locks: Sequence[Lock],
+    regrade: bool,
+    progress: bool,
+    processes: Processes,
+) -> Table:
+    """Answer all questions at all points of the grid that have no record yet -> the Table.
+
+    out      the file of records, which `locks` hold in the first process; None keeps them in memory
+    regrade  grade the records again instead
+    """
+    rank = processes.rank
+    device = run.origin.device if run.system is None else "cpu"
+    device, wait = join(processes, device, "gloo", WAIT)  # gloo: it is only used to wait
+    if processes.world > 1:
+        share(locks, rank, wait)
+    examples = run.data.load(warn if rank == 0 else no_op)
+    asked = [example.question for example in examples]
+    fn_names = [example.fn_name for example in examples]
+    questions = run.style.questions(asked, fn_names, run.data.name)
+    if rank == 0 and run.data.task == "code":
+        check_tests(examples, progress)
+
+    def answers(finished: Collection[Key] = ()) -> Iterator[Record]:
+        """The records of this process's share of the questions, but those that are finished."""
+        from . import answering
+
+        system = run.system
+        if system is None:
+            origin = replace(run.origin, device=device)
+            system = answering.load(origin, run.style, run.points, run.data.task)
+        batches = answering.share_of(run.points, len(examples), processes)
+        shown = progress and rank == 0
+        return answering.answer_batches(
+            system, batches, examples, questions, run.graders, finished, shown
+        )
+
+    if out is None:
+        records = by_key(answers())
+    else:
+        file = out.resolve()  # what a link leads to is written, and the link stays
+        settings = settings_line(
+            run.origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
+        )
+        if not regrade:
+            complete(file, settings, answers, rank, wait)
+        elif rank == 0:
+            gather(file, settings, partial(graded_again, examples, run.graders), progress)
+        wait()  # until the file is whole
+        records = by_key(read_lines(file)[1:])
+    leave(processes)
+    return table_of(run, records, len(examples), out, regrade)
+
+
+def complete(
+    file: Path,
+    settings: Record,
+    answers: Callable[[Collection[Key]], Iterator[Record]],
+    rank: int,
+    wait: Callable[[], object],
+) -> None:
+    """Add the records that are missing to the file of a run. All its processes call this, each with its own answers.
+
+    settings   the first line of the file
+    answers    answers(finished) -> this process's records, but those whose keys are in `finished`
+    wait       returns when all processes have called it
+    """
+    if rank == 0:
+        gather(file, settings)
+    wait()  # until the file is whole
+    finished = by_key(read_lines(file)[1:])
+    wait()  # until every process has read it, so that the first may write to it
+    append(own_file(file, rank), answers(finished.keys()))
+    wait()  # until all processes have written theirs
+    if rank == 0:
+        gather(file, settings)
+
+
+def own_file(file: Path, rank: int) -> Path:
+    """Where a process writes its records: the first one into the file of the run, each other one into a part of it."""
+    return file if rank == 0 else file.with_name(f"{file.name}.part{rank}")
+
+
+def append(file: Path, records: Iterable[Record]) -> None:
+    """Write records to the end of a file, each as soon as it is there."""
+    with open(file, "a", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(line_of(record))
+            lines.flush()
+
+
+def graded_again(examples: Sequence[Example], graders: Sequence[str], record: Record) -> Record:
+    """A record with new verdicts on its texts."""
+    return graded(record, examples[record["index"]], graders)
+
+
+def table_of(
+    run: Run, records: Mapping[Key, Record], n: int, out: Path | None, regrade: bool
+) -> Table:
+    """The Table of a finished run of n questions; InputError if records are missing."""
+    by_point = []
+    missing = 0
+    for point in run.points:
+        keys = [record_key(vars(point), i) for i in range(n)]
+        found = [records[key] for key in keys if key in records]
+        missing += n - len(found)
+        by_point.append(found)
+    if not missing:
+        return make_table(by_point, run.points, run.graders)
+    found_out = f"{missing} of {n * len(run.points)} questions are not answered yet"
+    if regrade:
+        raise InputError(f"{found_out}: run without --regrade first")
+    raise InputError(
+        f"{found_out}, though this run answered all: something else has changed {out} or deleted files beside it, or "
+        "processes on several machines do not share its folder. Start the same command again to answer them"
+    )

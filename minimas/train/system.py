@@ -1,0 +1,150 @@
+"""All links of a system, in one training after another; and the systems that trainings start from.
+
+system = train_system("mine.json", "mine.jsonl", out="runs/mine")
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..agent import load_agent
+from ..common import check_known, no_op
+from ..load import Devices, devices_by_role, load_outer_links, usable_dtype
+from ..prompts import TASKS
+from ..runs.lock import held
+from ..styles import Style, style_named
+from ..system import System
+from .examples import TrainExample
+from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
+from .links import (
+    Callback,
+    Examples,
+    Training,
+    check_objective,
+    data_or_rows,
+    examples_of,
+    learn_inner_link,
+    learn_outer_links,
+    rank_and_world,
+    task_of_links,
+)
+from .losses import Objective
+from .settings import CompletedTrainSettings, TrainSettings
+
+Sources = Mapping[str, str | Path]  # {role, or "links": folder or hub id}
+
+
+def train_system(
+    style: str | Path | Style,
+    examples: Examples,
+    settings: TrainSettings | None = None,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    checkpoints: dict[str, str | Path] | str | Path | None = None,
+    device: Devices = None,
+    dtype: str | torch.dtype | None = None,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    objective: Objective | None = None,
+    progress: bool = True,
+    callback: Callback = no_op,
+) -> System:
+    """Make all links of a style, the inner ones first, and return the System that has them.
+
+    style        its name, its file, or a Style
+    examples     the name of a data set, as for --data; rows; or TrainExamples, see train_inner
+    settings     TrainSettings: without steps and inner_steps all links are ridge regressions
+    out          the folder to write: one for each agent, and `links`; load_mas_system(style, checkpoints=out) loads it
+    resume       go on where a training in that folder was broken off
+    checkpoints, device, dtype, task   of the agents, as in load_mas_system; they may be base models
+    columns, limit   of the data, as in load_examples
+    objective    of the outer links, see train_outer
+    callback     called after each step of each training, see train_inner
+
+    Raises InputError on what cannot be used.
+    """
+    known_style = style if isinstance(style, Style) else style_named(style)
+    task = task or known_style.task
+    check_known("task", [task], TASKS)
+    inner_settings, outer_settings = settings_of_parts(settings or TrainSettings(), known_style)
+    check_objective(objective, outer_settings)
+    rows = data_or_rows(examples)
+    folder = Path(out).expanduser()
+    check_out(folder)
+    sources = known_style.sources(checkpoints, known_style.order)
+    check_apart(folder, sources)
+    parts = parts_of(folder, known_style)
+    made = {role: parts[role] for role in known_style.order}
+    shared: dict[str, Any] = dict(resume=resume, progress=progress, callback=callback, known={})
+
+    def examples_for(
+        what: str, role: str | None, own: CompletedTrainSettings
+    ) -> list[TrainExample]:
+        return examples_of(what, role, own, known_style, task, rows, columns, limit)
+
+    rank, _ = rank_and_world()
+    with held(locks_of("system", folder, known_style), rank):
+        if rank == 0:
+            name = task_of_links(known_style, task)
+            check_new_or_resumed("system", folder, known_style, name, resume)
+        for role in known_style.order:
+            own = examples_for("inner", role, inner_settings)
+            base = {role: sources[role]}
+            system = load_to_train(known_style, base, task, device, dtype, new_link=True)
+            learn_inner_link(
+                Training("inner", role, system, inner_settings, own, made[role], **shared)
+            )
+        own = examples_for("outer", None, outer_settings)
+        system = load_to_train(known_style, made, task, device, dtype)
+        learn_outer_links(
+            Training("outer", None, system, outer_settings, own, parts["links"], **shared),
+            objective,
+        )
+        links = load_outer_links(parts["links"], task, known_style.edges, system.agents)
+    system.outer_links.update(links)  # as the folder has them, rounded to bfloat16
+    return system
+
+
+def settings_of_parts(
+    settings: TrainSettings, style: Style
+) -> tuple[CompletedTrainSettings, CompletedTrainSettings]:
+    """The settings of each inner link of a system, and those of its outer links."""
+    whole = settings.completed("system", style)
+    start = "random" if whole.inner_steps else "ridge"
+    inner = settings.for_training("inner", steps=whole.inner_steps, init=start)
+    outer = settings.for_training("outer", steps=whole.steps)
+    return inner.completed("inner", style), outer.completed("outer", style)
+
+
+def load_to_train(
+    style: Style,
+    sources: Sources,
+    task: str,
+    device: Devices = None,
+    dtype: str | torch.dtype | None = None,
+    new_link: bool = False,
+) -> System:
+    """A System of plain agents, only of those in `sources`, with outer links if these are among them.
+
+    new_link   give agents a new inner link each: their folders may be those of base models
+    """
+    devices = devices_by_role(style.order, device)
+    agents = {}
+    for role in style.order:
+        if role in sources:
+            agents[role] = load_agent(
+                sources[role],
+                task,
+                devices[role],
+                usable_dtype(dtype, devices[role]),
+                untrained=new_link,
+                role=role,
+            )
+    system = System(style, agents, {}, task)
+    if "links" in sources:
+        system.outer_links |= load_outer_links(sources["links"], task, style.edges, agents)
+    return system

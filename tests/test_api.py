@@ -1,0 +1,383 @@
+"""What a researcher does from Python: hooks, weights, copies, gradients, options, and changes of what agents hear."""
+
+import copy
+import inspect
+import pickle
+import warnings
+from dataclasses import fields
+
+import checkpoints
+import pytest
+import torch
+
+import minimas
+from minimas import InputError, Settings
+from minimas.fast.graphs import Graphs
+
+CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"  # 5; 2 after one round, 9 after two
+OTHER = "7 +5 *3 +3 +8 *7 -1 +6"  # 4
+EDGE = ("planner", "critic")
+OPTIONS = {"rounds": 2, "latent_steps": 2, "max_new_tokens": 3, "retry": False, "temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return minimas.load_mas_system("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def donor(tiny):
+    """What was thought of the other chain."""
+    return tiny.run([OTHER], keep_states=True, keep_latents=True)[0]
+
+
+def answers(system, edit=None, questions=(CHAIN,), **options):
+    options |= {"edit": edit} if edit else {}
+    return [result.answer for result in system.run(list(questions), **options)]
+
+
+# Modules
+
+
+@pytest.mark.parametrize("style", ["tiny", *checkpoints.SYSTEMS])
+def test_every_hook_fires(folders, style):
+    """On every module of every family, and on links and their parts."""
+    where = None if style == "tiny" else folders(style)
+    system = minimas.load_mas_system(style, checkpoints=where, device="cpu")
+    fired = set()
+    expected = set()
+    for role, agent in system.agents.items():
+        roots = {role: agent.model, f"{role}'s link": agent.inner_link}
+        for root, whole in roots.items():
+            for name, module in whole.named_modules():
+                if isinstance(module, torch.nn.ModuleList):
+                    continue
+                key = (root, name)
+                expected.add(key)
+                module.register_forward_hook(lambda *_, key=key: fired.add(key))
+    for edge, link in system.outer_links.items():
+        for name, module in link.named_modules():
+            expected.add((edge, name))
+            module.register_forward_hook(lambda *_, key=(edge, name): fired.add(key))
+    writer = system.style.order[-1]
+    question = CHAIN if style == "tiny" else "What is 1 + 1?"
+    system.run([question], **OPTIONS)
+    silent = {(role, "lm_head") for role in system.agents if role != writer}  # they write nothing
+    assert expected - fired == silent
+
+
+def test_a_hook_changes_a_thought(tiny):
+    attention = tiny.agents["critic"].model.layers[1].self_attn
+    before = answers(tiny)
+    hook = attention.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    try:
+        assert answers(tiny) != before == ["5"]
+    finally:
+        hook.remove()
+    assert answers(tiny) == before
+
+
+@pytest.mark.parametrize("style", checkpoints.SYSTEMS)
+def test_every_weight_is_there_under_its_name(folders, style):
+    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu")
+    for role, agent in system.agents.items():
+        state = agent.model.state_dict()
+        assert set(state) == {
+            name for name, _ in agent.model.named_parameters(remove_duplicate=False)
+        }
+        assert all(tensor.numel() for tensor in state.values()), role
+        again = type(agent.model)(agent.model.config, *attention_of(agent.model))
+        again.load_state_dict(state)
+
+
+def attention_of(model):
+    """What `Qwen2` and `Qwen3` give to Llama besides the config: the class, or the function, of the attention."""
+    if type(model) is not minimas.agent.Llama:
+        return ()
+    attention = model.layers[0].self_attn
+    if attention.q_proj.bias is not None:
+        return (minimas.qwen.qwen2_attention,)
+    return (type(attention),)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copied_system_answers_alike(fast, copied):
+    system = minimas.load_mas_system("tiny", device="cpu", fast=fast)
+    expected = system.run([CHAIN, OTHER], keep_latents=True)
+    again = copied(system)
+    found = again.run([CHAIN, OTHER], keep_latents=True)
+    for a, b in zip(expected, found, strict=True):
+        assert a.token_ids == b.token_ids
+        assert all(torch.equal(a.latents[key], b.latents[key]) for key in a.latents)
+    assert again.agents["critic"].model is not system.agents["critic"].model
+    assert copied(expected[0]).text == expected[0].text
+
+
+def test_a_copy_of_graphs_captures_its_own(tiny):
+    graphs = Graphs(tiny.agents["planner"].model)
+    graphs.make_cache(2, 10)
+    assert copy.deepcopy(graphs).base is None and graphs.base is not None
+
+
+def test_gradients_reach_every_weight():
+    system = minimas.load_mas_system("tiny", device="cpu")
+    agent = system.agents["planner"]
+    agent.model.requires_grad_(True)
+    prompts = system.prompts_for("planner", system.style.questions([CHAIN]), {})
+    H = agent.think(prompts, 2, gradient=True)
+    agent.model.logits(H).logsumexp(-1).sum().backward()
+    without = [name for name, p in agent.model.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_fast_form_says_what_it_cannot_do():
+    system = minimas.load_mas_system("tiny", device="cpu", fast=True)
+    agent = system.agents["planner"]
+    projection = agent.model.layers[0].self_attn.q_proj
+    for method in "register_forward_hook", "register_forward_pre_hook":
+        with pytest.raises(InputError, match="fast=False"):
+            getattr(projection, method)(lambda *_: None)
+    seen = []
+    agent.model.layers[0].self_attn.register_forward_hook(lambda *_: seen.append(1))
+    system.run([CHAIN], rounds=1)
+    assert seen, "what is not merged takes hooks"
+    x = agent.model.embed(torch.tensor([[5]])).requires_grad_(True)
+    with pytest.raises(InputError, match="fast=False"):
+        agent.model(x, torch.zeros(1, 1, dtype=torch.long), agent.model.make_cache(1))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_plain_still_works_and_warns(plain):
+    with pytest.warns(DeprecationWarning, match="fast="):
+        system = minimas.load_mas_system("tiny", device="cpu", plain=plain)
+    assert (system.agents["planner"].model.layers[0].self_attn.q_proj.weight is None) != plain
+
+
+# Options and results
+
+
+def test_every_setting_is_in_the_signature(tiny):
+    parameters = inspect.signature(tiny.run).parameters
+    assert {one.name for one in fields(Settings)} <= set(parameters)
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    with pytest.raises(TypeError):
+        tiny.run([CHAIN], round=2)
+
+
+def test_a_settings_object_and_options_over_it(tiny):
+    settings = Settings(rounds=1, channel="text")
+    (result,) = tiny.run([CHAIN], settings)
+    assert (result.answer, result.rounds) == ("2", 1) and result.heard_tokens > 0
+    (result,) = tiny.run([CHAIN], settings, rounds=2, channel="latent")
+    assert (result.answer, result.rounds, result.heard_tokens) == ("9", 2, 0)
+    with pytest.raises(InputError, match="rounds is 0"):
+        tiny.run([CHAIN], settings, rounds=0)
+
+
+def test_a_result_says_whether_it_was_retried(tiny, folders):
+    style = "sequential_light"
+    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu")
+    (retried,) = system.run(["1 + 1"], **OPTIONS | {"retry": True})
+    (not_asked,) = system.run(["1 + 1"], **OPTIONS)
+    (whole,) = tiny.run([CHAIN])
+    assert [retried.retried, not_asked.retried, whole.retried] == [True, False, False]
+    assert retried.new_tokens > not_asked.new_tokens == 3
+
+
+def test_timings_have_names(tiny):
+    (result,) = tiny.run([CHAIN], rounds=1, keep_states=True)
+    assert list(result.timings) == list(result.prompts) == [(1, role) for role in tiny.style.order]
+    assert sorted(result.timings.values()) == list(result.timings.values())
+    assert result.stages == {
+        key: (result.timings[key], result.prompts[key]) for key in result.prompts
+    }
+
+
+def test_what_is_shown_fits_a_screen(tiny, donor):
+    for shown in tiny, tiny.style, donor:
+        lines = repr(shown).split("\n")
+        assert len(lines) <= 25 and max(map(len, lines)) <= 240
+    assert all(role in repr(tiny) for role in tiny.style.order) and "float32 on cpu" in repr(tiny)
+    assert "planner" in donor._repr_html_() and donor._repr_html_().startswith("<iframe srcdoc=")
+    (bare,) = tiny.run(["7 +5"])
+    assert bare._repr_html_().startswith("<pre>")
+
+
+# Changes of what agents hear
+
+
+def test_states_before_the_outer_link(tiny, donor):
+    """Replaced, or changed in place: what the others hear is made of the states as they are then."""
+
+    def replaced(turn, questions):
+        if (turn.round, turn.role) == (1, "solver"):
+            turn.states = donor.states[1, "solver"][None]
+
+    def in_place(turn, questions):
+        if (turn.round, turn.role) == (1, "solver"):
+            turn.states[0] = donor.states[1, "solver"]
+
+    assert answers(tiny, replaced) == answers(tiny, in_place) == answers(tiny, None, [OTHER])
+
+
+def test_latents_after_the_outer_link(tiny, donor):
+    def patch(turn, questions):
+        for edge in turn.sent:
+            turn.sent[edge] = donor.latents[(turn.round, *edge)][None]
+
+    assert answers(tiny, patch, rounds=3) != ["5"]
+
+
+@pytest.mark.parametrize("channel", ["latent", "text"])
+def test_a_muted_edge_is_silence(tiny, channel):
+    """Muted by name, deleted, or sent without latents: it is all the same, and never last round's message."""
+
+    def muted(turn, questions):
+        if turn.round == 2 and turn.role == "planner":
+            turn.mute(EDGE)
+
+    def deleted(turn, questions):
+        if turn.round == 2 and turn.role == "planner":
+            del turn.sent[EDGE]
+
+    def nothing(turn, questions):
+        if turn.round == 2 and turn.role == "planner":
+            silent = [""] * len(questions) if channel == "text" else turn.sent[EDGE][:, :0]
+            turn.sent[EDGE] = silent
+
+    heard = []
+    for edit in muted, deleted, nothing:
+
+        def watched(turn, questions, edit=edit):
+            edit(turn, questions)
+            if (turn.round, turn.role) == (2, "critic"):
+                heard.append(turn.prompts[0])
+
+        found = answers(tiny, watched, channel=channel)
+        assert found == answers(tiny, nothing, channel=channel) != ["5"]
+    whole = tiny.run([CHAIN], channel=channel, keep_states=True)[0].prompts[2, "critic"]
+    sizes = [sum(map(len, tiny.agents["critic"].tokens(prompt))) for prompt in [*heard, whole]]
+    assert sizes[0] == sizes[1] == sizes[2] < sizes[3]
+
+
+def test_a_question_that_is_stopped_is_answered_as_in_fewer_rounds(tiny):
+    """Among others that go on, whichever turn of the round stops it."""
+    asked = [CHAIN, OTHER, "3 +1 *3"]
+    for role in tiny.style.order:
+
+        def stop_first(turn, questions, role=role):
+            assert len(questions) == len(turn.rows) == len(turn.prompts)
+            if turn.round == 2 and turn.role == role and not turn.answers:
+                turn.stop([0])
+
+        results = tiny.run(asked, rounds=3, edit=stop_first, keep_latents=True)
+        assert [result.rounds for result in results] == [2, 3, 3]
+        fewer = tiny.run(asked, rounds=2, keep_latents=True)[0]
+        assert results[0].token_ids == fewer.token_ids
+        assert [result.answer for result in results[1:]] == answers(tiny, None, asked[1:], rounds=3)
+        for key in fewer.latents:
+            assert torch.allclose(results[0].latents[key], fewer.latents[key], atol=1e-4)
+
+
+def test_a_question_whose_thoughts_settle_is_done(tiny):
+    """Chains of one round and of three: each takes a round more than it needs."""
+    before = {}
+
+    def settled(turn, questions):
+        if turn.role != "solver" or turn.answers:
+            return
+        same = []
+        for i, question in enumerate(questions):
+            thought = turn.states[i].flatten()
+            last = before.get(question.text)
+            if last is not None and torch.cosine_similarity(thought, last, 0) > 0.999:
+                same.append(i)
+            before[question.text] = thought
+        turn.stop(same)
+
+    results = tiny.run(["3 +1 *3", CHAIN], rounds=5, edit=settled)
+    assert [(result.answer, result.rounds) for result in results] == [("2", 3), ("5", 4)]
+
+
+def test_all_may_stop_at_once(tiny):
+    def stop(turn, questions):
+        turn.stop()
+
+    assert [result.rounds for result in tiny.run([CHAIN, OTHER], rounds=3, edit=stop)] == [1, 1]
+
+
+def read_already(turn):
+    turn.prompts[0] = ["something else"]
+
+
+def sent_already(turn):
+    assert turn.sent
+    turn.states = turn.states + 1
+
+
+def sent_already_in_place(turn):
+    assert turn.sent
+    turn.states += 1
+
+
+def to_nobody(turn):
+    turn.sent["critic", "planner"] = turn.states
+
+
+def too_few(turn):
+    turn.sent[EDGE] = turn.sent[EDGE][:0]
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        (read_already, "prompts were changed, but they have been read"),
+        (sent_already, "states were changed, but turn.sent was made of them"),
+        (sent_already_in_place, "states were changed, but turn.sent was made of them"),
+        (to_nobody, "nobody hears it"),
+        (too_few, "holds 0 messages, expected one for each of 1"),
+        (lambda turn: turn.mute(("critic", "solver")), "planner has no edge"),
+        (lambda turn: turn.stop([1]), "no question 1 to stop"),
+    ],
+)
+def test_a_change_that_cannot_take_effect_is_refused(tiny, change, complaint):
+    def edit(turn, questions):
+        if turn.role == "planner":
+            change(turn)
+
+    with pytest.raises(InputError, match=complaint):
+        tiny.run([CHAIN], rounds=1, edit=edit)
+
+
+def test_texts_have_no_states_to_change(tiny):
+    def edit(turn, questions):
+        if not turn.answers:
+            turn.states = torch.zeros(1, 2, 3)
+
+    with pytest.raises(InputError, match="it has none to send"):
+        tiny.run([CHAIN], channel="text", edit=edit)
+
+
+def test_the_prompt_of_the_answer_may_be_changed(tiny):
+    """It is read after the turn was shown."""
+    said = []
+
+    def edit(turn, questions):
+        if turn.answers:
+            turn.prompts = [
+                tiny.agents["solver"].tokenizer.chat("", "tiny 7 a+5 notes a+5=2.")
+                for _ in questions
+            ]
+            turn.prompts = [[text] for text in turn.prompts]
+            said.append(turn.role)
+
+    changed = tiny.run([CHAIN], edit=edit, retry=False)[0]
+    assert said == ["solver"] and changed.token_ids != tiny.run([CHAIN])[0].token_ids
+
+
+def test_nothing_is_printed(tiny, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny.run([CHAIN], keep_states=True)
+    assert capsys.readouterr() == ("", "")

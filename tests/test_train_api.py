@@ -1,0 +1,492 @@
+"""Training from Python: what the commands call, the user's own objectives, and what is refused."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import minimas
+from minimas import InputError
+from minimas.link import InnerLink, OuterLink
+from minimas.runs.lock import Lock, held
+from minimas.styles import STYLES
+from minimas.train import (
+    TrainSettings,
+    load_examples,
+    train_inner,
+    train_outer,
+    train_system,
+)
+from minimas.train import __main__ as command
+from minimas.train.losses import next_token_loss
+from minimas.train.settings import TRAININGS, trainings_of
+
+ROOT = Path(__file__).parent.parent
+EDGES = list(STYLES["tiny"].edges)
+FEW = TrainSettings(steps=3, batch_size=4, rounds=2, latent_steps=2, init="random")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return minimas.load_mas_system("tiny", device="cpu")
+
+
+@pytest.fixture
+def system(loaded):
+    """The tiny system, whose links a test may change."""
+    inner = {role: agent.inner_link for role, agent in loaded.agents.items()}
+    outer = dict(loaded.outer_links)
+    yield loaded
+    for role, link in inner.items():
+        loaded.agents[role].inner_link = link
+    loaded.outer_links.update(outer)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_examples("tiny", "tiny", limit=12)
+
+
+def run_command(monkeypatch, *args):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", *map(str, args)])
+        command.main()
+
+
+def assert_same_files(ours, theirs, but=()):
+    """Links and states bit for bit; manifests byte for byte."""
+    names = {file.relative_to(ours) for file in ours.rglob("*") if file.is_file()}
+    assert names == {file.relative_to(theirs) for file in theirs.rglob("*") if file.is_file()}
+    for name in names:
+        if name.suffix == ".pt":
+            assert_same(torch.load(ours / name), torch.load(theirs / name))
+        elif name.suffix != ".jsonl":
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    return names
+
+
+def assert_same(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same(one, other)
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def losses_of(train, *args, **given):
+    """The losses of a training that writes nothing."""
+    losses = []
+    callback = lambda metrics: losses.append(metrics["loss"])
+    train(*args, progress=False, callback=callback, **given)
+    return losses
+
+
+# The same as the command
+
+
+def test_importing_it_is_cheap():
+    code = "import sys; from minimas.train import TrainSettings, load_examples; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+COMMON = ["--style", "tiny", "--data", "tiny", "--device", "cpu", "--limit", "12"]
+COMMON += ["--batch-size", "4", "--steps", "3"]
+
+
+@pytest.mark.parametrize("init", ["ridge", "random", "checkpoint"])
+def test_outer_links_are_those_of_the_command(
+    init, system, examples, tmp_path, monkeypatch, capsys
+):
+    options = ["--rounds", "2", "--latent-steps", "2", "--init", init]
+    run_command(monkeypatch, "outer", *COMMON, *options, "--out", tmp_path / "command")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["notebook", "--unknown"])
+    links = train_outer(system, examples, replace(FEW, init=init), out=tmp_path / "python")
+    out, err = capsys.readouterr()
+    assert out == "" and "loss=" in err
+    assert list(links) == EDGES and all(links[edge] is system.outer_links[edge] for edge in EDGES)
+    names = assert_same_files(tmp_path / "python", tmp_path / "command")
+    assert len(names) == 6
+    ours = torch.load(tmp_path / "python" / "Planner-Critic-Outerlink.pt")
+    weights = links["planner", "critic"].proj1.weight
+    assert torch.equal(ours["proj1.weight"], weights.bfloat16())
+
+
+def test_an_inner_link_is_that_of_the_command(system, tmp_path, monkeypatch, capsys):
+    options = ["--role", "critic", "--mse", "0.1", "--out", tmp_path / "command"]
+    run_command(monkeypatch, "inner", *COMMON, *options)
+    settings = TrainSettings(steps=3, batch_size=4, mse=0.1)
+    examples = load_examples("tiny", "tiny", limit=12)
+    link = train_inner(
+        system, "critic", examples, settings, out=tmp_path / "python", progress=False
+    )
+    assert link is system.agents["critic"].inner_link and capsys.readouterr().err.count("3/3") == 1
+    assert len(assert_same_files(tmp_path / "python", tmp_path / "command")) == 10
+
+
+def test_a_system_is_that_of_the_command(tmp_path, monkeypatch, capsys):
+    options = ["--rounds", "2", "--inner-steps", "2", "--out", tmp_path / "command"]
+    run_command(monkeypatch, "system", *COMMON, *options)
+    capsys.readouterr()
+    settings = TrainSettings(steps=3, batch_size=4, rounds=2, inner_steps=2)
+    metrics = []
+    system = train_system(
+        "tiny", "tiny", settings, out=tmp_path / "python", limit=12, device="cpu", progress=False,
+        callback=metrics.append,
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert out == err == ""
+    assert_same_files(tmp_path / "python", tmp_path / "command")
+    assert [(one["what"], one["role"], one["step"]) for one in metrics] == [
+        *(("inner", role, step) for role in STYLES["tiny"].order for step in (1, 2)),
+        *(("outer", None, step) for step in (1, 2, 3)),
+    ]
+    again = minimas.load_mas_system("tiny", checkpoints=tmp_path / "python", device="cpu")
+    for edge, link in system.outer_links.items():
+        assert_same(dict(link.state_dict()), dict(again.outer_links[edge].state_dict()))
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_training_goes_on(system, examples, tmp_path):
+    """After a Ctrl-C in the middle, with a system that has been loaded again."""
+    settings = replace(FEW, steps=5, save_every=2)
+
+    def interrupted(metrics):
+        if metrics["step"] == 3:
+            raise KeyboardInterrupt
+
+    train_outer(system, examples, settings, out=tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train_outer(system, examples, settings, out=tmp_path / "o", progress=False, callback=interrupted)  # fmt: skip
+    with pytest.raises(InputError, match="already holds a training: continue it with --resume"):
+        train_outer(system, examples, settings, out=tmp_path / "o")
+    taken = []
+    resumed = dict(out=tmp_path / "o", resume=True, progress=False)
+    train_outer(system, examples, settings, **resumed, callback=lambda one: taken.append(one["step"]))  # fmt: skip
+    assert taken == [3, 4, 5]
+    assert not system.agents["solver"].model._forward_pre_hooks, "positions are counted no more"
+    assert_same_files(tmp_path / "o", tmp_path / "whole")
+    with pytest.raises(InputError, match="holds another run .*lr: 0.0005 there, 0.1 now"):
+        train_outer(system, examples, replace(settings, lr=0.1), **resumed)
+    train_inner(system, "critic", examples, TrainSettings(steps=1), progress=False)
+    before = dict(system.outer_links)
+    with pytest.raises(InputError, match="holds another run .*weights_hash"):
+        train_outer(system, examples, settings, **resumed)
+    assert system.outer_links == before, "the links of before"
+
+
+def test_weights_at_a_seed_stay_what_they_were(system, examples):
+    """The losses of version 0.3.0: the same new links, and the same order of the rows."""
+    outer = losses_of(train_outer, system, examples, FEW)
+    assert outer == pytest.approx([3.60966, 3.61305, 4.13908], rel=1e-4)
+    inner = losses_of(train_inner, system, "critic", examples, TrainSettings(steps=3, batch_size=4))
+    assert inner == pytest.approx([1.03601, 1.03182, 1.01147], rel=1e-4)
+
+
+def test_an_output_that_another_run_holds(system, examples, tmp_path):
+    with held([Lock("--out", tmp_path, folder=True)]):
+        with pytest.raises(InputError, match="is being written by process"):
+            train_outer(system, examples, FEW, out=tmp_path)
+        with pytest.raises(InputError, match="is being written by process"):
+            train_system("tiny", "tiny", out=tmp_path, device="cpu")
+    with held([Lock("--out", tmp_path, folder=True, lent=True)]):
+        train_outer(system, examples, replace(FEW, steps=0), out=tmp_path, progress=False)
+        assert (tmp_path / "training.lock").exists(), "its holder has it still"
+    assert not (tmp_path / "training.lock").exists()
+
+
+# In memory
+
+
+def test_nothing_but_the_links_is_changed(system, examples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = [block for agent in system.agents.values() for block in agent.model.layers]
+    torch.manual_seed(3)
+    generator = torch.get_rng_state()
+    old = dict(system.outer_links)
+    losses = losses_of(train_outer, system, examples[:4], replace(FEW, steps=6, lr=5e-3, warm_up=1))
+    assert losses[-1] < 0.9 * losses[0]
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not list(tmp_path.iterdir())
+    for edge, link in system.outer_links.items():
+        assert isinstance(link, OuterLink) and link is not old[edge]
+        assert not any(p.requires_grad or p.grad is None for p in link.parameters())
+    for block in blocks:
+        assert "forward" not in vars(block), "activation checkpointing is over"
+    for agent in system.agents.values():
+        assert not agent.model._forward_pre_hooks
+        assert all(p.grad is None for p in agent.model.parameters())
+    assert len(system.run(["7 +5"], rounds=2)) == 1
+
+
+def test_from_the_links_that_are_there(system, examples):
+    """Trained on, in place."""
+    old = dict(system.outer_links)
+    before = old["planner", "critic"].proj1.weight.clone()
+    train_outer(system, examples, replace(FEW, init="checkpoint"), progress=False)
+    after = system.outer_links["planner", "critic"].proj1.weight
+    assert system.outer_links == old and not torch.equal(after, before)
+    with torch.no_grad():
+        after.copy_(before)
+
+
+def test_base_models(tmp_path):
+    """Agents without a link get one; rows need a question and an answer."""
+    for role in STYLES["tiny"].order:
+        shutil.copytree(
+            STYLES["tiny"].checkpoints[role],
+            tmp_path / role,
+            ignore=shutil.ignore_patterns("adapter*"),
+        )
+    style = {
+        "order": ["planner", "solver"],
+        "edges": [["planner", "solver"]],
+        "agents": {"planner": "planner", "solver": "solver"},
+        "prompts": {"planner": "planner {question} notes", "solver": "solver {planner} notes"},
+        "latent_steps": 2,
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(style))
+    system = minimas.load_mas_system(tmp_path / "mine.json", device="cpu")
+    rows = [{"question": "a+5", "answer": "a+5=2."}, {"question": "b*3", "answer": "b*3=6."}] * 4
+    with pytest.raises(InputError, match="there is no inner link of planner, which latents need"):
+        train_outer(system, rows, FEW)
+    assert system.outer_links == {}
+    with pytest.raises(InputError, match="no inner link to start from"):
+        train_inner(system, "planner", rows, TrainSettings(steps=0, init="checkpoint"))
+    for role in system.agents:
+        link = train_inner(system, role, rows, TrainSettings(steps=0, init="ridge"), progress=False)
+        assert isinstance(link, InnerLink) and link is system.agents[role].inner_link
+    links = train_outer(system, rows, TrainSettings(steps=2), progress=False)
+    assert list(links) == [("planner", "solver")]
+    assert system.run(["a+5"], rounds=1, max_new_tokens=2)[0].new_tokens > 0
+
+
+# What is refused
+
+
+CASES = [
+    (dict(settings=TrainSettings(lr=0.0)), "--lr is 0.0, expected a finite number above 0"),
+    (dict(settings=TrainSettings(steps=1.5)), "--steps is 1.5, expected a whole number"),
+    (dict(settings=TrainSettings(steps="3")), "--steps is '3', expected a whole number"),
+    (dict(settings=TrainSettings(lr="high")), "--lr is 'high', expected a number"),
+    (
+        dict(settings=TrainSettings(latents="x")),
+        "--latents is 'x', expected one of rollout, teacher",
+    ),
+    (dict(settings=TrainSettings(mse=1.0)), "--mse means nothing for `train outer`"),
+    (dict(settings=TrainSettings(seed=10**17)), "--seed is 10+, expected a number below"),
+    (dict(resume=True), "resume is given, but no folder to resume from"),
+    (dict(examples=[]), "examples has no row with a question and a text"),
+    (dict(examples=None), "examples is None, expected a list of rows"),
+    (dict(examples=["7 +5"]), "examples row 1 is '7 .5', expected a dict with question, answer"),
+    (dict(examples=[{"question": "7 +5"}]), "examples row 1 has no column plan for planner"),
+    (dict(examples="nothing.json"), "nothing.json"),
+    (
+        dict(objective=lambda *_: 0, settings=replace(FEW, supervise_all=1.0)),
+        "supervise_all is the weight of a cross-entropy that an objective takes the place of",
+    ),
+    (
+        dict(objective=lambda turns, states, *_: states, settings=FEW),
+        r"the objective returned \(4, \d+, 112\), expected a tensor with one number",
+    ),
+    (
+        dict(objective=lambda *_: torch.zeros(()), settings=FEW),
+        "the objective depends on no link",
+    ),
+]
+
+
+@pytest.mark.parametrize("given, complaint", CASES, ids=[complaint[:30] for _, complaint in CASES])
+def test_bad_input(given, complaint, system, examples):
+    before = dict(system.outer_links)
+    given = {"examples": examples, "settings": None, "progress": False} | given
+    with pytest.raises(InputError, match=complaint):
+        train_outer(system, given.pop("examples"), given.pop("settings"), **given)
+    assert system.outer_links == before
+
+
+def test_an_objective_that_fails(system, examples):
+    """Its error comes through, and the system has the links of before."""
+    before = dict(system.outer_links)
+    with pytest.raises(ZeroDivisionError):
+        train_outer(system, examples, FEW, objective=lambda *_: 1 / 0, progress=False)
+    assert system.outer_links == before
+    assert all("forward" not in vars(link) for link in before.values())
+    assert not system.agents["solver"].model._forward_pre_hooks
+
+
+def test_examples_without_a_text(system, examples):
+    answers = load_examples("tiny", "tiny", roles=["solver"], limit=3)
+    train_outer(system, answers, replace(FEW, steps=1), progress=False)
+    with pytest.raises(
+        InputError, match="example 1 has no text for planner, and this training needs"
+    ):
+        train_outer(system, answers, replace(FEW, init="ridge"))
+    with pytest.raises(InputError, match="role 'judge' is not known, expected one of planner, "):
+        load_examples("tiny", "tiny", roles=["judge"])
+    with pytest.raises(
+        InputError, match="--role is 'judge', expected the inner link's: one of planner"
+    ):
+        train_inner(system, "judge", examples)
+
+
+def test_the_fast_form_is_refused(examples):
+    fast = minimas.load_mas_system("tiny", device="cpu", fast=True)
+    with pytest.raises(InputError, match="in its fast form, .*: load it with fast=False"):
+        train_outer(fast, examples, FEW)
+    with pytest.raises(InputError, match="in its fast form"):
+        train_inner(fast, "critic", examples)
+
+
+def test_a_system_without_offload(loaded, examples, monkeypatch):
+    monkeypatch.setattr(loaded.agents["critic"], "offload", True)
+    with pytest.raises(InputError, match="the weights of critic are offloaded"):
+        train_outer(loaded, examples, FEW)
+
+
+def test_an_agent_of_memory_has_no_files(system, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(system.agents["critic"], "source", None)
+    with pytest.raises(InputError, match="the agent of critic was made in memory"):
+        train_inner(system, "critic", examples, TrainSettings(steps=1), out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+    train_inner(system, "critic", examples, TrainSettings(steps=1), progress=False)
+
+
+# Objectives
+
+
+def test_an_objective_sees_every_turn(system, examples):
+    seen = []
+
+    def objective(turns, states, tokens, batch):
+        seen.append(([(turn.round, turn.role) for turn in turns], len(batch)))
+        for turn in turns[:-1]:
+            assert turn.states.shape[:2] == (4, 2)
+            for message in turn.sent.values():
+                assert message.requires_grad
+        assert turns[-1].answers and states.shape[:2] == tokens.shape
+        return next_token_loss(system.agents["solver"], states, tokens)
+
+    own = losses_of(train_outer, system, examples, FEW, objective=objective)
+    roles = STYLES["tiny"].order
+    assert seen == [([(r, role) for r in (1, 2) for role in roles], 4)] * 3
+    assert own == losses_of(train_outer, system, examples, FEW), "it is the usual objective"
+
+
+def snippet(page, words):
+    """The snippet of a page that has these words."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = [
+        code for code in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if words in code
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("objective", ["steady", "as_after_text"])
+def test_the_objectives_of_the_docs(objective, capsys):
+    code = snippet("extending.md", "objective=objective")
+    names = {}
+    code = code.replace("in steady, as_after_text", f"in ({objective},)").replace(
+        "steps=8", "steps=5"
+    )
+    exec(code, names)
+    losses = names["losses"]
+    assert len(losses) == 5 and losses[-1] < 0.5 * losses[0], losses
+
+
+def test_the_snippet_of_the_docs(tmp_path, monkeypatch):
+    """With fewer steps and rows, and the style that extending.md writes, of other agents."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    style = json.loads(re.search(r"^```json\n(.*?)^```$", text, re.M | re.S)[1])
+    planner = str(STYLES["tiny"].checkpoints["planner"])
+    style["agents"] = dict.fromkeys(style["agents"], planner)
+    (tmp_path / "mine.json").write_text(json.dumps(style))
+    monkeypatch.chdir(tmp_path)
+    code = re.sub(r"(steps|limit|batch_size)=\d+", r"\1=2", snippet("training.md", "train_system("))
+    names = {}
+    exec(code, names)
+    assert (tmp_path / "runs" / "links" / "training.pt").exists()
+    assert list(names["system"].outer_links) == [("thinker", "writer"), ("writer", "thinker")]
+    assert set(names["links"]) == set(EDGES)
+
+
+# The command
+
+
+def helped(monkeypatch, capsys, *args):
+    with pytest.raises(SystemExit) as end:
+        run_command(monkeypatch, *args, "--help")
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+OF_ONE = {  # options that some trainings have no use for
+    "--role": ("inner",),
+    "--mse": ("inner", "system"),
+    "--init": ("inner", "outer"),
+    "--rounds": ("outer", "system"),
+    "--latents": ("outer", "system"),
+    "--inner-steps": ("system",),
+}
+
+
+@pytest.mark.parametrize("what", TRAININGS)
+def test_help_lists_what_a_training_takes(what, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = helped(monkeypatch, capsys, what)
+    assert helped(monkeypatch, capsys, "--style", "tiny", what) == shown
+    listed = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", shown, re.M))
+    assert {"--style", "--data", "--out", "--lr", "--seed", "--save-every"} <= listed
+    for option, trainings in OF_ONE.items():
+        assert (option in listed) == (what in trainings)
+    titles = re.findall(r"^(\S.*):$", shown, re.M)
+    groups = ["which system", "what is trained, and on what", "how links learn", "files", "help"]
+    assert titles == groups
+    assert len(shown.splitlines()) <= 100 and max(map(len, shown.splitlines())) <= 100
+
+
+def test_help_of_the_command_names_the_trainings(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = helped(monkeypatch, capsys)
+    assert "{inner,outer,system} --data DATA --out OUT" in shown
+    for option in OF_ONE:
+        assert option not in shown
+    assert all(f"  {what} " in shown for what in TRAININGS) and "inner --help" in shown
+
+
+def test_every_setting_is_an_option_with_its_default(monkeypatch):
+    for what in TRAININGS:
+        monkeypatch.setattr(sys, "argv", ["train", "--data", "tiny", what, "--out", "o"])
+        args = command.arguments()
+        for one in fields(TrainSettings):
+            assert getattr(args, one.name) == one.default
+    assert {name for one in fields(TrainSettings) for name in trainings_of(one)} == set(TRAININGS)
+
+
+@pytest.mark.parametrize(
+    "args, complaint",
+    [
+        (["--mse", "1", "outer"], "--mse means nothing for `train outer`: leave it out"),
+        (["outer", "--inner-steps", "1"], "--inner-steps means nothing for `train outer`"),
+        (["system", "--role", "critic"], "--role means nothing for `train system`"),
+        (["system", "--init", "random"], "--init means nothing for `train system`"),
+        (["outer", "--limit", "0"], "--limit is 0, expected a finite number above 0"),
+    ],
+)
+def test_options_before_and_after(args, complaint, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=complaint):
+        run_command(monkeypatch, "--data", "tiny", *args, "--out", tmp_path / "o")
+    assert not list(tmp_path.iterdir())
