@@ -26,9 +26,11 @@ from torch.overrides import TorchFunctionMode
 from .common import InputError, check_known, entry, read_json, required
 from .compat.folder import (
     INDEX,
+    LINKS,
     WHOLE,
     check_no_pointer,
     other_format,
+    required_of_links,
     required_of_model,
 )
 from .compat.hub import download, names_in_repository
@@ -412,8 +414,8 @@ def load_outer_links(
     A link is put on the device of its source. Raises InputError if the manifest lacks a link, or a link does not fit
     its agents.
     """
-    folder = checkpoint_folder(source, "outerlink_config.json", role="links")
-    manifest = required(folder, "outerlink_config.json")
+    folder = checkpoint_folder(source, LINKS, role="links")
+    manifest = required_of_links(folder)
     config = read_json(manifest)
     in_task = ["tasks", links_task(task)] if "tasks" in config else []
     adapters = entry(manifest, config, *in_task, "adapters", type_=list)

@@ -106,10 +106,11 @@ def code_form(fn_name: str | None) -> str:
 
 
 def count_options(question: str) -> int:
-    """How many options a question lists, each on a line that begins with its letter; 4 if they are fewer."""
+    """How many options a question lists, each on a line that begins with its letter, A. or (A); 4 if they are fewer."""
     count = 0
     for line in question.splitlines():
-        if count < len(ascii_uppercase) and is_labelled(line, ascii_uppercase[count]):
+        text = re.sub(r"^\s*\((?=\w\))", "", line)
+        if count < len(ascii_uppercase) and is_labelled(text, ascii_uppercase[count]):
             count += 1
     return max(4, count)
 

@@ -141,9 +141,10 @@ class Style:
             elif released.is_dir():
                 found[name] = released
             else:
+                either = " or ".join(dict.fromkeys([own.name, released.name]))
                 raise InputError(
-                    f"{folder} holds no folder {own.name} or {released.name}: expected one each for "
-                    f"{', '.join(names)}; or name a single one as ROLE=PATH"
+                    f"{folder} holds no folder {either}: expected one each for {', '.join(names)}; "
+                    "or name a single one as ROLE=PATH"
                 )
         return found
 

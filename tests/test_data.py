@@ -1102,6 +1102,38 @@ def test_texts_that_look_like_letters(tmp_path, options):
     assert golds(tmp_path, *rows) == "BA", "1 is no label of 1.5"
 
 
+@pytest.mark.parametrize(
+    "names", ["a,b,c", "option_a,option_b,option_c", "option_A,option_B,option_C", "opa,opb,opc"]
+)
+def test_a_column_for_each_option(tmp_path, names):
+    file = tmp_path / "rows.csv"
+    file.write_text(f"question,{names},answer\nWhich?,w,x,y,B\n")
+    (example,) = local(file, task="choice")
+    assert example.question.splitlines()[1:4] == ["A. w", "B. x", "C. y"] and example.gold == "B"
+
+
+def test_columns_of_other_things_are_no_options(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b\nWhich?,B\n")
+    (example,) = local(file, task="choice", columns={"question": "a", "answer": "b"})
+    assert "A." not in example.question and example.gold == "B"
+
+
+def test_options_in_a_column_choices(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "Which?", "choices": ["w", "x"], "answer": "x"}\n')
+    (example,) = local(file, task="choice")
+    assert example.question.splitlines()[1:3] == ["A. w", "B. x"] and example.gold == "B"
+
+
+def test_five_options_in_brackets_within_the_question(tmp_path):
+    question = "Which?\n(A) v\n(B) w\n(C) x\n(D) y\n(E) z"
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"question": question, "answer": "E"}))
+    (example,) = local(file, task="choice")
+    assert example.gold == "E" and example.question.endswith("option (A/B/C/D/E).")
+
+
 def test_columns_that_are_named_as_letters(tmp_path):
     file = tmp_path / "mmlu.csv"
     file.write_text("question,A,B,C,D,E,answer\nWhich?,w,x,y,z,,B\nWhich?,w,x,y,z,v,e\n")

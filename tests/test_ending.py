@@ -88,6 +88,23 @@ def test_ctrl_c_while_torch_is_imported(tmp_path, module, args):
     assert (process.returncode, out, err) == (130, "", "")
 
 
+def test_a_signal_in_an_import_that_catches_it(start, tmp_path):
+    """As parts of torch do, which the commands import after they hold their outputs."""
+    (tmp_path / "catches.py").write_text(
+        "import time\ntry:\n    print('here', flush=True); time.sleep(9)\nexcept BaseException:\n    pass\n"
+    )
+    process = start(
+        "from pathlib import Path\nfrom minimas.runs.lock import Lock, held\n"
+        "def main():\n    with held([Lock('--out', Path('out'))]):\n        import catches\n"
+        "        time.sleep(9)\ncommand(main)"
+    )
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=8)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert not (tmp_path / "out.lock").exists()
+
+
 def test_a_program_that_imports_minimas_keeps_its_handlers():
     code = (
         "import signal; names = signal.SIGINT, signal.SIGTERM, signal.SIGHUP\n"

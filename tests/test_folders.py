@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from minimas import InputError
 from minimas.agent import load_agent
-from minimas.load import checkpoint_folder, load_model
+from minimas.load import checkpoint_folder, load_model, load_outer_links
 from minimas.tokenizer import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -216,6 +216,18 @@ def test_the_folder_above_a_checkpoint(folder, tmp_path, within):
     shutil.copytree(folder, above / within)
     with pytest.raises(InputError, match=f"above has no config.json, but .*give .*above/{within}"):
         load_model(above)
+
+
+def test_links_and_an_agent_are_not_taken_for_each_other(folder, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "outerlink_config.json").write_text("{}")
+    with pytest.raises(InputError, match="outer links, and no agent; give it as .*links=PATH"):
+        load_model(links)
+    with pytest.raises(InputError, match="an agent, and no outer links; give it as .*ROLE=PATH"):
+        load_outer_links(folder, "math", {}, {})
+    with pytest.raises(InputError, match=f"a folder within it has: give {links}"):
+        load_outer_links(tmp_path, "math", {}, {})
 
 
 def test_a_folder_of_nothing_known(folder):

@@ -15,6 +15,7 @@ from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
 from minimas.runs import lock as locks
+from minimas.runs.dependencies import fingerprint
 from minimas.runs.lock import Lock, held, share
 from minimas.runs.processes import Processes, join, launched
 from minimas.tiny import build
@@ -314,6 +315,16 @@ def test_a_plot_is_not_written_over_its_data(tmp_path, monkeypatch, capsys):
     assert data.read_text() == "{}"
 
 
+def test_the_state_of_a_training_is_no_part_of_a_checkpoint(tmp_path):
+    (tmp_path / "adapter.pt").write_bytes(b"link")
+    before = fingerprint([tmp_path])
+    (tmp_path / "training.pt").write_bytes(b"state")
+    (tmp_path / "training(math).pt").write_bytes(b"state")
+    assert fingerprint([tmp_path]) == before
+    (tmp_path / "adapter.pt").write_bytes(b"LINK")
+    assert fingerprint([tmp_path]) != before
+
+
 # Processes
 
 
@@ -402,3 +413,30 @@ def test_processes_that_do_not_find_each_other(monkeypatch):
     with pytest.raises(InputError, match="another process of this run has ended"):
         wait()
     assert device == "cpu"
+
+
+WAITS = """
+    import signal, sys, time
+    from types import SimpleNamespace
+    from minimas.runs.processes import wait_for_all
+
+    def barrier(group):  # within torch no handler is called; here it is, and changes nothing
+        print("waits", flush=True)
+        time.sleep(5)
+
+    sys.modules["torch"] = SimpleNamespace(distributed=SimpleNamespace(barrier=barrier))
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, lambda *_: None)
+    wait_for_all()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_process_that_waits_for_others(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WAITS)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(number)
+    process.communicate(timeout=9)
+    assert process.returncode == 128 + number

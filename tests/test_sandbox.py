@@ -220,13 +220,14 @@ print('2', file=sys.stderr)
 print('3')
 sys.stderr.write('4 ')
 subprocess.run(['echo', '5'])
+subprocess.run([sys.executable, '-c', "import sys; print('5a'); sys.stderr.write('5b'); print()"])
 print('6')
 os.write(2, b'7\\n')
 print('8', end='')
 1 / 0
 """
     text = run_python(program)
-    assert text.startswith("1 2\n3\n4 5\n6\n7\n8Traceback") and "Error" in text
+    assert text.startswith("1 2\n3\n4 5\n5a\n5b\n6\n7\n8Traceback") and "Error" in text
     assert run_guarded("print(1)\nwhile True: pass", seconds=1)[0] == "1\n", "nothing is lost"
 
 
@@ -279,6 +280,9 @@ FUTURE = "from __future__ import annotations"
         (f"from __future__ import (\n    annotations,\n)\n{FUTURE}\n{WHOLE}", True),
         (f"'docs'; {FUTURE}; import math\n{WHOLE}", True),
         (f"\ufeff{FUTURE}\n{WHOLE}", True),
+        (f'r"""\\d"""\n{FUTURE}\n{WHOLE}', True),
+        (f"U'it\\'s' ' docs'\n{FUTURE}\n{WHOLE}", True),
+        (f'"""a \\""" b"""\n{FUTURE}\n{WHOLE}', True),
         (f"import math\n{FUTURE}\n{WHOLE}", False),
         (WHOLE, False),
         ("return a + b", True),

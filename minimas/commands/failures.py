@@ -6,8 +6,9 @@
     129, 130, 143    SIGHUP, Ctrl-C (SIGINT) or SIGTERM
     141  whoever reads stdout has left (| head)
 
-While main() runs, a signal raises KeyboardInterrupt or its subclass Terminated, so that files are completed. Before,
-while torch is imported, and after, a signal ends the process at once: see minimas/__init__.py.
+While main() runs, a signal raises KeyboardInterrupt or its subclass Terminated, so that files are completed. Before
+and after, a signal ends the process at once: see minimas/__init__.py. So it does while main() imports something, since
+what is imported may catch the exception, as parts of torch do.
 
 A stream that is closed from the start is /dev/null. One that fails later is written no more. Neither stops the work.
 """
@@ -26,6 +27,7 @@ from typing import Any, TextIO
 
 from .. import runs_a_command
 from ..common import InputError, Terminated, out_of_memory, warn
+from ..runs.lock import HELD
 
 LESS_MEMORY = (
     "fewer questions at once (--batch-size), lower --rollouts or --max-new-tokens, or --offload"
@@ -138,10 +140,23 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     global waiting
     if not working:
         os._exit(128 + number)
+    if is_importing(frame) and not completing:
+        for lock in reversed(HELD):
+            lock.release()
+        os._exit(128 + number)
     if completing and waiting is None:
         waiting = number
     else:
         raise exception_of(number)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where a signal came."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def exception_of(number: int) -> KeyboardInterrupt:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..common import InputError, read_json, required
 
 WHOLE = "model.safetensors"
+LINKS = "outerlink_config.json"
 INDEX = "model.safetensors.index.json"
 POINTER = b"version https://git-lfs"  # how a pointer of Git LFS begins
 
@@ -109,13 +110,30 @@ def required_of_model(folder: Path, name: str) -> Path:
     if (folder / name).is_file() or has_weights:
         return required(folder, name)
     found = other_format(names_within(folder))
-    if found is None:
+    if found is None and (folder / LINKS).is_file():
+        found = f"it holds {LINKS}: outer links, and no agent; give it as --checkpoint links=PATH"
+    elif found is None:
         found = folders_within(folder)
     elif "adapter_model" in found:
         found += base_of_adapter(folder)
     if found is None:
         return required(folder, name)
     raise InputError(f"{folder} has no {name}, but {found}")
+
+
+def required_of_links(folder: Path) -> Path:
+    """The path of the manifest of outer links; InputError says what is in the folder in its place."""
+    if not (folder / LINKS).is_file():
+        for within in sorted(folder.glob(f"*/{LINKS}")):
+            raise InputError(
+                f"{folder} has no {LINKS}, but a folder within it has: give {within.parent}"
+            )
+        if (folder / "config.json").is_file():
+            raise InputError(
+                f"{folder} has no {LINKS}, but it holds config.json: an agent, and no outer links; give it as "
+                "--checkpoint ROLE=PATH"
+            )
+    return required(folder, LINKS)
 
 
 def names_within(folder: Path) -> list[str]:

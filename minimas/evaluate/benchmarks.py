@@ -58,8 +58,14 @@ Fields = dict[str, Any]
 # The beginning of a program up to its last import from __future__, which nothing else may precede: blanks, comments,
 # texts such as a docstring, and such imports.
 FUTURE = re.compile(
-    r"""\A(?:(?:\s|;|\\\n|\#.*|\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"[^"\n]*"|'[^'\n]*')*+"""
-    r"""from\s+__future__\s+import\s+(?:\([^)]*\)|(?:[\w\t ,]|\\\n)+)[\t ;]*)++"""
+    r"""\A(?:
+        (?: \s | ; | \\\n | \#.*
+          | [rRuU]?(?: \"{3}(?:[^\\]|\\[\s\S])*?\"{3} | '{3}(?:[^\\]|\\[\s\S])*?'{3}
+                     | "(?:[^"\\\n]|\\[\s\S])*" | '(?:[^'\\\n]|\\[\s\S])*' )
+        )*+
+        from\s+__future__\s+import\s+(?: \([^)]*\) | (?:[\w\t ,]|\\\n)+ )[\t ;]*
+    )++""",
+    re.VERBOSE,
 )
 
 

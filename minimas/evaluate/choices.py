@@ -2,7 +2,7 @@
 
 Options are a list of texts, with or without letters before them; an object that names the texts A, B, ... or by
 numbers; objects, or two lists, with a label and a text for each; lines of text, each with its letter; or columns that
-are named A, B, ...
+are named A, B, ..., a, b, ..., option_a, option_b, ... or the like. The column `choices` is taken for `options`.
 
 An answer is the letter of an option, its label, its text, or both; or a number. Whether numbers count from 0 or from 1,
 or are texts of options, is what fits all rows of the data. Where more than one of them does, the row is refused.
@@ -22,6 +22,18 @@ from ..runs.rows import Row, text_of
 
 LABEL_KEYS = ("label", "key", "letter", "id")  # of an object that is an option
 TEXT_KEYS = ("text", "value", "option", "content")
+# The names of columns that hold an option each, by its letter; opa, opb, ... are those of MedMCQA
+COLUMN_NAMES: tuple[Callable[[str], str], ...] = (
+    str,
+    str.lower,
+    "option_{}".format,
+    lambda letter: f"option_{letter.lower()}",
+    "option{}".format,
+    "Option {}".format,
+    "choice_{}".format,
+    lambda letter: f"choice_{letter.lower()}",
+    lambda letter: f"op{letter.lower()}",
+)
 NUMBER = re.compile(r"(\d{1,9})(?:\.0+)?")  # pandas writes 2.0 for 2 in a column with gaps
 TEXT, FROM_0, FROM_1 = "its text", "counted from 0", "counted from 1"  # what a number may be
 
@@ -86,7 +98,7 @@ def options_of(row: Row) -> list[Option]:
     """The options of a row in their order, [] if it has none; InputError if they have none of the known forms."""
     value = row.value("options", required=False)
     if value in ("", [], {}) and "options" not in row.columns:
-        value = lettered_columns(row)
+        value = lettered_columns(row) or row.value("choices", required=False)
     if value in ("", [], {}):
         return []
     pairs = labelled_texts(value)
@@ -110,13 +122,17 @@ def is_number(value: Any) -> bool:
 
 
 def lettered_columns(row: Row) -> dict[str, Any]:
-    """{"A": its text, ...} of the columns A, B, ... as far as there are, {} without A and B."""
-    texts = {}
-    for letter in LETTERS:
-        if letter not in row.cells:
-            break
-        texts[letter] = row.at(letter)
-    return texts if len(texts) > 1 else {}
+    """{"A": its text, ...} of the columns that are named by letters, as far as there are, {} without A and B."""
+    for name_of in COLUMN_NAMES:
+        texts = {}
+        for letter in LETTERS:
+            name = name_of(letter)
+            if name not in row.cells or name in row.columns.values():
+                break
+            texts[letter] = row.at(name)
+        if len(texts) > 1:
+            return texts
+    return {}
 
 
 def labelled_texts(value: Any) -> list[tuple[str, Any]]:

@@ -64,9 +64,14 @@ def fingerprint(sources: Iterable[str | Path], out: Path | None = None) -> str:
 
 
 def files_loaded_from(folder: Path) -> list[Path]:
-    """The files of a folder that an agent or links would be loaded from, in order."""
+    """The files of a folder that an agent or links would be loaded from, in order.
+
+    The state of a training is none of them. Its bytes differ, and its numbers do not, if it was killed and resumed.
+    """
     files = sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")])
-    return [file for file in files if file.suffix in LOADED and file.is_file()]
+    states = set(folder.glob("training*.pt"))
+    loaded = [file for file in files if file.suffix in LOADED and file.is_file()]
+    return [file for file in loaded if file not in states]
 
 
 def beginning_and_end(file: Path) -> bytes:

@@ -1,7 +1,10 @@
 """The processes of one run, as torchrun starts them."""
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -112,9 +115,10 @@ def join(
         torch.cuda.set_device(device)
     group = None
     try:
-        torch.distributed.init_process_group(backend, timeout=MEETING if timeout else None)
-        if timeout:
-            group = torch.distributed.new_group(timeout=timeout)
+        with ended_by_signals():
+            torch.distributed.init_process_group(backend, timeout=MEETING if timeout else None)
+            if timeout:
+                group = torch.distributed.new_group(timeout=timeout)
     except (RuntimeError, ValueError, OSError) as e:
         reason = str(e).partition("\n")[0]
         raise InputError(f"the processes do not find each other ({reason}): {TODO}") from e
@@ -126,13 +130,45 @@ def wait_for_all(group: Any = None) -> None:
     import torch
 
     try:
-        torch.distributed.barrier(group)
+        with ended_by_signals():
+            torch.distributed.barrier(group)
     except RuntimeError as e:
         reason = str(e).partition("\n")[0]
         raise InputError(
             f"another process of this run has ended before it was done ({reason}): see what it said, and start the "
             "same command again"
         ) from e
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end this process while it waits for others.
+
+    It waits within torch, where Python calls no handler of a signal. But Python writes the signal's number into a pipe
+    at once, and a thread reads it there.
+    """
+    if threading.current_thread() is not threading.main_thread():  # another one gets no signals
+        yield
+        return
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    before = signal.set_wakeup_fd(write_end)
+    thread = threading.Thread(target=end_at_signal, args=(read_end,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)
+        thread.join()
+        os.close(read_end)
+
+
+def end_at_signal(pipe: int) -> None:
+    """End this process with the exit status of the first signal whose number comes through a pipe that ends it."""
+    while number := os.read(pipe, 1):
+        if number[0] in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 0)):
+            os._exit(128 + number[0])
 
 
 def leave(processes: Processes) -> None:

@@ -112,6 +112,7 @@ class Programs:
             "TMPDIR": str(folder / "work"),
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",  # of Python that the program starts: its lines, too, come in their order
         }
         with open(folder / "output", "ab") as printed:
             guard = subprocess.Popen(
