@@ -90,7 +90,10 @@ def test_what_knows_little_stays_so():
     assert IMPORTS["link"] <= {"common", "fast.linear"}
     assert not any(other.startswith(("fast", "load", "train")) for other in IMPORTS["styles"])
     assert IMPORTS["common"] == set()
-    assert IMPORTS["commands.failures"] <= {"common", "runs.lock"}  # light: `minimas --help` imports it
+    assert IMPORTS["commands.failures"] <= {
+        "common",
+        "runs.lock",
+    }  # light: `minimas --help` imports it
     for leaf in "look", "sandbox", "tiny.task":
         for name in IMPORTS:
             if name.startswith(leaf):
