@@ -21,9 +21,12 @@ from minimas.fast import graphs, prepare
 
 
 def pytest_xdist_auto_num_workers(config):
-    """No workers for tests that are named: each would take seconds to import what it needs."""
+    """One more than there are cores, since some tests wait for processes.
+
+    None for tests that are named: each worker takes seconds to import what it needs.
+    """
     named = config.option.keyword or any("::" in argument for argument in config.args)
-    return 0 if named else None
+    return 0 if named else (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")

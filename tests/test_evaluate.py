@@ -152,7 +152,8 @@ def test_table_and_records(unbroken, data):
     )
 
 
-@pytest.mark.parametrize("kills", [(60,), pytest.param((1, 60), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(60,), (1, 60)], ids=str)
 def test_killed_and_resumed(unbroken, data, tmp_path, monkeypatch, capsys, kills):
     """Killed late, and resumed; or killed early, resumed, killed late, and resumed again."""
     out = tmp_path / "records.jsonl"

@@ -69,6 +69,7 @@ class Terminal:
         return out.decode()
 
 
+@pytest.mark.slow
 def test_a_session():
     """Two answers on stdout and nothing else, whatever is typed between them, Ctrl-C during an answer included."""
     terminal = Terminal("--rounds", "20")

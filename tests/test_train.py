@@ -127,7 +127,8 @@ def test_what_it_says_and_leaves(unbroken):
     )
 
 
-@pytest.mark.parametrize("kills", [(6,), pytest.param((1, 6), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(6,), (1, 6)], ids=str)
 def test_killed_and_resumed(unbroken, tmp_path, monkeypatch, capsys, kills):
     """After the first state was kept, and before; metrics of steps after the state are dropped."""
     args = [*TINY, "--steps", "12", "--save-every", "5", "--out"]
