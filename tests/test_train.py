@@ -923,6 +923,7 @@ def base_style(folder):
     ]
 
 
+@pytest.mark.slow
 def test_a_system_of_several_rounds(tmp_path, monkeypatch, capsys):
     """Texts for each round: what agents hear of later roles belongs to what they read."""
     run(
