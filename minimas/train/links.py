@@ -362,10 +362,11 @@ def learn_outer_links(
 def with_texts_used(training: Training) -> list[TrainExample]:
     """The examples without the texts that a training does not use: it may be resumed without them."""
     roles = roles_with_texts("outer", None, training.settings, training.system.style)
-    return [
-        TrainExample(one.question, {role: one.texts[role] for role in roles})
-        for one in training.examples
-    ]
+    examples = []
+    for one in training.examples:
+        texts = {role: one.texts[role] for role in roles}
+        examples.append(TrainExample(one.question, texts))
+    return examples
 
 
 def starting_outer_links(training: Training) -> dict[Edge, OuterLink]:
