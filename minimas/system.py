@@ -146,6 +146,7 @@ class System:
     outer_links   {(source, target): OuterLink}
     task          math, choice or code: how agents are asked, and what counts as an answer
     origin        what it was loaded from; None for one that was put together by hand
+    trained       whether its links were trained since then, so that the files of its origin do not have them
     Several threads may use it; it answers one batch at a time.
     """
 
@@ -162,6 +163,7 @@ class System:
         self.outer_links = outer_links
         self.task = task
         self.origin = origin
+        self.trained = False
         self.lock = RLock()  # agents keep what they read last: one thread at a time
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 import minimas
 from minimas import InputError
+from minimas.evaluate import evaluate
 from minimas.link import InnerLink, OuterLink
 from minimas.runs.lock import Lock, held
 from minimas.styles import STYLES
@@ -489,4 +490,14 @@ def test_every_setting_is_an_option_with_its_default(monkeypatch):
 def test_options_before_and_after(args, complaint, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=complaint):
         run_command(monkeypatch, "--data", "tiny", *args, "--out", tmp_path / "o")
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_of_a_trained_system_would_name_other_links(tmp_path):
+    """Its files are those that it was loaded from, so that `out` is refused."""
+    system = minimas.load_mas_system("tiny", device="cpu")
+    train_outer(system, "tiny", TrainSettings(steps=0, ridge_rows=8), progress=False)
+    assert evaluate(system, "tiny", limit=4, progress=False).rows
+    with pytest.raises(InputError, match="trained after it was loaded"):
+        evaluate(system, "tiny", limit=4, progress=False, out=tmp_path / "r.jsonl")
     assert not list(tmp_path.iterdir())

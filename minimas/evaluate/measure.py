@@ -94,8 +94,8 @@ def evaluate(
     allow_code_execution   run the programs that agents write, in guarded processes
 
     out        a file of records: it is written while the run goes on, and a run with the same settings continues it.
-               Changes of a System after it was loaded are not noticed: give each its own file. Without `out`, records
-               are kept in memory only.
+               A System whose links were trained since is refused; other changes are not noticed: give each its own
+               file. Without `out`, records are kept in memory only.
     regrade    grade the texts in `out` again, and ask no agent
     progress   show a bar on stderr
 
@@ -336,6 +336,11 @@ def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | No
         raise InputError(
             "this System was put together by hand, so that its records could not say what they depend on: leave out "
             "`out`, or load it with load_mas_system"
+        )
+    if run.system is not None and run.system.trained:
+        raise InputError(
+            "the links of this System were trained after it was loaded, so that its records could not say which they "
+            "are: leave out `out`, or train with `out` and load the System from there"
         )
     check_outputs({"--out": out}, inputs)
 

@@ -422,6 +422,7 @@ def learn(
 ) -> None:
     """Take the steps of a training on rows, and leave the system as it was but for its links."""
     settings = training.settings
+    training.system.trained = True
     rank, world = rank_and_world()
     with ExitStack() as undo:
         undo.callback(loss.requires_grad_, False)
