@@ -114,7 +114,7 @@ def test_empty_rows_are_counted(tmp_path):
     ]
     style = STYLES["sequential_light"]
     examples = load_examples(
-        write(tmp_path / "a.jsonl", rows), style, style.order, tell=told.append
+        write(tmp_path / "a.jsonl", rows), style, style.order, warn=told.append
     )
     assert [example.question.text for example in examples] == ["1+1?", "2?"]
     assert told == [
@@ -122,13 +122,13 @@ def test_empty_rows_are_counted(tmp_path):
         f"the first is {tmp_path / 'a.jsonl'} line 2"
     ]
     assert (
-        len(load_examples(write(tmp_path / "b.jsonl", rows), style, ["critic"], tell=told.append))
+        len(load_examples(write(tmp_path / "b.jsonl", rows), style, ["critic"], warn=told.append))
         == 4
     )
     with pytest.raises(
         minimas.InputError, match="has no row with a question and a text for planner"
     ):
-        load_examples(write(tmp_path / "c.jsonl", rows[1:2]), style, ["planner"], tell=told.append)
+        load_examples(write(tmp_path / "c.jsonl", rows[1:2]), style, ["planner"], warn=told.append)
 
 
 def test_columns_can_be_named(tmp_path):

@@ -65,7 +65,7 @@ def load_examples(
     task: str | None = None,
     limit: int | None = None,
     answer_first: bool = False,
-    tell: Callable[[str], object] = warn,
+    warn: Callable[[str], object] = warn,
 ) -> list[TrainExample]:
     """The TrainExamples of a data set for these roles of a style, in the order of its rows.
 
@@ -77,7 +77,7 @@ def load_examples(
     limit         the number of rows to read
     answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
                   while the inner link of that role learns from all that it writes
-    tell          called with a warning if rows are left out because their question or a text is empty
+    warn          called with a warning if rows are left out because their question or a text is empty
     Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
     """
     if not isinstance(style, Style):
@@ -97,7 +97,7 @@ def load_examples(
         else:
             empty.append(str(row))
     if empty:
-        tell(
+        warn(
             f"{len(empty)} of {len(empty) + len(examples)} rows are left out because their question or a text is "
             f"empty; the first is {empty[0]}"
         )

@@ -243,7 +243,7 @@ def examples_of(
             task,
             limit,
             answer_first=what == "outer",
-            tell=warn if rank == 0 else no_op,
+            warn=warn if rank == 0 else no_op,
         )
     examples = examples[:limit]
     for number, example in enumerate(examples, 1):
@@ -484,7 +484,7 @@ def links_kept_on_error(system: System) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within, torch's random numbers begin at a seed. On the CPU, where links are drawn, its generator is put back."""
+    """Within, torch's random numbers begin at a seed. On the CPU, where links are initialised, its generator is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
