@@ -120,7 +120,7 @@ def replayed(system):
     "style, temperature",
     [
         ("sequential_light", 1.5),
-        ("sequential_scaled", 1.5),
+        pytest.param("sequential_scaled", 1.5, marks=pytest.mark.slow),
         ("mixture", 0.0),
         pytest.param("distillation", 0.0, marks=pytest.mark.slow),  # no other decoders
         pytest.param("deliberation", 1.5, marks=pytest.mark.slow),
@@ -236,7 +236,7 @@ def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
     assert len(outputs) == 4 and {c.filled for c in cache} == {cache[0].capacity}
 
 
-@pytest.mark.parametrize("graphs", (False, True))
+@pytest.mark.parametrize("graphs", (pytest.param(False, marks=pytest.mark.slow), True))
 def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs):
     """One long text does not hold seven finished ones; what is written does not change by it."""
     system = load(folders, "sequential_scaled")
@@ -352,7 +352,7 @@ def test_windows_and_states_are_read_anew(folders, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("graphs", (False, True))
+@pytest.mark.parametrize("graphs", (pytest.param(False, marks=pytest.mark.slow), True))
 def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, monkeypatch, graphs):
     """Round 3 reads of a prompt what differs from round 2;
     nothing is carried from question to question, and nothing changes.

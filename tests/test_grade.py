@@ -1241,6 +1241,7 @@ def test_greedy_programs_are_stopped(guard, kind):
     assert time.perf_counter() - started < 14
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux ends a program when its parent ends"
 )

@@ -56,7 +56,14 @@ def tokens(*args, **options):
 
 @pytest.mark.parametrize(
     "style, task",
-    [(style, "math") for style in checkpoints.RELEASED] + [("sequential_light", "code")],
+    [
+        ("sequential_light", "math"),
+        ("sequential_light", "code"),
+        ("sequential_scaled", "math"),
+        ("distillation", "math"),
+        pytest.param("mixture", "math", marks=pytest.mark.slow),
+        pytest.param("deliberation", "math", marks=pytest.mark.slow),
+    ],
 )
 def test_every_style_loads_and_runs(hub, client, style, task):
     hub.asked.clear()

@@ -290,6 +290,7 @@ def test_what_is_not_finite_reaches_no_weight(loss, found):
     assert torch.equal(link.weight, before) and saved == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", (0, 5))
 def test_a_kill_between_links_and_state(unbroken, tmp_path, monkeypatch, capsys, kept):
     """The links are written but the state is not: the steps since the last state, if there is one, are taken again."""
@@ -326,6 +327,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow  # test_a_scheduler_ends_it_as_ctrl_c_does goes the same way
 def test_ctrl_c_keeps_the_steps_that_were_taken(
     interruptible, unbroken, tmp_path, monkeypatch, capsys
 ):
@@ -549,7 +551,7 @@ def test_rows_come_in_permutations():
     "what",
     (
         ["outer", "--rounds", "2", "--latents", "rollout", "--latent-steps", "2"],
-        ["outer", "--rounds", "2", "--latents", "teacher"],
+        pytest.param(["outer", "--rounds", "2", "--latents", "teacher"], marks=pytest.mark.slow),
         ["inner", "--role", "planner"],
     ),
     ids=" ".join,
