@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 
 # One thread, here and in all processes that tests start: miniatures are too small to share, and on a busy machine two
 # threads mostly wait for each other.
@@ -18,6 +19,12 @@ from fake_cuda import FakeCUDA
 
 from minimas import link
 from minimas.fast import graphs, prepare
+
+# Signals as in a terminal, here and in processes that tests start: nohup and background jobs of a shell ignore some.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_xdist_auto_num_workers(config):
