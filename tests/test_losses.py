@@ -210,7 +210,7 @@ def test_gradients_equal_those_of_transformers(folders, style, teacher, monkeypa
     "style, teacher, rows",
     [
         ("sequential_light", False, 2),
-        ("sequential_scaled", False, 2),
+        pytest.param("sequential_scaled", False, 2, marks=pytest.mark.slow),
         ("sequential_scaled", True, 1),
         *(
             pytest.param(style, False, 2, marks=pytest.mark.slow)  # the same decoders

@@ -138,6 +138,7 @@ def test_an_inner_link_is_that_of_the_command(system, tmp_path, monkeypatch, cap
     assert len(assert_same_files(tmp_path / "python", tmp_path / "command")) == 10
 
 
+@pytest.mark.slow
 def test_a_system_is_that_of_the_command(tmp_path, monkeypatch, capsys):
     options = ["--rounds", "2", "--inner-steps", "2", "--out", tmp_path / "command"]
     run_command(monkeypatch, "system", *COMMON, *options)
@@ -497,7 +498,8 @@ def test_options_before_and_after(args, complaint, tmp_path, monkeypatch):
 def test_records_of_a_trained_system_would_name_other_links(tmp_path):
     """Its files are those that it was loaded from, so that `out` is refused."""
     system = minimas.load_mas_system("tiny", device="cpu")
-    train_outer(system, "tiny", TrainSettings(steps=0, ridge_rows=8), progress=False)
+    examples = load_examples("tiny", "tiny", limit=8)
+    train_outer(system, examples, TrainSettings(steps=0), progress=False)
     assert evaluate(system, "tiny", limit=4, progress=False).rows
     with pytest.raises(InputError, match="trained after it was loaded"):
         evaluate(system, "tiny", limit=4, progress=False, out=tmp_path / "r.jsonl")
