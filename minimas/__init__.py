@@ -1,8 +1,10 @@
 """minimas: recursive multi-agent systems (RecursiveMAS, arXiv 2604.25917) in plain PyTorch.
 
-import minimas
-system = minimas.load_mas_system("tiny")
-print(system.run(["7 +5 *3 -4 +8"])[0].answer)
+The shortest program loads a system and asks it:
+
+    import minimas
+    system = minimas.load_mas_system("tiny")
+    print(system.run(["7 +5 *3 -4 +8"])[0].answer)
 """
 
 import os

@@ -221,8 +221,7 @@ class System:
     ) -> list[Result]:
         """Answer a list of questions: one Result each, in their order (with rollouts=k: k, one after another).
 
-        settings       a Settings object; what follows up to `date` are its fields, and None leaves them as they are
-                       there
+        settings       a Settings object; what follows up to `date` are its fields, and None leaves one as it is
 
         keep_latents   put what passed each edge into Result.latents
         keep_states    put what each agent thought into Result.states, when and on what prompt into timings, prompts

@@ -172,9 +172,7 @@ def add_settings(
 
 
 def value_type(hint: Any) -> Callable[[str], Any]:
-    """What turns the text of an option into a value of this type: int, float, str, Path, `X | None` or a tuple of
-    texts.
-    """
+    """What turns an option's text into a value of a type: int, float, str, Path, `X | None` or a tuple of texts."""
     if get_origin(hint) is tuple:
         return names
     for one in get_args(hint) or (hint,):

@@ -181,8 +181,9 @@ class Run:
 
 
 def chosen(settings: Settings | None = None, **given: Any) -> dict[str, Any]:
-    """{field: value} of what was chosen: fields of `settings` that are not at their defaults, and above them what is
-    given by name and not None.
+    """{field: value} of what was chosen.
+
+    These are the fields of `settings` that are not at their defaults, and above them what is given and not None.
     """
     values = {}
     for one in fields(Settings):

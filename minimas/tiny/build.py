@@ -1,7 +1,9 @@
 """The command that trains and measures the tiny system, as train/tiny.py says.
 
-python -m minimas.tiny.build --out FOLDER
-python -m minimas.tiny.build --evaluate FOLDER
+It trains into a new folder, or only measures one:
+
+    python -m minimas.tiny.build --out FOLDER
+    python -m minimas.tiny.build --evaluate FOLDER
 """
 
 import json

@@ -1,7 +1,9 @@
 """Training from Python (docs/training.md); `python -m minimas.train` is the command.
 
-from minimas.train import TrainSettings, train_outer
-links = train_outer(system, examples, TrainSettings(steps=200))
+A training is one call:
+
+    from minimas.train import TrainSettings, train_outer
+    links = train_outer(system, examples, TrainSettings(steps=200))
 """
 
 from importlib import import_module

@@ -484,9 +484,7 @@ def links_kept_on_error(system: System) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within, torch's random numbers begin at a seed. On the CPU, where links are initialised, its generator is put
-    back.
-    """
+    """Within, torch's random numbers begin at a seed. The CPU's generator, which links take, is put back after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -46,8 +46,7 @@ COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "cha
 
 
 def write_agent(folder: Path, role: str, seed: int) -> None:
-    """Write all files of an agent except its weights: those of the shipped agent, with token ids that depend on the
-    seed.
+    """Write all files of an agent except its weights: those of the shipped one, with token ids by the seed.
 
     Its tokenizer has one token per word, digit, operation or piece of a note. (The chat template of the Qwen agents
     ends with a line break, so that the word assistant does not fuse with the reply.)
@@ -67,9 +66,7 @@ def write_agent(folder: Path, role: str, seed: int) -> None:
 
 
 def new_agent(folder: Path, role: str, seed: int) -> Agent:
-    """An untrained Agent in float32, with a new inner link; its folder gets all files except its weights and its
-    link.
-    """
+    """An untrained Agent in float32, with a new inner link; its folder gets all files but weights and link."""
     write_agent(folder, role, seed)
     family, config, _ = read_config(folder)
     model = family(config)
