@@ -1,5 +1,5 @@
-"""The command: measures a system on a benchmark. The options span a grid of channels, rounds and latent steps, and at
-each of its points all questions are answered.
+"""The command: measures a system on a benchmark. The options span a grid of channels, rounds, latent steps and what
+is heard, and at each of its points all questions are answered.
 
     python -m minimas.evaluate --style tiny --dataset tiny
     python -m minimas.evaluate --style sequential_light --dataset math500
@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     add_settings(
         parser.group(ANSWERING),
         Settings,
-        ("rounds", "latent_steps", "channel", "rollouts", "batch_size"),
+        ("rounds", "latent_steps", "channel", "hear", "rollouts", "batch_size"),
         rounds={
             "type": numbers,
             "help": "rounds of recursion, one number or several: 1,2,3 (default: the style's)",
@@ -53,6 +53,12 @@ def arguments() -> argparse.Namespace:
             "type": names,
             "default": None,
             "help": "what agents send: latent (default), text, or latent,text",
+        },
+        hear={
+            "type": names,
+            "default": None,
+            "help": "what agents hear in place of messages: own (default), other (of the question before), none, "
+            "noise, shuffled, or several; along some edges only: 'planner>critic=other+critic>solver=none'",
         },
         rollouts={
             "default": None,

@@ -62,8 +62,8 @@ class Table:
         write_atomic(path, partial(write_csv, rows=self.rows))
 
     def plot(self, file: str | Path) -> None:
-        """Draw accuracy, by the first grader, and tokens against rounds into an SVG file, with a line for each channel
-        and number of latent steps; InputError if it cannot be written.
+        """Draw accuracy, by the first grader, and tokens against rounds into an SVG file, with a line for each channel,
+        number of latent steps and what is heard; InputError if it cannot be written.
         """
         path = writable_file("the file of the plot", file)
         grader = next(iter(self.intervals[0]))
@@ -152,5 +152,7 @@ def lines(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         name = "text" if row["channel"] == "text" else f"latent, {row['latent_steps']} steps"
+        if row["hear"] != "own":
+            name += f", hears {row['hear']}"
         found.setdefault(name, []).append((row["rounds"], row[column]))
     return {name: sorted(points) for name, points in found.items()}
