@@ -6,6 +6,7 @@
     python tools/own.py helps STYLE.json LINKS DATA.jsonl          the loss of an answer, with and without latents
     python tools/own.py solved STYLE.json LINKS DATA.jsonl         how many questions are solved, with and without
     latents
+    python tools/own.py prompt STYLE.json TRAIN.jsonl TEST.jsonl OUT   the loss with a learned prompt in place of latents
 
 Notation: n words of a question, m latents, B questions.
 """
@@ -23,9 +24,20 @@ import torch
 from tqdm import tqdm
 
 import minimas
+from minimas.agent import Agent
 from minimas.evaluate.report import interval
 from minimas.recurse import recurse
-from minimas.train.losses import IGNORED, TokenLoss, reply_ending, teacher_forced
+from minimas.system import System, load_agent
+from minimas.train.examples import TrainExample, load_examples
+from minimas.train.loop import Run, adamw, batch_of, fit
+from minimas.train.losses import (
+    IGNORED,
+    TokenLoss,
+    next_token_loss,
+    reply_ending,
+    row_losses,
+    teacher_forced,
+)
 
 LENGTHS = (1, 2, 4, 8, 16)  # n
 WORDS = Path(__file__).with_name("words.txt")  # 256 words, one token each after a space
@@ -379,6 +391,63 @@ def solved(args):
         )
 
 
+# A learned prompt
+
+
+class LearnedPrompt(torch.nn.Module):
+    """m embeddings (m, D) that stand in the writer's slot, the same for every question."""
+
+    def __init__(self, embeddings: torch.Tensor) -> None:
+        super().__init__()
+        self.embeddings = torch.nn.Parameter(embeddings.float().clone())
+
+
+def prompt(args: argparse.Namespace) -> None:
+    """Train m embeddings in the slot of the writer, whom nobody else is there to tell anything; print its loss."""
+    style = minimas.styles.style_named(args.style)
+    source, writer = style.order
+    dtype = getattr(torch, args.dtype)
+    agent = load_agent(style.checkpoints[writer], "math", "cpu", dtype, untrained=True, role=writer)
+    system = System(style, {writer: agent}, {})
+    rows = load_examples(str(args.train), style, [writer], limit=args.rows, answer_first=True)
+    test = load_examples(str(args.test), style, [writer], limit=args.limit, answer_first=True)
+    learned = LearnedPrompt(embeddings_of_answers(agent, rows, args.latent_steps, args.seed))
+
+    def states(batch: list[TrainExample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The writer's states and tokens for a batch, see teacher_forced."""
+        heard = [learned.embeddings] * len(batch)
+        questions = [example.question for example in batch]
+        prompts = system.prompts_for(writer, questions, {(source, writer): heard})
+        answers = [example.text(writer, 1) for example in batch]
+        h, ids = teacher_forced(agent, prompts, answers)
+        return h[:, :-1], ids
+
+    def loss_at(step: int, part: int) -> torch.Tensor:
+        return next_token_loss(agent, *states(batch_of(rows, args.seed, step, args.batch_size)))
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    given = {name: str(value) for name, value in vars(args).items() if name != "run"}
+    settings = given | {"steps": args.steps, "minimas": minimas.__version__}
+    run = Run(args.out, None, settings, {writer: agent}, learned, lambda: None, 50)
+    fit(loss_at, [adamw(learned, args.lr)], args.steps, "prompt", run=run)
+    losses: list[float] = []
+    with torch.no_grad():
+        for i in tqdm(range(0, len(test), 8), "loss"):
+            losses += row_losses(agent, *states(test[i : i + 8])).tolist()
+    (args.out / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    width = 1.96 * statistics.stdev(losses) / math.sqrt(len(losses))
+    print(f"learned prompt {statistics.fmean(losses):.4f} +- {width:.4f}, {len(losses)} questions")
+
+
+def embeddings_of_answers(
+    agent: Agent, rows: list[TrainExample], m: int, seed: int
+) -> torch.Tensor:
+    """The embeddings (m, D) of m tokens that are drawn from the answers."""
+    answers = "\n".join(text for row in rows for texts in row.texts.values() for text in texts)
+    ids = random.Random(seed).sample(agent.tokenizer.encode(answers), m)
+    return agent.model.embed(torch.tensor(ids)).detach()
+
+
 def last_number(text):
     """The last number in a text, None if there is none."""
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
@@ -403,6 +472,20 @@ def main():
     one.add_argument("folder", type=Path)
     one.add_argument("out", type=Path)
     one.set_defaults(run=write_words)
+    one = commands.add_parser("prompt")
+    one.add_argument("style", type=Path)
+    one.add_argument("train", type=Path)
+    one.add_argument("test", type=Path)
+    one.add_argument("out", type=Path)
+    one.add_argument("--latent-steps", type=int, default=8, help="embeddings")
+    one.add_argument("--rows", type=int, default=1000, help="rows to train on")
+    one.add_argument("--steps", type=int, default=400)
+    one.add_argument("--batch-size", type=int, default=8)
+    one.add_argument("--lr", type=float, default=1e-3)
+    one.add_argument("--seed", type=int, default=42)
+    one.add_argument("--limit", type=int, default=300, help="test questions")
+    one.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    one.set_defaults(run=prompt)
     for run in (carried, helps, solved):
         one = commands.add_parser(run.__name__)
         one.add_argument("style", type=Path)
