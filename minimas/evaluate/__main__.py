@@ -29,6 +29,7 @@ from ..runs.lock import Lock, held
 from ..runs.processes import launched
 from ..settings import Settings
 from .benchmarks import BENCHMARKS, COLUMNS
+from .compare import Comparison, alone_file, compare
 from .grade import GRADERS
 from .measure import check_outputs, chosen, evaluate, planned
 
@@ -75,6 +76,11 @@ def arguments() -> argparse.Namespace:
         default=(),
         metavar="NAME=COLUMN,...",
         help=f"the file's names for {', '.join(COLUMNS)}",
+    )
+    add(
+        "--compare",
+        action="store_true",
+        help="own latents beside other, none, text and the last agent alone, with paired differences",
     )
     add("--task", help="of a local file: math, choice or code (default: the style's)")
     add("--limit", type=int, help="only the first LIMIT questions")
@@ -126,16 +132,21 @@ def main() -> None:
     tables = {"--csv": args.csv, "--plot": args.plot}
     outputs = {option: file for option, file in tables.items() if file}
     inputs = {"--dataset": args.dataset, "--file": args.file}
-    check_outputs({"--out": out, **outputs}, inputs)  # all of them, before one is held
+    written = {"--out": out, **outputs}
+    if args.compare:
+        written["--out, of the last agent alone,"] = alone_file(out)
+    check_outputs(written, inputs)  # all of them, before one is held
     with held([Lock(option, file) for option, file in outputs.items()], processes.rank):
-        table = evaluate(origin, args.dataset, **options, **measured, out=out, regrade=args.regrade)
+        answer = compare if args.compare else evaluate
+        found = answer(origin, args.dataset, **options, **measured, out=out, regrade=args.regrade)
         if processes.rank > 0:
             return
+        table = found.table if isinstance(found, Comparison) else found
         if args.csv:
             table.to_csv(args.csv)
         if args.plot:
             table.plot(args.plot)
-        print(table)
+        print(found)
 
 
 def run() -> None:

@@ -133,6 +133,17 @@ def evaluate(
         columns=columns,
         task=task,
     )
+    return carried_out(run, out, file, regrade, progress)
+
+
+def carried_out(
+    run: "Run",
+    out: str | Path | None,
+    file: str | Path | None,
+    regrade: bool,
+    progress: bool,
+) -> Table:
+    """The Table of a Run; the other arguments are those of evaluate."""
     processes = launched()
     path = None
     if out is not None:

@@ -151,8 +151,10 @@ def lines(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]
     """{name of a line: its points (rounds, value of the column)}."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        name = "text" if row["channel"] == "text" else f"latent, {row['latent_steps']} steps"
-        if row["hear"] != "own":
+        name = row["channel"]
+        if name == "latent":
+            name += f", {row['latent_steps']} steps"
+        if row["hear"] not in ("own", "-"):
             name += f", hears {row['hear']}"
         found.setdefault(name, []).append((row["rounds"], row[column]))
     return {name: sorted(points) for name, points in found.items()}
