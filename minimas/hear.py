@@ -22,45 +22,40 @@ Notation: B questions, m latents, D an agent's width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from .common import InputError, no_op
 from .prompts import Question
-from .recurse import Think, recurse
+from .recurse import recurse
 from .sample import hashed
 from .settings import CompletedSettings, Settings, check_neighbours, heard_along, hears_others
+from .styles import Style
 from .turn import Edge, Message, Turn, select
 
 if TYPE_CHECKING:
     from .system import System
+
+Messages = dict[tuple[int, Edge], Message]  # {(round, edge): what was sent there for B questions}
 
 
 class Hearing:
     """What the agents of one batch hear.
 
     along   {edge: what is heard there}, of the edges where that is not what was sent
-    others  {(round, edge): the messages of the questions before}, where they are needed
+    others  the messages of the questions before
     """
 
     def __init__(
-        self,
-        system: System,
-        settings: CompletedSettings,
-        before: Sequence[Question] | None = None,
-        callback: Callable = no_op,
-        think: Think | None = None,
+        self, style: Style, settings: CompletedSettings, others: Messages | None = None
     ) -> None:
-        """before   for each of B questions the one before it (`before_each`); they are run here if they are heard"""
+        """others   what `messages_of` gives for the question before each of B questions, if somebody hears them"""
+        if others is None and hears_others(settings):
+            raise InputError("hear is other, so give the question before each one")
         self.seed = settings.seed
-        self.along = heard_along(settings.hear, system.style)
-        self.others: dict[tuple[int, Edge], Message] = {}
-        if hears_others(settings):
-            if before is None:
-                raise InputError("hear is other, so give the question before each one")
-            self.others = messages_of(system, before, settings, callback, think)
+        self.along = heard_along(settings.hear, style)
+        self.others = others or {}
 
     def replace(self, turn: Turn, questions: Sequence[Question]) -> None:
         """Put into a turn what is heard in place of what it sent; `questions` are those of its rows."""
@@ -93,11 +88,10 @@ def messages_of(
     questions: Sequence[Question],
     settings: CompletedSettings,
     callback: Callable = no_op,
-    think: Think | None = None,
-) -> dict[tuple[int, Edge], Message]:
-    """{(round, edge): the messages of B questions} of a run in which everybody hears their own."""
+) -> Messages:
+    """What B questions send in a run in which everybody hears their own messages."""
     sent = {}
-    for turn in recurse(system, questions, replace(settings, hear="own"), callback, think):
+    for turn in recurse(system, questions, settings, callback):
         for edge, message in turn.sent.items():
             sent[turn.round, edge] = message
     return sent

@@ -25,7 +25,7 @@ from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
 from .generate import generate
-from .hear import Hearing, before_each
+from .hear import Hearing, before_each, messages_of
 from .link import FusedOuterLink, OuterLink
 from .load import devices_by_role, load_outer_links, usable_dtype
 from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
@@ -309,8 +309,11 @@ class System:
         before   for each question the one before it in its data set, whose messages it hears with hear="other"
         """
         self.check_links(settings)
+        others = None
         with self.lock:
-            hearing = Hearing(self, settings, before, callback)
+            if before is not None:
+                others = messages_of(self, before, settings, callback)
+        hearing = Hearing(self.style, settings, others)
         started = time.perf_counter()
         histories = [History() for _ in questions]
         texts: dict[int, list[Written]] = {}  # by the number of the question
