@@ -390,11 +390,18 @@ class AfterInner(torch.nn.Module):
 
 
 def shared_tokens(source: Agent, target: Agent) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids in both vocabularies of the tokens that are spelled alike."""
-    ours = source.tokenizer.fast.get_vocab()
-    theirs = target.tokenizer.fast.get_vocab()
+    """The ids in both vocabularies of the tokens that are spelled alike, without added ones such as <|im_end|>."""
+    ours = ordinary_tokens(source)
+    theirs = ordinary_tokens(target)
     both = [token for token in ours if token in theirs]
     return torch.tensor([ours[one] for one in both]), torch.tensor([theirs[one] for one in both])
+
+
+def ordinary_tokens(agent: Agent) -> dict[str, int]:
+    """{token: id} of a vocabulary without added tokens."""
+    tokenizer = agent.tokenizer.fast
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    return {token: i for token, i in tokenizer.get_vocab().items() if token not in added}
 
 
 def vocabulary(args: argparse.Namespace) -> None:
