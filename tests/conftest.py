@@ -3,6 +3,7 @@
 What loads torch is imported where it is used: the process that hands tests out to workers needs none of it.
 """
 
+import gc
 import inspect
 import os
 import signal
@@ -35,6 +36,11 @@ def pytest_pycollect_makemodule():
 
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton: its kernels then run on a CPU
+
+
+def pytest_collection_finish():
+    """What there is before the first test stays to the end: the garbage collector need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
