@@ -135,7 +135,7 @@ def test_token_loss_is_cross_entropy(monkeypatch):
 @pytest.mark.parametrize("teacher, rows", ((False, 2), (True, 1)))
 def test_gradient_through_rounds_equals_finite_differences(folders, teacher, rows):
     system = double(load(folders))
-    loss = outer_loss(system, 2, 3, teacher, other_rounds=0.3)
+    loss = outer_loss(system, 2, 2, teacher, other_rounds=0.3)
     batch = examples_for(system.style)[:rows]
     loss(batch).backward()
     for link in loss.links:
@@ -227,7 +227,7 @@ def test_activation_checkpointing_changes_nothing(folders, style, teacher, rows)
         )
         if checkpointed:
             losses.checkpoint_activations(system)
-        loss = outer_loss(system, 2, 3, teacher)
+        loss = outer_loss(system, 2, 2, teacher)
         value = loss(batch)
         forwards = len(calls)
         results.append((value.item(), gradients(value, loss), len(calls) - forwards))
@@ -314,7 +314,7 @@ def test_inner_training_lowers_its_loss_and_leaves_agents_alone(folders):
     system = load(folders)
     before = {name: p.clone() for name, p in system.agents["critic"].model.named_parameters()}
     loss = InnerLoss(system, "critic")
-    values = fit(lambda step, part: loss(TURNS), [adamw(loss, 3e-3)], 30, "inner")
+    values = fit(lambda step, part: loss(TURNS), [adamw(loss, 5e-3)], 20, "inner")
     assert values[-1] < 0.8 * values[0]
     assert all(
         torch.equal(p, before[name]) for name, p in system.agents["critic"].model.named_parameters()
@@ -330,7 +330,7 @@ def test_outer_training_lowers_its_loss(folders):
         for p in [*agent.model.parameters(), *agent.inner_link.parameters()]
     ]
     before = [p.clone() for p in frozen]
-    values = fit(lambda step, part: loss(batch), [adamw(loss, 3e-3)], 6, "outer")
+    values = fit(lambda step, part: loss(batch), [adamw(loss, 3e-3)], 4, "outer")
     assert values[-1] < values[0]
     assert all(torch.equal(*pair) and pair[0].grad is None for pair in zip(frozen, before))
 
@@ -431,7 +431,7 @@ def test_ridge_alone_carries_the_tiny_system():
     system = minimas.load_mas_system("tiny", device="cpu")
     torch.manual_seed(0)
     tiny.randomise_outer_links(system.outer_links.values())
-    chains = questions("validation", 10)
+    chains = questions("validation", 5)
     assert tiny.accuracy(system, chains, rounds=3)["percent"] < 30
     for edge in system.outer_links:
         ridge.set_outer_link(
