@@ -30,6 +30,29 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if named else (os.cpu_count() or 1) + 1
 
 
+LONGEST = (
+    "grade",
+    "train",
+    "fast",
+    "sandbox",
+    "train_api",
+    "evaluate",
+    "recursion",
+    "losses",
+    "tiny",
+    "interactive",
+    "tools",
+    "api",
+    "docs",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: at the end, then, no worker is alone with one of them."""
+    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def pytest_pycollect_makemodule():
     """Before a file of tests is imported."""
     import torch
