@@ -2,7 +2,7 @@
 
     python tools/quantized.py states FOLDER/AGENT DATA.jsonl --links FOLDER   states after k latent steps
     python tools/quantized.py loss FOLDER/AGENT DATA.jsonl                    the loss of published answers
-    python tools/quantized.py texts RECORDS.jsonl OTHER.jsonl                 two runs of `evaluate`, question by question
+    python tools/quantized.py texts RECORDS.jsonl OTHER.jsonl                 two runs of `evaluate` compared
 
 `python tools/own.py carried ... --quantize int8` measures what links pass between quantised agents.
 
@@ -153,9 +153,8 @@ def texts(args: argparse.Namespace) -> None:
     print(
         f"{len(both)} questions, grader {grader}: right {sum(a for a, _ in right)} and {sum(b for _, b in right)}"
     )
-    print(
-        f"only the first {only_first}, only the second {only_second}: exact McNemar p = {mcnemar(only_first, only_second):.3f}"
-    )
+    p = mcnemar(only_first, only_second)
+    print(f"only the first {only_first}, only the second {only_second}: exact McNemar p = {p:.3f}")
     print(f"second minus first, points: {mean_with_interval(differences)}")
     print(f"texts alike: {equal} of {len(both)}")
 
