@@ -238,7 +238,7 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     asked = [f"Question {i}?" for i in range(8)]
     options = OPTIONS | {
         "rounds": 1,
-        "max_new_tokens": 40,
+        "max_new_tokens": 24,
         "temperature": 1.5,
         "top_p": 1.0,
         "top_k": 0,
