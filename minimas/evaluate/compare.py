@@ -22,7 +22,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError, aligned
+from ..common import InputError
+from ..runs.outputs import aligned, output_path
 from ..settings import CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
@@ -128,7 +129,7 @@ def check_given(given: dict[str, Any], settings: Settings | None) -> None:
 
 def alone_file(out: str | Path) -> Path:
     """The file of records of the last agent alone, beside that of the system."""
-    path = Path(out).expanduser()
+    path = output_path(out)
     return path.with_name(f"{path.stem}-alone{path.suffix}")
 
 
