@@ -79,11 +79,15 @@ def test_soft_tokens_are_sent_in_the_other_vocabulary(system):
     assert spelled(planner, ours) == spelled(critic, theirs)
     head, embeddings = planner.model.lm_head.weight, critic.model.embed_tokens.weight[theirs]
     inner = own.SoftTokens(head, planner.model.embed_tokens.weight)
-    link = own.AfterInner(inner, own.SoftTokens(head[ours], embeddings))
+    added = own.added_tokens(planner)
+    link = own.AfterInner(inner, own.SoftTokens(head[ours], embeddings), added)
     likely = 100 * head[ours[:5]] / head[ours[:5]].norm(dim=1, keepdim=True) ** 2
     sent = link(inner(likely[None]))
-    assert sent.shape == (1, 5, critic.model.config.hidden_size)
+    assert len(sent) == 1 and sent[0].shape == (5, critic.model.config.hidden_size)
     assert torch.allclose(sent[0], embeddings[:5], atol=0.5)
+    ending = 100 * head[added[-1]] / head[added[-1]].norm() ** 2
+    likely[3] = ending
+    assert [len(one) for one in link(inner(likely[None]))] == [3], "as a text ends there"
 
 
 def test_a_learned_prompt_lowers_the_loss(data, tmp_path, monkeypatch, capsys):

@@ -378,15 +378,23 @@ class SoftTokens(torch.nn.Module):
 
 
 class AfterInner(torch.nn.Module):
-    """An outer link that reads the states which the inner link before it was given, and not what that made of them."""
+    """An outer link that reads the states which the inner link before it was given, and not what that made of them.
 
-    def __init__(self, inner: SoftTokens, link: SoftTokens) -> None:
+    added   ids of tokens that end a turn, and the like. A message ends where one of them is likeliest, as a text does.
+    """
+
+    def __init__(self, inner: SoftTokens, link: SoftTokens, added: torch.Tensor) -> None:
         super().__init__()
         self.inner = inner
         self.link = link
+        self.added = added
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.link(self.inner.states)
+    def forward(self, z: torch.Tensor) -> list[torch.Tensor]:
+        """Latents (B, m, D_a) -> B of unequal length, (m_b, D_b) each."""
+        h = self.inner.states
+        likeliest = (h.to(self.inner.head.dtype) @ self.inner.head.T).argmax(-1)  # (B, m)
+        ended = torch.isin(likeliest, self.added).cumsum(1)
+        return [own[over == 0] for own, over in zip(self.link(h), ended, strict=True)]
 
 
 def shared_tokens(source: Agent, target: Agent) -> tuple[torch.Tensor, torch.Tensor]:
@@ -399,9 +407,13 @@ def shared_tokens(source: Agent, target: Agent) -> tuple[torch.Tensor, torch.Ten
 
 def ordinary_tokens(agent: Agent) -> dict[str, int]:
     """{token: id} of a vocabulary without added tokens."""
-    tokenizer = agent.tokenizer.fast
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    return {token: i for token, i in tokenizer.get_vocab().items() if token not in added}
+    added = set(added_tokens(agent).tolist())
+    return {token: i for token, i in agent.tokenizer.fast.get_vocab().items() if i not in added}
+
+
+def added_tokens(agent: Agent) -> torch.Tensor:
+    """The ids of added tokens, such as those that begin and end a turn."""
+    return torch.tensor(list(agent.tokenizer.fast.get_added_tokens_decoder()))
 
 
 def vocabulary(args: argparse.Namespace) -> None:
@@ -421,7 +433,9 @@ def vocabulary(args: argparse.Namespace) -> None:
         print(f"{source} to {target}: {len(ours)} of {known} tokens are shared")
         head = agents[source].model.lm_head.weight[ours]
         embeddings = agents[target].model.embed_tokens.weight[theirs]
-        links[source, target] = AfterInner(agents[source].inner_link, SoftTokens(head, embeddings))
+        soft = SoftTokens(head, embeddings)
+        added = added_tokens(agents[source])
+        links[source, target] = AfterInner(agents[source].inner_link, soft, added)
     system = System(style, agents, links)
     settings = Settings(rounds=1, latent_steps=args.latent_steps, retry=False)
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]

@@ -75,10 +75,10 @@ def of_the_rows_before(sent: Sequence[Messages], batches: Sequence[slice]) -> li
     """The messages of N rows, batch by batch -> for each batch those of the row before each of its rows."""
     by_batch: list[Messages] = [{} for _ in batches]
     for key in sent[0]:
-        rows: list[Any] = [latents for own in sent for latents in own[key]]
+        rows: list[torch.Tensor] = [latents for own in sent for latents in own[key]]  # type: ignore[misc]
         rows = [rows[-1], *rows[:-1]]
         for messages, batch in zip(by_batch, batches, strict=True):
-            messages[key] = torch.stack(rows[batch])
+            messages[key] = rows[batch]
     return by_batch
 
 
