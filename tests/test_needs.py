@@ -423,3 +423,32 @@ def test_the_table_of_the_released_styles(monkeypatch, tmp_path, on_gpus, style)
         re.MULTILINE,
     )
     assert shown == f"{float(row[5].removesuffix(' GB')):.1f}"
+
+
+@pytest.mark.parametrize(
+    "D, quantize, expected",
+    [
+        (64, None, 4 * (10 * 64 + 10)),
+        (64, "int8", 10 * 64 + 2 * 10 + 4 * 10),  # a scale a row, and the bias in float32
+        (64, "int4", 10 * 64 // 2 + 2 * 2 * (10 * 64 // 32) + 4 * 10),
+        (40, "int4", 4 * (10 * 40 + 10)),  # groups of 32 do not divide it
+    ],
+)
+def test_bytes_of_a_quantised_linear(D, quantize, expected):
+    assert needs.weight_bytes(torch.nn.Linear(D, 10), quantize) == expected
+    assert needs.weight_bytes(torch.nn.LayerNorm(D), quantize) == 4 * 2 * D
+    assert needs.weight_bytes(torch.nn.Embedding(10, D), quantize) == 4 * 10 * D
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_a_head_that_is_quantised_is_a_copy(tied, tmp_path):
+    """The embedding keeps its dtype, and a tied head is no longer the same tensor."""
+    folder = checkpoints.make_agent(tmp_path, "llama", tie_word_embeddings=tied, hidden_size=64)
+    model, _ = needs.decoder_without_weights(folder)
+    of_head = {mode: needs.weight_bytes(model.lm_head, mode) for mode in (None, "int8")}
+    of_rest = {
+        mode: sum(needs.weight_bytes(module, mode) for module in model.modules()) - of_head[mode]
+        for mode in (None, "int8")
+    }
+    counted = {mode: needs.decoder_bytes(model, mode) - of_rest[mode] for mode in (None, "int8")}
+    assert counted == {None: 0 if tied else of_head[None], "int8": of_head["int8"]}

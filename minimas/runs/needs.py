@@ -4,7 +4,7 @@ It is computed from each agent's config.json and from the names and sizes of fil
 A decoder without weights, on torch's meta device, has the sizes of all its tensors, and makes caches with the sizes of
 real ones. Activations, scores over the vocabulary, and what PyTorch and CUDA take for themselves are not counted.
 
-Notation: B questions at once, S positions of a cache.
+Notation: B questions at once, S positions of a cache, D inputs and N outputs of a linear.
 """
 
 import re
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..common import InputError, aligned
 from ..link import InnerLink, OuterLink
@@ -30,6 +31,8 @@ from ..settings import CompletedSettings
 from ..styles import Origin, Style
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
+GROUP = 32  # weights of a row that share a scale in int4; in int8 the whole row shares one
+SCALE = 2  # bytes of a scale, or of a zero
 
 
 @dataclass
@@ -75,19 +78,39 @@ def needs_of(
         needs[role] = Need(
             device=devices[role],
             dtype=str(model.norm.weight.dtype).removeprefix("torch."),
-            weights=weight_bytes(model),
+            weights=decoder_bytes(model, origin.quantize),
             cache=max(cache_bytes(model, style, role, point, prompt) for point in points),
             links=links_bytes(style, role, widths, model.norm.weight.dtype),
         )
     return needs
 
 
-def weight_bytes(model: Any) -> int:
-    """Of a decoder; a head that is tied to the embedding counts once."""
-    total = nbytes(model.parameters())
-    if model.config.tie_word_embeddings:
-        total -= model.lm_head.weight.nbytes
+def decoder_bytes(model: Any, quantize: str | None) -> int:
+    """Of the weights of a decoder. A head that is tied to the embedding counts once, unless it is quantised."""
+    total = sum(weight_bytes(module, quantize) for module in model.modules())
+    head = model.lm_head
+    stays = weight_bytes(head, quantize) == weight_bytes(head, None)
+    if model.config.tie_word_embeddings and stays:
+        total -= head.weight.nbytes
     return total
+
+
+def weight_bytes(module: nn.Module, quantize: str | None) -> int:
+    """Of the weights of one module, not of those in it. Only this function knows how quantised weights lie.
+
+    Linears are quantised, all else keeps its dtype, the bias of a linear included.
+    """
+    whole = nbytes(module.parameters(recurse=False))
+    if quantize is None or not isinstance(module, nn.Linear):
+        return whole
+    N, D = module.weight.shape
+    bias = whole - module.weight.nbytes
+    if quantize == "int8":
+        return bias + N * D + N * SCALE
+    if D % GROUP:  # such a linear stays as it is
+        return whole
+    scale_and_zero = 2 * SCALE
+    return bias + N * D // 2 + N * D // GROUP * scale_and_zero
 
 
 def cache_bytes(model: Any, style: Style, role: str, point: CompletedSettings, prompt: int) -> int:
