@@ -242,7 +242,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_loads(memory, monkeypatch, t
         f"cpu has {needs.size(least - 1)} of memory, and this run needs at least "
         f"{needs.size(least)} there"
     )
-    for help_ in "--batch-size 1 (", "--dtype bfloat16 (", "--max-new-tokens":
+    for help_ in "try --batch-size 1, --dtype bfloat16, fewer --max-new-tokens or another", "table":
         assert help_ in str(told.value)
     assert "--offload" not in str(told.value), "on a CPU it is no help"
     monkeypatch.setattr(sys, "argv", ["evaluate", "--dataset", "tiny", "--limit", "1"])
@@ -361,9 +361,7 @@ def test_offload(folders, monkeypatch, on_gpus):
     monkeypatch.setattr(
         needs, "memory_of", lambda device: 1000 if device == second else float("inf")
     )
-    with pytest.raises(
-        minimas.InputError, match=r"^cuda:1 has .* try --offload \(.*\), --batch-size 1"
-    ):
+    with pytest.raises(minimas.InputError, match=r"^cuda:1 has .* try --offload, --batch-size 1"):
         needs.check_memory(origin, entry, points, 8)
 
 

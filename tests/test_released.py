@@ -23,6 +23,7 @@ from minimas.config import parse_config
 from minimas.link import InnerLink, OuterLink
 from minimas.load import decoder_of
 from minimas.styles import STYLES
+from minimas.system import load_mas_system
 
 RECORDED = json.loads(FILE.read_text(encoding="utf-8"))
 CHATML = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
@@ -360,8 +361,7 @@ def test_configs(damaged, expectations, report, file, change, line):
 
 def test_texts_and_hashes(damaged, expectations, report):
     def check(folder, expected, entry):
-        model = expected.decoder(entry)
-        agent = checks.load_plain(report, "planner", folder, model, None, torch.device("cpu"))
+        agent = checks.load_plain(report, "planner", folder, None, torch.device("cpu"))
         checks.check_text(report, "planner", folder, agent, entry)
         before = faults(report)
         (folder / "chat_template.jinja").write_text(
@@ -369,7 +369,7 @@ def test_texts_and_hashes(damaged, expectations, report):
         )
         edit(folder, "generation_config.json", lambda value: value.update(eos_token_id=7, top_k=5))
         edit(folder, "tokenizer_config.json", lambda value: value.update(eos_token="<|im_start|>"))
-        agent = checks.load_plain(report, "planner", folder, model, None, torch.device("cpu"))
+        agent = checks.load_plain(report, "planner", folder, None, torch.device("cpu"))
         checks.check_text(report, "planner", folder, agent, entry)
         checks.check_hashes(report, "planner", PLANNER, folder, entry)
         assert not before
@@ -439,8 +439,7 @@ def test_logits_of_others(damaged, expectations, report, monkeypatch):
     """Logits that are off, and token ids that differ, are found; so is a fast path that computes something else."""
 
     def check(folder, expected, entry):
-        model = expected.decoder(entry)
-        agent = checks.load_plain(report, "planner", folder, model, None, torch.device("cpu"))
+        agent = checks.load_plain(report, "planner", folder, None, torch.device("cpu"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checks, "make_fast", lambda agent: agent.model.norm.weight.data.mul_(1.1))
             numbers = checks.check_fast(report, "planner", agent, "some text", 50)
@@ -521,6 +520,40 @@ def test_an_expectation_of_another_form(monkeypatch, capsys, tmp_path):
 
 
 SHORT = ("--device", "cpu", "--tokens", "80", "--max-new-tokens", "6")
+
+
+def test_quantize_is_passed_on(whole, expectations, report, monkeypatch):
+    """To the system that is asked; its logits are noted beside those from before."""
+    asked = {}
+
+    def load(style, quantize=None, **options):
+        asked[quantize] = options["checkpoints"]
+        return load_mas_system(style, **options)
+
+    style = "deliberation"
+    sources = STYLES[style].sources(whole(style) / "RecursiveMAS")
+    monkeypatch.setattr(released, "QUANTIZES", True)
+    monkeypatch.setattr(released, "load_mas_system", load)
+    monkeypatch.setattr(released, "QUESTIONS", {"What is 1 + 1?": "2"})
+    words = [style, *SHORT, "--max-new-tokens", "1", "--quantize", "int8", "--out", report.file]
+    monkeypatch.setattr(sys, "argv", ["released.py", *map(str, words)])
+    args = released.arguments()
+    reflector = checks.load_plain(
+        report, "reflector", sources["reflector"], None, torch.device("cpu")
+    )
+    ids = torch.arange(40)[None]
+    logits = checks.logits(reflector, ids)
+    numbers = {"reflector": checks.Numbers(ids, logits, [], torch.float32)}
+    released.check_system(report, sources, STYLES[style], numbers, args)
+    assert asked == {"int8": sources} and not faults(report)
+    noted = [line for line in found(report, checks.NOTED) if "int8" in line]
+    assert len(noted) == 2 and "int8 and before: 100.0% of 40 agree" in noted[1]
+
+
+def test_a_mode_that_nothing_knows(monkeypatch, capsys):
+    monkeypatch.setattr(released, "QUANTIZES", False)
+    assert run(monkeypatch, "mixture", "--quantize", "int8") == 2
+    assert "load_mas_system knows no such argument" in capsys.readouterr().err
 
 
 @pytest.mark.slow

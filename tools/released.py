@@ -113,7 +113,7 @@ def check_agent(
     numbers = None
     with report.part(role, "loading it"):
         dtype = usable_dtype(args.dtype, args.device)
-        agent = load_plain(report, role, folder, model, dtype, args.device)
+        agent = load_plain(report, role, folder, dtype, args.device)
         with report.part(role, "texts"):
             check_text(report, role, folder, agent, entry)
         text = TEXT.read_text(encoding="utf-8")

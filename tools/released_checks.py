@@ -33,11 +33,12 @@ from minimas.load import (
     agent_patterns,
     checkpoint_folder,
     decoder_of,
+    decoder_without_weights,
     load_link,
     parameter_name,
     weight_files,
 )
-from minimas.runs.needs import decoder_bytes, memory_of, size
+from minimas.runs.needs import memory_of, nbytes, size
 from minimas.styles import Source
 
 ROOT = Path(__file__).parent.parent
@@ -48,12 +49,8 @@ LAST = 64  # tokens of a prompt whose logits are compared
 OFF = {torch.float32: 2e-4, torch.float64: 1e-6}  # the most that logits may differ, of the largest
 OFF_NARROW = 5e-2  # in bfloat16 and float16, where two correct programs round differently
 OFF_LINK = 1e-4  # of a link in float32, of its largest output
-NOT_NEEDED = (
-    "README.md",
-    ".gitattributes",
-    "LICENSE",
-    "outer_adapter_config",
-)  # beginnings of names
+# Files that need not be there, by the beginnings of their names
+NOT_NEEDED = ("README.md", ".gitattributes", "LICENSE", "outer_adapter_config")
 
 
 @dataclass
@@ -408,24 +405,18 @@ class Numbers(NamedTuple):
 
 
 def load_plain(
-    report: Report,
-    role: str,
-    folder: Path,
-    model: Any,
-    dtype: torch.dtype | None,
-    device: torch.device,
+    report: Report, role: str, folder: Path, dtype: torch.dtype | None, device: torch.device
 ) -> Agent:
-    """The agent of a folder in the plain form, in the dtype of its file where `dtype` would not fit into memory.
+    """The agent of a folder in the plain form. InputError if its weights do not fit into memory.
 
-    model   the expected decoder, without weights. InputError if its weights do not fit.
-    dtype   None is the dtype of the file
+    dtype   None is that of the file, which is also taken where another would not fit
     """
-    _, _, stored = read_config(folder)
+    model, stored = decoder_without_weights(folder)
     memory = memory_of(device)
     chosen = dtype or stored
-    if decoder_bytes(model.to(chosen), None) > memory:
+    if nbytes(model.to(chosen).parameters()) > memory:
         chosen = stored
-    needed = decoder_bytes(model.to(chosen), None)
+    needed = nbytes(model.to(chosen).parameters())
     if needed > memory:
         raise InputError(
             f"its weights take {size(needed)} in {dtype_name(chosen)}, and {device} has {size(memory)}: "

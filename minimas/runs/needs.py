@@ -9,7 +9,7 @@ Notation: B questions at once, S positions of a cache, D inputs and N outputs of
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -213,41 +213,30 @@ def memory_of(device: torch.device) -> float:
     return 1024 * kilobytes or float("inf")
 
 
-def least_bytes(
-    origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int
-) -> dict[torch.device, int]:
-    """{device: bytes} that a run needs for certain for B questions at once: as if their prompts were empty."""
-    needs = needs_of(origin, style, points, prompt=0)
-    return on_devices(needs, B, origin.offload, least=True)
-
-
 def check_memory(origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int) -> None:
     """InputError if B questions at once need more than all the memory of a device, even if their prompts were empty."""
-    for device, needed in least_bytes(origin, style, points, B).items():
+    needs = needs_of(origin, style, points, prompt=0)
+    for device, needed in on_devices(needs, B, origin.offload, least=True).items():
         memory = memory_of(device)
         if needed <= memory:
             continue
-        weights = least_bytes(origin, style, points, 0)[device]
-        helps = []
-        for option, changed, n in ways_to_fit(origin, B):
-            then = least_bytes(changed, style, points, n)[device]
-            if then < needed:
-                helps.append(f"{option} ({size(then)})")
-        helps.append("fewer --max-new-tokens")
+        ways = ", ".join(ways_to_fit(origin, needs, device, B))
         raise InputError(
-            f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there, "
-            f"{size(weights)} of weights and {size(needed - weights)} of caches for {B} at once: try "
-            f"{', '.join(helps)} or another --device; --needs prints a table"
+            f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there for {B} at once: "
+            f"try {ways} or another --device; --needs prints a table"
         )
 
 
-def ways_to_fit(origin: Origin, B: int) -> list[tuple[str, Origin, int]]:
-    """(option, the Origin with it, questions at once with it) of what may take less memory."""
-    return [
-        ("--offload", replace(origin, offload=True), B),
-        ("--batch-size 1", origin, 1),
-        ("--dtype bfloat16", replace(origin, dtype="bfloat16"), B),
-    ]
+def ways_to_fit(origin: Origin, needs: dict[str, Need], device: torch.device, B: int) -> list[str]:
+    """Options with which a run may need less on a device."""
+    ways = []
+    if device.type != "cpu" and not origin.offload:
+        ways.append("--offload")
+    if B > 1:
+        ways.append("--batch-size 1")
+    if any(need.dtype == "float32" for need in needs.values()):
+        ways.append("--dtype bfloat16")
+    return [*ways, "fewer --max-new-tokens"]
 
 
 def size(n: float) -> str:
