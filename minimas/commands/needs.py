@@ -59,7 +59,7 @@ def agents_table(
         if name in needs:
             need = needs[name]
             device = str(need.device)
-            dtype = need.dtype
+            dtype = f"{need.dtype}, {need.quantize}" if need.quantize else need.dtype
             memory = [need.weights, need.links, need.cache, B * need.cache]
         numbers = [*sizes, *memory]
         columns.append(numbers)

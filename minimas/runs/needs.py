@@ -45,6 +45,7 @@ class Need:
     weights  of the decoder; with --offload they are on the device for a turn only
     cache    the largest that it makes, for one question
     links    its inner link and the outer links that leave it, if their files are no wider than its dtype
+    quantize int8 or int4 if that is how its linears are kept
     recorded whether its shapes are those that are recorded for a released checkpoint
     """
 
@@ -53,6 +54,7 @@ class Need:
     weights: int
     cache: int
     links: int
+    quantize: str | None = None
     recorded: bool = False
 
 
@@ -87,6 +89,7 @@ def needs_of(
             weights=decoder_bytes(model, origin.quantize),
             cache=max(cache_bytes(model, style, role, point, prompt) for point in points),
             links=links_bytes(style, role, widths, dtype),
+            quantize=origin.quantize,
             recorded=recorded[role],
         )
     return needs
@@ -236,6 +239,10 @@ def ways_to_fit(origin: Origin, needs: dict[str, Need], device: torch.device, B:
         ways.append("--batch-size 1")
     if any(need.dtype == "float32" for need in needs.values()):
         ways.append("--dtype bfloat16")
+    if origin.quantize is None:
+        ways.append("--quantize int8")
+    if origin.quantize != "int4":
+        ways.append("--quantize int4")
     return [*ways, "fewer --max-new-tokens"]
 
 
