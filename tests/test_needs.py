@@ -529,7 +529,7 @@ def test_a_head_that_is_quantised_is_a_copy(tied, tmp_path):
 def test_the_table_says_what_is_quantised(monkeypatch):
     origin, entry, points = planned(monkeypatch, "--device", "cpu")
     before = needs.needs_of(origin, entry, points)
-    quantised = replace(origin, quantize="int4")
+    quantised = replace(origin, quantize="int8")
     lines = printed.needs_text(quantised, entry, points, "math").split("\n")
-    assert [line.split()[1:4] for line in lines[2:5]] == [["cpu", "float32,", "int4"]] * 3
+    assert [line.split()[1:4] for line in lines[2:5]] == [["cpu", "float32,", "int8"]] * 3
     assert needs.needs_of(quantised, entry, points)["solver"].weights < before["solver"].weights
