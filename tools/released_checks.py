@@ -104,6 +104,22 @@ class Report:
         self.add(OK if same else DIFFERS, where, what, found, short(expected) + doubt)
         return same
 
+    def compare_all(
+        self,
+        where: str,
+        what: str,
+        found: Mapping[str, Any],
+        expected: Mapping[str, Any],
+        unsure: Mapping[str, str],
+    ) -> None:
+        """Compare each name that both have: a line for each that differs, else one for all; none if there are none."""
+        names = [name for name in expected if name in found]
+        wrong = [name for name in names if found[name] != expected[name]]
+        for name in wrong:
+            self.compare(where, f"{what} {name}", found[name], expected[name], unsure.get(name))
+        if names and not wrong:
+            self.add(OK, where, f"{what} files", f"{len(names)} as expected")
+
     def compare_number(self, where: str, what: str, found: float, most: float) -> None:
         """Add ok if a number is at most `most`, else differs; NaN differs."""
         status = OK if found <= most else DIFFERS
@@ -147,8 +163,13 @@ class Report:
 
 def short(value: object) -> str:
     """A value as text of at most LONGEST characters, on one line."""
-    text = str(value).replace("\n", "\\n")
+    text = "".join(c if c.isprintable() else escaped(c) for c in str(value))
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def escaped(character: str) -> str:
+    """A character that cannot be printed, such as a line feed, as Python writes it."""
+    return character.encode("unicode_escape").decode()
 
 
 class Expected:
@@ -207,19 +228,16 @@ def check_names(
         if not name.startswith(NOT_NEEDED):
             unexpected.append(name)
     lacking = [name for name in names if name not in there]
-    unsure = entry.get("unsure", {}).get("files")
+    unsure = entry.get("unsure", {})
+    doubt = f" (not certain: {unsure['files']})" if "files" in unsure else ""
     for name in lacking:
         others = f", but {', '.join(unexpected[:SHOWN])}" if unexpected else ""
-        doubt = f" (not certain: {unsure})" if unsure else ""
         report.add(MISSING, where, name, f"not there{others}", f"a file of this name{doubt}")
     if not lacking:
         report.add(OK, where, "names of files", f"all {len(names)} that are expected")
     if unexpected:
         report.add(NOTED, where, "further files", ", ".join(unexpected))
-    for name, expected in entry.get("bytes", {}).items():
-        if name in there:
-            unsure = entry.get("unsure", {}).get(name)
-            report.compare(where, f"bytes of {name}", there[name], expected, unsure)
+    report.compare_all(where, "bytes of", there, entry.get("bytes", {}), unsure)
 
 
 def listed(source: Source, names: Sequence[str]) -> dict[str, int]:
@@ -256,13 +274,14 @@ def check_hashes(
         name = file.relative_to(folder).as_posix()
         found[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     report.files[repository] = found
+    begins = {}
     for name, expected in known.items():
         if name in found:
-            begins = found[name]["sha256"][: len(expected)]
-            unsure = entry.get("unsure", {}).get(name)
-            report.compare(where, f"sha256 of {name}", begins, expected, unsure)
+            begins[name] = found[name]["sha256"][: len(expected)]
+    report.compare_all(where, "sha256 of", begins, known, entry.get("unsure", {}))
     others = len(set(found) - set(known))
-    report.add(NOTED, where, "sha256", f"of {others} files in the JSON, none known before")
+    if others:
+        report.add(NOTED, where, "sha256", f"of {others} files in the JSON, not known before")
 
 
 def sha256(file: Path) -> str:
@@ -345,8 +364,8 @@ def check_weights(report: Report, where: str, folder: Path, model: Any) -> None:
         report.add(DIFFERS, where, "tensors", counts, f"{len(expected)} as config.json makes them")
     else:
         report.add(OK, where, "tensors", f"{len(found)} with the expected names and shapes")
-    stored_head = "stored" if head in found else "not stored"
-    report.add(NOTED, where, head, f"{stored_head}, and the expected model is tied: {tied}")
+    if tied:
+        report.add(NOTED, where, f"{head} beside its tied embedding", head in found)
     report.add(NOTED, where, "prefixes of tensors", dict(prefixes))
     report.add(NOTED, where, "dtypes of tensors", dict(dtypes))
     if skipped:
@@ -576,14 +595,13 @@ def check_link(
         if wrong:
             return
         dtypes = sorted({dtype_name(tensor.dtype) for tensor in state.values()})
-        summary = f"{len(found)} tensors in {', '.join(dtypes)}"
-        report.add(OK, where, f"shapes of {file.name}", summary, "those of the link")
+        what = f"{file.name}, {len(found)} tensors in {', '.join(dtypes)}, against torch modules"
         generator = torch.Generator().manual_seed(0)
         h = torch.randn(64, sizes[0], generator=generator, dtype=torch.float64)
         expected = plain({key: tensor.double() for key, tensor in state.items()})(h)
         loaded = load_link(kind(*sizes), file, dtype=torch.float32)
         off = max(distance(form(h.float()), expected) for form in (loaded, fused(loaded)))
-        report.compare_number(where, f"{file.name} against torch modules", off, OFF_LINK)
+        report.compare_number(where, what, off, OFF_LINK)
 
 
 def plain_inner(state: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -626,38 +644,33 @@ def check_outer_manifest(
 ) -> None:
     """outerlink_config.json: the links of each task, with their files, roles and widths."""
     manifest = read_json(required(folder, LINKS))
-    roles = {key: edge for edge, key in edges.items()}
+    ends = {key: edge for edge, key in edges.items()}
     for task in entry["tasks"] or [None]:
-        part = manifest
-        where = LINKS
-        if task:
-            part = manifest.get("tasks", {}).get(task, {})
-            where = f"{LINKS}, {task}"
+        part = manifest.get("tasks", {}).get(task, {}) if task else manifest
+        where = f"{LINKS}, {task}" if task else LINKS
         adapters = {one.get("legacy_key"): one for one in part.get("adapters", [])}
-        report.compare("links", f"{where}: keys", sorted(adapters, key=str), sorted(entry["links"]))
-        for key, (name, D, D_target) in entry["links"].items():
-            if key not in adapters:
-                continue
-            found = adapters[key]
-            source, target = roles[key]
-            expected = {
-                "filename": name + (f"({task}).pt" if task else ".pt"),
+        found: dict[str, Any] = {"keys": sorted(adapters, key=str)}
+        expected: dict[str, Any] = {"keys": sorted(entry["links"])}
+        for key, (file, D, D_target) in entry["links"].items():
+            source, target = ends[key]
+            wanted = {
+                "filename": file + (f"({task}).pt" if task else ".pt"),
                 "source_role": source,
                 "target_role": target,
                 "adapter_type": OuterLink.adapter_type,
                 "in_dim": D,
                 "out_dim": D_target,
             }
-            wrong = [
-                field for field in expected if lower(found.get(field)) != lower(expected[field])
-            ]
-            for field_name in wrong:
-                what = f"{where}: {field_name} of {key}"
-                report.compare("links", what, found.get(field_name), expected[field_name])
-            if not wrong:
-                report.add(OK, "links", f"{where}: {key}", found["filename"], f"{D} to {D_target}")
-
-
-def lower(value: Any) -> Any:
-    """A text in lower case: nobody knows how the release writes roles. Anything else as it is."""
-    return value.lower() if isinstance(value, str) else value
+            for field_name, value in wanted.items():
+                name = f"{field_name} of {key}"
+                expected[name] = value
+                if key not in adapters:
+                    continue
+                found[name] = adapters[key].get(field_name)
+                if field_name.endswith("_role"):  # nobody knows how the release writes them
+                    found[name] = str(found[name]).lower()
+        wrong = [name for name in found if found[name] != expected[name]]
+        for name in wrong:
+            report.compare("links", f"{where}: {name}", found[name], expected[name])
+        if not wrong:
+            report.add(OK, "links", where, f"{len(adapters)} links with all that is expected")
