@@ -435,7 +435,7 @@ def test_released_styles_need_no_network(style, name, value, tmp_path, monkeypat
     roles = ", ".join(STYLES[style].order)
     assert first == (
         f"the hub does not answer: the shapes of {roles} are those recorded for the released "
-        "checkpoints on 2026-11-20"
+        "checkpoints on 2026-11-20, not all of them for certain (compat/released.json)"
     )
     weights = needs_table.row(style, "bfloat16")[2]
     assert whole.split()[:5] == ["whole", "?", "?", *weights.split()]

@@ -468,7 +468,7 @@ def test_what_was_not_done_is_missing(report):
         "a style: 0 ok, 1 differs, 2 missing, 0 noted"
     )
     assert len(json.loads(report.file.read_text())["findings"]) == 3
-    report.add(checks.OK, "planner", "home", f"{Path.home()}/x\n" + "y" * 300)
+    report.add(checks.OK, "planner", "home", f"{Path.home()}/x\n" + "y" * 500)
     assert report.findings[-1].found.startswith("~/x\\nyyy") and "..." in report.findings[-1].found
 
 
@@ -546,6 +546,15 @@ def test_quantize_is_passed_on(whole, expectations, report, monkeypatch):
     assert asked == {"int8": sources} and not faults(report)
     noted = [line for line in found(report, checks.NOTED) if "int8" in line]
     assert len(noted) == 2 and "int8 and before: 100.0% of 40 agree" in noted[1]
+
+
+def test_a_repository_that_is_closed(damaged, report):
+    """What the hub says of it is told, not that it is not in the cache."""
+    damaged("sequential_light")
+    with report.part("planner", "list of files"):
+        checks.listed("RecursiveMAS/nobody-has-this", ["config.json"])
+    (line,) = faults(report)
+    assert "RecursiveMAS/nobody-has-this is not on the hub, or private" in line
 
 
 def test_a_mode_that_nothing_knows(monkeypatch, capsys):

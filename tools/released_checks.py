@@ -44,7 +44,7 @@ from minimas.styles import Source
 ROOT = Path(__file__).parent.parent
 OK, DIFFERS, MISSING, NOTED = "ok", "differs", "missing", "noted"
 SHOWN = 5  # of many findings of one kind; the last line says how many there are
-LONGEST = 240  # characters of what is found, and of what is expected
+LONGEST = 400  # characters of what is found, and of what is expected
 LAST = 64  # tokens of a prompt whose logits are compared
 OFF = {torch.float32: 2e-4, torch.float64: 1e-6}  # the most that logits may differ, of the largest
 OFF_NARROW = 5e-2  # in bfloat16 and float16, where two correct programs round differently
@@ -247,8 +247,11 @@ def listed(source: Source, names: Sequence[str]) -> dict[str, int]:
         try:
             files: Any = download(str(source), ["*"], dry_run=True)
             return {file.filename: file.file_size or 0 for file in files}
-        except InputError:  # the hub is not there to be asked: is it in the cache?
-            folder = download(str(source), names, local_files_only=True)
+        except InputError as of_hub:  # perhaps it is not there to be asked: is all in the cache?
+            try:
+                folder = download(str(source), names, local_files_only=True)
+            except InputError:
+                raise of_hub from None
     inside = [file for file in folder.rglob("*") if file.is_file()]
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in inside}
 

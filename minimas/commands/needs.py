@@ -33,7 +33,7 @@ def needs_text(origin: Origin, style: Style, points: Sequence[CompletedSettings]
     if recorded:
         lines.append(
             f"the hub does not answer: the shapes of {', '.join(recorded)} are those recorded for the released "
-            f"checkpoints on {recorded_on()}"
+            f"checkpoints on {recorded_on()}, not all of them for certain (compat/released.json)"
         )
     lines.append(f"prompts of {PROMPT} tokens")
     lines.append(aligned(agents_table(needs, files_of_system(style, sources, task, reachable), B)))
