@@ -1,5 +1,6 @@
 """What --needs prints is what loading and running take; a run that cannot fit is refused before it loads."""
 
+import inspect
 import json
 import re
 import socket
@@ -533,3 +534,25 @@ def test_the_table_says_what_is_quantised(monkeypatch):
     lines = printed.needs_text(quantised, entry, points, "math").split("\n")
     assert [line.split()[1:4] for line in lines[2:5]] == [["cpu", "float32,", "int8"]] * 3
     assert needs.needs_of(quantised, entry, points)["solver"].weights < before["solver"].weights
+
+
+QUANTIZES = "quantize" in inspect.signature(minimas.load_mas_system).parameters
+
+
+@pytest.mark.skipif(not QUANTIZES, reason="load_mas_system does not quantise yet")
+@pytest.mark.parametrize("style", ("sequential_light", "sequential_scaled"))
+@pytest.mark.parametrize("quantize", ("int8", "int4"))
+def test_quantised_weights_are_those_of_the_loaded_system(folders, monkeypatch, style, quantize):
+    origin, entry, points = planned(
+        monkeypatch, *from_folders(folders, style), "--plain", "--dtype", "bfloat16"
+    )
+    origin = replace(origin, quantize=quantize)
+    system = minimas.load_mas_system(
+        style, checkpoints=folders(style), device="cpu", dtype="bfloat16", quantize=quantize
+    )
+    for role, need in needs.needs_of(origin, entry, points).items():
+        held = [*system.agents[role].model.parameters()]
+        for module in system.agents[role].model.modules():
+            if not isinstance(module, type(system.agents[role].model)):  # it has its own tables
+                held += module.buffers(recurse=False)
+        assert need.weights == nbytes(held), role
