@@ -502,7 +502,7 @@ def test_a_run_is_not_refused_by_recorded_shapes(monkeypatch, tmp_path):
     "D, quantize, expected",
     [
         (64, None, 4 * (10 * 64 + 10)),
-        (64, "int8", 10 * 64 + 2 * 10 + 4 * 10),  # a scale a row, and the bias in float32
+        (64, "int8", 10 * 64 + 4 * 10 + 4 * 10),  # a scale a row, and the bias in float32
         (64, "int4", 10 * 64 // 2 + 2 * 2 * (10 * 64 // 32) + 4 * 10),
         (40, "int4", 4 * (10 * 40 + 10)),  # groups of 32 do not divide it
     ],

@@ -32,8 +32,9 @@ from ..settings import CompletedSettings
 from ..styles import Origin, Style
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
-GROUP = 32  # weights of a row that share a scale in int4; in int8 the whole row shares one
-SCALE = 2  # bytes of a scale, or of a zero
+ROW_SCALE = 4  # bytes of the scale that a row of weights shares in int8
+GROUP = 32  # weights of a row that share a scale and an offset in int4
+GROUP_SCALE = 4  # bytes of the two
 
 
 @dataclass
@@ -133,11 +134,10 @@ def weight_bytes(module: nn.Module, quantize: str | None) -> int:
     N, D = module.weight.shape
     bias = whole - module.weight.nbytes
     if quantize == "int8":
-        return bias + N * D + N * SCALE
+        return bias + N * D + N * ROW_SCALE
     if D % GROUP:  # such a linear stays as it is
         return whole
-    scale_and_zero = 2 * SCALE
-    return bias + N * D // 2 + N * D // GROUP * scale_and_zero
+    return bias + N * D // 2 + N * D // GROUP * GROUP_SCALE
 
 
 def cache_bytes(
