@@ -53,13 +53,14 @@ from released_checks import (
 
 import minimas
 from minimas.commands.failures import command
-from minimas.commands.options import Parser
-from minimas.common import InputError, check_known, checkpoints, warn, writable_file
+from minimas.commands.options import Parser, checkpoints
+from minimas.common import InputError, check_known, warn
 from minimas.compat.hub import is_reachable
 from minimas.compat.released import FILE
 from minimas.link import InnerLink, OuterLink
 from minimas.load import usable_device, usable_dtype
 from minimas.runs.needs import check_memory
+from minimas.runs.outputs import writable_file
 from minimas.settings import CHANNELS, Settings
 from minimas.styles import STYLES, Origin, Source, Style
 from minimas.system import Result, load_mas_system

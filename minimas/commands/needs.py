@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common import aligned
 from ..compat.hub import download, is_reachable
 from ..compat.released import recorded_on
 from ..load import agent_patterns, links_task
 from ..runs.needs import PROMPT, Need, memory_of, needs_of, on_devices, size
+from ..runs.outputs import aligned
 from ..settings import CompletedSettings
 from ..styles import Origin, Source, Style
 
