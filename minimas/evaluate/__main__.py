@@ -128,7 +128,7 @@ def main() -> None:
     processes = launched()
     run = planned(origin, args.dataset, chosen(**options), **measured)
     if args.needs:
-        from ..runs.needs import needs_text
+        from ..commands.needs import needs_text
 
         print(needs_text(origin, run.style, run.points, run.data.task))
         return
