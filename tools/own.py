@@ -223,7 +223,7 @@ def losses(system, rows, settings, edit=own, think=None):
     h, ids = teacher_forced(agent, turn.prompts, [row["answer"] for row in rows])
     kept = ids != IGNORED
     return torch.zeros(kept.shape).masked_scatter(
-        kept, TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight)
+        kept, TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head)
     ), kept
 
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..common import InputError
+from ..quantize import QuantizedLinear
+from .quantized import FastProduct, fast_product, has_operator
 
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
 FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
@@ -94,8 +96,13 @@ class MergedLinear:
             memory twice
     """
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    packed: PackedLinear | FastProduct
+
+    def __init__(self, linears: Sequence[Any]) -> None:
         self.sizes = [linear.out_features for linear in linears]
+        if isinstance(linears[0], QuantizedLinear):
+            self.packed = fast_product(linears)
+            return
         weights = [linear.weight for linear in linears]
         biases = [linear.bias for linear in linears]
         self.packed = PackedLinear(weights, biases)
@@ -109,6 +116,13 @@ class MergedLinear:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.packed(x).split(self.sizes, -1)
+
+
+def can_merge(linears: Sequence[nn.Module]) -> bool:
+    """Whether these linears of one input can be one product: they are all float, or of one quantised kind."""
+    if len({type(linear) for linear in linears}) > 1:
+        return False
+    return all(has_operator(linear) for linear in linears if isinstance(linear, QuantizedLinear))
 
 
 def can_pack(weight: torch.Tensor) -> bool:

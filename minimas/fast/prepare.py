@@ -9,9 +9,11 @@ from typing import NoReturn
 from torch import nn
 
 from .. import gemma, llama, qwen
-from ..common import InputError
+from ..common import InputError, warn_once
+from ..quantize import QuantizedLinear
 from .blocks import DecodeBlock, Norm
-from .linear import MergedLinear, PackedLinear, can_pack, kernels_for
+from .linear import MergedLinear, PackedLinear, can_merge, can_pack, kernels_for
+from .quantized import fast_product, has_operator
 
 # A method that does nothing but apply some linears to one input: their names
 Linears = dict[str, tuple[str, ...]]
@@ -37,22 +39,26 @@ KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, nn.Conv1d}
 def prepare(model: llama.Llama) -> llama.Llama:
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it."""
     tied = model.lm_head.weight is model.embed_tokens.weight
+    merged: set[nn.Module] = set()
     for module in model.modules():
-        merged = MERGED.get(type(module), {})
-        for method, names in merged.items():
+        for method, names in MERGED.get(type(module), {}).items():
             linears = [getattr(module, name) for name in names]
+            if not can_merge(linears):
+                continue
             replace(module, method, MergedLinear(linears))
             for linear in linears:
                 refuse_hooks(linear)
+            merged.update(linears)
     for module in model.modules():
-        if not isinstance(module, nn.Linear):
+        if module in merged:
             continue
-        if module.weight is None or not can_pack(module.weight):  # None: it is merged already
-            continue
-        keep = tied and module is model.lm_head  # the embedding needs this weight as it is
-        replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
-        if not keep:
-            module.register_parameter("weight", None)
+        if isinstance(module, QuantizedLinear):
+            prepare_quantized(module)
+        elif isinstance(module, nn.Linear) and can_pack(module.weight):
+            keep = tied and module is model.lm_head  # the embedding needs this weight as it is
+            replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
+            if not keep:
+                module.register_parameter("weight", None)
     kernels = kernels_for(model.norm.weight)
     if kernels is None:
         return model
@@ -67,6 +73,17 @@ def prepare(model: llama.Llama) -> llama.Llama:
                 if part is not block:
                     refuse_hooks(part)
     return model
+
+
+def prepare_quantized(linear: QuantizedLinear) -> None:
+    """Let a quantised linear that was not merged take torch's operator, if there is one."""
+    if has_operator(linear):
+        replace(linear, "forward", fast_product([linear]))
+    elif linear.weight.device.type == "cpu":
+        warn_once(
+            f"this torch has no operator for {linear.kind} weights with {linear.in_features} inputs on this CPU: "
+            "they are made float again at each step, which is slower than no --quantize"
+        )
 
 
 HOOKS = (

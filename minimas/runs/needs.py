@@ -25,7 +25,9 @@ from ..load import (
     download,
     links_task,
     usable_dtype,
+    usable_kind,
 )
+from ..quantize import named_weights, quantize_linears
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
 
@@ -38,6 +40,7 @@ class Need:
 
     device   where it computes
     dtype    in what, by name
+    quantize int8 or int4 if that is what the weights of its linears are kept in
     weights  of the decoder; with --offload they are on the device for a turn only
     cache    the largest that it makes, for one question
     links    its inner link and the outer links that leave it, if their files are no wider than its dtype
@@ -48,6 +51,7 @@ class Need:
     weights: int
     cache: int
     links: int
+    quantize: str | None = None
 
 
 def needs_of(
@@ -67,7 +71,11 @@ def needs_of(
     for role, device in devices.items():
         folder = checkpoint_folder(sources[role], "config.json", role=role)
         model, stored = decoder_without_weights(folder)
-        models[role] = model.to(usable_dtype(origin.dtype, device) or stored)
+        model.to(usable_dtype(origin.dtype, device) or stored)
+        kind = usable_kind(origin.quantize)
+        if kind is not None:
+            quantize_linears(model, kind)
+        models[role] = model
     widths = {role: model.config.hidden_size for role, model in models.items()}
 
     needs = {}
@@ -75,6 +83,7 @@ def needs_of(
         needs[role] = Need(
             device=devices[role],
             dtype=str(model.norm.weight.dtype).removeprefix("torch."),
+            quantize=origin.quantize,
             weights=weight_bytes(model),
             cache=max(cache_bytes(model, style, role, point, prompt) for point in points),
             links=links_bytes(style, role, widths, model.norm.weight.dtype),
@@ -83,9 +92,9 @@ def needs_of(
 
 
 def weight_bytes(model: Any) -> int:
-    """Of a decoder; a head that is tied to the embedding counts once."""
-    total = nbytes(model.parameters())
-    if model.config.tie_word_embeddings:
+    """Of a decoder; a head that is tied to the embedding counts once, unless it is a quantised copy."""
+    total = nbytes(weight for _, weight in named_weights(model))
+    if model.config.tie_word_embeddings and isinstance(model.lm_head, torch.nn.Linear):
         total -= model.lm_head.weight.nbytes
     return total
 
@@ -183,6 +192,8 @@ def check_memory(origin: Origin, style: Style, points: Sequence[CompletedSetting
             "--offload": least_bytes(replace(origin, offload=True), style, points, B),
             "--batch-size 1": least_bytes(origin, style, points, 1),
             "--dtype bfloat16": least_bytes(replace(origin, dtype="bfloat16"), style, points, B),
+            "--quantize int8": least_bytes(replace(origin, quantize="int8"), style, points, B),
+            "--quantize int4": least_bytes(replace(origin, quantize="int4"), style, points, B),
         }
         helps = [
             f"{option} ({size(then[device])})"
@@ -215,7 +226,8 @@ def agents_table(
     names = []
     numbers = []
     for role, need in needs.items():
-        names.append([role, str(need.device), need.dtype])
+        dtype = f"{need.dtype}, {need.quantize}" if need.quantize else need.dtype
+        names.append([role, str(need.device), dtype])
         memory = [need.weights, need.links, need.cache, B * need.cache]
         numbers.append([*files_of(sources[role], *agent_patterns(task)), *memory])
     if "links" in sources:
