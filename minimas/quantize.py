@@ -6,7 +6,7 @@
                            clips its extremes, where that makes the sum of squared errors smaller
 
 Only the weights of linears are quantised, the head's too. Activations, norms, embeddings, biases and links keep their
-dtype. Scales are rounded to bfloat16, as the fast operators want them, before q is chosen, so that this costs nothing.
+dtype. In int4, s and z are rounded to bfloat16 before q is chosen.
 
 Here is the plain form: it makes the weight float again, block by block, and multiplies. fast/quantized.py has the fast
 one. Quantised weights are frozen; gradients go through the activations, so that links can be trained.
@@ -15,7 +15,7 @@ Notation: D inputs, N outputs.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +25,7 @@ from .common import upcast
 
 GROUP = 32  # inputs that share a scale in int4
 SHRINKS = (1.0, 0.93, 0.86, 0.79)  # of the full range, tried for each group
-BLOCK = 1 << 20  # weights that are float at a time
-
-
-class Frozen(Protocol):
-    """A weight (N, D) that can be made float, as a whole or a block of outputs at a time."""
-
-    in_features: int
-    out_features: int
-
-    def dequantized(
-        self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor: ...
+BLOCK = 1 << 19  # weights that are float at a time
 
 
 class QuantizedLinear(nn.Module):
@@ -85,7 +74,7 @@ class QuantizedLinear(nn.Module):
 
 
 class Int8Linear(QuantizedLinear):
-    """weight (N, D) int8 and scale (N,) bfloat16: w = scale q."""
+    """weight (N, D) int8 and scale (N,) float32: w = scale q."""
 
     kind = "int8"
     weight: torch.Tensor
@@ -94,12 +83,12 @@ class Int8Linear(QuantizedLinear):
     def allocate(self, device: torch.device | str) -> None:
         N, D = self.out_features, self.in_features
         self.register_buffer("weight", torch.empty(N, D, dtype=torch.int8, device=device))
-        self.register_buffer("scale", torch.empty(N, dtype=torch.bfloat16, device=device))
+        self.register_buffer("scale", torch.empty(N, dtype=torch.float32, device=device))
 
     def quantize(self, start: int, end: int, weight: torch.Tensor) -> None:
-        scale = (weight.abs().amax(1) / 127).bfloat16()  # (n,)
+        scale = weight.abs().amax(1) / 127  # (n,)
         scale = torch.where(scale == 0, 1, scale)  # a row of zeros
-        q = (weight / scale[:, None].float()).round().clamp(-127, 127)
+        q = (weight / scale[:, None]).round().clamp(-127, 127)
         self.weight[start:end] = q.to(torch.int8)
         self.scale[start:end] = scale
 
@@ -169,8 +158,8 @@ KINDS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linea
 
 
 def blocks(N: int, D: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the outputs that are float at a time, by 64."""
-    n = max(64, BLOCK // D // 64 * 64)
+    """(start, end) of the outputs that are float at a time, at least one."""
+    n = max(1, BLOCK // D)
     for start in range(0, N, n):
         yield start, min(start + n, N)
 
@@ -179,19 +168,19 @@ class FrozenProduct(torch.autograd.Function):
     """x (..., D) -> x W' (..., N). No float W is kept for the backward pass, which makes it again, block by block."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, frozen: Frozen) -> torch.Tensor:
-        ctx.frozen = frozen
-        y = x.new_empty(*x.shape[:-1], frozen.out_features)
-        for start, end in blocks(frozen.out_features, frozen.in_features):
-            y[..., start:end] = F.linear(x, frozen.dequantized(start, end, x.dtype))
+    def forward(ctx: Any, x: torch.Tensor, linear: QuantizedLinear) -> torch.Tensor:
+        ctx.linear = linear
+        y = x.new_empty(*x.shape[:-1], linear.out_features)
+        for start, end in blocks(linear.out_features, linear.in_features):
+            y[..., start:end] = F.linear(x, linear.dequantized(start, end, x.dtype))
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        frozen = ctx.frozen
-        total = upcast(gradient.new_zeros(*gradient.shape[:-1], frozen.in_features))
-        for start, end in blocks(frozen.out_features, frozen.in_features):
-            total += gradient[..., start:end] @ frozen.dequantized(start, end, gradient.dtype)
+        linear = ctx.linear
+        total = upcast(gradient.new_zeros(*gradient.shape[:-1], linear.in_features))
+        for start, end in blocks(linear.out_features, linear.in_features):
+            total += gradient[..., start:end] @ linear.dequantized(start, end, gradient.dtype)
         return total.to(gradient.dtype), None
 
 

@@ -3,6 +3,8 @@
 A subclass may compute something else, so it is not in a table unless it is named there itself.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -59,6 +61,7 @@ def prepare(model: llama.Llama) -> llama.Llama:
             replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
             if not keep:
                 module.register_parameter("weight", None)
+    free_unused_memory()
     kernels = kernels_for(model.norm.weight)
     if kernels is None:
         return model
@@ -84,6 +87,15 @@ def prepare_quantized(linear: QuantizedLinear) -> None:
             f"this torch has no operator for {linear.kind} weights with {linear.in_features} inputs on this CPU: "
             "they are made float again at each step, which is slower than no --quantize"
         )
+
+
+def free_unused_memory() -> None:
+    """Give memory back to the system that glibc keeps: moving weights of some megabytes leaves holes between others."""
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 HOOKS = (

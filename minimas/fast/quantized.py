@@ -1,11 +1,15 @@
 """Products with quantised weights (quantize.py) in torch's own operators for a CPU, merged where they share an input.
 
-For few rows the cost is reading the weights, and the operators read them as they are. They want bfloat16 activations
-(with float32 ones they are five to ten times slower), so x is rounded for the product, and what comes out is put back
-into x's dtype: norms, residual stream, caches and links keep theirs. For many rows the cost is arithmetic. The weights
-are then made float, block by block, and x is not rounded.
+For few rows the cost is reading the weights, and an operator reads them as they are:
 
-Notation: D inputs, N outputs.
+    int8   the weighted sum of rows of a quantised embedding table, which torch has for recommender systems. W x is the
+           sum of W's columns, each times its x. It computes in float32
+    int4   torch's product with 4-bit weights. It wants bfloat16 activations (with float32 ones it is several times
+           slower), so x is rounded for the product, and what comes out is put back into x's dtype
+
+For many rows the cost is arithmetic. The weights are then made float, block by block, and x is not rounded.
+
+Notation: D inputs, N outputs, L lanes: outputs that are kept together, all inputs of them before the next ones.
 """
 
 from collections.abc import Sequence
@@ -16,25 +20,30 @@ import torch
 import torch.nn.functional as F
 
 from ..common import InputError
-from ..quantize import GROUP, FrozenProduct, Int4Linear, Int8Linear, QuantizedLinear, unpacked
+from ..quantize import BLOCK, GROUP, Int4Linear, Int8Linear, QuantizedLinear, unpacked
 
-MOST_ROWS = {"int8": 16, "int4": 16}  # for which the operators are faster
-INT8_STEP = (
-    16  # inputs that the operator for int8 takes at a time: it reads beyond the end of others
-)
-LANES = 64  # outputs that int4's packed layout keeps together, at most
+HEADER = 8  # bytes after each row of a table: a factor and a summand, float32
+ADDED = 128  # what makes q from -127 to 127 a byte without sign
+INDICES = 1 << 17  # of rows of a table that one call sums up
+LANES = 64  # of int4, at most
 
 
 class FastProduct:
     """x (..., D) -> x W' + b (..., N), for one or several QuantizedLinears on top of one another.
 
-    bias   (N,) or None
+    Their own weights are gone, so that none is in memory twice.
+
+    bias        (N,) or None
+    lanes       L
+    most_rows   for which the operator is faster than to make the weights float
     """
 
-    def __init__(self, linears: Sequence[QuantizedLinear]) -> None:
+    lanes: int
+    most_rows: int
+
+    def __init__(self, linears: Sequence[Any]) -> None:
         self.in_features = linears[0].in_features
         self.out_features = sum(linear.out_features for linear in linears)
-        self.most_rows = MOST_ROWS[linears[0].kind]
         present = [linear.bias for linear in linears if linear.bias is not None]
         self.bias = torch.cat(present) if present else None
 
@@ -43,58 +52,108 @@ class FastProduct:
             raise InputError(
                 "the fast path computes no gradients on a CPU: load the system with fast=False to train"
             )
-        rows = x.numel() // x.shape[-1]
-        if 0 < rows <= self.most_rows and x.dtype != torch.float64:
-            y = self.few_rows(x.reshape(rows, -1).bfloat16())  # (rows, N)
-            y = y.to(x.dtype).view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, self.in_features)
+        if 0 < len(rows) <= self.most_rows and x.dtype != torch.float64:
+            y = self.few_rows(rows)
         else:
-            y = FrozenProduct.apply(x, self)
-        return y if self.bias is None else y + self.bias
+            y = self.many_rows(rows)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], -1)
 
     def few_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """x (rows, D) bfloat16 -> x W' (rows, N) bfloat16."""
+        """x (rows, D) -> x W' (rows, N)."""
         raise NotImplementedError
 
-    def dequantized(
-        self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
-        """The weights (end - start, D) of the outputs from `start` to `end`, as floats."""
+    def many_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, exact but for the rounding of x's dtype."""
+        y = x.new_empty(len(x), self.out_features)
+        n = max(1, BLOCK // (self.in_features * self.lanes)) * self.lanes
+        for start in range(0, self.out_features, n):
+            own = y[:, start : start + n]
+            w = self.by_inputs(start, start + n, x.dtype)
+            own.copy_(x @ w[:, : own.shape[1]])
+        return y
+
+    def by_inputs(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        """The weights of the outputs from `start` to `end`, multiples of L, as floats, (D, end - start)."""
         raise NotImplementedError
 
 
 class FastInt8(FastProduct):
-    """weight (N, D) int8 and scale (N,): those of the linears become views of them."""
+    """Tables of D rows, one for each L outputs.
+
+    weight  (N / L, D, L + HEADER) uint8: each row is q + ADDED, then 1 and -ADDED, from which the operator has q
+    scale   (N,) float32
+    """
+
+    most_rows = 8
 
     def __init__(self, linears: Sequence[Int8Linear]) -> None:
         super().__init__(linears)
-        self.weight = linears[0].weight
-        self.scale = linears[0].scale
-        if len(linears) == 1:
-            return
-        self.weight = torch.cat([linear.weight for linear in linears])
+        D, N = self.in_features, self.out_features
+        self.lanes = L = lanes_for(N)
         self.scale = torch.cat([linear.scale for linear in linears])
-        start = 0
+        q = linears[0].weight
+        if len(linears) > 1:
+            q = torch.cat([linear.weight for linear in linears])
         for linear in linears:
-            end = start + linear.out_features
-            linear.weight = self.weight[start:end]
-            linear.scale = self.scale[start:end]
-            start = end
+            drop(linear, "weight", "scale")
+        self.weight = torch.zeros(-(-N // L), D, L + HEADER, dtype=torch.uint8)
+        for table, outputs in zip(self.weight, q.split(L), strict=True):
+            table[:, : len(outputs)] = outputs.view(torch.uint8).T ^ ADDED  # adds 128, modulo 256
+        self.weight[..., L:] = torch.tensor([1.0, -ADDED]).view(torch.uint8)
 
     def few_rows(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+        B = len(x)
+        D, L = self.in_features, self.lanes
+        n = max(1, INDICES // (B * D))  # tables of one call
+        n = min(n, len(self.weight))
+        indices, offsets = bags(n, B, D)
+        factors = x.float().expand(n, B, D).flatten()
+        parts = []
+        for tables in self.weight.split(n):
+            k = len(tables) * B  # sums of one call
+            part = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+                tables.flatten(0, 1),
+                indices[: k * D],
+                offsets[:k],
+                per_sample_weights=factors[: k * D],
+            )
+            parts.append(part.view(-1, B, L))
+        y = torch.cat(parts).transpose(0, 1).flatten(1)  # (B, N)
+        return (y[:, : self.out_features] * self.scale).to(x.dtype)
 
-    def dequantized(
-        self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
-        return self.weight[start:end].to(dtype) * self.scale[start:end, None].to(dtype)
+    def by_inputs(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        L = self.lanes
+        q = self.weight[start // L : end // L, :, :L].transpose(0, 1)  # (D, n / L, L)
+        q = q.to(dtype, memory_format=torch.contiguous_format).flatten(1) - ADDED
+        scale = self.scale[start:end].to(dtype)
+        return q[:, : len(scale)] * scale
+
+
+def lanes_for(N: int) -> int:
+    """The L with which the tables of N outputs take the least memory."""
+    return min(range(64, 129, 8), key=lambda L: -(-N // L) * (L + HEADER))
+
+
+@cache
+def bags(n: int, B: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and offsets of n B sums over all D rows of a table: of the first table B times, of the next one, ..."""
+    rows = torch.arange(n * D, dtype=torch.int32).view(n, 1, D)
+    indices = rows.expand(n, B, D).flatten()
+    return indices, torch.arange(0, n * B * D, D, dtype=torch.int32)
 
 
 class FastInt4(FastProduct):
-    """The linears' own weights are gone, so that none is in memory twice.
+    """In the packed layout of torch's operator, which depends on the CPU.
 
     weight   (N', D / 2) uint8, packed; N' is N rounded up to LANES
     groups   (D / GROUP, N', 2) bfloat16: scale and offset
     """
+
+    lanes = LANES
+    most_rows = 16
 
     def __init__(self, linears: Sequence[Int4Linear]) -> None:
         super().__init__(linears)
@@ -104,8 +163,7 @@ class FastInt4(FastProduct):
         self.groups = groups.transpose(0, 1).contiguous()
         pairs = torch.cat([linear.weight for linear in linears])
         for linear in linears:
-            for name in ("weight", "scale", "offset"):
-                linear.register_buffer(name, None)
+            drop(linear, "weight", "scale", "offset")
         self.weight = pack(F.pad(pairs, (0, 0, 0, spare)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,23 +175,22 @@ class FastInt4(FastProduct):
         self.weight = pack(self.weight)
 
     def few_rows(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.weight, GROUP, self.groups)
-        return y[:, : self.out_features]
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.bfloat16(), self.weight, GROUP, self.groups
+        )
+        return y[:, : self.out_features].to(x.dtype)
 
-    def dequantized(
-        self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
-        end = self.out_features if end is None else end
-        packed_end = end + -end % LANES
-        q = by_inputs(self.weight[start:packed_end]).to(dtype)  # (D, n)
-        scale, offset = self.groups[:, None, start:packed_end].to(dtype).unbind(-1)
+    def by_inputs(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        q = packed_by_inputs(self.weight[start:end], packed_lanes()).to(dtype)  # (D, n)
+        scale, offset = self.groups[:, None, start:end].to(dtype).unbind(-1)
         # (q - 8) scale + offset
-        w = torch.addcmul(offset - 8 * scale, q.unflatten(0, (-1, GROUP)), scale)
-        return w.flatten(0, 1)[:, : end - start].T
+        return torch.addcmul(offset - 8 * scale, q.unflatten(0, (-1, GROUP)), scale).flatten(0, 1)
 
 
-# The packed layout of int4: blocks of `lanes` outputs; in each, for each input, the first half of the outputs in the
-# lower four bits of lanes / 2 bytes, and the other half in the upper four.
+# The packed layout of int4: blocks of 32 or 64 outputs. In each, for each input, the lower four bits of its bytes are
+# the first half of the outputs, and the upper four the other half.
+
+NIBBLES = 0x0F0F0F0F0F0F0F0F  # the lower four bits of each of eight bytes
 
 
 def pack(pairs: torch.Tensor) -> torch.Tensor:
@@ -149,34 +206,40 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     """The reverse of `pack`."""
     pairs = torch.empty_like(packed)
     for some, into in zip(packed.split(LANES), pairs.split(LANES), strict=True):
-        q = by_inputs(some).T  # (LANES, D)
+        q = packed_by_inputs(some, packed_lanes()).T  # (LANES, D)
         into.copy_(q[:, 0::2] | q[:, 1::2] << 4)
     return pairs
 
 
-def by_inputs(packed: torch.Tensor, lanes: int | None = None) -> torch.Tensor:
-    """Packed weights (n, D / 2) -> q + 8, from 0 to 15, (D, n). n is a multiple of LANES."""
-    lanes = lanes or lanes_here()
-    half = packed.view(len(packed) // lanes, -1, lanes // 2)  # (n / lanes, D, lanes / 2)
-    q = torch.cat([half & 15, half >> 4], -1)  # (n / lanes, D, lanes)
-    return q.transpose(0, 1).flatten(1)
+def packed_by_inputs(packed: torch.Tensor, lanes: int) -> torch.Tensor:
+    """Packed weights (n, D / 2) -> q + 8, from 0 to 15, (D, n) uint8. n is a multiple of LANES."""
+    eight = packed.view(torch.int64).view(len(packed) // lanes, -1, lanes // 16)
+    # Eight bytes at a time, since few numbers are quicker to move: (n / lanes, D, 2, lanes / 16)
+    halves = torch.stack([eight & NIBBLES, eight >> 4 & NIBBLES], 2)
+    return halves.transpose(0, 1).contiguous().view(torch.uint8).flatten(1)
 
 
 @cache
-def lanes_here() -> int:
-    """Outputs that the operator for int4 keeps together on this CPU; 0 if it is missing, or packs in another way."""
+def packed_lanes() -> int:
+    """Outputs in a packed block on this CPU; 0 if the operators are missing, or pack in another way."""
     for operator in "_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu":
         if not hasattr(torch.ops.aten, operator):
             return 0
     q = torch.arange(LANES * GROUP).view(LANES, GROUP) * 7 % 16
-    try:
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
-    except RuntimeError:
-        return 0
-    for lanes in (LANES, LANES // 2):
-        if packed.shape == (LANES, GROUP // 2) and torch.equal(by_inputs(packed, lanes).T, q):
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
+    for lanes in (64, 32):
+        if packed.dtype == torch.uint8 and torch.equal(packed_by_inputs(packed, lanes).T, q):
             return lanes
     return 0
+
+
+# For prepare.py
+
+
+def drop(module: torch.nn.Module, *buffers: str) -> None:
+    """Let go of buffers whose numbers are in memory elsewhere now."""
+    for name in buffers:
+        module.register_buffer(name, None)
 
 
 def has_operator(linear: QuantizedLinear) -> bool:
@@ -184,8 +247,13 @@ def has_operator(linear: QuantizedLinear) -> bool:
     if linear.weight.device.type != "cpu":
         return False
     if linear.kind == "int4":
-        return lanes_here() > 0
-    return hasattr(torch.ops.aten, "_weight_int8pack_mm") and linear.in_features % INT8_STEP == 0
+        return packed_lanes() > 0
+    return hasattr(torch.ops.quantized, "embedding_bag_byte_rowwise_offsets") and has_fbgemm()
+
+
+def has_fbgemm() -> bool:
+    """Whether torch has FBGEMM, which makes the operator for int8 fast; it needs AVX2."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def fast_product(linears: Sequence[Any]) -> FastProduct:
