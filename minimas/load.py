@@ -202,7 +202,7 @@ def set_weight(
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if quantize and leaf == "weight" and quantizable(module, quantize):
-        quantized = KINDS[quantize](tensor, module.bias, device)
+        quantized = KINDS[quantize].from_float(tensor, module.bias, device)
         model.set_submodule(owner, quantized)
     else:
         setattr(module, leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=False))

@@ -29,29 +29,38 @@ BLOCK = 1 << 19  # weights that are float at a time
 
 
 class QuantizedLinear(nn.Module):
-    """x (..., D) -> x W' + b (..., N), for a frozen W in fewer bits; made from a float weight (N, D).
-
-    device   where the quantised weight is put; None is where the float one is
-    """
+    """x (..., D) -> x W' + b (..., N), for a frozen W in fewer bits. `from_float` makes one of a float weight."""
 
     kind: str
-    in_features: int
-    out_features: int
 
     def __init__(
         self,
-        weight: torch.Tensor,
+        in_features: int,
+        out_features: int,
         bias: nn.Parameter | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
+        self.in_features = in_features
+        self.out_features = out_features
         self.bias = bias
-        self.allocate(device or weight.device)
-        for start, end in blocks(self.out_features, self.in_features):
-            self.quantize(start, end, upcast(weight[start:end]))
+        self.allocate(device)
 
-    def allocate(self, device: torch.device | str) -> None:
+    @classmethod
+    def from_float(
+        cls,
+        weight: torch.Tensor,
+        bias: nn.Parameter | None = None,
+        device: torch.device | str | None = None,
+    ) -> "QuantizedLinear":
+        """Quantise a weight (N, D), and put the result on `device`; None is where the weight is."""
+        N, D = weight.shape
+        linear = cls(D, N, bias, device or weight.device)
+        for start, end in blocks(N, D):
+            linear.quantize(start, end, upcast(weight[start:end]))
+        return linear
+
+    def allocate(self, device: torch.device | str | None) -> None:
         """Register the buffers of the quantised weight."""
         raise NotImplementedError
 
@@ -80,7 +89,7 @@ class Int8Linear(QuantizedLinear):
     weight: torch.Tensor
     scale: torch.Tensor
 
-    def allocate(self, device: torch.device | str) -> None:
+    def allocate(self, device: torch.device | str | None) -> None:
         N, D = self.out_features, self.in_features
         self.register_buffer("weight", torch.empty(N, D, dtype=torch.int8, device=device))
         self.register_buffer("scale", torch.empty(N, dtype=torch.float32, device=device))
@@ -109,7 +118,7 @@ class Int4Linear(QuantizedLinear):
     scale: torch.Tensor
     offset: torch.Tensor
 
-    def allocate(self, device: torch.device | str) -> None:
+    def allocate(self, device: torch.device | str | None) -> None:
         N, D = self.out_features, self.in_features
         self.register_buffer("weight", torch.empty(N, D // 2, dtype=torch.uint8, device=device))
         for name in ("scale", "offset"):
@@ -198,7 +207,8 @@ def quantize_linears(model: nn.Module, kind: str) -> None:
     """Put a QuantizedLinear in the place of each linear of a model that can be quantised."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and quantizable(module, kind):
-            model.set_submodule(name, KINDS[kind](module.weight.detach(), module.bias))
+            quantized = KINDS[kind].from_float(module.weight.detach(), module.bias)
+            model.set_submodule(name, quantized)
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

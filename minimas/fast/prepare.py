@@ -12,9 +12,17 @@ from torch import nn
 
 from .. import gemma, llama, qwen
 from ..common import InputError, warn_once
-from ..quantize import QuantizedLinear
+from ..quantize import Int8Linear, QuantizedLinear
 from .blocks import DecodeBlock, Norm
-from .linear import MergedLinear, PackedLinear, can_merge, can_pack, kernels_for
+from .linear import (
+    KernelInt8,
+    Kernels,
+    MergedLinear,
+    PackedLinear,
+    can_merge,
+    can_pack,
+    kernels_for,
+)
 from .quantized import fast_product, has_operator
 
 # A method that does nothing but apply some linears to one input: their names
@@ -35,19 +43,20 @@ MERGED: dict[type[nn.Module], Linears] = {
 NORMS: set[type[nn.Module]] = {llama.RMSNorm, gemma.OffsetRMSNorm}
 BLOCKS: set[type[nn.Module]] = {llama.Block, gemma.Block, qwen.Block35}
 # What our kernels can compute: a block takes a step in them if it has no other parts.
-KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, nn.Conv1d}
+KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, Int8Linear, nn.Conv1d}
 
 
 def prepare(model: llama.Llama) -> llama.Llama:
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it."""
     tied = model.lm_head.weight is model.embed_tokens.weight
+    kernels = kernels_for(model.norm.weight)
     merged: set[nn.Module] = set()
     for module in model.modules():
         for method, names in MERGED.get(type(module), {}).items():
             linears = [getattr(module, name) for name in names]
-            if not can_merge(linears):
+            if not can_merge(linears, kernels):
                 continue
-            replace(module, method, MergedLinear(linears))
+            replace(module, method, MergedLinear(linears, kernels))
             for linear in linears:
                 refuse_hooks(linear)
             merged.update(linears)
@@ -55,14 +64,13 @@ def prepare(model: llama.Llama) -> llama.Llama:
         if module in merged:
             continue
         if isinstance(module, QuantizedLinear):
-            prepare_quantized(module)
+            prepare_quantized(module, kernels)
         elif isinstance(module, nn.Linear) and can_pack(module.weight):
             keep = tied and module is model.lm_head  # the embedding needs this weight as it is
             replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
             if not keep:
                 module.register_parameter("weight", None)
     free_unused_memory()
-    kernels = kernels_for(model.norm.weight)
     if kernels is None:
         return model
     for module in model.modules():
@@ -78,14 +86,16 @@ def prepare(model: llama.Llama) -> llama.Llama:
     return model
 
 
-def prepare_quantized(linear: QuantizedLinear) -> None:
-    """Let a quantised linear that was not merged take torch's operator, if there is one."""
-    if has_operator(linear):
+def prepare_quantized(linear: QuantizedLinear, kernels: Kernels | None) -> None:
+    """Let a quantised linear that was not merged take our kernel or torch's operator, if there is one for it."""
+    if kernels is not None and isinstance(linear, Int8Linear):
+        replace(linear, "forward", KernelInt8([linear], kernels))
+    elif has_operator(linear):
         replace(linear, "forward", fast_product([linear]))
     elif linear.weight.device.type == "cpu":
         warn_once(
-            f"this torch has no operator for {linear.kind} weights with {linear.in_features} inputs on this CPU: "
-            "they are made float again at each step, which is slower than no --quantize"
+            f"this torch has no operator for {linear.kind} weights on this CPU: they are made float again at each "
+            "step, which is slower than without --quantize"
         )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..agent import Agent
 from ..common import InputError, no_op, warn
-from ..fast.linear import MergedLinear, PackedLinear
+from ..fast.linear import KernelInt8, MergedLinear, PackedLinear
 from ..fast.quantized import FastProduct
 from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
@@ -208,7 +208,7 @@ def is_fast(module: nn.Module) -> bool:
     merged = [
         part
         for part in vars(module).values()
-        if isinstance(part, (MergedLinear, PackedLinear, FastProduct))
+        if isinstance(part, (MergedLinear, PackedLinear, FastProduct, KernelInt8))
     ]
     return bool(merged)
 
