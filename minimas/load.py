@@ -181,7 +181,7 @@ def load_weights(
         absent = tie_head(model, absent)
     if absent:
         raise InputError(absent_message(folder, absent, len(expected), shards))
-    if quantize and model.config.tie_word_embeddings:
+    if quantize and model.config.tie_word_embeddings and quantizable(model.lm_head, quantize):
         set_weight(model, HEAD, model.lm_head.weight, device, dtype, quantize)
     if quantize:
         warn_of_float_linears(model, folder, quantize)

@@ -59,7 +59,7 @@ class FastProduct:
             y = self.many_rows(rows)
         if self.bias is not None:
             y = y + self.bias
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def few_rows(self, x: torch.Tensor) -> torch.Tensor:
         """x (rows, D) -> x W' (rows, N)."""
