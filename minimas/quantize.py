@@ -96,8 +96,8 @@ class Int8Linear(QuantizedLinear):
 
     def quantize(self, start: int, end: int, weight: torch.Tensor) -> None:
         scale = weight.abs().amax(1) / 127  # (n,)
-        scale = torch.where(scale == 0, 1, scale)  # a row of zeros
-        q = (weight / scale[:, None]).round().clamp(-127, 127)
+        step = torch.where(scale == 0, 1, scale)  # 0: a row of zeros
+        q = (weight / step[:, None]).round().clamp(-127, 127)
         self.weight[start:end] = q.to(torch.int8)
         self.scale[start:end] = scale
 
@@ -133,8 +133,8 @@ class Int4Linear(QuantizedLinear):
         for shrink in SHRINKS:
             scale = ((high - low) * (shrink / 15)).bfloat16().float()
             offset = ((high + low + scale) / 2).bfloat16().float()  # q is centred on -1/2
-            scale = torch.where(scale == 0, 1, scale)  # all weights of the group are equal
-            q = ((w - offset) / scale).round().clamp(-8, 7)
+            step = torch.where(scale == 0, 1, scale)  # 0: all weights of the group are equal
+            q = ((w - offset) / step).round().clamp(-8, 7)
             error = (q * scale + offset - w).square().sum(-1, keepdim=True)
             better = ~(error >= least)  # and where it is NaN, to stay NaN
             least = torch.where(better, error, least)

@@ -55,7 +55,7 @@ def weights(N, D, seed=0):
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(N, D, generator=generator) * torch.logspace(-3, 1, N)[:, None]
     w[:, :: max(1, D // 3)] *= 8
-    w[N // 2] = 0
+    w[N // 2 :][1:2] = 0
     return w
 
 
@@ -110,7 +110,7 @@ def test_int8_is_rounded_to_the_nearest_step_of_its_row():
     linear = Int8Linear.from_float(w)
     step = w.abs().amax(1, keepdim=True) / 127
     assert ((linear.dequantized() - w).abs() <= step * 0.5001).all()
-    assert (linear.dequantized()[12] == 0).all(), "a row of zeros stays one"
+    assert (linear.dequantized()[13] == 0).all(), "a row of zeros stays one"
     assert torch.equal(linear.dequantized(5, 9), linear.dequantized()[5:9])
 
 
@@ -192,7 +192,8 @@ def test_packed_layouts_of_both_instruction_sets():
     for lanes in (64, 32):
         halves = q.view(128 // lanes, 2, lanes // 2, 32)
         packed = (halves[:, 0] | halves[:, 1] << 4).mT.reshape(128, 16)
-        assert torch.equal(quantized.packed_by_inputs(packed, lanes).T, q)
+        into = torch.empty(32, 128, dtype=torch.uint8)
+        assert torch.equal(quantized.packed_by_inputs(packed, lanes, into).T, q)
 
 
 @EACH_KIND

@@ -22,6 +22,9 @@ import torch.nn.functional as F
 from ..common import InputError
 from ..quantize import BLOCK, GROUP, Int4Linear, Int8Linear, QuantizedLinear, unpacked
 
+EIGHT_SIGNS = int.from_bytes(
+    b"\x80" * 8, signed=True
+)  # what adds 128, modulo 256, to each of eight bytes
 HEADER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
@@ -67,16 +70,23 @@ class FastProduct:
 
     def many_rows(self, x: torch.Tensor) -> torch.Tensor:
         """The same, exact but for the rounding of x's dtype."""
-        y = x.new_empty(len(x), self.out_features)
-        n = max(1, BLOCK // (self.in_features * self.lanes)) * self.lanes
-        for start in range(0, self.out_features, n):
+        D, L = self.in_features, self.lanes
+        outputs = self.out_features + -self.out_features % L
+        n = max(1, BLOCK // (D * L)) * L  # of a block
+        y = x.new_empty(len(x), outputs)
+        q = torch.empty(n * D, dtype=torch.uint8)  # both are used again for each block
+        w = x.new_empty(n * D)
+        for start in range(0, outputs, n):
             own = y[:, start : start + n]
-            w = self.by_inputs(start, start + n, x.dtype)
-            own.copy_(x @ w[:, : own.shape[1]])
-        return y
+            shape = (D, own.shape[1])
+            size = D * own.shape[1]
+            self.multiply(x, start, q[:size].view(shape), w[:size].view(shape), own)
+        return y[:, : self.out_features]
 
-    def by_inputs(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-        """The weights of the outputs from `start` to `end`, multiples of L, as floats, (D, end - start)."""
+    def multiply(
+        self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        """x W' of the outputs from `start` on, into y (rows, n); q and w (D, n) are memory for it."""
         raise NotImplementedError
 
 
@@ -84,7 +94,7 @@ class FastInt8(FastProduct):
     """Tables of D rows, one for each L outputs.
 
     weight  (N / L, D, L + HEADER) uint8: each row is q + ADDED, then 1 and -ADDED, from which the operator has q
-    scale   (N,) float32
+    padded_scale   (N + spare,) float32
     """
 
     most_rows = 8
@@ -93,7 +103,8 @@ class FastInt8(FastProduct):
         super().__init__(linears)
         D, N = self.in_features, self.out_features
         self.lanes = L = lanes_for(N)
-        self.scale = torch.cat([linear.scale for linear in linears])
+        scales = torch.cat([linear.scale for linear in linears])
+        self.padded_scale = F.pad(scales, (0, -N % L))
         q = linears[0].weight
         if len(linears) > 1:
             q = torch.cat([linear.weight for linear in linears])
@@ -121,21 +132,21 @@ class FastInt8(FastProduct):
                 per_sample_weights=factors[: k * D],
             )
             parts.append(part.view(-1, B, L))
-        y = torch.cat(parts).transpose(0, 1).flatten(1)  # (B, N)
-        return (y[:, : self.out_features] * self.scale).to(x.dtype)
+        y = torch.cat(parts).transpose(0, 1).flatten(1)  # (B, N + spare)
+        y = (y * self.padded_scale).to(x.dtype)
+        return y[:, : self.out_features]
 
-    def by_inputs(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+    def multiply(
+        self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
+    ) -> None:
         L = self.lanes
+        end = start + y.shape[1]
         # Eight bytes at a time, since few numbers are quicker to move
-        rows = self.weight.view(torch.int64)[
-            start // L : end // L, :, : L // 8
-        ]  # (n / L, D, L / 8)
-        q = rows.transpose(0, 1).contiguous().view(torch.uint8).flatten(1)  # (D, n)
-        scale = self.scale[start:end].to(dtype)
-        w = q[:, : len(scale)].to(dtype)
-        w -= ADDED
-        w *= scale
-        return w
+        eight = self.weight.view(torch.int64)[start // L : end // L, :, : L // 8].transpose(0, 1)
+        torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
+        w.copy_(q.view(torch.int8))
+        torch.mm(x, w, out=y)
+        y *= self.padded_scale[start:end]
 
 
 def lanes_for(N: int) -> int:
@@ -186,15 +197,19 @@ class FastInt4(FastProduct):
         )
         return y[:, : self.out_features].to(x.dtype)
 
-    def by_inputs(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-        groups = self.groups[:, None, start:end]  # (D / GROUP, 1, n, 2)
-        scale = groups[..., 0].to(dtype, memory_format=torch.contiguous_format)
-        offset = groups[..., 1].to(dtype, memory_format=torch.contiguous_format)
-        q = packed_by_inputs(self.weight[start:end], packed_lanes())  # (D, n)
-        w = q.to(dtype).unflatten(0, (-1, GROUP))  # (D / GROUP, GROUP, n)
-        w *= scale
-        w += offset - 8 * scale  # q is 8 too large
-        return w.flatten(0, 1)
+    def multiply(
+        self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        groups = self.groups[:, start : start + y.shape[1]].to(x.dtype)  # (D / GROUP, n, 2)
+        scale, offset = groups.permute(2, 0, 1).contiguous()
+        packed_by_inputs(self.weight[start : start + y.shape[1]], packed_lanes(), q)
+        w.copy_(q)  # q + 8
+        by_group = w.view(-1, GROUP, w.shape[1])
+        by_group *= scale[:, None]
+        # The rest is equal for all inputs of a group: the sum of their x times it
+        sums = x.unflatten(1, (-1, GROUP)).sum(-1)  # (rows, D / GROUP)
+        torch.mm(sums, offset - 8 * scale, out=y)
+        y.addmm_(x, w)
 
 
 # The packed layout of int4: blocks of 32 or 64 outputs. In each, for each input, the lower four bits of its bytes are
@@ -216,19 +231,20 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     """The reverse of `pack`."""
     pairs = torch.empty_like(packed)
     for some, into in zip(packed.split(LANES), pairs.split(LANES), strict=True):
-        q = packed_by_inputs(some, packed_lanes()).T  # (LANES, D)
+        q = packed.new_empty(2 * packed.shape[1], LANES)
+        q = packed_by_inputs(some, packed_lanes(), q).T  # (LANES, D)
         into.copy_(q[:, 0::2] | q[:, 1::2] << 4)
     return pairs
 
 
-def packed_by_inputs(packed: torch.Tensor, lanes: int) -> torch.Tensor:
-    """Packed weights (n, D / 2) -> q + 8, from 0 to 15, (D, n) uint8. n is a multiple of LANES."""
+def packed_by_inputs(packed: torch.Tensor, lanes: int, q: torch.Tensor) -> torch.Tensor:
+    """Packed weights (n, D / 2) -> q + 8, from 0 to 15, (D, n) uint8, in place. n is a multiple of LANES."""
     eight = packed.view(torch.int64).view(len(packed) // lanes, -1, lanes // 16)
     eight = eight.transpose(0, 1)  # (D, n / lanes, lanes / 16)
-    q = packed.new_empty(*eight.shape[:2], 2, lanes // 16, dtype=torch.int64)
-    q[:, :, 0] = eight & NIBBLES
-    q[:, :, 1] = eight >> 4 & NIBBLES
-    return q.view(torch.uint8).flatten(1)
+    halves = q.view(torch.int64).view(*eight.shape[:2], 2, lanes // 16)
+    halves[:, :, 0] = eight & NIBBLES
+    halves[:, :, 1] = eight >> 4 & NIBBLES
+    return q
 
 
 @cache
@@ -237,10 +253,11 @@ def packed_lanes() -> int:
     for operator in "_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu":
         if not hasattr(torch.ops.aten, operator):
             return 0
-    q = torch.arange(LANES * GROUP).view(LANES, GROUP) * 7 % 16
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
+    q = torch.arange(LANES * GROUP, dtype=torch.int32).view(LANES, GROUP) * 7 % 16
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
     for lanes in (64, 32):
-        if packed.dtype == torch.uint8 and torch.equal(packed_by_inputs(packed, lanes).T, q):
+        into = torch.empty(GROUP, LANES, dtype=torch.uint8)
+        if packed.dtype == torch.uint8 and torch.equal(packed_by_inputs(packed, lanes, into).T, q):
             return lanes
     return 0
 
