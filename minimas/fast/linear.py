@@ -107,7 +107,7 @@ class MergedLinear:
             self.packed = fast_product(linears) if kernels is None else KernelInt8(linears, kernels)
             return
         weights = [linear.weight for linear in linears]
-        biases = [linear.bias for linear in linears]
+        biases: list[torch.Tensor] = [linear.bias for linear in linears]
         self.packed = PackedLinear(weights, biases)
         if self.packed.onednn:
             for linear in linears:
