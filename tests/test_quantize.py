@@ -358,6 +358,18 @@ def test_needs_counts_quantised_weights(folders, kind):
     for role, agent in system.agents.items():
         held = {id(weight): weight.nbytes for _, weight in named_weights(agent.model)}
         assert needed[role].weights == sum(held.values())
+    in_tables = needs.needs_of(
+        Origin(style, sources, "cpu", fast=True, quantize=kind), style, points
+    )
+    for role, need in in_tables.items():
+        assert (need.weights > needed[role].weights) == (kind == "int8")
+
+
+def test_tables_take_an_eighth_more_at_most():
+    """For 8 bytes after each row, and for outputs that are not there."""
+    for N in (896, 1152, 9728, 151936, 576, 960, 3072, 49152, 1000, 32003):
+        assert quantized.table_bytes(N, 7) <= 1.125 * N * 7
+    assert quantized.table_bytes(9728, 896) == 9728 * 896 * 136 // 128
 
 
 # Training

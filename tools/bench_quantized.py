@@ -4,9 +4,9 @@
     python tools/bench_quantized.py FOLDER --batch 1 --llama PYTHON   # a Python that has llama-cpp-python and gguf
 
 FOLDER is that of a Qwen2 (tools/real_models.py fetches one). All of minimas and of transformers sit in one process and
-take turns. llama.cpp runs after them in a process of its own (bench_llama_cpp.py), at one row, where it can: it knows no
-latent step. A latent step is here that of the decoder, without a link. The last line is one JSON object. For whole runs
-see `bench.py --weights real --quantize int8`.
+take turns. llama.cpp runs after them in a process of its own (bench_llama_cpp.py), at one row, where it can: it knows
+no latent step. A latent step is here that of the decoder, without a link. The last line is one JSON object. For whole
+runs see `bench.py --weights real --quantize int8`.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -74,13 +73,11 @@ def measured(runner: Ours | Peer, what: str, batch: int, D: int, i: int) -> floa
     """Milliseconds of one prefill or step."""
     tokens = int(what.split()[1]) if what.startswith("prefill") else 1
     x = 0.02 * torch.randn(batch, tokens, D)
-    work: Callable[[], None]
-    if tokens > 1:
-        work = lambda: runner.read(x)
-    else:
-        work = lambda: runner.step(x, i, what == "text token")
     started = time.perf_counter()
-    work()
+    if tokens > 1:
+        runner.read(x)
+    else:
+        runner.step(x, i, what == "text token")
     return 1e3 * (time.perf_counter() - started)
 
 

@@ -154,6 +154,12 @@ def lanes_for(N: int) -> int:
     return min(range(64, 129, 8), key=lambda L: -(-N // L) * (L + HEADER))
 
 
+def table_bytes(N: int, D: int) -> int:
+    """What the tables of N outputs take."""
+    L = lanes_for(N)
+    return -(-N // L) * D * (L + HEADER)
+
+
 @cache
 def bags(n: int, B: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices and offsets of n B sums over all D rows of a table: of the first table B times, of the next one, ..."""

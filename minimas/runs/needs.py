@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..common import InputError, aligned
+from ..fast.quantized import table_bytes
 from ..link import InnerLink, OuterLink
 from ..load import (
     agent_patterns,
@@ -27,7 +28,7 @@ from ..load import (
     usable_dtype,
     usable_kind,
 )
-from ..quantize import named_weights, quantize_linears
+from ..quantize import Int8Linear, named_weights, quantize_linears
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
 
@@ -80,20 +81,27 @@ def needs_of(
 
     needs = {}
     for role, model in models.items():
+        in_tables = origin.fast and not origin.offload and devices[role].type == "cpu"
         needs[role] = Need(
             device=devices[role],
             dtype=str(model.norm.weight.dtype).removeprefix("torch."),
             quantize=origin.quantize,
-            weights=weight_bytes(model),
+            weights=weight_bytes(model, in_tables),
             cache=max(cache_bytes(model, style, role, point, prompt) for point in points),
             links=links_bytes(style, role, widths, model.norm.weight.dtype),
         )
     return needs
 
 
-def weight_bytes(model: Any) -> int:
-    """Of a decoder; a head that is tied to the embedding counts once, unless it is a quantised copy."""
+def weight_bytes(model: Any, in_tables: bool = False) -> int:
+    """Of a decoder; a head that is tied to the embedding counts once, unless it is a quantised copy.
+
+    in_tables   int8 weights are in the layout of the fast path on a CPU, but for linears that it merges
+    """
     total = nbytes(weight for _, weight in named_weights(model))
+    for module in model.modules() if in_tables else ():
+        if isinstance(module, Int8Linear):
+            total += table_bytes(module.out_features, module.in_features) - module.weight.nbytes
     if model.config.tie_word_embeddings and isinstance(model.lm_head, torch.nn.Linear):
         total -= model.lm_head.weight.nbytes
     return total
