@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from ..common import InputError
 from ..quantize import BLOCK, GROUP, Int4Linear, Int8Linear, QuantizedLinear, unpacked
 
-EIGHT_SIGNS = int.from_bytes(
-    b"\x80" * 8, signed=True
-)  # what adds 128, modulo 256, to each of eight bytes
+# What adds 128, modulo 256, to each of eight bytes
+EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
 HEADER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
@@ -93,8 +92,8 @@ class FastProduct:
 class FastInt8(FastProduct):
     """Tables of D rows, one for each L outputs.
 
-    weight  (N / L, D, L + HEADER) uint8: each row is q + ADDED, then 1 and -ADDED, from which the operator has q
-    padded_scale   (N + spare,) float32
+    weight         (N / L, D, L + HEADER) uint8: each row is q + ADDED, then 1 and -ADDED, which make q of it again
+    padded_scale   (N + spare,) float32; spare outputs fill the last table
     """
 
     most_rows = 8
@@ -120,21 +119,22 @@ class FastInt8(FastProduct):
         D, L = self.in_features, self.lanes
         n = max(1, INDICES // (B * D))  # tables of one call
         n = min(n, len(self.weight))
-        indices, offsets = bags(n, B, D)
         factors = x.float().expand(n, B, D).flatten()
         parts = []
         for tables in self.weight.split(n):
-            k = len(tables) * B  # sums of one call
+            n = len(tables)  # the last may be fewer
+            indices, offsets = bags(n, B, D)
             part = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-                tables.flatten(0, 1),
-                indices[: k * D],
-                offsets[:k],
-                per_sample_weights=factors[: k * D],
+                tables.view(n * D, L + HEADER),
+                indices,
+                offsets,
+                per_sample_weights=factors[: n * B * D],
             )
-            parts.append(part.view(-1, B, L))
-        y = torch.cat(parts).transpose(0, 1).flatten(1)  # (B, N + spare)
-        y = (y * self.padded_scale).to(x.dtype)
-        return y[:, : self.out_features]
+            parts.append(part.view(n, B, L))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        y = y.transpose(0, 1).flatten(1)  # (B, N + spare)
+        y = y * self.padded_scale
+        return y[:, : self.out_features].to(x.dtype)
 
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
