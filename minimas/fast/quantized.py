@@ -206,16 +206,15 @@ class FastInt4(FastProduct):
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
-        groups = self.groups[:, start : start + y.shape[1]].to(x.dtype)  # (D / GROUP, n, 2)
-        scale, offset = groups.permute(2, 0, 1).contiguous()
-        packed_by_inputs(self.weight[start : start + y.shape[1]], packed_lanes(), q)
+        end = start + y.shape[1]
+        groups = self.groups[:, start:end].permute(2, 0, 1)
+        scale, offset = groups.to(x.dtype, memory_format=torch.contiguous_format)  # (D / GROUP, n)
+        packed_by_inputs(self.weight[start:end], packed_lanes(), q)
         w.copy_(q)  # q + 8
         by_group = w.view(-1, GROUP, w.shape[1])
         by_group *= scale[:, None]
-        # The rest is equal for all inputs of a group: the sum of their x times it
-        sums = x.unflatten(1, (-1, GROUP)).sum(-1)  # (rows, D / GROUP)
-        torch.mm(sums, offset - 8 * scale, out=y)
-        y.addmm_(x, w)
+        by_group += (offset - 8 * scale)[:, None]
+        torch.mm(x, w, out=y)
 
 
 # The packed layout of int4: blocks of 32 or 64 outputs. In each, for each input, the lower four bits of its bytes are
@@ -248,8 +247,8 @@ def packed_by_inputs(packed: torch.Tensor, lanes: int, q: torch.Tensor) -> torch
     eight = packed.view(torch.int64).view(len(packed) // lanes, -1, lanes // 16)
     eight = eight.transpose(0, 1)  # (D, n / lanes, lanes / 16)
     halves = q.view(torch.int64).view(*eight.shape[:2], 2, lanes // 16)
-    halves[:, :, 0] = eight & NIBBLES
-    halves[:, :, 1] = eight >> 4 & NIBBLES
+    torch.bitwise_and(eight, NIBBLES, out=halves[:, :, 0])
+    torch.bitwise_and(eight >> 4, NIBBLES, out=halves[:, :, 1])
     return q
 
 
