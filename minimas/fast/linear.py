@@ -18,7 +18,7 @@ from torch import nn
 
 from ..common import InputError
 from ..quantize import Int8Linear, QuantizedLinear
-from .quantized import fast_product, has_operator
+from .quantized import fast_product, has_operator, no_state_dict
 
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
 FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
@@ -107,11 +107,11 @@ class MergedLinear:
             self.packed = fast_product(linears) if kernels is None else KernelInt8(linears, kernels)
             return
         weights = [linear.weight for linear in linears]
-        biases: list[torch.Tensor] = [linear.bias for linear in linears]
+        biases = [linear.bias for linear in linears]
         self.packed = PackedLinear(weights, biases)
         if self.packed.onednn:
             for linear in linears:
-                linear.register_parameter("weight", None)
+                drop_weight(linear)
         else:
             parts = self.packed.weight.split(self.sizes)
             for linear, part in zip(linears, parts, strict=True):
@@ -131,6 +131,12 @@ def can_merge(linears: Sequence[nn.Module], kernels: "Kernels | None") -> bool:
     if kernels is not None:
         return isinstance(first, Int8Linear)
     return has_operator(first)
+
+
+def drop_weight(linear: nn.Linear) -> None:
+    """Take from a linear its weight, which is in a PackedLinear now."""
+    linear.register_parameter("weight", None)
+    linear.register_state_dict_pre_hook(no_state_dict)
 
 
 def can_pack(weight: torch.Tensor) -> bool:
@@ -214,7 +220,7 @@ def merged_int8(linears: Sequence[Int8Linear]) -> Int8Linear:
     """One Int8Linear with the outputs of several, whose weights become views of its own."""
     if len(linears) == 1:
         return linears[0]
-    biases = [linear.bias for linear in linears if linear.bias is not None]
+    biases: list[torch.Tensor] = [one.bias for one in linears if one.bias is not None]
     bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
     outputs = sum(linear.out_features for linear in linears)
     whole = Int8Linear(linears[0].in_features, outputs, bias, device="meta")  # its buffers follow

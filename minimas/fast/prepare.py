@@ -21,6 +21,7 @@ from .linear import (
     PackedLinear,
     can_merge,
     can_pack,
+    drop_weight,
     kernels_for,
 )
 from .quantized import fast_product, has_operator
@@ -69,7 +70,7 @@ def prepare(model: llama.Llama) -> llama.Llama:
             keep = tied and module is model.lm_head  # the embedding needs this weight as it is
             replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
             if not keep:
-                module.register_parameter("weight", None)
+                drop_weight(module)
     free_unused_memory()
     if kernels is None:
         return model

@@ -14,7 +14,7 @@ Notation: D inputs, N outputs, L lanes: outputs that are kept together, all inpu
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -271,9 +271,18 @@ def packed_lanes() -> int:
 
 
 def drop(module: torch.nn.Module, *buffers: str) -> None:
-    """Let go of buffers whose numbers are in memory elsewhere now."""
+    """Let go of buffers whose numbers are in a FastProduct now."""
     for name in buffers:
         module.register_buffer(name, None)
+    module.register_state_dict_pre_hook(no_state_dict)
+
+
+def no_state_dict(*_: object) -> NoReturn:
+    """Called before `state_dict` reads a module whose weights are packed: they would be missing."""
+    raise InputError(
+        "in the fast form weights are packed, so that state_dict would lack them: "
+        "load the system with fast=False"
+    )
 
 
 def has_operator(linear: QuantizedLinear) -> bool:

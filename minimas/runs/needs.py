@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..common import InputError, aligned
+from ..common import InputError
 from ..fast.quantized import table_bytes
 from ..link import InnerLink, OuterLink
 from ..load import (
@@ -31,6 +31,7 @@ from ..load import (
 from ..quantize import Int8Linear, named_weights, quantize_linears
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
+from .outputs import aligned
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
 
