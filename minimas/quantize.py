@@ -25,7 +25,7 @@ from .common import upcast
 
 GROUP = 32  # inputs that share a scale in int4
 SHRINKS = (1.0, 0.93, 0.86, 0.79)  # of the full range, tried for each group
-BLOCK = 1 << 19  # weights that are float at a time
+BLOCK = 1 << 20  # weights that are float at a time
 
 
 class QuantizedLinear(nn.Module):
