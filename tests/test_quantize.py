@@ -15,6 +15,7 @@ from torch import nn
 import minimas
 from minimas.commands import ask
 from minimas.common import InputError
+from minimas.evaluate import evaluate
 from minimas.fast import prepare as prepare_module
 from minimas.fast import quantized
 from minimas.fast.prepare import prepare
@@ -370,6 +371,13 @@ def test_tables_take_an_eighth_more_at_most():
     for N in (896, 1152, 9728, 151936, 576, 960, 3072, 49152, 1000, 32003):
         assert quantized.table_bytes(N, 7) <= 1.125 * N * 7
     assert quantized.table_bytes(9728, 896) == 9728 * 896 * 136 // 128
+
+
+def test_records_are_not_continued_with_other_weights(tmp_path):
+    answer = dict(limit=2, rounds=1, out=tmp_path / "records.jsonl", progress=False)
+    evaluate(Origin("tiny", device="cpu", fast=True, quantize="int8"), "tiny", **answer)
+    with pytest.raises(InputError, match="quantize: int8 there, None now"):
+        evaluate(Origin("tiny", device="cpu", fast=True), "tiny", **answer)
 
 
 # Training
