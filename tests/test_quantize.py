@@ -173,6 +173,8 @@ def test_plain_and_fast_products(kind, N, D, monkeypatch):
     x = torch.randn(2, 3, D).bfloat16()
     assert fast(x).dtype == linear(x).dtype == torch.bfloat16 and fast(x).shape == (2, 3, N)
     assert apart(fast(x).double(), linear(x.double())) < 0.02
+    x = 50 * torch.randn(20, D).half()
+    assert apart(fast(x).double(), linear(x.double())) < 2e-3, "no sum overflows float16"
 
 
 @EACH_KIND

@@ -136,9 +136,17 @@ class FastInt8(FastProduct):
         y = y * self.padded_scale
         return y[:, : self.out_features].to(x.dtype)
 
+    def many_rows(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float16:  # x q would overflow
+            return self.many_rows(x.float()).half()
+        y = super().many_rows(x)
+        y *= self.padded_scale[: self.out_features]
+        return y
+
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
+        """Without the scale, with which `many_rows` multiplies all outputs at once."""
         L = self.lanes
         end = start + y.shape[1]
         # Eight bytes at a time, since few numbers are quicker to move
@@ -146,7 +154,6 @@ class FastInt8(FastProduct):
         torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
         w.copy_(q.view(torch.int8))
         torch.mm(x, w, out=y)
-        y *= self.padded_scale[start:end]
 
 
 def lanes_for(N: int) -> int:
