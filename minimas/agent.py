@@ -31,7 +31,9 @@ from .load import (
     load_generation_config,
     load_inner_link,
     load_model,
+    usable_kind,
 )
+from .quantize import named_weights
 from .steps import Steps
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -97,6 +99,7 @@ class Agent:
     device       where it computes; the model's own weights may be offloaded
     steps        takes its steps: as they are, or as CUDA graphs
     source       the folder or hub id that it was loaded from; None if it was made in memory
+    quantize     int8 or int4 if its linears are quantised, else None
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Agent:
         device: torch.device | str,
         offload: bool = False,
         source: str | Path | None = None,
+        quantize: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -116,6 +120,7 @@ class Agent:
         self.device = torch.device(device)
         self.offload = offload
         self.source = source
+        self.quantize = quantize
         self.steps = Steps(model)
         self.prefix_cache: PrefixCache | None = None
         tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids beyond it
@@ -322,15 +327,15 @@ class Agent:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Within, the weights are on the agent's device; an offloaded agent has them in main memory otherwise."""
-        parameters = list(self.model.parameters()) if self.offload else []
-        resting = [p.data for p in parameters]
+        weights = [weight for _, weight in named_weights(self.model)] if self.offload else []
+        resting = [weight.data for weight in weights]
         try:
-            for p in parameters:
-                p.data = p.data.to(self.device, copy=True)
+            for weight in weights:
+                weight.data = weight.data.to(self.device, copy=True)
             yield
         finally:
-            for p, data in zip(parameters, resting, strict=True):
-                p.data = data
+            for weight, data in zip(weights, resting, strict=True):
+                weight.data = data
 
 
 def first_text(pieces: list[torch.Tensor]) -> list[int]:
@@ -355,6 +360,7 @@ def load_agent(
     fast: bool = False,
     untrained: bool = False,
     role: str = "agent",
+    quantize: str | None = None,
 ) -> Agent:
     """The agent of a folder or repository in the released layout.
 
@@ -364,10 +370,12 @@ def load_agent(
                none
     untrained  give it a new inner link: the folder may be that of a base model
     role       its name in the error message if there is no such folder or repository
+    quantize   keep the weights of its linears in int8 or int4 (quantize.py); None leaves them in `dtype`
     Raises InputError if the folder is not whole.
     """
     folder = checkpoint_folder(source, *agent_patterns(task), role=role)
-    model = load_model(folder, device, dtype, "cpu" if offload else None)
+    kind = usable_kind(quantize)
+    model = load_model(folder, device, dtype, "cpu" if offload else None, kind)
     tokenizer = load_tokenizer(folder)
     D = model.config.hidden_size
     inner_link: InnerLink | FusedInnerLink | None
@@ -376,7 +384,7 @@ def load_agent(
     else:
         inner_link = load_inner_link(folder, task, D, device, model.norm.weight.dtype)
     generation_config = load_generation_config(folder, tokenizer)
-    agent = Agent(model, tokenizer, inner_link, generation_config, device, offload, source)
+    agent = Agent(model, tokenizer, inner_link, generation_config, device, offload, source, kind)
     if fast and not offload:
         make_fast(agent)
     return agent

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .common import InputError, check_known, entry, read_json, required
+from .common import InputError, check_known, entry, read_json, required, warn_once
 from .compat.folder import (
     INDEX,
     LINKS,
@@ -36,6 +36,7 @@ from .compat.folder import (
 from .compat.hub import download, names_in_repository
 from .config import DTYPES, Decoder, read_config
 from .link import InnerLink, OuterLink
+from .quantize import GROUP, KINDS, QuantizedLinear, quantizable
 
 AGENT_FILES = (  # and the weights
     "config.json",
@@ -49,6 +50,7 @@ AGENT_FILES = (  # and the weights
     INDEX,
 )
 WEIGHTS = (WHOLE, "model-*.safetensors")
+HEAD = "lm_head.weight"
 
 
 # Folders
@@ -141,10 +143,16 @@ def parameter_name(key: str) -> str | None:
 
 
 def load_weights(
-    model: Decoder, folder: Path, device: torch.device | str, dtype: torch.dtype
+    model: Decoder,
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantize: str | None = None,
 ) -> None:
     """Stream the weights of a folder into `model`, which was built on the meta device, one tensor at a time.
 
+    quantize   int8 or int4: a linear becomes quantised as soon as its weight arrives. A head that may be tied does so
+               at the end, as the embeddings may need its weight
     Raises InputError on a damaged file, and on a tensor that is missing, unknown, in two places, or not of the shape
     that config.json makes it.
     """
@@ -160,10 +168,11 @@ def load_weights(
                     if name is None or shards.get(key, shard) != shard:
                         continue  # of no use here, or a stale copy: the index names another shard
                     tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
-                    parameter = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
-                    if name in loaded:
-                        check_same(folder, name, [loaded[name], shard], model, parameter)
-                    set_parameter(model, name, parameter)
+                    before = weights_at(model, name) if name in loaded else None
+                    later = name == HEAD and model.config.tie_word_embeddings
+                    set_weight(model, name, tensor, device, dtype, None if later else quantize)
+                    if before is not None and not same(before, weights_at(model, name)):
+                        raise stored_twice(folder, name, [loaded[name], shard])
                     loaded[name] = shard
         except SafetensorError as e:
             raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
@@ -172,22 +181,66 @@ def load_weights(
         absent = tie_head(model, absent)
     if absent:
         raise InputError(absent_message(folder, absent, len(expected), shards))
+    if quantize and model.config.tie_word_embeddings and quantizable(model.lm_head, quantize):
+        set_weight(model, HEAD, model.lm_head.weight, device, dtype, quantize)
+    if quantize:
+        warn_of_float_linears(model, folder, quantize)
 
 
-def set_parameter(model: Decoder, name: str, parameter: nn.Parameter) -> None:
-    """Put a parameter in the place of the one of that name, such as layers.0.mlp.up_proj.weight."""
-    module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, parameter)
-
-
-def check_same(
-    folder: Path, name: str, files: list[str], model: Decoder, parameter: nn.Parameter
+def set_weight(
+    model: Decoder,
+    name: str,
+    tensor: Tensor,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantize: str | None,
 ) -> None:
-    """InputError if a parameter was loaded before with other numbers."""
-    if not torch.equal(model.get_parameter(name), parameter):
-        raise InputError(
-            f"{folder}: {name} is stored twice, in {' and '.join(sorted(set(files)))}, with different numbers, "
-            "and no index says which one is meant: fetch the folder again"
+    """Put a tensor in the place of the one of that name, such as layers.0.mlp.up_proj.weight.
+
+    quantize   the kind of quantised weights that it becomes, if it can
+    """
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if quantize and leaf == "weight" and quantizable(module, quantize):
+        quantized = KINDS[quantize].from_float(tensor, module.bias, device)
+        model.set_submodule(owner, quantized)
+    else:
+        setattr(module, leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+
+
+def weights_at(model: Decoder, name: str) -> list[Tensor]:
+    """The parameter of that name, or what a quantised one is made of."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if leaf == "weight" and isinstance(module, QuantizedLinear):
+        return list(module.buffers())
+    return [getattr(module, leaf)]
+
+
+def same(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether two lists of tensors hold the same numbers."""
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def stored_twice(folder: Path, name: str, files: list[str]) -> InputError:
+    """What to raise if a weight was loaded before with other numbers."""
+    return InputError(
+        f"{folder}: {name} is stored twice, in {' and '.join(sorted(set(files)))}, with different numbers, "
+        "and no index says which one is meant: fetch the folder again"
+    )
+
+
+def warn_of_float_linears(model: Decoder, folder: Path, kind: str) -> None:
+    """Warn of linears that could not be quantised."""
+    left = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            left[name] = module.in_features
+    if left:
+        first = next(iter(left))
+        warn_once(
+            f"{folder}: {len(left)} linears stay as they are, since {kind} takes inputs in groups of {GROUP}: "
+            f"the first is {first} with {left[first]} inputs"
         )
 
 
@@ -196,7 +249,7 @@ def tie_head(model: Decoder, absent: set[str]) -> set[str]:
 
     As in transformers 5.3, either may be stored for both. If both are stored, and differ, they are not tied.
     """
-    head, embeddings = "lm_head.weight", "embed_tokens.weight"
+    head, embeddings = HEAD, "embed_tokens.weight"
     if head in absent and embeddings in absent:
         return absent - {head}  # they lack one tensor
     if head in absent:
@@ -274,18 +327,20 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     weights_device: torch.device | str | None = None,
+    quantize: str | None = None,
 ) -> Decoder:
     """The frozen decoder in a folder, in `dtype` (None: the one that config.json names) on `device`.
 
-    weights_device: where the weights of an offloaded agent are put instead. Raises InputError on a bad config or file.
+    weights_device: where the weights of an offloaded agent are put instead. quantize: int8 or int4 (quantize.py).
+    Raises InputError on a bad config or file.
     On CUDA it also turns off cuDNN's attention, torch's first choice on Hopper, for the whole process: it makes a plan
     for each new number of tokens, which is reported to take tenths of a second.
     """
     if torch.device(device).type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
     model, stored = decoder_without_weights(folder)
-    load_weights(model, folder, weights_device or device, dtype or stored)
-    for name, buffer in model.named_buffers():
+    load_weights(model, folder, weights_device or device, dtype or stored, quantize)
+    for name, buffer in model.named_buffers(recurse=False):
         setattr(model, name, buffer.to(device))
     return model.eval()
 
@@ -488,6 +543,13 @@ def device_of_each(given: str) -> dict[str, str]:
             )
         devices[role] = device
     return devices
+
+
+def usable_kind(name: str | None) -> str | None:
+    """The kind of quantised weights of that name, None for none."""
+    if name is not None:
+        check_known("quantize", [name], KINDS)
+    return name
 
 
 def usable_dtype(name: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:

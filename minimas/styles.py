@@ -161,6 +161,9 @@ class Style:
         return "Style(\n  " + "\n  ".join(lines) + "\n)"
 
 
+QUANTIZED = ("int8", "int4")  # what the weights of linears may be kept in (quantize.py)
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a System is loaded from: arguments of load_mas_system, under the same names."""

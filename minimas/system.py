@@ -27,7 +27,7 @@ from .common import InputError, check_known, no_op
 from .generate import generate
 from .hear import Hearing, before_each, messages_of
 from .link import FusedOuterLink, OuterLink
-from .load import devices_by_role, load_outer_links, usable_dtype
+from .load import devices_by_role, load_outer_links, usable_dtype, usable_kind
 from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .recurse import recurse
 from .sample import seeds
@@ -191,8 +191,9 @@ class System:
             dtype = str(weight.dtype).removeprefix("torch.")
             shape = f"{model.config.num_hidden_layers} layers of width {model.config.hidden_size}"
             has = type(link).__name__ if link is not None else "no inner link"
+            weights = f", weights in {agent.quantize}" if agent.quantize else ""
             lines.append(
-                f"  {role}: {type(model).__name__}, {shape}, {dtype} on {agent.device}, {has}"
+                f"  {role}: {type(model).__name__}, {shape}, {dtype}{weights} on {agent.device}, {has}"
             )
         for (source, target), outer_link in self.outer_links.items():
             lines.append(f"  {source} > {target}: {type(outer_link).__name__}")
@@ -514,6 +515,7 @@ def load_mas_system(
     offload: bool = False,
     fast: bool = False,
     plain: bool | None = None,
+    quantize: str | None = None,
     trust_remote_code: bool | None = None,
 ) -> System:
     """Load the agents and links of a style as a System.
@@ -531,9 +533,11 @@ def load_mas_system(
                  it takes no hooks on what is merged, and no training. By default modules are plain: every weight is
                  there under its name in the checkpoint, and every hook fires.
     plain        deprecated: plain=False is fast=True
+    quantize     int8 or int4: keep the weights of the agents' linears in 8 or 4 bits (quantize.py), which takes less
+                 memory and, in the fast form on a CPU, less time. None leaves them in `dtype`
     trust_remote_code  accepted from callers of the released code, and ignored: no Python from a checkpoint is executed
 
-    Raises InputError on an unknown style, role, task, device or dtype, and on a checkpoint that is not whole.
+    Raises InputError on an unknown style, role, task, device, dtype or quantize, and on a checkpoint that is not whole.
     """
     if plain is not None:
         warnings.warn("plain= is deprecated: give fast=", DeprecationWarning, stacklevel=2)
@@ -541,6 +545,7 @@ def load_mas_system(
     known_style = style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
+    kind = usable_kind(quantize)
     sources = known_style.sources(checkpoints)
     devices = devices_by_role(known_style.order, device)
     agents = {}
@@ -553,6 +558,7 @@ def load_mas_system(
             offload,
             fast,
             role=role,
+            quantize=kind,
         )
     links = {}
     if "links" in sources:
@@ -560,5 +566,5 @@ def load_mas_system(
     outer_links: dict[Edge, OuterLink | FusedOuterLink] = {}
     for edge, link in links.items():
         outer_links[edge] = FusedOuterLink(link) if fast else link
-    origin = Origin(style, checkpoints, device, dtype, offload, fast)
+    origin = Origin(style, checkpoints, device, dtype, offload, fast, kind)
     return System(known_style, agents, outer_links, task, origin)

@@ -31,6 +31,7 @@ from minimas.fast.prepare import prepare
 from minimas.link import fused
 from minimas.llama import attend, rope_cos_sin, rope_frequencies
 from minimas.load import load_model
+from minimas.quantize import Int8Linear
 from minimas.qwen import apply_partial_rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,6 +118,26 @@ def test_linear(dtype, B, K, N, monkeypatch):
         error(y, torch.cat([of_norm, (X @ w.double().T + b.double())[:, half:]], 1))
         < 2 * DTYPES[dtype]
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_linear_with_int8_weights(dtype):
+    """The scale of each output comes before bias, activation and residual; with a gate both halves have their own."""
+    x, w = random(3, 300, dtype=dtype), random(66, 300, seed=1)
+    bias, gain = random(66, dtype=dtype, seed=2), random(300, seed=4).abs() + 0.5
+    residual = random(3, 66, dtype=dtype, seed=3)
+    linear = Int8Linear.from_float(w * torch.linspace(0.01, 3, 66, device=DEVICE)[:, None])
+    q, scale = linear.weight, linear.scale
+    W = linear.dequantized(dtype=torch.float64)
+    assert error(kernels.linear(x, q, scale=scale), x.double() @ W.T) < DTYPES[dtype]
+    options = {"norm": "rms", "gain": gain, "eps": 1e-6, "scale": scale}
+    y = kernels.linear(x, q, bias, residual=residual, **options)
+    product = normed(x, gain) @ W.T
+    assert error(y, product + bias.double() + residual.double()) < 2 * DTYPES[dtype]
+    gate, up = product.chunk(2, -1)
+    y = kernels.linear(x, q, act="silu", **options)
+    assert error(y, F.silu(gate) * up) < 3 * DTYPES[dtype]
 
 
 def test_linear_of_equal_inputs():
@@ -295,6 +316,38 @@ def test_steps_of_every_family(by_kernels, tmp_path, monkeypatch, name, many):
                 assert (a.conv - b.conv).abs().max() < 1e-5 and (
                     a.state - b.state
                 ).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ("int8", "int4"))
+@pytest.mark.parametrize("name", ("gemma3", "qwen2", "qwen3.5"))
+@torch.no_grad()
+def test_steps_with_quantised_weights(by_kernels, tmp_path, name, kind):
+    """int8 weights are read by the kernels, the head's too; blocks with int4 weights take the plain path."""
+    model_type, config = checkpoints.VARIANTS[name]
+    config = config | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
+    if name in TWO_LAYERS:
+        config["layer_types"] = TWO_LAYERS[name]
+    if name == "qwen3.5":
+        config |= {"linear_value_head_dim": 16, "linear_num_value_heads": 4}
+    folder = checkpoints.make_agent(tmp_path, model_type, **config)
+    plain = load_model(folder, DEVICE, quantize=kind)
+    quick = prepare(load_model(folder, DEVICE, quantize=kind))
+    caches = [model.make_cache(2, 60) for model in (plain, quick)]
+    for start, n in (0, 24), (24, 1), (25, 1):
+        columns = torch.arange(start, start + n)
+        positions = torch.stack([columns, columns - 7]).to(DEVICE)
+        x = plain.embed(IDS[:, start : start + n].to(DEVICE)).expand(2, -1, -1)
+        by_kernels.clear()
+        a, b = plain(x, positions, caches[0]), quick(x, positions, caches[1])
+        own = (a - b)[positions >= 0].norm() / a[positions >= 0].norm()
+        assert own < (2e-5 if kind == "int8" or DEVICE == "cuda" else 0.02)
+        if n == 1:
+            steps = len(quick.layers) if kind == "int8" else 0
+            assert by_kernels.count("linear_kernel") == 4 * steps
+    by_kernels.clear()
+    head = quick.logits(a) - plain.logits(a)
+    assert head.norm() < 0.01 * plain.logits(a).norm()
+    assert by_kernels.count("linear_kernel") == (kind == "int8")
 
 
 class LoudBlock(llama.Block):

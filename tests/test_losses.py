@@ -126,7 +126,9 @@ def test_token_loss_is_cross_entropy(monkeypatch):
         torch.randint(0, 11, (2, 5)),
     )
     ids[0, :2] = IGNORED
-    agent = type("", (), {"model": type("", (), {"lm_head": type("", (), {"weight": head})})})
+    lm_head = torch.nn.Linear(8, 11, bias=False)
+    lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
+    agent = type("", (), {"model": type("", (), {"lm_head": lm_head})})
     loss = losses.next_token_loss(agent, h[:, :-1], ids)
     expected = (
         sum(F.cross_entropy(h[b, :-1] @ head.T, ids[b], ignore_index=IGNORED) for b in range(2)) / 2

@@ -15,9 +15,11 @@ PROGRAM = """
 import pathlib, resource, sys, torch
 from minimas.fast.prepare import prepare
 from minimas.load import load_model
+from minimas.quantize import named_weights
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load_model(pathlib.Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
-weights = sum(p.numel() * p.element_size() for p in model.parameters())
+quantize = sys.argv[4] if len(sys.argv) > 4 else None
+model = load_model(pathlib.Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]), quantize=quantize)
+weights = sum(weight.nbytes for _, weight in named_weights(model))
 if sys.argv[3] == "fast":
     prepare(model)
 assert "torch._dynamo" not in sys.modules  # torch's compiler: 1.5 s of every start
@@ -62,3 +64,10 @@ def test_weights_stream_in(tmp_path):
         weights, peak = map(int, child.communicate()[0].split())
         most = 1.15 * weights + (gate_and_up if path == "fast" else 0)
         assert peak <= most, f"{path}, {dtype}: {peak / weights:.3f} times the weights"
+    largest = 2 * 32000 * 2048  # the embedding, as it is stored
+    for kind in ("int8", "int4"):
+        for path in ("plain", "fast"):
+            child = load("float32", path, kind)
+            weights, peak = map(int, child.communicate()[0].split())
+            tables = 0.0625 * weights if path == "fast" else 0  # what int8's layout has besides
+            assert peak <= weights + tables + 2 * largest, f"{kind}, {path}: {peak / weights:.3f}"

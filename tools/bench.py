@@ -474,7 +474,7 @@ def compare(args, ours, cached, released, asked):
         for who in ((ours, cached, released) if args.size == "small" else (ours, cached))
     }
     for name in list(runs)[1:]:
-        apart, same = agree(runs["minimas"], runs[name], DTYPES[args.dtype])
+        apart, same = agree(runs["minimas"], runs[name], args.quantize or DTYPES[args.dtype])
         print(
             f"against {name}: latents {apart:.1e} of their norm apart, {same:.1%} of {len(asked) * n} tokens equal"
         )
@@ -671,6 +671,11 @@ def main():
     add(
         "--dtype", choices=("float32", "bfloat16"), help="default: float32 on cpu, bfloat16 on cuda"
     )
+    add(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="minimas with quantised weights, against transformers with those of --dtype",
+    )
     add("--batch", type=int, default=4)
     add("--rounds", type=int, default=3)
     add("--latent-steps", type=int, default=32)
@@ -724,7 +729,12 @@ def main():
         )
         ours = Ours(
             minimas.load_mas_system(
-                args.style, checkpoints=folders, device=args.device, dtype=args.dtype, fast=True
+                args.style,
+                checkpoints=folders,
+                device=args.device,
+                dtype=args.dtype,
+                quantize=args.quantize,
+                fast=True,
             ),
             settings,
         )
@@ -757,6 +767,7 @@ def main():
         "style": args.style,
         "device": args.device,
         "dtype": args.dtype,
+        "quantize": args.quantize,
         "batch": args.batch,
         "versions": {
             "python": platform.python_version(),

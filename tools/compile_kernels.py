@@ -19,7 +19,13 @@ from triton.compiler import ASTSource
 from minimas.cache import DeltaCache, attention_cache
 from minimas.fast import kernels
 
-NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
+NAMES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int8: "*i8",
+}
 seen = {}
 
 
@@ -119,4 +125,7 @@ if __name__ == "__main__":
     attention_block(widths["Gemma3-4B"], 1, torch.bfloat16, window=512, norms=True)
     attention_block(widths["Qwen3.5-4B"], 1, torch.bfloat16, norms=True, gated=True)
     delta_block(widths["Qwen3.5-4B"], 2, torch.bfloat16)
+    x, weight = new(1, 2048, dtype=torch.bfloat16), new(12288, 2048, dtype=torch.int8)
+    rms = {"norm": "rms", "gain": new(2048), "eps": 1e-6, "scale": new(12288)}
+    kernels.linear(x, weight, act="silu", **rms)
     print(json.dumps(seen))

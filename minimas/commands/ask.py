@@ -68,6 +68,7 @@ def main() -> None:
             task=task,
             offload=origin.offload,
             fast=origin.fast,
+            quantize=origin.quantize,
         )
         if not on_terminal:
             print_answers(system, questions, settings, args)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol, get_args, get_origin
 from .. import __version__
 from ..common import InputError
 from ..settings import NOT_FOR_ARGPARSE, Settings
-from ..styles import STYLES, Origin
+from ..styles import QUANTIZED, STYLES, Origin
 
 
 class Adder(Protocol):
@@ -110,6 +110,11 @@ def add_system(group: Adder) -> None:
         "--dtype",
         help="of the agents: float32, bfloat16 or float16 (default: float32 on cpu, else the checkpoint's)",
     )
+    add(
+        "--quantize",
+        choices=QUANTIZED,
+        help="keep the weights of the agents' linears in 8 or 4 bits: less memory, and on a CPU less time",
+    )
 
 
 def add_answering(parser: Parser) -> Parser:
@@ -143,6 +148,7 @@ def origin_of(args: argparse.Namespace) -> Origin:
         args.dtype,
         args.offload,
         fast=not args.plain,
+        quantize=args.quantize,
     )
 
 

@@ -31,6 +31,7 @@ def load(origin: Origin, style: Style, points: Sequence[CompletedSettings], task
         task=task,
         offload=origin.offload,
         fast=origin.fast,
+        quantize=origin.quantize,
     )
 
 

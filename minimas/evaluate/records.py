@@ -53,6 +53,7 @@ def settings_line(
         "dataset": dataset,
         "checkpoint": as_typed(origin.checkpoints),
         "dtype": dtype if dtype is None else str(dtype).removeprefix("torch."),
+        "quantize": origin.quantize,
     }
     grading = {
         "task": examples[0].task,

@@ -12,6 +12,7 @@ from .. import gemma, llama
 from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
 from ..common import upcast
 from ..llama import Rope
+from ..quantize import Int8Linear
 from .linear import Kernels, MergedLinear, few_rows
 
 ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
@@ -98,18 +99,26 @@ class DecodeBlock:
         self, x: torch.Tensor, merged: MergedLinear, norm: Norm, act: str = ""
     ) -> torch.Tensor:
         """norm(x) times the weights of a MergedLinear; with `act`, act of its first half times its other half."""
-        weight, bias = merged.packed.weight, merged.packed.bias
+        packed = merged.packed
         return self.kernels.linear(
-            x, weight, bias, norm="rms", gain=norm.gain, eps=norm.eps, act=act
+            x,
+            packed.weight,
+            packed.bias,
+            norm="rms",
+            gain=norm.gain,
+            eps=norm.eps,
+            act=act,
+            scale=packed.scale,
         )
 
     def add(
-        self, x: torch.Tensor, y: torch.Tensor, proj: nn.Linear, norm: Norm | None
+        self, x: torch.Tensor, y: torch.Tensor, proj: nn.Linear | Int8Linear, norm: Norm | None
     ) -> torch.Tensor:
         """x + W y, or x + norm(W y)."""
+        scale = proj.scale if isinstance(proj, Int8Linear) else None
         if norm is None:
-            return self.kernels.linear(y, proj.weight, proj.bias, residual=x)
-        return norm(self.kernels.linear(y, proj.weight, proj.bias), residual=x)
+            return self.kernels.linear(y, proj.weight, proj.bias, residual=x, scale=scale)
+        return norm(self.kernels.linear(y, proj.weight, proj.bias, scale=scale), residual=x)
 
     def attend(
         self,

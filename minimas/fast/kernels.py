@@ -82,6 +82,7 @@ def linear_kernel(
     bias_ptr: tl.tensor,
     gain_ptr: tl.tensor,
     residual_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
     y_ptr: tl.tensor,
     B: tl.tensor,
     N: tl.tensor,
@@ -118,7 +119,7 @@ def linear_kernel(
         w_mask = (n < N)[None, :, None] & (k < K)
         x_mask = (b < B)[None, :, None] & (k < K)
         x = tl.load(x_ptr + b[None, :, None] * x_row + k, mask=x_mask, other=0)
-        w = tl.load(w_ptrs, mask=w_mask, other=0)
+        w = tl.load(w_ptrs, mask=w_mask, other=0).to(x.dtype)  # int8 is exact in it
         if norm != "":
             squares = tl.dot(x, tl.trans(x, 0, 2, 1), squares, input_precision="ieee")
         if norm == "layer":
@@ -128,10 +129,14 @@ def linear_kernel(
             x = (x * tl.load(gain_ptr + k, mask=k < K, other=0)).to(x.dtype)
         y = tl.dot(x, tl.trans(w, 0, 2, 1), y, input_precision="ieee")
         if gated:
-            w_up = tl.load(w_ptrs + N * K, mask=w_mask, other=0)
+            w_up = tl.load(w_ptrs + N * K, mask=w_mask, other=0).to(x.dtype)
             up = tl.dot(x, tl.trans(w_up, 0, 2, 1), up, input_precision="ieee")
     y = tl.sum(y, 0)  # (rows, BN)
     up = tl.sum(up, 0)
+    if scale_ptr is not None:
+        y *= tl.load(scale_ptr + n, mask=n < N, other=0)
+        if gated:
+            up *= tl.load(scale_ptr + N + n, mask=n < N, other=0)
     if norm != "":
         diagonal = tl.where(b[:, None] == b, tl.sum(squares, 0), 0)
         variance = tl.sum(diagonal, 1)[:, None] / K  # (rows, 1)
@@ -167,6 +172,7 @@ def linear(
     act: str = "",
     normed: int | None = None,
     residual: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x (B, K), weight (N, K), bias (N,) -> act(W norm(x) + b) + residual, (B, N), in x's dtype; B at most ROWS.
 
@@ -175,6 +181,7 @@ def linear(
     act       gelu (erf); or silu or gelu_tanh, W being [W_gate; W_up]: act(W_gate norm(x)) * W_up norm(x), (B, N / 2)
     normed    only the first `normed` outputs have the norm and the activation (default: all)
     residual  (B, N)
+    scale     (N,) float32 of an int8 weight, the weights being scale times that
 
     The last dimension of x and residual must be contiguous, their rows need not be.
     """
@@ -196,6 +203,7 @@ def linear(
         bias,
         gain,
         residual,
+        scale,
         y,
         B=B,
         N=N,

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..common import InputError
+from ..quantize import Int8Linear, QuantizedLinear
+from .quantized import fast_product, has_operator, no_state_dict
 
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
 FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
@@ -30,6 +32,8 @@ class PackedLinear:
     onednn  whether oneDNN multiplies, else torch does
     packed  whether the weight is in oneDNN's layout
     """
+
+    scale: None = None  # which int8 weights have
 
     def __init__(
         self,
@@ -94,8 +98,14 @@ class MergedLinear:
             memory twice
     """
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    packed: Any  # PackedLinear, FastProduct or KernelInt8
+
+    def __init__(self, linears: Sequence[Any], kernels: "Kernels | None" = None) -> None:
+        """kernels: those that multiply with int8 weights, on CUDA."""
         self.sizes = [linear.out_features for linear in linears]
+        if isinstance(linears[0], QuantizedLinear):
+            self.packed = fast_product(linears) if kernels is None else KernelInt8(linears, kernels)
+            return
         weights = [linear.weight for linear in linears]
         biases = [linear.bias for linear in linears]
         self.packed = PackedLinear(weights, biases)
@@ -111,18 +121,22 @@ class MergedLinear:
         return self.packed(x).split(self.sizes, -1)
 
 
+def can_merge(linears: Sequence[nn.Module], kernels: "Kernels | None") -> bool:
+    """Whether these linears of one input can be one product: they are all float, or of one quantised kind."""
+    first = linears[0]
+    if len({type(linear) for linear in linears}) > 1:
+        return False
+    if not isinstance(first, QuantizedLinear):
+        return True
+    if kernels is not None:
+        return isinstance(first, Int8Linear)
+    return has_operator(first)
+
+
 def drop_weight(linear: nn.Linear) -> None:
     """Take from a linear its weight, which is in a PackedLinear now."""
     linear.register_parameter("weight", None)
     linear.register_state_dict_pre_hook(no_state_dict)
-
-
-def no_state_dict(*_: object) -> NoReturn:
-    """Called before `state_dict` reads a module whose weights are in a PackedLinear: they would be missing."""
-    raise InputError(
-        "in the fast form weights are packed, so that state_dict would lack them: "
-        "load the system with fast=False"
-    )
 
 
 def can_pack(weight: torch.Tensor) -> bool:
@@ -169,6 +183,56 @@ def kernels_for(weight: torch.Tensor) -> Kernels | None:
         )
         return None
     return Kernels()
+
+
+class KernelInt8:
+    """x (..., D) -> x W' + b (..., N) for Int8Linears on top of one another: few rows in our kernel, others made float.
+
+    weight, scale   (N, D) int8, (N,): those of the linears become views of them
+    bias            (N,) or None
+    """
+
+    def __init__(self, linears: Sequence[Int8Linear], kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.whole = merged_int8(linears)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.whole.weight
+
+    @property
+    def scale(self) -> torch.Tensor:
+        return self.whole.scale
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.whole.bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if not few_rows(x, self.kernels):
+            return Int8Linear.forward(self.whole, x)
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.kernels.linear(rows, self.weight, self.bias, scale=self.scale)
+        return y.view(*x.shape[:-1], -1)
+
+
+def merged_int8(linears: Sequence[Int8Linear]) -> Int8Linear:
+    """One Int8Linear with the outputs of several, whose weights become views of its own."""
+    if len(linears) == 1:
+        return linears[0]
+    biases: list[torch.Tensor] = [one.bias for one in linears if one.bias is not None]
+    bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    outputs = sum(linear.out_features for linear in linears)
+    whole = Int8Linear(linears[0].in_features, outputs, bias, device="meta")  # its buffers follow
+    whole.weight = torch.cat([linear.weight for linear in linears])
+    whole.scale = torch.cat([linear.scale for linear in linears])
+    start = 0
+    for linear in linears:
+        end = start + linear.out_features
+        linear.weight = whole.weight[start:end]
+        linear.scale = whole.scale[start:end]
+        start = end
+    return whole
 
 
 def few_rows(x: torch.Tensor, kernels: Kernels) -> bool:

@@ -3,15 +3,28 @@
 A subclass may compute something else, so it is not in a table unless it is named there itself.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from torch import nn
 
 from .. import gemma, llama, qwen
-from ..common import InputError
+from ..common import InputError, warn_once
+from ..quantize import Int8Linear, QuantizedLinear
 from .blocks import DecodeBlock, Norm
-from .linear import MergedLinear, PackedLinear, can_pack, drop_weight, kernels_for
+from .linear import (
+    KernelInt8,
+    Kernels,
+    MergedLinear,
+    PackedLinear,
+    can_merge,
+    can_pack,
+    drop_weight,
+    kernels_for,
+)
+from .quantized import fast_product, has_operator
 
 # A method that does nothing but apply some linears to one input: their names
 Linears = dict[str, tuple[str, ...]]
@@ -31,29 +44,34 @@ MERGED: dict[type[nn.Module], Linears] = {
 NORMS: set[type[nn.Module]] = {llama.RMSNorm, gemma.OffsetRMSNorm}
 BLOCKS: set[type[nn.Module]] = {llama.Block, gemma.Block, qwen.Block35}
 # What our kernels can compute: a block takes a step in them if it has no other parts.
-KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, nn.Conv1d}
+KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, Int8Linear, nn.Conv1d}
 
 
 def prepare(model: llama.Llama) -> llama.Llama:
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it."""
     tied = model.lm_head.weight is model.embed_tokens.weight
+    kernels = kernels_for(model.norm.weight)
+    merged: set[nn.Module] = set()
     for module in model.modules():
-        merged = MERGED.get(type(module), {})
-        for method, names in merged.items():
+        for method, names in MERGED.get(type(module), {}).items():
             linears = [getattr(module, name) for name in names]
-            replace(module, method, MergedLinear(linears))
+            if not can_merge(linears, kernels):
+                continue
+            replace(module, method, MergedLinear(linears, kernels))
             for linear in linears:
                 refuse_hooks(linear)
+            merged.update(linears)
     for module in model.modules():
-        if not isinstance(module, nn.Linear):
+        if module in merged:
             continue
-        if module.weight is None or not can_pack(module.weight):  # None: it is merged already
-            continue
-        keep = tied and module is model.lm_head  # the embedding needs this weight as it is
-        replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
-        if not keep:
-            drop_weight(module)
-    kernels = kernels_for(model.norm.weight)
+        if isinstance(module, QuantizedLinear):
+            prepare_quantized(module, kernels)
+        elif isinstance(module, nn.Linear) and can_pack(module.weight):
+            keep = tied and module is model.lm_head  # the embedding needs this weight as it is
+            replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
+            if not keep:
+                drop_weight(module)
+    free_unused_memory()
     if kernels is None:
         return model
     for module in model.modules():
@@ -67,6 +85,28 @@ def prepare(model: llama.Llama) -> llama.Llama:
                 if part is not block:
                     refuse_hooks(part)
     return model
+
+
+def prepare_quantized(linear: QuantizedLinear, kernels: Kernels | None) -> None:
+    """Let a quantised linear that was not merged take our kernel or torch's operator, if there is one for it."""
+    if kernels is not None and isinstance(linear, Int8Linear):
+        replace(linear, "forward", KernelInt8([linear], kernels))
+    elif has_operator(linear):
+        replace(linear, "forward", fast_product([linear]))
+    elif linear.weight.device.type == "cpu":
+        warn_once(
+            f"this torch has no operator for {linear.kind} weights on this CPU: they are made float again at each "
+            "step, which is slower than without --quantize"
+        )
+
+
+def free_unused_memory() -> None:
+    """Give memory back to the system that glibc keeps: moving weights of some megabytes leaves holes between others."""
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 HOOKS = (

@@ -20,6 +20,7 @@ from ..compat.hub import download
 from ..compat.released import FILE as RECORDED
 from ..compat.released import recorded_config
 from ..config import Decoder, parse_config
+from ..fast.quantized import table_bytes
 from ..link import InnerLink, OuterLink
 from ..load import (
     checkpoint_folder,
@@ -27,14 +28,15 @@ from ..load import (
     decoder_without_weights,
     devices_by_role,
     usable_dtype,
+    usable_kind,
 )
+from ..quantize import GROUP
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
 ROW_SCALE = 4  # bytes of the scale that a row of weights shares in int8
-GROUP = 32  # weights of a row that share a scale and an offset in int4
-GROUP_SCALE = 4  # bytes of the two
+GROUP_SCALE = 4  # bytes of the scale and the offset that GROUP weights of a row share in int4
 
 
 @dataclass
@@ -72,6 +74,7 @@ def needs_of(
     prompt     tokens of a prompt
     reachable  whether the hub answers; if not, released agents have the shapes that are recorded for them
     """
+    quantize = usable_kind(origin.quantize)
     sources = style.sources(origin.checkpoints)
     devices = devices_by_role(style.order, origin.device)
     models = {}
@@ -84,13 +87,14 @@ def needs_of(
     needs = {}
     for role, model in models.items():
         dtype = model.norm.weight.dtype
+        in_tables = origin.fast and not origin.offload and devices[role].type == "cpu"
         needs[role] = Need(
             device=devices[role],
             dtype=str(dtype).removeprefix("torch."),
-            weights=decoder_bytes(model, origin.quantize),
+            weights=decoder_bytes(model, quantize, in_tables),
             cache=max(cache_bytes(model, style, role, point, prompt) for point in points),
             links=links_bytes(style, role, widths, dtype),
-            quantize=origin.quantize,
+            quantize=quantize,
             recorded=recorded[role],
         )
     return needs
@@ -113,9 +117,9 @@ def empty_decoder(
     return *decoder_without_weights(folder), False
 
 
-def decoder_bytes(model: Decoder, quantize: str | None) -> int:
+def decoder_bytes(model: Decoder, quantize: str | None, in_tables: bool = False) -> int:
     """Of the weights of a decoder. A head that is tied to the embedding counts once, unless it is quantised."""
-    total = sum(weight_bytes(module, quantize) for module in model.modules())
+    total = sum(weight_bytes(module, quantize, in_tables) for module in model.modules())
     head = model.lm_head
     stays = weight_bytes(head, quantize) == weight_bytes(head, None)
     if model.config.tie_word_embeddings and stays:
@@ -123,10 +127,11 @@ def decoder_bytes(model: Decoder, quantize: str | None) -> int:
     return total
 
 
-def weight_bytes(module: nn.Module, quantize: str | None) -> int:
+def weight_bytes(module: nn.Module, quantize: str | None, in_tables: bool = False) -> int:
     """Of the weights of one module, not of those in it. Only this function knows how quantised weights lie.
 
     Linears are quantised, all else keeps its dtype, the bias of a linear included.
+    in_tables   int8 weights have the layout of the fast path on a CPU; that it merges some linears is not counted
     """
     whole = nbytes(module.parameters(recurse=False))
     if quantize is None or not isinstance(module, nn.Linear):
@@ -134,7 +139,8 @@ def weight_bytes(module: nn.Module, quantize: str | None) -> int:
     N, D = module.weight.shape
     bias = whole - module.weight.nbytes
     if quantize == "int8":
-        return bias + N * D + N * ROW_SCALE
+        numbers = table_bytes(N, D) if in_tables else N * D
+        return bias + numbers + N * ROW_SCALE
     if D % GROUP:  # such a linear stays as it is
         return whole
     return bias + N * D // 2 + N * D // GROUP * GROUP_SCALE

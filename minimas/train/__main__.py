@@ -264,6 +264,7 @@ def train(plan: Plan, device: str | None) -> dict[str, float]:
             checkpoints=plan.sources,
             device=device,
             dtype=args.dtype,
+            quantize=args.quantize,
             task=plan.task,
             columns=columns,
             limit=args.limit,
@@ -281,7 +282,9 @@ def train(plan: Plan, device: str | None) -> dict[str, float]:
         args.limit,
     )
     new_link = args.what == "inner" and plan.completed.init != "checkpoint"
-    system = load_to_train(plan.style, plan.sources, plan.task, device, args.dtype, new_link)
+    system = load_to_train(
+        plan.style, plan.sources, plan.task, device, args.dtype, new_link, args.quantize
+    )
     if args.what == "inner":
         train_inner(system, args.role, examples, plan.settings, **outputs)
     else:

@@ -104,7 +104,7 @@ def batch_losses(
     replies = [example.text(last, settings.rounds) for example in examples]
     h, ids = teacher_forced(agent, turns[-1].prompts, replies, longest)
     kept = ids != IGNORED  # (B, N)
-    losses = TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head.weight)
+    losses = TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head)
     return list(losses.split(kept.sum(1).tolist())), sent
 
 

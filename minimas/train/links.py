@@ -16,9 +16,11 @@ from torch import nn
 
 from ..agent import Agent
 from ..common import InputError, no_op, warn
-from ..fast.linear import MergedLinear, PackedLinear
+from ..fast.linear import KernelInt8, MergedLinear, PackedLinear
+from ..fast.quantized import FastProduct
 from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
+from ..quantize import named_weights
 from ..runs.dependencies import EDGE, depends_on, digest
 from ..runs.lock import held
 from ..runs.outputs import output_path
@@ -212,7 +214,9 @@ def is_fast(module: nn.Module) -> bool:
     if isinstance(module, (FusedInnerLink, FusedOuterLink)):
         return True
     merged = [
-        part for part in vars(module).values() if isinstance(part, (MergedLinear, PackedLinear))
+        part
+        for part in vars(module).values()
+        if isinstance(part, (MergedLinear, PackedLinear, FastProduct, KernelInt8))
     ]
     return bool(merged)
 
@@ -564,6 +568,7 @@ def dependencies(
     settings["dtypes"] = {
         role: str(agent.model.norm.weight.dtype) for role, agent in agents.items()
     }
+    settings["quantize"] = {role: agent.quantize for role, agent in agents.items()}
     modules: list[nn.Module | None] = []
     sources = []
     for agent in agents.values():
@@ -581,7 +586,7 @@ def hash_of_weights(modules: Sequence[nn.Module | None]) -> str:
     """A hash of the weights of modules: names, shapes, and of each the beginning and the end."""
     seen = hashlib.sha256()
     for module in modules:
-        for name, tensor in module.named_parameters() if module is not None else ():
+        for name, tensor in named_weights(module) if module is not None else ():
             flat = tensor.detach().flatten()
             n = EDGE // flat.element_size()
             ends = torch.cat([flat[:n], flat[-n:]]).cpu().contiguous()

@@ -115,7 +115,7 @@ def mean_of_rows(losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def next_token_loss(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of tokens (B, N) under the states (B, N, D) that predict them; the head is frozen."""
     kept = tokens != IGNORED
-    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head.weight)
+    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head)
     return mean_of_rows(losses, tokens)
 
 
@@ -123,29 +123,35 @@ def next_token_loss(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) ->
 def row_losses(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The mean loss per token (B,) of each row, for states (B, N, D) that predict tokens (B, N)."""
     kept = tokens != IGNORED
-    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head.weight)  # (n,)
+    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head)  # (n,)
     whole = losses.new_zeros(kept.shape).masked_scatter(kept, losses)  # (B, N)
     return whole.sum(1) / kept.sum(1)
 
 
 class TokenLoss(torch.autograd.Function):
-    """Cross-entropies (n,) of states (n, D) against tokens (n,) under a frozen head (V, D).
+    """Cross-entropies (n,) of states (n, D) against tokens (n,) under a frozen head, a module D -> V.
 
     The n V scores would be the largest tensor of a training step. Only SCORES_AT_ONCE rows of them exist at a time: the
     forward pass also computes their gradient (softmax minus one-hot, times the head), and keeps its n D numbers only.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: torch.Tensor, ids: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, h: torch.Tensor, ids: torch.Tensor, head: torch.nn.Module
+    ) -> torch.Tensor:
+        wanted = ctx.needs_input_grad[0]
         losses = []
         gradients = []
         for part, target in zip(h.split(SCORES_AT_ONCE), ids.split(SCORES_AT_ONCE), strict=True):
-            log_p = upcast(part @ head.T).log_softmax(-1)
+            part = part.detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                scores = head(part)  # (n, V)
+            log_p = upcast(scores.detach()).log_softmax(-1)
             losses.append(-log_p.gather(1, target[:, None])[:, 0])
-            if ctx.needs_input_grad[0]:
+            if wanted:
                 p = log_p.exp_()  # in place: log_p is not needed any more
                 p[torch.arange(len(part), device=p.device), target] -= 1
-                gradients.append(p.to(head.dtype) @ head)
+                gradients += torch.autograd.grad(scores, part, p.to(scores.dtype))
         ctx.save_for_backward(*gradients)
         return torch.cat(losses)
 

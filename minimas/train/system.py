@@ -48,6 +48,7 @@ def train_system(
     checkpoints: dict[str, str | Path] | str | Path | None = None,
     device: Devices = None,
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -62,7 +63,7 @@ def train_system(
     settings     TrainSettings: without steps and inner_steps all links are ridge regressions
     out          the folder to write: one for each agent, and `links`; load_mas_system(style, checkpoints=out) loads it
     resume       go on where a training in that folder was broken off
-    checkpoints, device, dtype, task   of the agents, as in load_mas_system; they may be base models
+    checkpoints, device, dtype, quantize, task   of the agents, as in load_mas_system; they may be base models
     columns, limit   of the data, as in load_examples
     objective    of the outer links, see train_outer
     callback     called after each step of each training, see train_inner
@@ -101,12 +102,14 @@ def train_system(
             own = examples_for("inner", role, inner_settings)
             own = without(own, left_out)
             base = {role: sources[role]}
-            system = load_to_train(known_style, base, task, device, dtype, new_link=True)
+            system = load_to_train(
+                known_style, base, task, device, dtype, new_link=True, quantize=quantize
+            )
             learn_inner_link(
                 Training("inner", role, system, inner_settings, own, made[role], **shared)
             )
         own = examples_for("outer", None, outer_settings)
-        system = load_to_train(known_style, made, task, device, dtype)
+        system = load_to_train(known_style, made, task, device, dtype, quantize=quantize)
         learn_outer_links(
             Training("outer", None, system, outer_settings, own, parts["links"], **shared),
             objective,
@@ -134,6 +137,7 @@ def load_to_train(
     device: Devices = None,
     dtype: str | torch.dtype | None = None,
     new_link: bool = False,
+    quantize: str | None = None,
 ) -> System:
     """A System of plain agents, only of those in `sources`, with outer links if these are among them.
 
@@ -150,6 +154,7 @@ def load_to_train(
                 usable_dtype(dtype, devices[role]),
                 untrained=new_link,
                 role=role,
+                quantize=quantize,
             )
     system = System(style, agents, {}, task)
     if "links" in sources:

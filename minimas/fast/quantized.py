@@ -1,0 +1,311 @@
+"""Products with quantised weights (quantize.py) in torch's own operators for a CPU, merged where they share an input.
+
+For few rows the cost is reading the weights, and an operator reads them as they are:
+
+    int8   the weighted sum of rows of a quantised embedding table, which torch has for recommender systems. W x is the
+           sum of W's columns, each times its x. It computes in float32
+    int4   torch's product with 4-bit weights. It wants bfloat16 activations (with float32 ones it is several times
+           slower), so x is rounded for the product, and what comes out is put back into x's dtype
+
+For many rows the cost is arithmetic. The weights are then made float, block by block, and x is not rounded.
+
+Notation: D inputs, N outputs, L lanes: outputs that are kept together, all inputs of them before the next ones.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+
+from ..common import InputError
+from ..quantize import BLOCK, GROUP, Int4Linear, Int8Linear, QuantizedLinear, unpacked
+
+# What adds 128, modulo 256, to each of eight bytes
+EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
+HEADER = 8  # bytes after each row of a table: a factor and a summand, float32
+ADDED = 128  # what makes q from -127 to 127 a byte without sign
+INDICES = 1 << 17  # of rows of a table that one call sums up
+LANES = 64  # of int4, at most
+
+
+class FastProduct:
+    """x (..., D) -> x W' + b (..., N), for one or several QuantizedLinears on top of one another.
+
+    Their own weights are gone, so that none is in memory twice.
+
+    bias        (N,) or None
+    lanes       L
+    most_rows   for which the operator is faster than to make the weights float
+    """
+
+    lanes: int
+    most_rows: int
+
+    def __init__(self, linears: Sequence[Any]) -> None:
+        self.in_features = linears[0].in_features
+        self.out_features = sum(linear.out_features for linear in linears)
+        present = [linear.bias for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(present) if present else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise InputError(
+                "the fast path computes no gradients on a CPU: load the system with fast=False to train"
+            )
+        rows = x.reshape(-1, self.in_features)
+        if 0 < len(rows) <= self.most_rows and x.dtype != torch.float64:
+            y = self.few_rows(rows)
+        else:
+            y = self.many_rows(rows)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def few_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """x (rows, D) -> x W' (rows, N)."""
+        raise NotImplementedError
+
+    def many_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, exact but for the rounding of x's dtype."""
+        D, L = self.in_features, self.lanes
+        outputs = self.out_features + -self.out_features % L
+        n = max(1, BLOCK // (D * L)) * L  # of a block
+        y = x.new_empty(len(x), outputs)
+        q = torch.empty(n * D, dtype=torch.uint8)  # both are used again for each block
+        w = x.new_empty(n * D)
+        for start in range(0, outputs, n):
+            own = y[:, start : start + n]
+            shape = (D, own.shape[1])
+            size = D * own.shape[1]
+            self.multiply(x, start, q[:size].view(shape), w[:size].view(shape), own)
+        return y[:, : self.out_features]
+
+    def multiply(
+        self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        """x W' of the outputs from `start` on, into y (rows, n); q and w (D, n) are memory for it."""
+        raise NotImplementedError
+
+
+class FastInt8(FastProduct):
+    """Tables of D rows, one for each L outputs.
+
+    weight         (N / L, D, L + HEADER) uint8: each row is q + ADDED, then 1 and -ADDED, which make q of it again
+    padded_scale   (N + spare,) float32; spare outputs fill the last table
+    """
+
+    most_rows = 8
+
+    def __init__(self, linears: Sequence[Int8Linear]) -> None:
+        super().__init__(linears)
+        D, N = self.in_features, self.out_features
+        self.lanes = L = lanes_for(N)
+        scales = torch.cat([linear.scale for linear in linears])
+        self.padded_scale = F.pad(scales, (0, -N % L))
+        q = linears[0].weight
+        if len(linears) > 1:
+            q = torch.cat([linear.weight for linear in linears])
+        for linear in linears:
+            drop(linear, "weight", "scale")
+        self.weight = torch.zeros(-(-N // L), D, L + HEADER, dtype=torch.uint8)
+        for table, outputs in zip(self.weight, q.split(L), strict=True):
+            table[:, : len(outputs)] = outputs.view(torch.uint8).T ^ ADDED  # adds 128, modulo 256
+        self.weight[..., L:] = torch.tensor([1.0, -ADDED]).view(torch.uint8)
+
+    def few_rows(self, x: torch.Tensor) -> torch.Tensor:
+        B = len(x)
+        D, L = self.in_features, self.lanes
+        n = max(1, INDICES // (B * D))  # tables of one call
+        n = min(n, len(self.weight))
+        factors = x.float().expand(n, B, D).flatten()
+        parts = []
+        for tables in self.weight.split(n):
+            n = len(tables)  # the last may be fewer
+            indices, offsets = bags(n, B, D)
+            part = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+                tables.view(n * D, L + HEADER),
+                indices,
+                offsets,
+                per_sample_weights=factors[: n * B * D],
+            )
+            parts.append(part.view(n, B, L))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        y = y.transpose(0, 1).flatten(1)  # (B, N + spare)
+        y = y * self.padded_scale
+        return y[:, : self.out_features].to(x.dtype)
+
+    def many_rows(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float16:  # x q would overflow
+            return self.many_rows(x.float()).half()
+        y = super().many_rows(x)
+        y *= self.padded_scale[: self.out_features]
+        return y
+
+    def multiply(
+        self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        """Without the scale, with which `many_rows` multiplies all outputs at once."""
+        L = self.lanes
+        end = start + y.shape[1]
+        # Eight bytes at a time, since few numbers are quicker to move
+        eight = self.weight.view(torch.int64)[start // L : end // L, :, : L // 8].transpose(0, 1)
+        torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
+        w.copy_(q.view(torch.int8))
+        torch.mm(x, w, out=y)
+
+
+def lanes_for(N: int) -> int:
+    """The L with which the tables of N outputs take the least memory."""
+    return min(range(64, 129, 8), key=lambda L: -(-N // L) * (L + HEADER))
+
+
+def table_bytes(N: int, D: int) -> int:
+    """What the tables of N outputs take."""
+    L = lanes_for(N)
+    return -(-N // L) * D * (L + HEADER)
+
+
+@cache
+def bags(n: int, B: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and offsets of n B sums over all D rows of a table: of the first table B times, of the next one, ..."""
+    rows = torch.arange(n * D, dtype=torch.int32).view(n, 1, D)
+    indices = rows.expand(n, B, D).flatten()
+    return indices, torch.arange(0, n * B * D, D, dtype=torch.int32)
+
+
+class FastInt4(FastProduct):
+    """In the packed layout of torch's operator, which depends on the CPU.
+
+    weight   (N', D / 2) uint8, packed; N' is N rounded up to LANES
+    groups   (D / GROUP, N', 2) bfloat16: scale and offset
+    """
+
+    lanes = LANES
+    most_rows = 16
+
+    def __init__(self, linears: Sequence[Int4Linear]) -> None:
+        super().__init__(linears)
+        spare = -self.out_features % LANES
+        groups = torch.cat([torch.stack([one.scale, one.offset], -1) for one in linears])
+        groups = F.pad(groups, (0, 0, 0, 0, 0, spare))
+        self.groups = groups.transpose(0, 1).contiguous()
+        pairs = torch.cat([linear.weight for linear in linears])
+        for linear in linears:
+            drop(linear, "weight", "scale", "offset")
+        self.weight = pack(F.pad(pairs, (0, 0, 0, spare)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle: on another CPU the packed layout may be another one."""
+        return vars(self) | {"weight": unpack(self.weight)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.weight = pack(self.weight)
+
+    def few_rows(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.bfloat16(), self.weight, GROUP, self.groups
+        )
+        return y[:, : self.out_features].to(x.dtype)
+
+    def multiply(
+        self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        end = start + y.shape[1]
+        groups = self.groups[:, start:end].permute(2, 0, 1)
+        scale, offset = groups.to(x.dtype, memory_format=torch.contiguous_format)  # (D / GROUP, n)
+        packed_by_inputs(self.weight[start:end], packed_lanes(), q)
+        w.copy_(q)  # q + 8
+        by_group = w.view(-1, GROUP, w.shape[1])
+        by_group *= scale[:, None]
+        by_group += (offset - 8 * scale)[:, None]
+        torch.mm(x, w, out=y)
+
+
+# The packed layout of int4: blocks of 32 or 64 outputs. In each, for each input, the lower four bits of its bytes are
+# the first half of the outputs, and the upper four the other half.
+
+NIBBLES = 0x0F0F0F0F0F0F0F0F  # the lower four bits of each of eight bytes
+
+
+def pack(pairs: torch.Tensor) -> torch.Tensor:
+    """(N, D / 2) in the layout of Int4Linear -> packed, (N, D / 2). N is a multiple of LANES."""
+    packed = torch.empty_like(pairs)
+    for some, into in zip(pairs.split(LANES), packed.split(LANES), strict=True):
+        q = unpacked(some).int()  # eight times as large as what it becomes
+        into.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1))
+    return packed
+
+
+def unpack(packed: torch.Tensor) -> torch.Tensor:
+    """The reverse of `pack`."""
+    pairs = torch.empty_like(packed)
+    for some, into in zip(packed.split(LANES), pairs.split(LANES), strict=True):
+        q = packed.new_empty(2 * packed.shape[1], LANES)
+        q = packed_by_inputs(some, packed_lanes(), q).T  # (LANES, D)
+        into.copy_(q[:, 0::2] | q[:, 1::2] << 4)
+    return pairs
+
+
+def packed_by_inputs(packed: torch.Tensor, lanes: int, q: torch.Tensor) -> torch.Tensor:
+    """Packed weights (n, D / 2) -> q + 8, from 0 to 15, (D, n) uint8, in place. n is a multiple of LANES."""
+    eight = packed.view(torch.int64).view(len(packed) // lanes, -1, lanes // 16)
+    eight = eight.transpose(0, 1)  # (D, n / lanes, lanes / 16)
+    halves = q.view(torch.int64).view(*eight.shape[:2], 2, lanes // 16)
+    torch.bitwise_and(eight, NIBBLES, out=halves[:, :, 0])
+    torch.bitwise_and(eight >> 4, NIBBLES, out=halves[:, :, 1])
+    return q
+
+
+@cache
+def packed_lanes() -> int:
+    """Outputs in a packed block on this CPU; 0 if the operators are missing, or pack in another way."""
+    for operator in "_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu":
+        if not hasattr(torch.ops.aten, operator):
+            return 0
+    q = torch.arange(LANES * GROUP, dtype=torch.int32).view(LANES, GROUP) * 7 % 16
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+    for lanes in (64, 32):
+        into = torch.empty(GROUP, LANES, dtype=torch.uint8)
+        if packed.dtype == torch.uint8 and torch.equal(packed_by_inputs(packed, lanes, into).T, q):
+            return lanes
+    return 0
+
+
+# For prepare.py
+
+
+def drop(module: torch.nn.Module, *buffers: str) -> None:
+    """Let go of buffers whose numbers are in a FastProduct now."""
+    for name in buffers:
+        module.register_buffer(name, None)
+    module.register_state_dict_pre_hook(no_state_dict)
+
+
+def no_state_dict(*_: object) -> NoReturn:
+    """Called before `state_dict` reads a module whose weights are packed: they would be missing."""
+    raise InputError(
+        "in the fast form weights are packed, so that state_dict would lack them: "
+        "load the system with fast=False"
+    )
+
+
+def has_operator(linear: QuantizedLinear) -> bool:
+    """Whether this torch has an operator for a QuantizedLinear where its weight is."""
+    if linear.weight.device.type != "cpu":
+        return False
+    if linear.kind == "int4":
+        return packed_lanes() > 0
+    return hasattr(torch.ops.quantized, "embedding_bag_byte_rowwise_offsets") and has_fbgemm()
+
+
+def has_fbgemm() -> bool:
+    """Whether torch has FBGEMM, which makes the operator for int8 fast; it needs AVX2."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def fast_product(linears: Sequence[Any]) -> FastProduct:
+    """The FastProduct of QuantizedLinears of one kind."""
+    return FastInt4(linears) if linears[0].kind == "int4" else FastInt8(linears)

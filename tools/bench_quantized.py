@@ -1,0 +1,139 @@
+"""minimas with float32, int8 and int4 weights beside transformers with its cache, and beside llama.cpp: one real model.
+
+    python tools/bench_quantized.py FOLDER --batch 1
+    python tools/bench_quantized.py FOLDER --batch 1 --llama PYTHON   # a Python that has llama-cpp-python and gguf
+
+FOLDER is that of a Qwen2 (tools/real_models.py fetches one). All of minimas and of transformers sit in one process and
+take turns. llama.cpp runs after them in a process of its own (bench_llama_cpp.py), at one row, where it can: it knows
+no latent step. A latent step is here that of the decoder, without a link. The last line is one JSON object. For whole
+runs see `bench.py --weights real --quantize int8`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+import minimas
+
+FORMS = {"float32": None, "int8": "int8", "int4": "int4"}  # name -> quantize
+TIMES = {"prefill 120": 3, "prefill 512": 3, "latent step": 20, "text token": 20}  # repeats
+BEFORE_STEPS = 200  # positions that are filled when a step is taken
+
+
+class Ours:
+    """A decoder of minimas on the fast path."""
+
+    def __init__(self, folder: Path, quantize: str | None, batch: int) -> None:
+        options = {"checkpoints": folder, "device": "cpu", "quantize": quantize, "fast": True}
+        system = minimas.load_mas_system("single", **options)
+        self.model = system.agents["agent"].model
+        self.cache = self.model.make_cache(batch, 600)
+
+    def read(self, x: torch.Tensor) -> None:
+        for layer in self.cache:
+            layer.filled = 0
+        self.model(x, torch.arange(x.shape[1]).expand(len(x), -1), self.cache, last=1)
+
+    def step(self, x: torch.Tensor, i: int, scores: bool) -> None:
+        h = self.model(x, torch.full((len(x), 1), BEFORE_STEPS + i), self.cache, last=1)
+        if scores:
+            self.model.logits(h[:, -1])
+
+
+class Peer:
+    """The same of transformers."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.dtype = dtype
+
+    def read(self, x: torch.Tensor) -> None:
+        out = self.model.model(inputs_embeds=x.to(self.dtype), use_cache=True)
+        self.past = out.past_key_values
+
+    def step(self, x: torch.Tensor, i: int, scores: bool) -> None:
+        out = self.model.model(inputs_embeds=x.to(self.dtype), past_key_values=self.past)
+        if scores:
+            self.model.lm_head(out.last_hidden_state[:, -1])
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def measured(runner: Ours | Peer, what: str, batch: int, D: int, i: int) -> float:
+    """Milliseconds of one prefill or step."""
+    tokens = int(what.split()[1]) if what.startswith("prefill") else 1
+    x = 0.02 * torch.randn(batch, tokens, D)
+    started = time.perf_counter()
+    if tokens > 1:
+        runner.read(x)
+    else:
+        runner.step(x, i, what == "text token")
+    return 1e3 * (time.perf_counter() - started)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("folder", type=Path)
+    add("--batch", type=int, default=1)
+    add("--without-transformers", action="store_true")
+    add("--llama", help="a Python that has llama-cpp-python and gguf")
+    args = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    D = json.loads((args.folder / "config.json").read_text())["hidden_size"]
+    runners: dict[str, Ours | Peer] = {}
+    memory = {}
+    for name, kind in FORMS.items():
+        before = resident()
+        runners[f"minimas {name}"] = Ours(args.folder, kind, args.batch)
+        memory[name] = resident() - before
+    if not args.without_transformers:
+        for dtype in (torch.float32, torch.bfloat16):
+            name = str(dtype).removeprefix("torch.")
+            runners[f"transformers {name}"] = Peer(args.folder, dtype)
+    result: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
+    for what, repeats in TIMES.items():
+        for runner in runners.values():
+            runner.read(0.02 * torch.randn(args.batch, BEFORE_STEPS, D))
+        for i in range(repeats + 1):
+            for name, runner in runners.items():
+                spent = measured(runner, what, args.batch, D, i)
+                if i > 0:  # the first warms up
+                    result[name].setdefault(what, []).append(spent)
+    if args.llama and args.batch == 1:
+        for kind in ("Q8_0", "Q4_0"):
+            script = Path(__file__).with_name("bench_llama_cpp.py")
+            command = [args.llama, str(script), str(args.folder), "--format", kind]
+            command += ["--threads", str(torch.get_num_threads())]
+            out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+            own = json.loads(out.splitlines()[-1])
+            memory[f"{kind} (file)"] = own.pop("weights")
+            result[f"llama.cpp {kind}"] = own
+    print(f"median ms (least), {args.batch} rows, {torch.get_num_threads()} threads", end=", ")
+    print(torch.backends.cpu.get_cpu_capability())
+    for name, times in result.items():
+        cells = [""] * len(TIMES)
+        for i, what in enumerate(TIMES):
+            if what in times:
+                cells[i] = f"{statistics.median(times[what]):.1f} ({min(times[what]):.1f})"
+        print(f"{name:24s}" + "".join(f"{cell:>20s}" for cell in cells), flush=True)
+    print(" " * 24 + "".join(f"{what:>20s}" for what in TIMES))
+    for name, size in memory.items():
+        print(f"{name:24s}{size / 1e6:8.0f} MB, {size / memory['float32']:.2f} of float32")
+    print(json.dumps({"batch": args.batch, "milliseconds": result, "bytes": memory}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
