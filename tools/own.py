@@ -200,7 +200,11 @@ def write_style(args, name, agents, prompts, latent_steps, max_new_tokens, back=
 def loaded(args: argparse.Namespace) -> tuple[System, CompletedSettings, list[dict]]:
     """The system, its settings and the rows that a command names."""
     system = minimas.load_mas_system(
-        str(args.style), checkpoints=args.links, device="cpu", dtype=args.dtype
+        str(args.style),
+        checkpoints=args.links,
+        device="cpu",
+        dtype=args.dtype,
+        quantize=args.quantize,
     )
     settings = Settings(rounds=args.rounds, latent_steps=args.latent_steps, retry=False)
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
@@ -547,6 +551,7 @@ def main():
         one.add_argument("--latent-steps", type=int)
         one.add_argument("--rounds", type=int)
         one.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+        one.add_argument("--quantize", choices=["int8", "int4"], help="the agents' weights")
         one.set_defaults(run=run)
         if run is carried:
             one.add_argument(
