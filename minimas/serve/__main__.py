@@ -21,7 +21,7 @@ from ..commands.options import (
 )
 from ..common import InputError, warn
 from ..runs.needs import check_memory, needs_text
-from ..settings import Settings
+from ..settings import Settings, check_whole
 from ..styles import Origin, style_named
 from ..system import load_mas_system
 from .protocol import Served
@@ -36,6 +36,9 @@ def run() -> None:
 
 def main() -> None:
     args = arguments()
+    check_whole("--queue", args.queue, 1)
+    if not 0 <= args.wait < 1000:
+        raise InputError(f"--wait is {args.wait}, expected milliseconds from 0 to below 1000")
     chosen = Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)})
     origins = named_origins(args)
     settings = {}
@@ -82,6 +85,8 @@ def serve(
 def listener(host: str, port: int) -> socket.socket:
     """A socket at an address, which does not listen yet; InputError if the address cannot be had."""
     try:
+        if not 0 <= port < 1 << 16:
+            raise OverflowError("a port is from 0 to 65535")
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
         )

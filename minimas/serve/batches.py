@@ -222,20 +222,22 @@ class Batches:
             for job in self.waiting + self.running:
                 job.fail(stopped())
             self.waiting = []
+            self.changed.notify()
 
     # The thread
 
     def work(self) -> None:
-        """Answer one batch after another."""
-        while True:
+        """Answer one batch after another, until `stop`."""
+        while not self.stopping:
             self.running = self.next_batch()
-            self.answer_or_fail(self.running)
+            if self.running:
+                self.answer_or_fail(self.running)
             self.running = []
 
     def next_batch(self) -> list[Job]:
-        """Wait for a job, then a little for others like it, and take them: the oldest first."""
+        """Wait for a job, then a little for others like it, and take them; none if all is to end."""
         with self.changed:
-            while True:
+            while not self.stopping:
                 self.waiting = [job for job in self.waiting if not job.left]
                 jobs = self.alike()
                 until = jobs[0].arrived + self.seconds if jobs else float("inf")
@@ -245,6 +247,7 @@ class Batches:
                     self.waiting = [job for job in self.waiting if job not in jobs]
                     return jobs
                 self.changed.wait(wait if jobs else None)
+        return []
 
     def alike(self) -> list[Job]:
         """The oldest job, and those that fit into its batch."""
@@ -257,7 +260,7 @@ class Batches:
         return jobs
 
     def answer_or_fail(self, jobs: list[Job]) -> None:
-        """Answer jobs. If that fails before one has got anything, answer each by itself: it fails for its own faults."""
+        """Answer jobs. If that fails before one has got anything, answer each alone: it fails for its own faults."""
         try:
             self.answer(jobs)
         except Abandoned:
