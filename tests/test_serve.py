@@ -23,8 +23,10 @@ starlette = pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs the extra clients")
 
+from serving import running
 from starlette.testclient import TestClient
 
+from minimas.generate import Batch
 from minimas.serve import app as app_module
 from minimas.serve.__main__ import main
 from minimas.serve.app import LOOPBACK, App
@@ -555,7 +557,7 @@ def test_sigterm_drains():
     import httpx
 
     server = Process("--batch-size", "1")
-    endless = {"max_tokens": 32768, "temperature": 30.0, "rounds": 64, "retry": False}
+    endless = {"rounds": 64, "latent_steps": 1024}
     with ThreadPoolExecutor(8) as pool:
         quick = [pool.submit(httpx.post, server.url + CHAT, json=body(one)) for one in CHAINS]
         time.sleep(0.1)
@@ -570,24 +572,38 @@ def test_sigterm_drains():
     assert status == 143 and seconds < 10 and "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_a_client_that_leaves_frees_its_row(tiny):
-    """In the middle of a stream, before an answer, and before the end of its own body."""
-    server = Process("--batch-size", "1")
-    endless = body(max_tokens=32768, temperature=30.0, rounds=1, retry=False)
-    streaming = raw(server.port, post(endless | {"stream": True}))
-    assert b"200 OK" in streaming.recv(1000)
-    waiting = raw(server.port, post(endless))
-    half = raw(server.port, post(endless)[:-10])
-    for connection in (streaming, waiting, half):
-        connection.close()
-    import httpx
+def test_a_client_that_leaves_frees_its_row(monkeypatch):
+    """In the middle of a text, at the next step; while agents think, at the next position; or before it has asked."""
+    system = minimas.load_mas_system("tiny", device="cpu", fast=True)
+    for agent in system.agents.values():
+        agent.generation_config.eos_ids = ()  # texts are as long as they may
+    rows, take_steps = [], Batch.take_steps
 
-    began = time.monotonic()
-    answer = httpx.post(server.url + CHAT, json=body(), timeout=30).json()
-    assert answer["choices"][0]["minimas"]["answer"] == "5" and time.monotonic() - began < 5
-    status, seconds, err = server.end(signal.SIGINT)
-    assert status == 130 and seconds < 3 and "Traceback" not in err
+    def counted(self, *args):
+        rows.append(len(self.rows))
+        return take_steps(self, *args)
+
+    monkeypatch.setattr(Batch, "take_steps", counted)
+    with running(system, seconds=0.3) as url:
+        port = int(url.rpartition(":")[2])
+        text = body(max_tokens=600, stream=True, rounds=1)
+        leaving, staying = raw(port, post(text)), raw(port, post(text))
+        assert b"200 OK" in leaving.recv(1000) and b"200 OK" in staying.recv(1000)
+        leaving.close()
+        shown = b""
+        while b"[DONE]" not in shown:
+            shown += staying.recv(1 << 16)
+        assert rows[0] == 2 and rows[-1] == 1 and len(rows) == 599
+        thinking = raw(port, post(body(rounds=64, latent_steps=1024)))
+        half = raw(port, post(text)[:-10])
+        time.sleep(0.6)
+        thinking.close()
+        half.close()
+        began = time.monotonic()
+        short = raw(port, post(body(max_tokens=2)))
+        assert b"200 OK" in short.recv(1000) and time.monotonic() - began < 5
+        staying.close()
+        short.close()
 
 
 @pytest.mark.slow
