@@ -1,12 +1,17 @@
 """Clients that people already have ask the server: the openai package, lm-eval, curl, and a browser."""
 
 import asyncio
+import base64
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -173,3 +178,94 @@ def test_curl(url, tiny):
     data = json.dumps(asked(CHAIN, stream=True))
     done = subprocess.run([*command, "-N", "-d", data], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("data: {") and done.stdout.endswith("data: [DONE]\n\n")
+
+
+# A browser
+
+CHROMIUM = "/usr/bin/chromium"
+CHROMEDRIVER = "/usr/bin/chromedriver"
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --window-size=900,1400"
+FLAGS += " --disable-background-networking --disable-component-update --disable-sync"
+
+
+class Browser:
+    """Headless Chromium, driven by the WebDriver protocol."""
+
+    def __init__(self, profile):
+        command = [CHROMEDRIVER, "--port=0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            found = re.search(r"on port (\d+)", line)
+            if found and "successfully" in line:
+                break
+        self.url = f"http://127.0.0.1:{found[1]}/session"
+        chrome = {"binary": CHROMIUM, "args": [*FLAGS.split(), f"--user-data-dir={profile}"]}
+        made = self.send("", capabilities={"alwaysMatch": {"goog:chromeOptions": chrome}})
+        self.url += "/" + made["sessionId"]
+
+    def send(self, path, **data):
+        request = urllib.request.Request(self.url + path, json.dumps(data).encode())
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["value"]
+
+    def run(self, script):
+        """The value of a script in the page."""
+        return self.send("/execute/sync", script=script, args=[])
+
+    def wait(self, script):
+        """Wait until a script gives something true."""
+        late = time.monotonic() + 30
+        while not self.run(script):
+            assert time.monotonic() < late, (script, self.run("return document.body.innerText"))
+            time.sleep(0.02)
+
+    def screenshot(self, file):
+        with urllib.request.urlopen(self.url + "/screenshot", timeout=60) as response:
+            file.write_bytes(base64.b64decode(json.load(response)["value"]))
+
+    def close(self):
+        request = urllib.request.Request(self.url, method="DELETE")
+        urllib.request.urlopen(request, timeout=60).close()
+        self.process.terminate()
+        self.process.wait()
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(tiny, tmp_path, monkeypatch):
+    """A question is asked, its answer streams, and its trace opens; without the key, the page says what is missing."""
+    if not Path(CHROMIUM).exists() or not Path(CHROMEDRIVER).exists():
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    write = tiny.write
+
+    def slowly(*args, **options):
+        for new in write(*args, **options):
+            yield new
+            time.sleep(0.2)
+
+    monkeypatch.setattr(tiny, "write", slowly)
+    browser = Browser(tmp_path / "profile")
+    try:
+        with running(tiny, key="k") as url:
+            browser.send("/url", url=url)
+            browser.wait("return trouble.textContent.includes('API key is missing')")
+            browser.run("key.value = 'k'; key.onchange()")
+            browser.wait("return model.value == 'tiny' && !trouble.textContent")
+            browser.run(f"question.value = {CHAIN!r}; rounds.value = 3; send.click()")
+            seen = set()
+            while not browser.run("return document.querySelector('article button') != null"):
+                seen.add(browser.run("return document.querySelector('article pre')?.textContent"))
+            assert {"g", "g+6"} & seen, "the text is seen while it is written"
+            shown = browser.run("return document.querySelector('article').innerText")
+            assert tiny.run([CHAIN])[0].text in shown and "Answer: 5 (3 rounds)" in shown
+            browser.run("document.querySelector('article button').click()")
+            browser.wait("return document.querySelector('iframe')?.srcdoc")
+            trace = browser.run("return document.querySelector('iframe').srcdoc")
+            assert "What planner, critic, solver thought" in trace and CHAIN in trace
+            browser.run("question.value = 'what is <b>love</b>'; send.click()")
+            browser.wait("return document.querySelector('article .error') != null")
+            shown = browser.run("return document.querySelector('article').innerText")
+            assert "what is <b>love</b>" in shown and "cannot read" in shown
+            assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+            browser.screenshot(Path(os.environ.get("MINIMAS_SCREENSHOT", tmp_path / "page.png")))
+    finally:
+        browser.close()
