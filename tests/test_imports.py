@@ -72,12 +72,12 @@ def test_the_kernel_knows_no_evaluation_no_training_and_no_command():
         (name, other)
         for name in kernel
         for other in IMPORTS[name]
-        if other.startswith(("evaluate", "train", "commands"))
+        if other.startswith(("evaluate", "train", "commands", "serve"))
     }
 
 
 def test_only_commands_know_how_commands_fail():
-    commands = {"__main__", "evaluate.__main__", "train.__main__", "tiny.build"}
+    commands = {"__main__", "evaluate.__main__", "train.__main__", "serve.__main__", "tiny.build"}
     for name in IMPORTS:
         if name not in commands and not name.startswith("commands"):
             assert not any(other.startswith("commands") for other in IMPORTS[name]), name
