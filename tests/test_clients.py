@@ -269,3 +269,18 @@ def test_the_page_in_a_browser(tiny, tmp_path, monkeypatch):
             browser.screenshot(Path(os.environ.get("MINIMAS_SCREENSHOT", tmp_path / "page.png")))
     finally:
         browser.close()
+
+
+@pytest.mark.slow
+def test_the_load(capsys, monkeypatch):
+    """The tool that puts a server under load, with few clients: every good request is answered right."""
+    load_serve = pytest.importorskip("load_serve")
+    options = ["--clients", "12", "--requests", "4", "--questions", "8"]
+    monkeypatch.setattr(sys, "argv", ["load_serve", *options, "--batch-sizes", "8"])
+    load_serve.main()
+    shown = capsys.readouterr().out
+    assert re.search(r"batch 8: .* right/s, p50 .* s, p95 .* s", shown) and "wrong" not in shown
+    assert int(re.search(r"(\d+) right;", shown)[1]) > 36
+    monkeypatch.setattr(sys, "argv", ["load_serve", *options, "--memory", "48"])
+    load_serve.main()
+    assert "%)" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class App:
         batches: Batches,
         key: str | None = None,
         origins: Iterable[str] = (),
-        hosts: Iterable[str] | None = None,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self.batches = batches
         self.key = key
