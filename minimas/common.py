@@ -1,4 +1,4 @@
-"""Small things that every module may use: errors, warnings, checks of text and JSON, tables, files.
+"""Small things that every module may use: errors, warnings, checks of text and JSON, files.
 
 It imports nothing but the standard library, so that `import minimas` stays light.
 """
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path, PureWindowsPath
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -128,39 +127,6 @@ def entry(file: object, value: Any, *path: str, type_: type) -> Any:
     return value
 
 
-def pairs(option: str, parts: list[str], expected: str = "NAME=COLUMN") -> dict[str, str]:
-    """The parts NAME=VALUE of an option as a dict; InputError if one of them is not a pair, or a name comes twice."""
-    values: dict[str, str] = {}
-    for part in parts:
-        name, _, value = part.partition("=")
-        if not name or not value:
-            raise InputError(f"{option} has {part!r}, expected {expected}")
-        if name in values:
-            raise InputError(f"{option} gives {name} twice: give it once")
-        values[name] = value
-    return values
-
-
-def checkpoints(given: list[str]) -> str | dict[str, str | Path]:
-    """The values of --checkpoint as load_mas_system takes them: one folder or hub id, or {role: folder or hub id}."""
-    if len(given) == 1 and given[0]:
-        is_folder = Path(given[0]).expanduser().is_dir()
-        if is_folder or "=" not in given[0]:
-            return given[0]
-    return {**pairs("--checkpoint", given, "ROLE=PATH, or one folder of all roles")}
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """A table as text, from rows of texts; the first column begins at the left, the others end at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(others, widths[1:], strict=False)]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
-
-
 # Files
 
 
@@ -187,23 +153,3 @@ def write_atomic(file: Path, write: Callable[[Path], object]) -> None:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)  # it is there if writing failed
-
-
-def writable_file(option: str, name: str | Path, make_folder: bool = False) -> Path:
-    """The Path of a file that a command is going to write; InputError if it cannot be written. It is not changed."""
-    file = Path(name)
-    try:
-        if make_folder:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            if not file.is_file():
-                raise OSError("it is not an ordinary file")
-            file.open("a").close()
-        # May files be made here, with such a name?
-        NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.").close()
-    except OSError as e:
-        raise InputError(
-            f"{option} {str(name)!r} cannot be written ({e.strerror or e}): "
-            "give a file in an existing folder that you may write to"
-        ) from e
-    return file

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .common import upcast
-from .fast.linear import Kernels, PackedLinear, few_rows, kernels_for
+from .fast.linear import Kernels, PackedLinear, few_rows, kernels_for, no_state_dict
 
 
 class InnerLink(nn.Module):
@@ -72,6 +72,7 @@ class FusedInnerLink(nn.Module):
         self.proj1 = PackedLinear([weight], [bias])
         self.proj2 = PackedLinear([link.proj2.weight], [link.proj2.bias])
         self.post_ln = link.post_ln
+        self.register_state_dict_pre_hook(no_state_dict)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         h = h.to(self.dtype)
@@ -116,6 +117,7 @@ class FusedOuterLink(nn.Module):
         self.merged_bias = torch.cat([bias, residual.bias])
         self.proj2 = PackedLinear([link.proj2.weight], [link.proj2.bias])
         self.ln_target = link.ln_target
+        self.register_state_dict_pre_hook(no_state_dict)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         h = h.to(self.dtype)

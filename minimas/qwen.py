@@ -106,7 +106,10 @@ def Qwen3(config: Config) -> Llama:
 
 @dataclass(kw_only=True)
 class Config35(llama.Config):
-    """The fields of Qwen3.5 besides Llama's."""
+    """The fields of Qwen3.5 besides Llama's, with the defaults of transformers."""
+
+    num_key_value_heads: int = 4
+    head_dim: int = 256
 
     # Per layer linear_attention or full_attention; by default every full_attention_interval-th is full.
     layer_types: Sequence[str] = ()

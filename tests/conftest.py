@@ -1,5 +1,9 @@
-"""Fixtures of several files, and what must be said before other modules are imported."""
+"""Fixtures of several files, and what must be said before other modules are imported.
 
+What loads torch is imported where it is used: the process that hands tests out to workers needs none of it.
+"""
+
+import gc
 import inspect
 import os
 import signal
@@ -9,16 +13,6 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton: its kernels then run on a CPU
-
-import checkpoints
-from fake_cuda import FakeCUDA
-
-from minimas import link
-from minimas.fast import graphs, prepare
 
 # Signals as in a terminal, here and in processes that tests start: nohup and background jobs of a shell ignore some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,9 +30,47 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if named else (os.cpu_count() or 1) + 1
 
 
+LONGEST = (
+    "grade",
+    "train",
+    "fast",
+    "sandbox",
+    "train_api",
+    "evaluate",
+    "recursion",
+    "losses",
+    "tiny",
+    "interactive",
+    "tools",
+    "api",
+    "docs",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: at the end, then, no worker is alone with one of them."""
+    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_pycollect_makemodule():
+    """Before a file of tests is imported."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton: its kernels then run on a CPU
+
+
+def pytest_collection_finish():
+    """What there is before the first test stays to the end: the garbage collector need not look at it again."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """style -> the folder of a miniature system, made when it is first asked for."""
+    import checkpoints
+
     made = {}
 
     def folder(style):
@@ -52,6 +84,8 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def captures(monkeypatch):
     """What is captured, and run again instead of replayed: all of fast.graphs but CUDA's own part."""
+    from minimas.fast import graphs
+
     made = []
 
     def capture(f, pool, stream):
@@ -77,6 +111,12 @@ def captures(monkeypatch):
 @pytest.fixture
 def gpu(captures, monkeypatch):
     """A fake CUDA device without Triton, whose captured steps are run again."""
+    import torch
+    from fake_cuda import FakeCUDA
+
+    from minimas import link
+    from minimas.fast import graphs, prepare
+
     gpu = FakeCUDA()
 
     def capture(f, pool, stream, capture=graphs.capture):

@@ -10,12 +10,11 @@ passes are not watched: their gradients are right, but a wrong device in them, o
 show.
 """
 
-import traceback
+import sys
 from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 import minimas
 
@@ -44,6 +43,27 @@ READING = (
 )
 
 
+def tensors_in(value):
+    """The tensors of a value, and within tuples, lists and dicts. (torch has a slower function for it.)"""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for part in value for tensor in tensors_in(part)]
+
+
+def mapped(f, value):
+    """f of a value, and within tuples, lists and dicts of each part."""
+    if isinstance(value, dict):
+        return {key: mapped(f, part) for key, part in value.items()}
+    if not isinstance(value, (tuple, list)):
+        return f(value)
+    parts = [mapped(f, part) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
 class FakeTensor(torch.Tensor):
     """A CPU tensor that says it is on cuda:0."""
 
@@ -69,17 +89,14 @@ class FakeCUDA(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = [
-            value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)
-        ]
-        ours, others = (
-            [t for t in tensors if isinstance(t, FakeTensor) is one] for one in (True, False)
-        )
         if function in (
             torch.device,
             torch._C._nn._parse_to,
         ):  # they only read a name; the second is Module.to's
             return function(*args, **kwargs)
+        tensors = tensors_in((args, kwargs))
+        ours = [t for t in tensors if isinstance(t, FakeTensor)]
+        others = [t for t in tensors if not isinstance(t, FakeTensor)]
         if (
             function is torch._has_compatible_shallow_copy_type
         ):  # so Module.to asks whether it can keep a parameter
@@ -99,18 +116,17 @@ class FakeCUDA(TorchFunctionMode):
         if to == DEVICE and (function is torch.tensor or others and moves):
             self.note("written")
         if named:
-            args, kwargs = tree_map(on_host, (args, kwargs))
+            args, kwargs = mapped(on_host, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
-        if isinstance(result, torch.Tensor):
-            return placed(result, to)
-        return tree_map(lambda value: placed(value, to), result)
+        return mapped(lambda value: placed(value, to), result)
 
     def note(self, what):
-        callers = [
-            frame.name for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)
-        ]
-        self.passed.append((what, callers[-1] if callers else "", self.in_step))
+        """Note what passed, with the innermost function of minimas that is at work."""
+        frame = sys._getframe()
+        while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+            frame = frame.f_back
+        self.passed.append((what, frame.f_code.co_name if frame else "", self.in_step))
 
 
 def destination(function, args, kwargs):
@@ -132,7 +148,7 @@ def destination(function, args, kwargs):
 
 
 def any_bool(index):
-    return any(t.dtype == torch.bool for t in tree_leaves(index) if isinstance(t, FakeTensor))
+    return any(t.dtype == torch.bool for t in tensors_in(index) if isinstance(t, FakeTensor))
 
 
 def on_host(value):

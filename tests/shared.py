@@ -11,8 +11,8 @@ from minimas.link import InnerLink, OuterLink
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OPTIONS = {
     "rounds": 2,
-    "latent_steps": 4,
-    "max_new_tokens": 12,
+    "latent_steps": 3,
+    "max_new_tokens": 8,
     "retry": False,
     "keep_latents": True,
 }

@@ -147,6 +147,17 @@ def test_the_fast_form_says_what_it_cannot_do():
         agent.model(x, torch.zeros(1, 1, dtype=torch.long), agent.model.make_cache(1))
 
 
+def test_the_fast_form_gives_no_state_dict_that_lacks_weights():
+    system = minimas.load_mas_system("tiny", device="cpu", fast=True)
+    model = system.agents["planner"].model
+    links = [system.agents["planner"].inner_link, *system.outer_links.values()]
+    for module in model, model.layers[0].self_attn.q_proj, model.layers[1].mlp, *links:
+        for copied in module, copy.deepcopy(module):
+            with pytest.raises(InputError, match="state_dict would lack them: .* fast=False"):
+                copied.state_dict()
+    assert list(model.norm.state_dict()) == ["weight"], "what is whole is given"
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_plain_still_works_and_warns(plain):
     with pytest.warns(DeprecationWarning, match="fast="):

@@ -17,8 +17,8 @@ from minimas import __main__ as program
 from minimas.commands import ask, options
 from minimas.commands.ask import main
 from minimas.commands.failures import command
-from minimas.common import writable_file
 from minimas.evaluate import __main__ as evaluate
+from minimas.runs.outputs import writable_file
 from minimas.tiny import build
 from minimas.train import __main__ as train
 
@@ -178,6 +178,54 @@ def test_to_try_whether_a_file_can_be_written_touches_no_other(tmp_path):
     other.write_text("precious")
     writable_file("--trace", tmp_path / "t.html")
     assert other.read_text() == "precious" and list(tmp_path.iterdir()) == [other]
+
+
+@pytest.mark.parametrize(
+    "name, args, written",
+    [
+        ("recurse", ["--prompt", "7 +5", "--trace", "no/../t.html"], {"t.html"}),
+        (
+            "evaluate",
+            [
+                "--dataset",
+                "tiny",
+                "--limit",
+                "1",
+                "--rounds",
+                "1",
+                "--out",
+                "no/../r.jsonl",
+                "--csv",
+                "no/../t.csv",
+            ],
+            {"r.jsonl", "t.csv"},
+        ),
+        (
+            "train",
+            [
+                "outer",
+                "--data",
+                "tiny",
+                "--limit",
+                "1",
+                "--steps",
+                "0",
+                "--init",
+                "random",
+                "--out",
+                "no/../links",
+            ],
+            {"links"},
+        ),
+    ],
+)
+def test_a_folder_before_dots_is_neither_needed_nor_made(
+    tmp_path, monkeypatch, capsys, name, args, written
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *args])
+    MODULES[name].main()
+    assert {file.name for file in tmp_path.iterdir()} == written
 
 
 def test_a_file_that_is_closed_is_a_message(monkeypatch, capsys):

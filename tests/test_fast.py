@@ -103,8 +103,8 @@ ONE_GREEDY = pytest.mark.parametrize(
 def test_every_style(folders, style, temperature):
     options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     assert_same(
-        load(folders, style).run(ASKED, **options),
-        load(folders, style, fast=False).run(ASKED, **options),
+        load(folders, style).run(ASKED[1:4], **options),
+        load(folders, style, fast=False).run(ASKED[1:4], **options),
     )
 
 
@@ -135,13 +135,7 @@ def test_on_a_fake_cuda_device(folders, captures, gpu, style, temperature):
         quick = load(folders, style, device="cuda:0", dtype="float32")
         assert {agent.device.type for agent in quick.agents.values()} == {"cuda"}
     assert not torch.backends.cuda.cudnn_sdp_enabled()
-    options = OPTIONS | {
-        "latent_steps": 3,
-        "max_new_tokens": 8,
-        "temperature": temperature,
-        "top_p": 1.0,
-        "top_k": 0,
-    }
+    options = OPTIONS | {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     for agent in quick.agents.values():
         agent.steps.sync_every = 3
     gpu.passed.clear()
@@ -244,7 +238,7 @@ def test_rows_that_ended_leave_the_batch(folders, captures, monkeypatch, graphs)
     asked = [f"Question {i}?" for i in range(8)]
     options = OPTIONS | {
         "rounds": 1,
-        "max_new_tokens": 40,
+        "max_new_tokens": 24,
         "temperature": 1.5,
         "top_p": 1.0,
         "top_k": 0,

@@ -5,6 +5,8 @@ import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import minimas
 
 PACKAGE = Path(minimas.__file__).parent
@@ -53,61 +55,64 @@ def imported(name, file):
             )
 
 
-IMPORTS = {
-    name: {other for other in imported(name, file) if other} for name, file in MODULES.items()
-}
+@pytest.fixture(scope="module")
+def imports():
+    """{a module: the modules of minimas that it imports}."""
+    return {
+        name: {other for other in imported(name, file) if other} for name, file in MODULES.items()
+    }
 
 
-def test_there_is_no_circle():
-    TopologicalSorter(IMPORTS).prepare()
-    assert "system" in IMPORTS["evaluate.answering"] and "system" in IMPORTS["train.links"]
-    assert IMPORTS["recurse"] >= {"agent", "generate", "turn"}
-    assert "system" in IMPORTS["commands.ask"]
+def test_there_is_no_circle(imports):
+    TopologicalSorter(imports).prepare()
+    assert "system" in imports["evaluate.answering"] and "system" in imports["train.links"]
+    assert imports["recurse"] >= {"agent", "generate", "turn"}
+    assert "system" in imports["commands.ask"]
 
 
-def test_the_kernel_knows_no_evaluation_no_training_and_no_command():
+def test_the_kernel_knows_no_evaluation_no_training_and_no_command(imports):
     flat = {name for name, file in MODULES.items() if file.parent == PACKAGE}
     kernel = flat - {"__main__"}
     assert len(kernel) > 18 and not {
         (name, other)
         for name in kernel
-        for other in IMPORTS[name]
+        for other in imports[name]
         if other.startswith(("evaluate", "train", "commands", "serve"))
     }
 
 
-def test_only_commands_know_how_commands_fail():
+def test_only_commands_know_how_commands_fail(imports):
     commands = {"__main__", "evaluate.__main__", "train.__main__", "serve.__main__", "tiny.build"}
-    for name in IMPORTS:
+    for name in imports:
         if name not in commands and not name.startswith("commands"):
-            assert not any(other.startswith("commands") for other in IMPORTS[name]), name
+            assert not any(other.startswith("commands") for other in imports[name]), name
 
 
-def test_what_knows_little_stays_so():
+def test_what_knows_little_stays_so(imports):
     decoders = {"llama", "mistral", "gemma", "qwen", "delta", "cache"}
     for name in decoders:
-        assert IMPORTS[name] <= decoders | {"common"}
-    assert IMPORTS["link"] <= {"common", "fast.linear"}
-    assert not any(other.startswith(("fast", "load", "train")) for other in IMPORTS["styles"])
-    assert IMPORTS["common"] == set()
-    assert IMPORTS["commands.failures"] <= {
+        assert imports[name] <= decoders | {"common"}
+    assert imports["link"] <= {"common", "fast.linear"}
+    assert not any(other.startswith(("fast", "load", "train")) for other in imports["styles"])
+    assert imports["common"] == set()
+    assert imports["commands.failures"] <= {
         "common",
         "runs.lock",
     }  # light: `minimas --help` imports it
     for leaf in "look", "sandbox", "tiny.task":
-        for name in IMPORTS:
+        for name in imports:
             if name.startswith(leaf):
                 assert not {
-                    other for other in IMPORTS[name] if "." in other and not other.startswith(leaf)
+                    other for other in imports[name] if "." in other and not other.startswith(leaf)
                 }, name
 
 
-def test_what_evaluation_and_training_share_knows_neither():
-    shared = {name for name in IMPORTS if name.startswith("runs.")}
+def test_what_evaluation_and_training_share_knows_neither(imports):
+    shared = {name for name in imports if name.startswith("runs.")}
     assert {"runs.lock", "runs.dependencies", "runs.processes"} <= shared
     for name in shared:
         assert not {
-            other for other in IMPORTS[name] if other.startswith(("evaluate", "train", "commands"))
+            other for other in imports[name] if other.startswith(("evaluate", "train", "commands"))
         }, name
 
 
@@ -125,11 +130,11 @@ def test_tests_import_from_no_test():
             ), f"{file.name} imports {names}"
 
 
-def test_the_tour_follows_the_imports():
+def test_the_tour_follows_the_imports(imports):
     """docs/reading.md comes to a file of the kernel after those of the kernel that it imports."""
     page = (PACKAGE.parent / "docs" / "reading.md").read_text(encoding="utf-8")
     kernel, _ = page.split("## The sub-packages")
     tour = list(dict.fromkeys(re.findall(r"\]\(\.\./minimas/(\w+)\.py\)", kernel)))
     assert len(tour) > 20
     for i, name in enumerate(tour):
-        assert not IMPORTS[name] & set(tour[i:]), name
+        assert not imports[name] & set(tour[i:]), name

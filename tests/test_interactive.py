@@ -245,7 +245,7 @@ def test_answers_after_an_interrupt_are_those_of_a_fresh_system(captures, way, o
         p.data_ptr() for agent in used.agents.values() for p in agent.model.parameters()
     ]
     resting = addresses()
-    for n in (0, 2, 7, 13, 21, 28):
+    for n in (0, 3, 13, 28):
         assert interrupted(used, n, **options) and addresses() == resting
         for ours, expected in zip(used.run(asked, keep_states=True, **options), fresh, strict=True):
             assert ours.token_ids == expected.token_ids and ours.text == expected.text

@@ -39,15 +39,17 @@ def test_formulas_term_by_term():
 
 
 @pytest.mark.parametrize(
-    "link, released",
+    "kind, widths, released",
     [
-        (InnerLink(2048), 16_805_005 - 3_213),
-        (OuterLink(2560, 2560), 65_581_269 - 4_309),
-        (OuterLink(1536, 2048), 35_686_613 - 4_309),
-        (OuterLink(4096, 2048), 67_154_133 - 4_309),
+        (InnerLink, (2048,), 16_805_005 - 3_213),
+        (OuterLink, (2560, 2560), 65_581_269 - 4_309),
+        (OuterLink, (1536, 2048), 35_686_613 - 4_309),
+        (OuterLink, (4096, 2048), 67_154_133 - 4_309),
     ],
 )
-def test_sizes_are_those_of_the_released_files(link, released):
+def test_sizes_are_those_of_the_released_files(kind, widths, released):
+    with torch.device("meta"):
+        link = kind(*widths)
     assert 2 * sum(t.numel() for t in link.state_dict().values()) == released
 
 
@@ -68,6 +70,11 @@ def test_saved_and_loaded(tmp_path):
 class Trap:
     def __reduce__(self):
         return open, ("/dev/null",)
+
+
+def nested():
+    """A nested tensor, made when it is needed: torch imports its compiler for it, which takes two seconds."""
+    return torch.nested.nested_tensor([torch.ones(3)] * 2, layout=torch.jagged)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ class Trap:
                 torch.ones(6).to_sparse(),
                 torch.ones(6, device="meta"),
                 [1.0],
-                torch.nested.nested_tensor([torch.ones(3)] * 2, layout=torch.jagged),
+                nested,
                 torch.tensor([0, 0, 0, 0, 0, float("nan")]),
                 torch.tensor([0, 0, 0, 0, 0, float("-inf")]),
             )
@@ -101,6 +108,8 @@ class Trap:
     ],
 )
 def test_bad_files_are_told_and_never_run(tmp_path, content, complaint):
+    if isinstance(content, dict):
+        content = {key: value() if value is nested else value for key, value in content.items()}
     file = tmp_path / "adapter.pt"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(InputError, match=complaint) as told:

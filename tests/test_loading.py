@@ -711,16 +711,24 @@ def test_fields_that_are_absent_or_on_another_level(
 
 
 def test_windows_and_heads_that_older_configs_leave_out(tmp_path):
-    """The defaults of transformers: a window of 4096 in Mistral, heads of 128 in Qwen3."""
+    """The defaults of transformers: a window of 4096 in Mistral, heads of 128 in Qwen3, and others in Qwen3.5."""
     for model_type, name, default in (
         ("mistral", "sliding_window", 4096),
         ("qwen3", "head_dim", 128),
+        ("qwen3_5_text", "head_dim", 256),
+        ("qwen3_5_text", "num_key_value_heads", 4),
     ):
-        folder = checkpoints.make_agent(tmp_path / model_type, model_type)
-        edit(folder / "config.json", **{name: ...})
+        folder = checkpoints.make_agent(tmp_path / name / model_type, model_type)
+        file = folder / "config.json"
+        edit(file, **{name: ..., "num_attention_heads": 8})
         assert getattr(read_config(folder)[1], name) == default
-    edit(tmp_path / "mistral" / "config.json", sliding_window=None)
-    assert read_config(tmp_path / "mistral")[1].windows == [None] * 3
+        if model_type == "qwen3_5_text":  # transformers cannot make such a model
+            edit(file, **{name: None})
+            with pytest.raises(InputError, match=f"{name} is None, expected a whole number"):
+                read_config(folder)
+    folder = tmp_path / "sliding_window" / "mistral"
+    edit(folder / "config.json", sliding_window=None)
+    assert read_config(folder)[1].windows == [None] * 3
 
 
 def test_tied_embeddings_named_at_the_top_only(tmp_path):

@@ -192,8 +192,8 @@ def test_a_row_does_not_depend_on_its_neighbours(system):
             for r in system.run(
                 asked,
                 rounds=2,
-                latent_steps=3,
-                max_new_tokens=10,
+                latent_steps=2,
+                max_new_tokens=6,
                 temperature=temperature,
                 top_p=1.0,
                 top_k=0,
@@ -313,7 +313,7 @@ def test_threads_take_turns():
     """Agents keep what they read last, so a system answers one batch at a time."""
     system, asked = (
         minimas.load_mas_system("tiny", device="cpu"),
-        [f"{n} +5 *3 -4" for n in range(9)] * 2,
+        [f"{n} +5 *3 -4" for n in range(5)] * 2,
     )
     alone = [result.text for result in system.run(text for text in asked)]
     with ThreadPoolExecutor(3) as pool:

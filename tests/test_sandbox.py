@@ -151,6 +151,9 @@ print('ok' if texts == ('', '', '') and os.fstat(0).st_size == 0 else 'wrong')
 
 
 @linux
+@pytest.mark.parametrize(
+    "folder", ["namespaces", pytest.param("none", marks=pytest.mark.slow)], indirect=True
+)
 def test_tools_may_use_what_ordinary_processes_may(folder):
     with ThreadPoolExecutor(2) as threads:
         results = dict(zip(ORDINARY, threads.map(run_python, ORDINARY.values()), strict=True))

@@ -96,8 +96,8 @@ def hostile(folders):
     """The same of a style with a hostile question, four agents and 32 latents."""
     system = minimas.load_mas_system("mixture", checkpoints=folders("mixture"), device="cpu")
     results = system.run(
-        [HOSTILE + " word" * 200],
-        max_new_tokens=300,
+        [HOSTILE + " word" * 80],
+        max_new_tokens=100,
         temperature=1.5,
         top_p=1.0,
         top_k=0,

@@ -250,7 +250,7 @@ def test_two_processes_are_one_with_twice_the_batch(rounds, share, tmp_path, mon
 def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
     """Gradient accumulation: two batches of two per step equal one of four."""
     for name, more in ("whole", []), ("parts", ["--batch-size", "2", "--accumulate", "2"]):
-        run(monkeypatch, capsys, *TINY, "--steps", "4", "--out", tmp_path / name, *more)
+        run(monkeypatch, capsys, *TINY, "--steps", "2", "--out", tmp_path / name, *more)
     assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-4)
 
 
@@ -566,8 +566,10 @@ def test_on_a_fake_cuda_device(what, gpu, tmp_path, monkeypatch, capsys):
         "tiny",
         "--limit",
         "12",
+        "--batch-size",
+        "4",
         "--steps",
-        "3",
+        "2",
         "--dtype",
         "float32",
         "--keep-activations",
@@ -617,6 +619,8 @@ def test_a_style_in_the_released_layout(released, tmp_path, monkeypatch, capsys)
         "--device",
         "cpu",
         "--steps",
+        "1",
+        "--batch-size",
         "2",
         "--max-length",
         "400",
@@ -754,6 +758,8 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
         "cpu",
         "--dtype",
         "bfloat16",
+        "--batch-size",
+        "2",
         "--steps",
         "2",
         "--rounds",

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from minimas.config import read_config
 from minimas.link import InnerLink, OuterLink
+from minimas.load import decoder_without_weights
 from minimas.styles import STYLES
 from minimas.train.save import save_link
 
@@ -267,11 +267,9 @@ def make_agent(folder, model_type, seed=0, dtype=torch.float32, adapters=("adapt
     write("chat_template.jinja", template)
     write("adapter_config.json", {"adapter_type": InnerLink.adapter_type})
     tokenizer.save(str(folder / "tokenizer.json"))
-    with torch.device("meta"):
-        family, fields, _ = read_config(folder)
-        model = family(fields)
-        named = dict(model.named_parameters())
-    if fields.tie_word_embeddings:
+    model, _ = decoder_without_weights(folder)
+    named = dict(model.named_parameters())
+    if model.config.tie_word_embeddings:
         del named["lm_head.weight"]
     weights = random_weights(
         {name: p.shape for name, p in named.items()}, seed, model_type in ("gemma3", "qwen3_5_text")

@@ -11,17 +11,17 @@ import json
 import sys
 from contextlib import closing
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..common import InputError, writable_file, write_atomic
+from ..common import InputError, write_atomic
 from ..look.logit_lens import LensRow, logit_lens, table
 from ..look.trace import page
 from ..prompts import Question
 from ..runs.lock import Lock, held
 from ..runs.needs import check_memory, needs_text
+from ..runs.outputs import output_path, writable_file
 from ..settings import CompletedSettings, Settings
 from ..styles import Style, style_named
 from ..system import Result, System, load_mas_system
@@ -55,7 +55,7 @@ def main() -> None:
     typed = [] if on_terminal else read_questions(args.prompt)
     fn_name = args.fn_name or ""
     questions = style.questions(typed, [fn_name] * len(typed))
-    outputs = [] if args.trace is None else [Lock("--trace", Path(args.trace))]
+    outputs = [] if args.trace is None else [Lock("--trace", args.trace)]
     with held(outputs):
         at_once = min(len(questions) or 1, settings.batch_size)
         check_memory(origin, style, [settings], at_once)
@@ -124,6 +124,7 @@ def arguments() -> argparse.Namespace:
     )
     add(
         "--trace",
+        type=output_path,
         metavar="FILE.html",
         help="write a page that shows each turn: its prompt, latents, time and text",
     )
@@ -194,11 +195,11 @@ def print_while_written(
     check_stdout()
 
 
-def write_trace(system: System, results: list[Result], file: str) -> None:
+def write_trace(system: System, results: list[Result], file: Path) -> None:
     """Write the page of --trace."""
     with completed_first():
         html = page(system, results)
-        write_atomic(Path(file), lambda path: path.write_text(html, encoding="utf-8"))
+        write_atomic(file, lambda path: path.write_text(html, encoding="utf-8"))
 
 
 def print_result(

@@ -6,10 +6,11 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
-from ..common import InputError, checkpoints
+from ..common import InputError
 from ..settings import NOT_FOR_ARGPARSE, Settings
 from ..styles import STYLES, Origin
 
@@ -194,6 +195,28 @@ def numbers(text: str) -> tuple[int, ...]:
 def names(text: str) -> tuple[str, ...]:
     """The value of an option that lists names, a,b,c."""
     return tuple(name for name in text.split(",") if name)
+
+
+def pairs(option: str, parts: list[str], expected: str = "NAME=COLUMN") -> dict[str, str]:
+    """The parts NAME=VALUE of an option as a dict; InputError if one of them is not a pair, or a name comes twice."""
+    values: dict[str, str] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        if not name or not value:
+            raise InputError(f"{option} has {part!r}, expected {expected}")
+        if name in values:
+            raise InputError(f"{option} gives {name} twice: give it once")
+        values[name] = value
+    return values
+
+
+def checkpoints(given: list[str]) -> str | dict[str, str | Path]:
+    """The values of --checkpoint as load_mas_system takes them: one folder or hub id, or {role: folder or hub id}."""
+    if len(given) == 1 and given[0]:
+        is_folder = Path(given[0]).expanduser().is_dir()
+        if is_folder or "=" not in given[0]:
+            return given[0]
+    return {**pairs("--checkpoint", given, "ROLE=PATH, or one folder of all roles")}
 
 
 def read_questions(prompts: list[str]) -> list[str]:

@@ -23,9 +23,10 @@ from ..commands.options import (
     names,
     numbers,
     origin_of,
+    pairs,
 )
-from ..common import pairs
 from ..runs.lock import Lock, held
+from ..runs.outputs import output_path
 from ..runs.processes import launched
 from ..settings import Settings
 from .benchmarks import BENCHMARKS, COLUMNS
@@ -88,10 +89,14 @@ def arguments() -> argparse.Namespace:
         help="run the programs that agents write, in guarded processes",
     )
     add = parser.group(FILES).add_argument
-    add("--out", type=Path, help="the file of records (default: STYLE-DATASET.jsonl)")
+    add("--out", type=output_path, help="the file of records (default: STYLE-DATASET.jsonl)")
     add("--regrade", action="store_true", help="grade the texts in --out again, and ask no agent")
-    add("--csv", type=Path, help="write the table to this file, too")
-    add("--plot", type=Path, help="draw accuracy and tokens against rounds into this file, as SVG")
+    add("--csv", type=output_path, help="write the table to this file, too")
+    add(
+        "--plot",
+        type=output_path,
+        help="draw accuracy and tokens against rounds into this file, as SVG",
+    )
     return parser.parse_args()
 
 
@@ -116,7 +121,7 @@ def main() -> None:
         print(needs_text(origin, run.style, run.points, run.data.task))
         return
     default = Path(f"{Path(args.style).stem}-{Path(args.dataset).stem}.jsonl")
-    out = (args.out or default).expanduser()
+    out = args.out or default
     tables = {"--csv": args.csv, "--plot": args.plot}
     outputs = {option: file for option, file in tables.items() if file}
     inputs = {"--dataset": args.dataset, "--file": args.file}

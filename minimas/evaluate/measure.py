@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError, check_known, no_op, warn, writable_file
+from ..common import InputError, check_known, no_op, warn
 from ..prompts import TASKS
 from ..runs.lock import Lock, held, share
+from ..runs.outputs import output_path, writable_file
 from ..runs.processes import Processes, join, launched, leave
 from ..settings import CompletedSettings, Settings
 from ..styles import Origin, Style, style_named
@@ -132,7 +133,7 @@ def evaluate(
     processes = launched()
     path = None
     if out is not None:
-        path = Path(out).expanduser()
+        path = output_path(out)
         check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
     elif regrade:
         raise InputError("regrade grades the records in a file: name it with out")

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..common import aligned, writable_file, write_atomic
+from ..common import write_atomic
 from ..jinja import environment
+from ..runs.outputs import aligned, writable_file
 from ..runs.plot import save_charts
 from ..settings import Settings
 from .records import POINT, Record

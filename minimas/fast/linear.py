@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,7 @@ class MergedLinear:
         self.packed = PackedLinear(weights, biases)
         if self.packed.onednn:
             for linear in linears:
-                linear.register_parameter("weight", None)
+                drop_weight(linear)
         else:
             parts = self.packed.weight.split(self.sizes)
             for linear, part in zip(linears, parts, strict=True):
@@ -109,6 +109,20 @@ class MergedLinear:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.packed(x).split(self.sizes, -1)
+
+
+def drop_weight(linear: nn.Linear) -> None:
+    """Take from a linear its weight, which is in a PackedLinear now."""
+    linear.register_parameter("weight", None)
+    linear.register_state_dict_pre_hook(no_state_dict)
+
+
+def no_state_dict(*_: object) -> NoReturn:
+    """Called before `state_dict` reads a module whose weights are in a PackedLinear: they would be missing."""
+    raise InputError(
+        "in the fast form weights are packed, so that state_dict would lack them: "
+        "load the system with fast=False"
+    )
 
 
 def can_pack(weight: torch.Tensor) -> bool:

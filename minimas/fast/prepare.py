@@ -11,7 +11,7 @@ from torch import nn
 from .. import gemma, llama, qwen
 from ..common import InputError
 from .blocks import DecodeBlock, Norm
-from .linear import MergedLinear, PackedLinear, can_pack, kernels_for
+from .linear import MergedLinear, PackedLinear, can_pack, drop_weight, kernels_for
 
 # A method that does nothing but apply some linears to one input: their names
 Linears = dict[str, tuple[str, ...]]
@@ -52,7 +52,7 @@ def prepare(model: llama.Llama) -> llama.Llama:
         keep = tied and module is model.lm_head  # the embedding needs this weight as it is
         replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
         if not keep:
-            module.register_parameter("weight", None)
+            drop_weight(module)
     kernels = kernels_for(model.norm.weight)
     if kernels is None:
         return model

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..common import InputError, aligned
+from ..common import InputError
 from ..link import InnerLink, OuterLink
 from ..load import (
     agent_patterns,
@@ -28,6 +28,7 @@ from ..load import (
 )
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
+from .outputs import aligned
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
 

@@ -11,12 +11,14 @@ agents do one step each, so a round is three steps and nine steps need three rou
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..common import InputError
 
 ROLES = ("planner", "critic", "solver")
+COLUMNS = ("plan", "refined_plan", "answer")  # of these roles, in a row to train on
 LABELS = "abcdefghi"
 LONGEST = len(LABELS)  # steps of a chain
 
@@ -181,3 +183,17 @@ def damaged(heard: str, rng: random.Random) -> str:
         junk = [rng.choice(JUNK) for _ in range(rng.randint(1, 3))]
         return heard + " " + " ".join(junk)
     return heard
+
+
+def lessons() -> Iterator[dict[str, Any]]:
+    """Rows to train on: 8192 random chains in the released columns, with the notes of all agents in three rounds."""
+    rng = random.Random("lessons")  # a seed: another text would make other chains
+    for _ in range(8192):
+        chain = random_chain(rng, length_up_to(9, rng))
+        row: dict[str, Any] = {"question": chain.question}
+        for first, (role, column) in enumerate(zip(ROLES, COLUMNS, strict=True), 1):
+            row[column] = []
+            for step in range(first, 10, 3):
+                last_step = min(step, len(chain.steps))
+                row[column].append(note(role, chain, last_step, chain.value(step)))
+        yield row

@@ -22,12 +22,15 @@ from ..commands.options import (
     Parser,
     add_settings,
     add_system,
+    checkpoints,
     name_of_command,
     names,
+    pairs,
 )
-from ..common import InputError, check_known, checkpoints, pairs, writable_file
+from ..common import InputError, check_known
 from ..prompts import TASKS
 from ..runs.lock import Lock, held
+from ..runs.outputs import output_path, writable_file
 from ..runs.processes import join, launched, leave
 from ..styles import Style, style_named
 from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
@@ -99,10 +102,10 @@ def parser_of(
     add_settings(parser.group(LEARNING), TrainSettings, chosen)
 
     add = parser.group(FILES).add_argument
-    add("--out", type=Path, required=True, help="the folder to write")
+    add("--out", type=output_path, required=True, help="the folder to write")
     add("--resume", action="store_true", help="continue the training in --out that was killed")
     add_settings(parser.group(FILES), TrainSettings, ["save_every"])
-    add("--plot", type=Path, help="an SVG file for the loss curve")
+    add("--plot", type=output_path, help="an SVG file for the loss curve")
 
     add = parser.group(HELP).add_argument
     add("-h", "--help", action=Help, nargs=0, help="print this")
@@ -200,7 +203,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     """InputError if --out or --plot cannot be written, or --plot is the file of the data."""
     check_out(args.out)
     if args.plot:
-        if args.plot.expanduser().resolve() == Path(args.data).expanduser().resolve():
+        if args.plot.resolve() == Path(args.data).expanduser().resolve():
             raise InputError(f"--plot and --data are the same file, {args.plot}: give another name")
         writable_file("--plot", args.plot)
 

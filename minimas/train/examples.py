@@ -5,7 +5,6 @@ columns (runs/formats.py), or from `tiny`, whose texts are generated. A cell may
 later rounds repeat the last one.
 """
 
-import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from ..prompts import TASKS, Question
 from ..runs.formats import SUFFIXES
 from ..runs.rows import Row, file_rows, is_file_name, local_path, numbered, parquet_rows, text_of
 from ..styles import Style, style_named
-from ..tiny.task import ROLES, length_up_to, note, random_chain
+from ..tiny.task import lessons
 
 # section of prompts.json -> role -> columns, of which the first that is there and not empty is taken
 TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
-TINY_COLUMNS = ("plan", "refined_plan", "answer")  # of ROLES, in a row of the tiny task
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def example_rows(
         return numbered(checked_rows(data), "examples", columns)
     data = str(data)
     if data == "tiny":
-        return numbered(tiny_rows(), data, columns)
+        return numbered(lessons(), data, columns)
     if is_file_name(data):
         return file_rows(local_path(data), columns)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", data):
@@ -171,20 +169,6 @@ def checked_rows(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
                 "a list of TrainExamples from load_examples"
             )
         yield dict(row)
-
-
-def tiny_rows() -> Iterator[dict[str, Any]]:
-    """8192 random chains of at most nine steps in the released columns, with all agents' notes in three rounds."""
-    rng = random.Random("lessons")  # a seed: another text would make other chains
-    for _ in range(8192):
-        chain = random_chain(rng, length_up_to(9, rng))
-        row: dict[str, Any] = {"question": chain.question}
-        for first, (role, column) in enumerate(zip(ROLES, TINY_COLUMNS, strict=True), 1):
-            row[column] = []
-            for step in range(first, 10, 3):
-                last_step = min(step, len(chain.steps))
-                row[column].append(note(role, chain, last_step, chain.value(step)))
-        yield row
 
 
 def texts_of(row: Row, role: str, candidates: Sequence[str]) -> tuple[str, ...]:

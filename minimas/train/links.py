@@ -21,6 +21,7 @@ from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
 from ..runs.dependencies import EDGE, depends_on, digest
 from ..runs.lock import held
+from ..runs.outputs import output_path
 from ..runs.processes import wait_for_all
 from ..styles import Style
 from ..system import System
@@ -157,7 +158,7 @@ def new_training(
     check_trainable(system)
     if out is None and resume:
         raise InputError("resume is given, but no folder to resume from: give out, too")
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else output_path(out)
     if folder is not None:
         check_out(folder)
     known_examples = examples_of(what, role, completed, system.style, system.task, examples)

@@ -14,6 +14,7 @@ from ..common import check_known, no_op
 from ..load import Devices, devices_by_role, load_outer_links, usable_dtype
 from ..prompts import TASKS
 from ..runs.lock import held
+from ..runs.outputs import output_path
 from ..styles import Style, style_named
 from ..system import System
 from .examples import TrainExample
@@ -73,7 +74,7 @@ def train_system(
     inner_settings, outer_settings = settings_of_parts(settings or TrainSettings(), known_style)
     check_objective(objective, outer_settings)
     rows = data_or_rows(examples)
-    folder = Path(out).expanduser()
+    folder = output_path(out)
     check_out(folder)
     sources = known_style.sources(checkpoints, known_style.order)
     check_apart(folder, sources)

@@ -1,0 +1,208 @@
+"""What quantised weights change in an agent's work: the measurements of docs/own.md, "Quantised agents".
+
+    python tools/quantized.py states FOLDER/AGENT DATA.jsonl --links FOLDER   states after k latent steps
+    python tools/quantized.py loss FOLDER/AGENT DATA.jsonl                    the loss of published answers
+    python tools/quantized.py texts RECORDS.jsonl OTHER.jsonl                 two runs of `evaluate` compared
+
+`python tools/own.py carried ... --quantize int8` measures what links pass between quantised agents.
+
+Notation: B questions, m latent steps, D an agent's width.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import minimas
+from minimas.agent import Agent
+from minimas.train.losses import IGNORED, next_token_loss, teacher_forced
+
+MODES = ("float32", "bfloat16", "int8", "int4")  # the first is what the others are compared with
+SHOWN_STEPS = (1, 8, 32)
+AT_ONCE = 8  # questions in a batch
+
+
+def load_single(agent: str, mode: str) -> minimas.System:
+    """The agent alone, with its weights and activations in one of MODES."""
+    if mode in ("float32", "bfloat16"):
+        return minimas.load_mas_system(
+            "single", checkpoints=agent, device="cpu", dtype=mode, fast=True
+        )
+    return minimas.load_mas_system(
+        "single", checkpoints=agent, device="cpu", quantize=mode, fast=True
+    )
+
+
+def read_rows(file: Path, limit: int) -> list[dict]:
+    """The first rows of a .jsonl file."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[:limit]]
+
+
+def prompts_of(system: minimas.System, rows: Sequence[dict]) -> list:
+    """The prompt of the only agent for each row."""
+    questions = system.style.questions([row["question"] for row in rows])
+    return system.prompts_for("agent", questions, {})
+
+
+def mean_with_interval(values: Sequence[float]) -> str:
+    """The mean of paired differences and its 95 % interval."""
+    width = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.fmean(values):+.4f} +- {width:.4f}"
+
+
+# States
+
+
+def states(args: argparse.Namespace) -> None:
+    """Print the cosine of the states after k latent steps with those in float32, mean and least over the questions.
+
+    Each mode thinks its own latents: it begins with the same prompt, and an error stays in what follows.
+    """
+    rows = read_rows(args.data, args.limit)
+    exact: torch.Tensor | None = None
+    print("mode      " + "".join(f"  k={k:<2} mean   least" for k in SHOWN_STEPS))
+    for mode in MODES:
+        system = load_single(args.agent, mode)
+        agent = system.agents["agent"]
+        agent.inner_link = inner_link(args.links, agent)
+        found = think_all(agent, prompts_of(system, rows))
+        if exact is None:
+            exact = found
+        cosines = F.cosine_similarity(found, exact, dim=-1)  # (B, m)
+        cells = []
+        for k in SHOWN_STEPS:
+            of_step = cosines[:, k - 1]
+            cells.append(f"  {of_step.mean():9.4f} {of_step.min():7.4f}")
+        print(f"{mode:<10}" + "".join(cells), flush=True)
+
+
+def inner_link(folder: Path, agent: Agent) -> torch.nn.Module:
+    """The inner link in a folder that `train inner` wrote, fused as the fast form has it."""
+    from minimas.link import FusedInnerLink
+    from minimas.load import load_inner_link
+
+    D = agent.model.config.hidden_size
+    return FusedInnerLink(load_inner_link(folder, "math", D, "cpu", torch.float32))
+
+
+@torch.no_grad()
+def think_all(agent: Agent, prompts: list) -> torch.Tensor:
+    """The hidden states (B, m, D) of all latent steps, float32."""
+    parts = []
+    for i in tqdm(range(0, len(prompts), AT_ONCE), "thinks", leave=False):
+        agent.drop_prefix()
+        thought = agent.think(prompts[i : i + AT_ONCE], max(SHOWN_STEPS))
+        parts.append(thought.float())
+    return torch.cat(parts)
+
+
+# Loss
+
+
+def loss(args: argparse.Namespace) -> None:
+    """Print the mean loss per token of the published answers, and what each mode adds to float32's, with intervals."""
+    rows = read_rows(args.data, args.limit)
+    exact: list[float] = []
+    print("mode        loss   minus float32")
+    for mode in MODES:
+        system = load_single(args.agent, mode)
+        found = losses(system, rows)
+        exact = exact or found
+        added = [own - base for own, base in zip(found, exact, strict=True)]
+        print(f"{mode:<10}{statistics.fmean(found):7.4f}  {mean_with_interval(added)}", flush=True)
+
+
+@torch.no_grad()
+def losses(system: minimas.System, rows: Sequence[dict]) -> list[float]:
+    """The mean cross-entropy in nats of the tokens of each row's answer; the last token is the one that ends it."""
+    agent = system.agents["agent"]
+    found = []
+    for row, prompt in zip(
+        tqdm(rows, "losses", leave=False), prompts_of(system, rows), strict=True
+    ):
+        h, ids = teacher_forced(agent, [prompt], [row["answer"]])
+        assert (ids != IGNORED).all()  # one row has no padding
+        found.append(next_token_loss(agent, h[:, :-1], ids).item())
+    return found
+
+
+# Texts
+
+
+def texts(args: argparse.Namespace) -> None:
+    """Compare two files of records of the same questions: who is right where the other is wrong, and equal texts."""
+    first = records_of(args.records)
+    second = records_of(args.other)
+    if first.keys() != second.keys():
+        raise SystemExit("the files hold other questions: expected two runs of the same data set")
+    both = [(first[index], second[index]) for index in first]
+    grader = args.grader or next(iter(both[0][0]["right"]))
+    right = [(is_right(a, grader), is_right(b, grader)) for a, b in both]
+    only_first = right.count((True, False))
+    only_second = right.count((False, True))
+    equal = sum(a["texts"] == b["texts"] for a, b in both)
+    differences = [100.0 * (b - a) for a, b in right]
+    print(
+        f"{len(both)} questions, grader {grader}: right {sum(a for a, _ in right)} and {sum(b for _, b in right)}"
+    )
+    p = mcnemar(only_first, only_second)
+    print(f"only the first {only_first}, only the second {only_second}: exact McNemar p = {p:.3f}")
+    print(f"second minus first, points: {mean_with_interval(differences)}")
+    print(f"texts alike: {equal} of {len(both)}")
+
+
+def records_of(file: Path) -> dict[int, dict]:
+    """{number of the question: record} of one point of the grid."""
+    _, *lines = file.read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["index"]: record for record in records}
+
+
+def is_right(record: dict, grader: str) -> bool:
+    """Whether the first text of a record is right."""
+    return bool(record["right"][grader][0])
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided exact p of a fair coin that falls so unevenly."""
+    n = only_first + only_second
+    fewer = min(only_first, only_second)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("states")
+    one.add_argument("agent", help="the folder of a model")
+    one.add_argument("data", type=Path, help="a .jsonl file of questions")
+    one.add_argument(
+        "--links", type=Path, required=True, help="the folder that `train inner` wrote"
+    )
+    one.add_argument("--limit", type=int, default=32, help="questions (default 32)")
+    one.set_defaults(run=states)
+    one = commands.add_parser("loss")
+    one.add_argument("agent", help="the folder of a model")
+    one.add_argument("data", type=Path, help="a .jsonl file of questions and answers")
+    one.add_argument("--limit", type=int, default=300, help="rows (default 300)")
+    one.set_defaults(run=loss)
+    one = commands.add_parser("texts")
+    one.add_argument("records", type=Path)
+    one.add_argument("other", type=Path)
+    one.add_argument("--grader", help="whose verdicts count (default: the first)")
+    one.set_defaults(run=texts)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
