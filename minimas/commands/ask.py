@@ -11,6 +11,7 @@ import json
 import sys
 from contextlib import closing
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
