@@ -23,7 +23,6 @@ import minimas
 from minimas.tiny.task import questions
 
 PATH = "/v1/chat/completions"
-WARM_UP = 200  # requests before anything is measured
 
 
 @dataclass
@@ -171,9 +170,9 @@ async def put_under(load: Load, port: int, seed: int = 0) -> Outcome:
     return outcome
 
 
-def warm(load: Load, port: int) -> None:
-    """Let a server do everything once."""
-    few = Load(load.expected, clients=20, requests=WARM_UP // 20)
+def warm(load: Load, port: int, requests: int) -> None:
+    """Let a server answer so many requests of each client before anything is measured."""
+    few = Load(load.expected, load.clients, requests)
     asyncio.run(put_under(few, port, seed=1))
 
 
@@ -184,7 +183,7 @@ def throughput(load: Load, batch_size: int) -> Outcome:
     """The outcome at a batch size, in a server of its own."""
     server = Server(batch_size)
     try:
-        warm(load, server.port)
+        warm(load, server.port, 3)
         outcome = asyncio.run(put_under(load, server.port))
     finally:
         said = server.end()
@@ -199,7 +198,7 @@ def growth(load: Load, n: int) -> Outcome:
     """The outcome of n requests more, and how much memory the server then has."""
     server = Server(8)
     try:
-        warm(load, server.port)
+        warm(load, server.port, load.requests)
         before = server.memory()
         more = Load(
             load.expected, load.clients, -(-n // load.clients), load.disconnects, load.broken

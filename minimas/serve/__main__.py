@@ -4,6 +4,7 @@ python -m minimas.serve --style tiny --port 8000
 """
 
 import argparse
+import gc
 import os
 import socket
 from collections.abc import Sequence
@@ -73,6 +74,9 @@ def serve(
         for name, origin in origins.items():
             task = args.task or style_named(origin.style).task
             served[name] = Served(load_mas_system(**vars(origin), task=task), settings[name])
+        # What is here stays. The collector then looks at what requests leave only, and so looks often enough.
+        gc.collect()
+        gc.freeze()
         batches = Batches(served, args.batch_size, args.wait / 1000, args.queue)
         key = args.api_key or os.environ.get("MINIMAS_API_KEY") or None
         hosts = LOOPBACK if args.host in LOOPBACK else None
