@@ -72,7 +72,13 @@ def read_config(folder: Path) -> tuple[Callable[[Any], Decoder], llama.Config, t
     Raises InputError on a model that is not supported, and on fields that are missing or say what no decoder here does.
     """
     file = required_of_model(folder, "config.json")
-    raw = read_json(file)
+    return parse_config(file, read_json(file))
+
+
+def parse_config(
+    file: Path, raw: Raw
+) -> tuple[Callable[[Any], Decoder], llama.Config, torch.dtype]:
+    """The same of the fields of a config.json; `file` is named in error messages."""
     check_known(f"{file}: model_type", [raw.get("model_type")], [*FAMILIES, *TEXT_PART])
     if raw["model_type"] in TEXT_PART:
         raw = text_part(file, raw)

@@ -258,7 +258,13 @@ class SkipInit(TorchFunctionMode):
 
 def decoder_without_weights(folder: Path) -> tuple[Decoder, torch.dtype]:
     """(the decoder that config.json describes, on the meta device; the dtype that it names)."""
-    family, config, stored = read_config(folder)
+    return decoder_of(*read_config(folder))
+
+
+def decoder_of(
+    family: Callable[[Any], Decoder], config: Any, stored: torch.dtype
+) -> tuple[Decoder, torch.dtype]:
+    """(a decoder on the meta device, the dtype that its config names), of what read_config returns."""
     with torch.device("meta"), SkipInit():
         return family(config), stored
 

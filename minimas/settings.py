@@ -14,6 +14,7 @@ from .tokenizer import DATE
 
 OF_THE_STYLE = ("rounds", "latent_steps", "max_new_tokens", "temperature")
 CHANNELS = ("latent", "text")
+HEARD = ("own", "other", "none", "noise", "shuffled")  # hear.py says what each is
 
 
 NOT_FOR_ARGPARSE = ("range", "trainings")  # what a field says besides
@@ -58,6 +59,8 @@ class Settings:
     batch_size      questions that are answered together
     retry           ask once more if a text holds no answer
     channel         latent, or text: agents then decode and pass text, for comparison
+    hear            what agents hear in place of what was sent to them: one of HEARD, or "planner>critic=other" for some
+                    edges, joined by + (hear.py)
     tools           python, search, or both: what an agent of a style that calls tools may call
     date            the date that Llama's chat template tells its agent
     """
@@ -81,6 +84,11 @@ class Settings:
     batch_size: int = setting(8, "questions at once")
     retry: bool = setting(True, "do not ask again when a text holds no answer")
     channel: str = setting("latent", "what agents send: latent, or text for comparison")
+    hear: str = setting(
+        "own",
+        "what agents hear in place of messages: own, other (of the question before), none, noise or shuffled; along "
+        "some edges only: 'planner>critic=other+critic>solver=none'",
+    )
     tools: tuple[str, ...] = setting(
         (), "what style deliberation may call: python, search or python,search"
     )
@@ -94,6 +102,7 @@ class Settings:
                 values[name] = getattr(style, name)
         settings = CompletedSettings(**values)
         check_settings(settings, style)
+        settings = replace(settings, hear=spelled(heard_along(settings.hear, style), style))
         return one_text_where_all_are_equal(settings)
 
 
@@ -118,6 +127,51 @@ def one_text_where_all_are_equal(settings: CompletedSettings) -> CompletedSettin
     return replace(settings, rollouts=1)
 
 
+# What is heard
+
+
+def heard_along(hear: str, style: Style) -> dict[tuple[str, str], str]:
+    """{edge: what is heard along it}, in the order of the style's edges and without those that hear their own.
+
+    InputError if `hear` is neither one of HEARD nor a list of parts SOURCE>TARGET=ONE joined by +.
+    """
+    if "=" not in str(hear):
+        check_known("hear", [hear], (*HEARD, "SOURCE>TARGET=ONE of these"))
+        named = dict.fromkeys(style.edges, hear)
+    else:
+        named = {}
+        for part in hear.split("+"):
+            edge, value = edge_heard(part, style)
+            if edge in named:
+                raise InputError(f"hear gives {'>'.join(edge)} twice: give it once")
+            named[edge] = value
+    return {edge: named[edge] for edge in style.edges if named.get(edge, "own") != "own"}
+
+
+def edge_heard(part: str, style: Style) -> tuple[tuple[str, str], str]:
+    """The edge and the value of SOURCE>TARGET=VALUE."""
+    name, _, value = part.partition("=")
+    edges = {">".join(edge): edge for edge in style.edges}
+    check_known("edge of hear", [name.replace(" ", "")], edges)
+    check_known("hear", [value.strip()], HEARD)
+    return edges[name.replace(" ", "")], value.strip()
+
+
+def spelled(heard: dict[tuple[str, str], str], style: Style) -> str:
+    """The one spelling of what is heard along each edge, so that the same setting is always the same text."""
+    if not heard:
+        return "own"
+    values = set(heard.values())
+    if len(heard) == len(style.edges) and len(values) == 1:
+        return values.pop()
+    return "+".join(f"{source}>{target}={value}" for (source, target), value in heard.items())
+
+
+def hears_others(settings: Settings) -> bool:
+    """Whether anybody hears what was sent for another question."""
+    return settings.hear == "other" or "=other" in settings.hear
+
+
 # Checks
 
 
@@ -133,6 +187,7 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
     check_temperature(settings.temperature)
     check_top_p(settings.top_p)
     check_known("channel", [settings.channel], CHANNELS)
+    check_hear(settings, style)
     check_tools(settings.tools, style)
 
 
@@ -160,4 +215,31 @@ def check_tools(tools: tuple[str, ...], style: Style) -> None:
     if tools and not style.calls_tools:
         raise InputError(
             "tools are given, but this style's agents call none: leave them out, or use style deliberation"
+        )
+
+
+def check_hear(settings: CompletedSettings, style: Style) -> None:
+    """InputError if agents cannot hear what they are to hear."""
+    values = set(heard_along(settings.hear, style).values())
+    if settings.hear != "own" and not style.edges:
+        raise InputError(
+            f"hear is {settings.hear}, and nobody hears anybody in this style: leave it out"
+        )
+    changed = sorted(values & {"noise", "shuffled"})
+    if settings.channel == "text" and changed:
+        raise InputError(
+            f"hear is {changed[0]}, which latents can be and texts cannot: expected own, other or none with channel "
+            "text"
+        )
+    if "shuffled" in values and settings.latent_steps < 2:
+        raise InputError(
+            f"hear is shuffled, and latent_steps is {settings.latent_steps}: that is no other order, give 2 or more"
+        )
+
+
+def check_neighbours(n: int, settings: Settings) -> None:
+    """InputError if agents are to hear another question, and there are not two."""
+    if n == 1 and hears_others(settings):
+        raise InputError(
+            "hear is other, and there is only one question: ask at least two, so that each hears another one"
         )

@@ -171,6 +171,7 @@ class Origin:
     dtype: Any = None
     offload: bool = False
     fast: bool = False
+    quantize: str | None = None
 
 
 DEFAULTS = [field.name for field in fields(Style) if field.default is not MISSING]

@@ -25,6 +25,7 @@ from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
 from .generate import Batch, Reply
+from .hear import Hearing, before_each, messages_of
 from .link import FusedOuterLink, OuterLink
 from .load import devices_by_role, load_outer_links, usable_dtype
 from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
@@ -53,7 +54,8 @@ class Result:
     heard_tokens  intermediate tokens: how many agents decoded for one another to read; 0 for latents
     rounds        how many it took: fewer than asked for if the question was stopped
     retried       whether the text held no answer at first, so that the agent was asked for one
-    latents       {(round, source, target): latents (m, D of the target), or a text}, if kept
+    replaced      {(round, source, target): other, none, noise or shuffled}, where an agent did not hear what was sent
+    latents       {(round, source, target): latents (m, D of the target), or a text}, as they were heard, if kept
     states        {(round, role): (m, D)}, the hidden states that an agent thought, if kept
     timings       {(round, role): seconds from the batch's start to the end of the turn}, if states are kept
     prompts       {(round, role): the prompt of the turn}, if states are kept
@@ -69,6 +71,7 @@ class Result:
     heard_tokens: int = 0
     rounds: int = 0
     retried: bool = False
+    replaced: dict = field(default_factory=dict)
     latents: dict = field(default_factory=dict)
     states: dict = field(default_factory=dict)
     timings: dict = field(default_factory=dict)
@@ -147,6 +150,7 @@ class History:
 
     def __init__(self) -> None:
         self.heard_tokens = 0
+        self.replaced: dict[tuple[int, str, str], str] = {}
         self.latents: dict[tuple[int, str, str], Piece] = {}
         self.states: dict[tuple[int, str], torch.Tensor] = {}
         self.timings: dict[tuple[int, str], float] = {}
@@ -157,6 +161,8 @@ class History:
     ) -> None:
         """Keep what is wanted of a turn for its i-th question; it ended `seconds` after the batch began."""
         self.heard_tokens += turn.decoded[i]
+        for edge, value in turn.replaced.items():
+            self.replaced[(turn.round, *edge)] = value
         if keep_latents:
             for edge, message in turn.sent.items():
                 self.latents[(turn.round, *edge)] = own_copy(message[i])
@@ -238,6 +244,7 @@ class System:
         batch_size: int | None = None,
         retry: bool | None = None,
         channel: str | None = None,
+        hear: str | None = None,
         tools: Sequence[str] | None = None,
         date: str | None = None,
         keep_latents: bool = False,
@@ -274,6 +281,7 @@ class System:
             batch_size=batch_size,
             retry=retry,
             channel=channel,
+            hear=hear,
             tools=None if tools is None else tuple(tools),
             date=date,
         )
@@ -293,12 +301,19 @@ class System:
     ) -> Generator[Result, None, None]:
         """Iterate over the Results of Questions under completed Settings, batch by batch."""
         size = settings.batch_size
-        batches = [questions[i : i + size] for i in range(0, len(questions), size)]
+        starts = range(0, len(questions), size)
+        before = before_each(questions, settings)
         per_batch = self.positions(settings)
-        total = len(batches) * per_batch
+        if before is not None:  # the questions before these are thought about, too
+            per_batch += per_batch - settings.max_new_tokens
+        total = len(starts) * per_batch
         with tqdm(total=total, unit="token", leave=False, disable=not progress) as bar:
-            for n, batch in enumerate(batches, 1):
-                yield from self.answer(batch, settings, keep_latents, keep_states, bar.update, edit)
+            for n, i in enumerate(starts, 1):
+                batch = questions[i : i + size]
+                heard = before[i : i + size] if before is not None else None
+                yield from self.answer(
+                    batch, settings, keep_latents, keep_states, bar.update, edit, heard
+                )
                 bar.update(n * per_batch - bar.n)  # texts that ended early
 
     def positions(self, settings: CompletedSettings) -> int:
@@ -316,10 +331,14 @@ class System:
         keep_states: bool = False,
         callback: Callable = no_op,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
+        before: Sequence[Question] | None = None,
     ) -> list[Result]:
-        """One batch of Questions -> its Results, k for each question. Settings must be completed."""
+        """One batch of Questions -> its Results, k for each question. Settings must be completed.
+
+        before   for each question the one before it in its data set, whose messages it hears with hear="other"
+        """
         written = self.write(
-            questions, settings, keep_latents, keep_states, callback, edit, whole=True
+            questions, settings, keep_latents, keep_states, callback, edit, before, whole=True
         )
         results = {}
         for piece in written:
@@ -336,22 +355,30 @@ class System:
         keep_states: bool = False,
         callback: Callable = no_op,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
+        before: Sequence[Question] | None = None,
         wanted: Callable[[int, int], bool] = always,
         whole: bool = False,
     ) -> Generator[NewText, None, None]:
         """Iterate over the texts of one batch of Questions while they are written. Settings must be completed.
 
+        before  see `answer`
         wanted  wanted(question, rollout) is asked after each step of the writing: a text that is not wanted ends there
         whole   yield no text before it has ended, which spares decoding it after each step
         Whoever iterates holds the system: until the end, or `close`, no other thread is answered.
         """
         self.check_links(settings)
+        others = None
+        with self.lock:
+            if before is not None:
+                others = messages_of(self, before, settings, callback)
+        hearing = Hearing(self.style, settings, others)
         started = time.perf_counter()
         histories = [History() for _ in questions]
         results: list[Result] = []
         with self.lock:
             for turn in recurse(self, questions, settings, callback):
                 own = [questions[b] for b in turn.rows]
+                hearing.replace(turn, own)
                 edit(turn, own)
                 turn.check()
                 if turn.answers:

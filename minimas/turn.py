@@ -34,6 +34,7 @@ class Turn:
     states   H (B, m, D), the hidden states that it thinks; None on the text channel and where it answers
     decoded  for each question, the number of tokens that the agent decoded to send; 0 for latents
     answers  whether the agent writes the answer after these prompts; it sends nothing then
+    replaced {edge: what is heard there in place of what was sent}, if it is not its own (hear.py)
     stopped  indices into `rows`: the questions that are answered at the end of this round
     """
 
@@ -60,6 +61,7 @@ class Turn:
         self.states = states
         self.decoded = decoded or [0] * len(rows)
         self.answers = answers
+        self.replaced: dict[Edge, str] = {}
         self.stopped: set[int] = set()
         self._send = send
         self._sent = sent

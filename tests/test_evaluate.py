@@ -116,10 +116,10 @@ def test_table_and_records(unbroken, data):
     out, printed = unbroken
     head, *rows = (line.split() for line in printed.splitlines())
     assert [row[:4] for row in rows] == [
-        ["latent", "1", "5", "24"],
-        ["latent", "2", "5", "24"],
-        ["text", "1", "-", "24"],
-        ["text", "2", "-", "24"],
+        ["latent", "1", "5", "own"],
+        ["latent", "2", "5", "own"],
+        ["text", "1", "-", "own"],
+        ["text", "2", "-", "own"],
     ]
     settings, *lines = records(out)
     assert (
@@ -146,7 +146,7 @@ def test_table_and_records(unbroken, data):
             {next(iter(line["right"])): [verdict]} for line, verdict in zip(part, judged)
         ]
         shown = next(row for row in rows if (int(row[1]), row[0]) == point)
-        assert float(shown[4]) == round(100 * sum(judged) / 24, 1)
+        assert float(shown[5]) == round(100 * sum(judged) / 24, 1)
     assert all(line["heard_tokens"] == 0 for line in lines[:48]) and all(
         line["heard_tokens"] > 0 for line in lines[72:]
     )
@@ -303,11 +303,11 @@ def test_several_processes(unbroken, data, tmp_path):
 def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, capsys):
     answer, sizes = System.answer, []
 
-    def small(self, questions, settings):
+    def small(self, questions, settings, **more):
         sizes.append(len(questions))
         if len(questions) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(self, questions, settings)
+        return answer(self, questions, settings, **more)
 
     monkeypatch.setattr(System, "answer", small)
     args = options(data, tmp_path / "r.jsonl", "--limit", "4", "--channel", "latent")
@@ -321,7 +321,7 @@ def test_out_of_memory_halves_the_batch(unbroken, data, tmp_path, monkeypatch, c
     monkeypatch.setattr(
         System,
         "answer",
-        lambda *_: (_ for _ in ()).throw(
+        lambda *_, **more: (_ for _ in ()).throw(
             RuntimeError("DefaultCPUAllocator: can't allocate memory")
         ),
     )

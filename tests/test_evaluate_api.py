@@ -162,11 +162,11 @@ def test_a_run_that_breaks_off_is_continued(system, data, tmp_path, monkeypatch)
     """What was answered stays, and the file is free again."""
     out, answer, asked = tmp_path / "r.jsonl", System.answer, []
 
-    def breaks(self, questions, settings):
+    def breaks(self, questions, settings, **more):
         asked.append(len(questions))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return answer(self, questions, settings)
+        return answer(self, questions, settings, **more)
 
     monkeypatch.setattr(System, "answer", breaks)
     options = {"rounds": 1, "channel": "latent", "batch_size": 4, "progress": False, "out": out}
@@ -344,7 +344,7 @@ def test_rows_and_intervals(table):
 
 def test_how_a_table_is_shown(table):
     head, *rows = str(table).splitlines()
-    assert head.split()[:4] == ["channel", "rounds", "latent_steps", "questions"]
+    assert head.split()[:4] == ["channel", "rounds", "latent_steps", "hear"]
     assert len(rows) == 4 and len({len(line) for line in [head, *rows]}) == 1
     assert repr(table) == "Table(4 rows, 32 records, graded by plain)"
     shown = xml.fromstring(table._repr_html_())
@@ -387,6 +387,6 @@ def test_every_setting_has_an_option(module, args, monkeypatch):
     """Its default is that of the dataclass, but where several values may be given, or a protocol has its own."""
     monkeypatch.setattr(sys, "argv", ["command", *args])
     typed = vars(module.arguments())
-    left_open = ("channel", "rollouts", "batch_size") if module is command else ()
+    left_open = ("channel", "hear", "rollouts", "batch_size") if module is command else ()
     for one in fields(Settings):
         assert typed[one.name] == (None if one.name in left_open else one.default), one.name

@@ -1,18 +1,26 @@
 """What --needs prints is what loading and running take; a run that cannot fit is refused before it loads."""
 
+import inspect
 import json
 import re
+import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
+import needs_table
 import pytest
 import standin
 import torch
+from huggingface_hub import constants, snapshot_download
 
 import minimas
 from minimas.commands import ask
+from minimas.commands import needs as printed
+from minimas.compat import hub as hub_client
+from minimas.compat.hub import download
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import answering
 from minimas.fast.linear import MergedLinear, PackedLinear
@@ -177,12 +185,12 @@ def test_only_config_json_is_fetched(hub, tmp_path, monkeypatch, capsys, style, 
     first = capsys.readouterr().out
     assert {name.partition("/")[2] for name in hub.asked} == {"config.json"}
     sources = STYLES[style].checkpoints
-    patterns = {role: needs.agent_patterns(task) for role in STYLES[style].order}
+    patterns = {role: printed.agent_patterns(task) for role in STYLES[style].order}
     patterns["links"] = [
         "outerlink_config.json",
         "*(code).pt" if style == "sequential_light" else "*.pt",
     ]
-    listed = {role: needs.files_of(source, *patterns[role]) for role, source in sources.items()}
+    listed = {role: printed.files_of(source, *patterns[role]) for role, source in sources.items()}
     minimas.load_mas_system(style, task=task, device="cpu")
     sizes = {name: (hub.root / "RecursiveMAS" / name).stat().st_size for name in hub.asked}
     for role, source in sources.items():
@@ -191,7 +199,7 @@ def test_only_config_json_is_fetched(hub, tmp_path, monkeypatch, capsys, style, 
         }
         config = own.get(f"{Path(source).name}/config.json", 0)
         assert listed[role] == (sum(own.values()), sum(own.values()) - config), role
-        assert needs.files_of(source, *patterns[role]) == (listed[role][0], 0), "all is here"
+        assert printed.files_of(source, *patterns[role]) == (listed[role][0], 0), "all is here"
     whole = re.search(r"^whole +(\S+ .B) +(\S+ .B)", first, re.MULTILINE)
     assert list(whole.groups()) == [
         needs.size(sum(pair[i] for pair in listed.values())) for i in (0, 1)
@@ -235,9 +243,10 @@ def test_a_run_that_cannot_fit_is_refused_before_it_loads(memory, monkeypatch, t
         f"cpu has {needs.size(least - 1)} of memory, and this run needs at least "
         f"{needs.size(least)} there"
     )
-    for help_ in "--batch-size 1 (", "--dtype bfloat16 (", "--max-new-tokens":
-        assert help_ in str(told.value)
-    assert "--offload" not in str(told.value), "on a CPU it is no help"
+    assert str(told.value).endswith(
+        " there for 2 at once: try --batch-size 1, --dtype bfloat16, --quantize int8, --quantize int4, "
+        "fewer --max-new-tokens or another --device; --needs prints a table"
+    ), "on a CPU --offload is no help"
     monkeypatch.setattr(sys, "argv", ["evaluate", "--dataset", "tiny", "--limit", "1"])
     memory(10**6)
     with pytest.raises(minimas.InputError, match="for 1 at once"):
@@ -348,21 +357,21 @@ def test_offload(folders, monkeypatch, on_gpus):
     )
     least = critic.weights + solver.weights + 8 * max(critic.cache, solver.cache)
     assert needs.on_devices(named, 8, False, least=True)[second] == least
-    text = needs.needs_text(origin, entry, points, "math").split("\n")
+    text = printed.needs_text(origin, entry, points, "math").split("\n")
     assert [line.split()[0] for line in text[-4:]] == ["at", "cpu", "cuda:0", "cuda:1"]
     assert text[-1].endswith("?") and text[-3].split()[1:3] == ["0.00", "MB"]
     monkeypatch.setattr(
         needs, "memory_of", lambda device: 1000 if device == second else float("inf")
     )
-    with pytest.raises(
-        minimas.InputError, match=r"^cuda:1 has .* try --offload \(.*\), --batch-size 1"
-    ):
+    with pytest.raises(minimas.InputError, match=r"^cuda:1 has .* try --offload, --batch-size 1"):
         needs.check_memory(origin, entry, points, 8)
 
 
 PARAMETERS = {  # of the decoders, counted by hand from the fields of their configs
     "Qwen3-1.7B": 1720574976,
     "Llama3.2-1B": 1235814400,
+    "Llama3.2-3B": 3212749824,
+    "Qwen2.5-Coder-3B": 3085938688,
     "Qwen2.5-Math-1.5B": 1543714304,
     "BioMistral-7B": 7241732096,
     "DeepSeek-R1-Distill-Qwen-1.5B": 1777088000,
@@ -373,53 +382,177 @@ PARAMETERS = {  # of the decoders, counted by hand from the fields of their conf
 }
 
 
-def released(folder, style):
-    """Folders with the config.json of each agent of a released style, at its real size, and nothing else."""
-    repositories, _ = checkpoints.RELEASED[style]
-    for repository in repositories.values():
-        (folder / repository).mkdir()
-        if name := next(
-            (name for name in checkpoints.WHOLE if repository.endswith(f"-{name}")), None
-        ):
-            (folder / repository / "config.json").write_text(
-                json.dumps(checkpoints.whole_config(name))
-            )
-    return folder
+@pytest.mark.parametrize("style", needs_table.RELEASED)
+def test_the_recorded_shapes_are_the_counted_ones(style):
+    found = needs_table.needs_on_gpu(style, None)
+    for role, source in STYLES[style].checkpoints.items():
+        name = next((name for name in PARAMETERS if str(source).endswith(f"-{name}")), None)
+        if name:
+            assert found[role].weights == 2 * PARAMETERS[name], role
 
 
-def row_of(monkeypatch, tmp_path, style):
-    """A row of the table in docs/evaluating.md."""
-    origin, entry, points = planned(
-        monkeypatch, "--style", style, "--checkpoint", released(tmp_path, style)
-    )
-    found = needs.needs_of(origin, entry, points)
-    for role, need in found.items():
-        name = next(
-            name
-            for name in checkpoints.WHOLE
-            if checkpoints.RELEASED[style][0][role].endswith(f"-{name}")
-        )
-        assert need.weights == 2 * PARAMETERS.get(name, need.weights // 2)
-    total = lambda n, offload: needs.on_devices(found, n, offload)[torch.device("cuda")]
-    sums = [
-        sum(getattr(need, name) for need in found.values())
-        for name in ("weights", "links", "cache")
-    ]
-    return [
-        style,
-        *map(needs.size, [*sums, total(8, False), total(1, False), total(8, True), total(1, True)]),
-    ]
-
-
-@pytest.mark.parametrize("style", checkpoints.RELEASED)
-def test_the_table_of_the_released_styles(monkeypatch, tmp_path, on_gpus, style):
-    row = row_of(monkeypatch, tmp_path, style)
-    assert f"| `{row[0]}` | {' | '.join(row[1:])} |" in (DOCS / "evaluating.md").read_text(
-        encoding="utf-8"
-    )
+@pytest.mark.parametrize("style", needs_table.RELEASED)
+def test_the_table_of_the_released_styles(style):
+    page = (DOCS / "evaluating.md").read_text(encoding="utf-8")
+    rows = [needs_table.row(style, mode) for mode in needs_table.MODES]
+    for cells in rows:
+        assert f"| {' | '.join(cells)} |" in page
+    assert f"| {' | '.join(needs_table.TITLES)} |" in page
     (shown,) = re.findall(
-        rf"^\| `{style}` \|.*\| ([\d.]+) GB \|$",
+        rf"^\| `{style}` \|.*\| ([\d.]+)/([\d.]+)/([\d.]+) \|$",
         (DOCS.parent / "README.md").read_text("utf-8"),
         re.MULTILINE,
     )
-    assert shown == f"{float(row[5].removesuffix(' GB')):.1f}"
+    one_at_once = [float(cells[6].removesuffix(" GB")) for cells in rows]
+    assert list(shown) == [f"{gigabytes:.1f}" for gigabytes in one_at_once]
+
+
+def test_what_fits():
+    assert needs_table.smallest(7e9) == "8 GB" and needs_table.smallest(7e9 + 1) == "12 GB"
+    assert needs_table.smallest(23.1e9) == "none"
+
+
+# Without the hub
+
+
+def released_text(monkeypatch, style, *options):
+    """What --needs prints for a style on a CPU in bfloat16."""
+    origin, entry, points = planned(
+        monkeypatch, "--style", style, "--device", "cpu", "--dtype", "bfloat16", *options
+    )
+    return printed.needs_text(origin, entry, points, entry.task)
+
+
+@pytest.mark.parametrize("style", needs_table.RELEASED)
+@pytest.mark.parametrize(
+    "name, value", [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:1")]
+)
+def test_released_styles_need_no_network(style, name, value, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_client, "snapshot_download", only_from_the_cache)
+    first, *_, whole, _, _, on_cpu = released_text(monkeypatch, style).split("\n")
+    roles = ", ".join(STYLES[style].order)
+    assert first == (
+        f"the hub does not answer: the shapes of {roles} are those recorded for the released "
+        "checkpoints on 2026-11-20, not all of them for certain (compat/released.json)"
+    )
+    weights = needs_table.row(style, "bfloat16")[2]
+    assert whole.split()[:5] == ["whole", "?", "?", *weights.split()]
+
+
+def only_from_the_cache(*args, **options):
+    """The client's own function, which would wait for an answer for ever."""
+    assert options["local_files_only"], "nothing is asked of a hub that does not answer"
+    return snapshot_download(*args, **options)
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch):
+    """Not even one that takes the connection."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        before = time.monotonic()
+        assert not hub_client.is_reachable(0.2)
+        assert time.monotonic() - before < 2
+
+
+def test_what_the_cache_has_counts_more_than_what_is_recorded(hub, tmp_path, monkeypatch):
+    standin.connect(monkeypatch, hub, tmp_path)
+    assert hub_client.is_reachable(), "it answers, be it with an error"
+    download(STYLES["sequential_light"].checkpoints["critic"], ["config.json"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    first, _, _, planner, critic, *_ = released_text(monkeypatch, "sequential_light").split("\n")
+    assert first.startswith("the hub does not answer: the shapes of planner, solver are those")
+    assert planner.split()[5:7] == ["3.44", "GB"] and critic.split()[6] == "MB"
+
+
+def test_a_folder_counts_more_than_what_is_recorded(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = folders("sequential_light")["planner"]
+    text = released_text(monkeypatch, "sequential_light", "--checkpoint", f"planner={folder}")
+    first, _, _, planner, *_ = text.split("\n")
+    assert first.startswith("the hub does not answer: the shapes of critic, solver are those")
+    assert planner.split()[4] == "MB", "the sizes of its files are known"
+
+
+def test_shapes_that_nobody_recorded_are_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(minimas.InputError, match="someone/else cannot be fetched from the hub"):
+        released_text(monkeypatch, "sequential_light", "--checkpoint", "critic=someone/else")
+
+
+def test_a_run_is_not_refused_by_recorded_shapes(monkeypatch, tmp_path):
+    """It could not load: what is wrong with the hub is said."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(needs, "memory_of", lambda device: 1)
+    origin, entry, points = planned(monkeypatch, "--style", "mixture", "--device", "cpu")
+    with pytest.raises(minimas.InputError, match="HF_HUB_OFFLINE is set"):
+        needs.check_memory(origin, entry, points, 1)
+
+
+# Quantised
+
+
+@pytest.mark.parametrize(
+    "D, quantize, expected",
+    [
+        (64, None, 4 * (10 * 64 + 10)),
+        (64, "int8", 10 * 64 + 4 * 10 + 4 * 10),  # a scale a row, and the bias in float32
+        (64, "int4", 10 * 64 // 2 + 2 * 2 * (10 * 64 // 32) + 4 * 10),
+        (40, "int4", 4 * (10 * 40 + 10)),  # groups of 32 do not divide it
+    ],
+)
+def test_bytes_of_a_quantised_linear(D, quantize, expected):
+    assert needs.weight_bytes(torch.nn.Linear(D, 10), quantize) == expected
+    assert needs.weight_bytes(torch.nn.LayerNorm(D), quantize) == 4 * 2 * D
+    assert needs.weight_bytes(torch.nn.Embedding(10, D), quantize) == 4 * 10 * D
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_a_head_that_is_quantised_is_a_copy(tied, tmp_path):
+    """The embedding keeps its dtype, and a tied head is no longer the same tensor."""
+    folder = checkpoints.make_agent(tmp_path, "llama", tie_word_embeddings=tied, hidden_size=64)
+    model, _ = needs.decoder_without_weights(folder)
+    of_head = {mode: needs.weight_bytes(model.lm_head, mode) for mode in (None, "int8")}
+    of_rest = {
+        mode: sum(needs.weight_bytes(module, mode) for module in model.modules()) - of_head[mode]
+        for mode in (None, "int8")
+    }
+    counted = {mode: needs.decoder_bytes(model, mode) - of_rest[mode] for mode in (None, "int8")}
+    assert counted == {None: 0 if tied else of_head[None], "int8": of_head["int8"]}
+
+
+def test_the_table_says_what_is_quantised(monkeypatch):
+    origin, entry, points = planned(monkeypatch, "--device", "cpu")
+    before = needs.needs_of(origin, entry, points)
+    quantised = replace(origin, quantize="int8")
+    lines = printed.needs_text(quantised, entry, points, "math").split("\n")
+    assert [line.split()[1:4] for line in lines[2:5]] == [["cpu", "float32,", "int8"]] * 3
+    assert needs.needs_of(quantised, entry, points)["solver"].weights < before["solver"].weights
+
+
+QUANTIZES = "quantize" in inspect.signature(minimas.load_mas_system).parameters
+
+
+@pytest.mark.skipif(not QUANTIZES, reason="load_mas_system does not quantise yet")
+@pytest.mark.parametrize("style", ("sequential_light", "sequential_scaled"))
+@pytest.mark.parametrize("quantize", ("int8", "int4"))
+def test_quantised_weights_are_those_of_the_loaded_system(folders, monkeypatch, style, quantize):
+    origin, entry, points = planned(
+        monkeypatch, *from_folders(folders, style), "--plain", "--dtype", "bfloat16"
+    )
+    origin = replace(origin, quantize=quantize)
+    system = minimas.load_mas_system(
+        style, checkpoints=folders(style), device="cpu", dtype="bfloat16", quantize=quantize
+    )
+    for role, need in needs.needs_of(origin, entry, points).items():
+        held = [*system.agents[role].model.parameters()]
+        for module in system.agents[role].model.modules():
+            if not isinstance(module, type(system.agents[role].model)):  # it has its own tables
+                held += module.buffers(recurse=False)
+        assert need.weights == nbytes(held), role

@@ -584,7 +584,7 @@ def test_a_client_that_leaves_frees_its_row(monkeypatch):
         return take_steps(self, *args)
 
     monkeypatch.setattr(Batch, "take_steps", counted)
-    with running(system, seconds=0.3) as url:
+    with running(system, batch_size=2, seconds=1.0) as url:
         port = int(url.rpartition(":")[2])
         text = body(max_tokens=600, stream=True, rounds=1)
         leaving, staying = raw(port, post(text)), raw(port, post(text))
@@ -596,7 +596,7 @@ def test_a_client_that_leaves_frees_its_row(monkeypatch):
         assert rows[0] == 2 and rows[-1] == 1 and len(rows) == 599
         thinking = raw(port, post(body(rounds=64, latent_steps=1024)))
         half = raw(port, post(text)[:-10])
-        time.sleep(0.6)
+        time.sleep(1.6)
         thinking.close()
         half.close()
         began = time.monotonic()

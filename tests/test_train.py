@@ -273,7 +273,8 @@ def test_what_is_not_finite_reaches_no_weight(loss, found):
         {
             "rank": 0,
             "resume": lambda *_: 0,
-            "record_step": lambda *_: {},
+            "pace": lambda _: {"tokens_per_second": 1},
+            "record_step": lambda *_: None,
             "save": lambda _, step: saved.append(step),
         },
     )()

@@ -407,57 +407,6 @@ REAL_WIDTHS = {
     ),
 }
 
-# What the released agents have beside these widths: name -> (layers, vocabulary, tied, the widths' name if it is
-# another). # Collected from the pages of the released and of the base repositories; no released file has been read.
-WHOLE = {
-    "Qwen3-1.7B": (28, 151936, True),
-    "Llama3.2-1B": (16, 128256, True),
-    "Llama3.2-3B": (28, 128256, True),
-    "Qwen2.5-Math-1.5B": (28, 151936, True),
-    "Qwen2.5-Coder-3B": (36, 151936, True),
-    "DeepSeek-R1-Distill-Qwen-1.5B": (28, 151936, False, "Qwen2.5-Math-1.5B"),
-    "BioMistral-7B": (32, 32000, False),
-    "Gemma3-4B": (34, 262208, True),
-    "Qwen3.5-2B": (24, 248320, True),
-    "Qwen3.5-4B": (32, 248320, True),
-    "Qwen3.5-9B": (32, 248320, False),
-}
-# what the families' entries make small, as it is in the released agents
-WINDOWS = {
-    "gemma3": {
-        "sliding_window": 1024,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 6,
-    },
-    "mistral": {"sliding_window": 4096},
-    "qwen3_5_text": {"layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 8},
-}
-
-
-def whole_config(name):
-    """The config.json of a released agent, at its full depth."""
-    layers, vocabulary, tied, *other = WHOLE[name]
-    kind, widths = REAL_WIDTHS[other[0] if other else name]
-    config = {
-        "model_type": kind,
-        "dtype": "bfloat16",
-        **FAMILIES[kind][0],
-        **widths,
-        **WINDOWS.get(kind, {}),
-        "num_hidden_layers": layers,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": tied,
-    }
-    if "layer_types" in config:
-        config["layer_types"] = config["layer_types"][:layers]
-    if kind == "gemma3":
-        config = {
-            "model_type": kind,
-            "dtype": "bfloat16",
-            "text_config": config | {"model_type": "gemma3_text"},
-        }
-    return config
-
-
 # The five styles in miniature, each agent of its released family, widths unequal:
 # style -> {role: (model_type, config)}. Newer versions of transformers refuse a Llama whose width is no multiple of its
 # heads, even if it names its head width.

@@ -21,12 +21,13 @@ from ..look.logit_lens import LensRow, logit_lens, table
 from ..look.trace import page
 from ..prompts import Question
 from ..runs.lock import Lock, held
-from ..runs.needs import check_memory, needs_text
+from ..runs.needs import check_memory
 from ..runs.outputs import output_path, writable_file
-from ..settings import CompletedSettings, Settings
+from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Style, style_named
 from ..system import Result, System, load_mas_system
 from .failures import check_stdout, command, completed_first
+from .needs import needs_text
 from .options import (
     ANSWERING,
     add_answering,
@@ -56,6 +57,7 @@ def main() -> None:
     typed = [] if on_terminal else read_questions(args.prompt)
     fn_name = args.fn_name or ""
     questions = style.questions(typed, [fn_name] * len(typed))
+    check_neighbours(len(questions) or 1, settings)  # on a terminal they come one by one
     outputs = [] if args.trace is None else [Lock("--trace", args.trace)]
     with held(outputs):
         at_once = min(len(questions) or 1, settings.batch_size)
@@ -98,7 +100,7 @@ def arguments() -> argparse.Namespace:
     add_settings(
         parser.group(ANSWERING),
         Settings,
-        ("rounds", "latent_steps", "batch_size", "rollouts", "channel"),
+        ("rounds", "latent_steps", "batch_size", "rollouts", "channel", "hear"),
     )
     add = parser.group(ASKED).add_argument
     add(

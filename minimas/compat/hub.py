@@ -8,8 +8,10 @@ import errno
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from json import JSONDecodeError
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -26,6 +28,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session
 
 from ..common import InputError
 
@@ -55,7 +58,7 @@ def download(
     """The folder in huggingface_hub's cache with the files of a repository that match the patterns.
 
     options  revision; with dry_run=True nothing is downloaded, and files are listed with filename, file_size and
-             will_download
+             will_download; with local_files_only=True nothing is asked
 
     Raises InputError if it cannot be had, with what is wrong and what to do.
     """
@@ -66,6 +69,20 @@ def download(
     except Exception as e:  # whatever the network stack raises becomes an error message
         raise InputError(hub_message(repository, repo_type, options.get("revision"), e)) from e
     return found if isinstance(found, list) else Path(found)
+
+
+def is_reachable(seconds: float = 4) -> bool:
+    """Whether anything answers where the hub should be. The client's own requests have no time-out."""
+    answers = []
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever the network stack raises
+            answers.append(get_session().head(constants.ENDPOINT, timeout=seconds))
+
+    asking = Thread(target=ask, daemon=True)  # looking up a name may take longer than any time-out
+    asking.start()
+    asking.join(seconds)
+    return bool(answers)
 
 
 def names_in_repository(repository: str) -> list[str]:

@@ -7,7 +7,16 @@ None of what is imported here needs torch before it is used.
 """
 
 from .benchmarks import BENCHMARKS, Example, load_dataset
+from .compare import Comparison, compare
 from .measure import evaluate
 from .report import Table
 
-__all__ = ["BENCHMARKS", "Example", "Table", "evaluate", "load_dataset"]
+__all__ = [
+    "BENCHMARKS",
+    "Comparison",
+    "Example",
+    "Table",
+    "compare",
+    "evaluate",
+    "load_dataset",
+]

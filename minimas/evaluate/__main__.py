@@ -1,5 +1,5 @@
-"""The command: measures a system on a benchmark. The options span a grid of channels, rounds and latent steps, and at
-each of its points all questions are answered.
+"""The command: measures a system on a benchmark. The options span a grid of channels, rounds, latent steps and what
+is heard, and at each of its points all questions are answered.
 
     python -m minimas.evaluate --style tiny --dataset tiny
     python -m minimas.evaluate --style sequential_light --dataset math500
@@ -30,6 +30,7 @@ from ..runs.outputs import output_path
 from ..runs.processes import launched
 from ..settings import Settings
 from .benchmarks import BENCHMARKS, COLUMNS
+from .compare import Comparison, alone_file, compare
 from .grade import GRADERS
 from .measure import check_outputs, chosen, evaluate, planned
 
@@ -41,7 +42,7 @@ def arguments() -> argparse.Namespace:
     add_settings(
         parser.group(ANSWERING),
         Settings,
-        ("rounds", "latent_steps", "channel", "rollouts", "batch_size"),
+        ("rounds", "latent_steps", "channel", "hear", "rollouts", "batch_size"),
         rounds={
             "type": numbers,
             "help": "rounds of recursion, one number or several: 1,2,3 (default: the style's)",
@@ -54,6 +55,12 @@ def arguments() -> argparse.Namespace:
             "type": names,
             "default": None,
             "help": "what agents send: latent (default), text, or latent,text",
+        },
+        hear={
+            "type": names,
+            "default": None,
+            "help": "what agents hear in place of messages: own (default), other (of the question before), none, "
+            "noise, shuffled, or several; along some edges only: 'planner>critic=other+critic>solver=none'",
         },
         rollouts={
             "default": None,
@@ -70,6 +77,11 @@ def arguments() -> argparse.Namespace:
         default=(),
         metavar="NAME=COLUMN,...",
         help=f"the file's names for {', '.join(COLUMNS)}",
+    )
+    add(
+        "--compare",
+        action="store_true",
+        help="own latents beside other, none, text and the last agent alone, with paired differences",
     )
     add("--task", help="of a local file: math, choice or code (default: the style's)")
     add("--limit", type=int, help="only the first LIMIT questions")
@@ -116,7 +128,7 @@ def main() -> None:
     processes = launched()
     run = planned(origin, args.dataset, chosen(**options), **measured)
     if args.needs:
-        from ..runs.needs import needs_text
+        from ..commands.needs import needs_text
 
         print(needs_text(origin, run.style, run.points, run.data.task))
         return
@@ -125,16 +137,21 @@ def main() -> None:
     tables = {"--csv": args.csv, "--plot": args.plot}
     outputs = {option: file for option, file in tables.items() if file}
     inputs = {"--dataset": args.dataset, "--file": args.file}
-    check_outputs({"--out": out, **outputs}, inputs)  # all of them, before one is held
+    written = {"--out": out, **outputs}
+    if args.compare:
+        written["--out, of the last agent alone,"] = alone_file(out)
+    check_outputs(written, inputs)  # all of them, before one is held
     with held([Lock(option, file) for option, file in outputs.items()], processes.rank):
-        table = evaluate(origin, args.dataset, **options, **measured, out=out, regrade=args.regrade)
+        answer = compare if args.compare else evaluate
+        found = answer(origin, args.dataset, **options, **measured, out=out, regrade=args.regrade)
         if processes.rank > 0:
             return
+        table = found.table if isinstance(found, Comparison) else found
         if args.csv:
             table.to_csv(args.csv)
         if args.plot:
             table.plot(args.plot)
-        print(table)
+        print(found)
 
 
 def run() -> None:

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from ..common import InputError, out_of_memory, warn
+from ..hear import before_each
 from ..prompts import Question
 from ..runs.needs import check_memory
 from ..runs.processes import Processes
@@ -44,9 +45,15 @@ def share_of(points: Sequence[CompletedSettings], n: int, processes: Processes) 
 
 
 def answer_in_pieces(
-    system: System, questions: Sequence[Question], settings: CompletedSettings, size: int
+    system: System,
+    questions: Sequence[Question],
+    settings: CompletedSettings,
+    size: int,
+    before: Sequence[Question] | None = None,
 ) -> tuple[list[Result], int]:
     """(Results of a batch, size): the batch is asked in pieces of at most `size` questions.
+
+    before  for each question the one before it, see System.answer
 
     When memory runs out, the size is halved and the whole batch asked again; InputError if one question is too much.
     """
@@ -54,7 +61,8 @@ def answer_in_pieces(
         try:
             results: list[Result] = []
             for i in range(0, len(questions), size):
-                results += system.answer(questions[i : i + size], settings)
+                heard = before[i : i + size] if before is not None else None
+                results += system.answer(questions[i : i + size], settings, before=heard)
             return results, size
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
@@ -96,7 +104,9 @@ def answer_batches(
             missing = [i for i in batch if record_key(vars(point), i) not in finished]
             if missing:  # the whole batch is asked again, because other rows would round otherwise
                 asked = [questions[i] for i in batch]
-                results, size = answer_in_pieces(system, asked, point, size)
+                before = before_each(questions, point)
+                heard = [before[i] for i in batch] if before is not None else None
+                results, size = answer_in_pieces(system, asked, point, size, heard)
             for i in missing:
                 first = (i - batch.start) * point.rollouts  # of the results of this question
                 own = results[first : first + point.rollouts]

@@ -1,4 +1,5 @@
-"""Measures a system on questions with known answers, at each point of a grid of channels, rounds and latent steps.
+"""Measures a system on questions with known answers, at each point of a grid of channels, rounds, latent steps and
+what is heard.
 
 `evaluate` is what the command (__main__.py) calls, too. Before anything is loaded or asked it knows all settings, and
 holds the file of records (runs/lock.py). The record of a question (records.py) is kept as soon as it is answered. At
@@ -23,7 +24,7 @@ from ..prompts import TASKS
 from ..runs.lock import Lock, held, share
 from ..runs.outputs import output_path, writable_file
 from ..runs.processes import Processes, join, launched, leave
-from ..settings import CompletedSettings, Settings
+from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Origin, Style, style_named
 from .benchmarks import BENCHMARKS, Example, benchmark_named, load_dataset, settings_for
 from .grade import graders_for
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 # What needs torch is imported where it is used, after the outputs are held: a run that is refused ends at once.
 
 WAIT = timedelta(days=30)  # for the other processes of a run, whose shares may take as long
+LISTED = {"channel": "latent, text or latent,text", "hear": "own, other, none or several of them"}
 OURS = re.compile(r"\.(part\d+|partial|lock)$")  # ends of names of files beside the outputs of runs
 
 
@@ -59,6 +61,7 @@ def evaluate(
     rounds: int | Iterable[int] | None = None,
     latent_steps: int | Iterable[int] | None = None,
     channel: str | Iterable[str] | None = None,
+    hear: str | Iterable[str] | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -88,7 +91,7 @@ def evaluate(
 
     settings   a Settings object; what follows up to `date` are its fields. What is not chosen here, or is at its
                default in `settings`, is what the protocol of the data set says, else the style's default.
-    rounds, latent_steps, channel   one value or several; all combinations are measured
+    rounds, latent_steps, channel, hear   one value or several; all combinations are measured
     protocol   paper, or released: the source of a benchmark's settings
 
     graders    of mathematics: one or several of math-verify, plain and released (grade.py)
@@ -111,6 +114,7 @@ def evaluate(
             rounds=rounds,
             latent_steps=latent_steps,
             channel=channel,
+            hear=hear,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -130,6 +134,17 @@ def evaluate(
         columns=columns,
         task=task,
     )
+    return carried_out(run, out, file, regrade, progress)
+
+
+def carried_out(
+    run: "Run",
+    out: str | Path | None,
+    file: str | Path | None,
+    regrade: bool,
+    progress: bool,
+) -> Table:
+    """The Table of a Run; the other arguments are those of evaluate."""
     processes = launched()
     path = None
     if out is not None:
@@ -286,24 +301,29 @@ def data_of(examples: list[Example]) -> Data:
 
 
 def grid(style: Style, options: Mapping[str, Any]) -> list[CompletedSettings]:
-    """The completed Settings of each point, of options with one value or several for channel, rounds and latent_steps.
+    """The completed Settings of each point, of options with one value or several for those in POINT.
 
     InputError if a value is out of range.
     """
     common = {name: value for name, value in options.items() if name not in POINT}
-    axes: dict[str, tuple] = {"channel": ("latent",), "rounds": (None,), "latent_steps": (None,)}
+    axes: dict[str, tuple] = {
+        "channel": ("latent",),
+        "rounds": (None,),
+        "latent_steps": (None,),
+        "hear": ("own",),
+    }
     for name in POINT:
         if name in options:
             axes[name] = several(options[name])
         if not axes[name]:
-            example = "latent, text or latent,text" if name == "channel" else "one number or more"
+            example = LISTED.get(name, "one number or more")
             raise InputError(f"--{name.replace('_', '-')} lists nothing, expected {example}")
     points = []
-    for channel, rounds, latent_steps in itertools.product(*(axes[name] for name in POINT)):
-        if channel != "latent":
-            latent_steps = 0  # a text channel has none: one point for all their numbers
-        point = Settings(channel=channel, rounds=rounds, latent_steps=latent_steps, **common)
-        points.append(point.completed(style))
+    for values in itertools.product(*(axes[name] for name in POINT)):
+        place = dict(zip(POINT, values, strict=True))
+        if place["channel"] != "latent":
+            place["latent_steps"] = 0  # a text channel has none: one point for all their numbers
+        points.append(Settings(**place, **common).completed(style))
     return list(dict.fromkeys(points))
 
 
@@ -372,6 +392,8 @@ def measure(
     asked = [example.question for example in examples]
     fn_names = [example.fn_name for example in examples]
     questions = run.style.questions(asked, fn_names, run.data.name)
+    for point in run.points:
+        check_neighbours(len(questions), point)
     if rank == 0 and run.data.task == "code":
         check_tests(examples, progress)
 

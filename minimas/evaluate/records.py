@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 Key = tuple  # what distinguishes a record from all others of its run
 
-POINT = ("channel", "rounds", "latent_steps")  # the settings that name a point of the grid
+POINT = ("channel", "rounds", "latent_steps", "hear")  # the settings that name a point of the grid
 ANSWERED = {"index", "question", "gold", "right", "tokens", "heard_tokens", "seconds"}
-RECORD = {*POINT, *ANSWERED}  # what is read of a record
+RECORD = {*POINT, *ANSWERED} - {"hear"}  # what is read of a record; older ones have no `hear`
 
 
 def settings_line(
@@ -174,6 +174,7 @@ def gather(
         raise InputError(
             f"{file} holds a line that is not a record, {str(foreign[0])[:60]}: give another name with --out"
         )
+    lines = [line | {"hear": line.get("hear", "own")} for line in lines]
     if regrade:
         settings = settings | {"minimas": before["minimas"]}  # the version that wrote the texts
         bar = tqdm(lines, "grading", unit="record", disable=not progress)

@@ -63,8 +63,8 @@ class Table:
         write_atomic(path, partial(write_csv, rows=self.rows))
 
     def plot(self, file: str | Path) -> None:
-        """Draw accuracy, by the first grader, and tokens against rounds into an SVG file, with a line for each channel
-        and number of latent steps; InputError if it cannot be written.
+        """Draw accuracy, by the first grader, and tokens against rounds into an SVG file, with a line for each channel,
+        number of latent steps and what is heard; InputError if it cannot be written.
         """
         path = writable_file("the file of the plot", file)
         grader = next(iter(self.intervals[0]))
@@ -152,6 +152,10 @@ def lines(rows: Sequence[Row], column: str) -> dict[str, list[tuple[int, float]]
     """{name of a line: its points (rounds, value of the column)}."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        name = "text" if row["channel"] == "text" else f"latent, {row['latent_steps']} steps"
+        name = row["channel"]
+        if name == "latent":
+            name += f", {row['latent_steps']} steps"
+        if row["hear"] not in ("own", "-"):
+            name += f", hears {row['hear']}"
         found.setdefault(name, []).append((row["rounds"], row[column]))
     return {name: sorted(points) for name, points in found.items()}

@@ -66,13 +66,29 @@ def turns(system: System, result: Result) -> list[dict[str, Any]]:
 def slot(
     style: Style, result: Result, r: int, role: str, latents: torch.Tensor
 ) -> dict[str, int | str]:
-    """A slot in the prompt of `role` in round r: how many latents (m, D) fill it, and the turn that they come from."""
-    if len(latents):
-        for source, target in style.edges:
-            if target != role:
-                continue
-            sent_in = r - 1 if style.is_feedback(source, target) else r
-            sent = result.latents.get((sent_in, source, target))
-            if sent is not None and torch.equal(sent, latents):
-                return {"latents": len(latents), "round": sent_in, "role": source}
-    return {"latents": len(latents)}
+    """A slot in the prompt of `role` in round r: how many latents (m, D) fill it, the turn that they come from, and the
+    value of `hear` if they are not what was sent there.
+    """
+    found: dict[str, int | str] = {"latents": len(latents)}
+    silent: list[
+        dict[str, int | str]
+    ] = []  # sources that are not heard: which of them an empty slot is for cannot be seen
+    for source, target in style.edges:
+        if target != role:
+            continue
+        sent_in = r - 1 if style.is_feedback(source, target) else r
+        edge = (sent_in, source, target)
+        replaced = result.replaced.get(edge)
+        if replaced == "none":
+            silent.append({"round": sent_in, "role": source})
+        sent = result.latents.get(edge)
+        if len(latents) and sent is not None and torch.equal(sent, latents):
+            found |= {"round": sent_in, "role": source}
+            if replaced:
+                found["heard"] = replaced
+            return found
+    if silent and not len(latents):
+        found["heard"] = "none"
+        if len(silent) == 1:
+            found |= silent[0]
+    return found

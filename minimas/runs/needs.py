@@ -1,36 +1,40 @@
-"""What a run needs before anything is loaded: its files, and memory for weights, links and KV caches (`--needs`).
+"""The memory that a run needs for weights, links and KV caches, before anything is loaded; what cannot fit is refused.
 
-It is computed from each agent's config.json and from the names and sizes of files. Nothing else is downloaded.
-A decoder without weights, on torch's meta device, has the sizes of all its tensors, and makes caches with the sizes of
-real ones. Activations, scores over the vocabulary, and what PyTorch and CUDA take for themselves are not counted.
+It is computed from each agent's config.json: a decoder without weights, on torch's meta device, has the sizes of all
+its tensors, and makes caches with the sizes of real ones. Activations, scores over the vocabulary, and what PyTorch and
+CUDA take for themselves are not counted. commands/needs.py prints it (`--needs`).
 
-Notation: B questions at once, S positions of a cache.
+Notation: B questions at once, S positions of a cache, D inputs and N outputs of a linear.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from ..common import InputError
+from ..compat.hub import download
+from ..compat.released import FILE as RECORDED
+from ..compat.released import recorded_config
+from ..config import Decoder, parse_config
 from ..link import InnerLink, OuterLink
 from ..load import (
-    agent_patterns,
     checkpoint_folder,
+    decoder_of,
     decoder_without_weights,
     devices_by_role,
-    download,
-    links_task,
     usable_dtype,
 )
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
-from .outputs import aligned
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
+ROW_SCALE = 4  # bytes of the scale that a row of weights shares in int8
+GROUP = 32  # weights of a row that share a scale and an offset in int4
+GROUP_SCALE = 4  # bytes of the two
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Need:
     weights  of the decoder; with --offload they are on the device for a turn only
     cache    the largest that it makes, for one question
     links    its inner link and the outer links that leave it, if their files are no wider than its dtype
+    quantize int8 or int4 if that is how its linears are kept
+    recorded whether its shapes are those that are recorded for a released checkpoint
     """
 
     device: torch.device
@@ -49,6 +55,8 @@ class Need:
     weights: int
     cache: int
     links: int
+    quantize: str | None = None
+    recorded: bool = False
 
 
 def needs_of(
@@ -56,42 +64,85 @@ def needs_of(
     style: Style,
     points: Sequence[CompletedSettings],
     prompt: int = PROMPT,
+    reachable: bool = True,
 ) -> dict[str, Need]:
     """{role: Need} of a run. InputError if a config.json cannot be fetched or read.
 
-    points   the completed Settings of the run; of several the largest cache counts
-    prompt   tokens of a prompt
+    points     the completed Settings of the run; of several the largest cache counts
+    prompt     tokens of a prompt
+    reachable  whether the hub answers; if not, released agents have the shapes that are recorded for them
     """
     sources = style.sources(origin.checkpoints)
     devices = devices_by_role(style.order, origin.device)
     models = {}
+    recorded = {}
     for role, device in devices.items():
-        folder = checkpoint_folder(sources[role], "config.json", role=role)
-        model, stored = decoder_without_weights(folder)
+        model, stored, recorded[role] = empty_decoder(sources[role], role, reachable)
         models[role] = model.to(usable_dtype(origin.dtype, device) or stored)
     widths = {role: model.config.hidden_size for role, model in models.items()}
 
     needs = {}
     for role, model in models.items():
+        dtype = model.norm.weight.dtype
         needs[role] = Need(
             device=devices[role],
-            dtype=str(model.norm.weight.dtype).removeprefix("torch."),
-            weights=weight_bytes(model),
+            dtype=str(dtype).removeprefix("torch."),
+            weights=decoder_bytes(model, origin.quantize),
             cache=max(cache_bytes(model, style, role, point, prompt) for point in points),
-            links=links_bytes(style, role, widths, model.norm.weight.dtype),
+            links=links_bytes(style, role, widths, dtype),
+            quantize=origin.quantize,
+            recorded=recorded[role],
         )
     return needs
 
 
-def weight_bytes(model: Any) -> int:
-    """Of a decoder; a head that is tied to the embedding counts once."""
-    total = nbytes(model.parameters())
-    if model.config.tie_word_embeddings:
-        total -= model.lm_head.weight.nbytes
+def empty_decoder(
+    source: str | Path, role: str, reachable: bool
+) -> tuple[Decoder, torch.dtype, bool]:
+    """(the decoder of an agent without its weights, the dtype of its file, whether its shapes are recorded ones)."""
+    if reachable or Path(source).expanduser().is_dir():
+        folder = checkpoint_folder(source, "config.json", role=role)
+        return *decoder_without_weights(folder), False
+    config = recorded_config(str(source))
+    try:
+        folder = download(str(source), ["config.json"], local_files_only=True)
+    except InputError:
+        if config is None:
+            raise
+        return *decoder_of(*parse_config(RECORDED, config)), True
+    return *decoder_without_weights(folder), False
+
+
+def decoder_bytes(model: Decoder, quantize: str | None) -> int:
+    """Of the weights of a decoder. A head that is tied to the embedding counts once, unless it is quantised."""
+    total = sum(weight_bytes(module, quantize) for module in model.modules())
+    head = model.lm_head
+    stays = weight_bytes(head, quantize) == weight_bytes(head, None)
+    if model.config.tie_word_embeddings and stays:
+        total -= head.weight.nbytes
     return total
 
 
-def cache_bytes(model: Any, style: Style, role: str, point: CompletedSettings, prompt: int) -> int:
+def weight_bytes(module: nn.Module, quantize: str | None) -> int:
+    """Of the weights of one module, not of those in it. Only this function knows how quantised weights lie.
+
+    Linears are quantised, all else keeps its dtype, the bias of a linear included.
+    """
+    whole = nbytes(module.parameters(recurse=False))
+    if quantize is None or not isinstance(module, nn.Linear):
+        return whole
+    N, D = module.weight.shape
+    bias = whole - module.weight.nbytes
+    if quantize == "int8":
+        return bias + N * D + N * ROW_SCALE
+    if D % GROUP:  # such a linear stays as it is
+        return whole
+    return bias + N * D // 2 + N * D // GROUP * GROUP_SCALE
+
+
+def cache_bytes(
+    model: Decoder, style: Style, role: str, point: CompletedSettings, prompt: int
+) -> int:
     """Of the largest cache that an agent makes for one question: to think or write for others, or to answer."""
     is_text = point.channel == "text"
     steps = point.max_new_tokens if is_text else point.latent_steps
@@ -105,7 +156,7 @@ def cache_bytes(model: Any, style: Style, role: str, point: CompletedSettings, p
     return max(sizes)
 
 
-def layers_bytes(model: Any, S: int) -> int:
+def layers_bytes(model: Decoder, S: int) -> int:
     """Of the cache of one row, all layers together."""
     total = 0
     for layer in model.make_cache(1, S):
@@ -165,103 +216,38 @@ def memory_of(device: torch.device) -> float:
     return 1024 * kilobytes or float("inf")
 
 
-def least_bytes(
-    origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int
-) -> dict[torch.device, int]:
-    """{device: bytes} that a run needs for certain for B questions at once: as if their prompts were empty."""
-    needs = needs_of(origin, style, points, prompt=0)
-    return on_devices(needs, B, origin.offload, least=True)
-
-
 def check_memory(origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int) -> None:
     """InputError if B questions at once need more than all the memory of a device, even if their prompts were empty."""
-    for device, needed in least_bytes(origin, style, points, B).items():
+    needs = needs_of(origin, style, points, prompt=0)
+    for device, needed in on_devices(needs, B, origin.offload, least=True).items():
         memory = memory_of(device)
         if needed <= memory:
             continue
-        weights = least_bytes(origin, style, points, 0)[device]
-        ways = {
-            "--offload": least_bytes(replace(origin, offload=True), style, points, B),
-            "--batch-size 1": least_bytes(origin, style, points, 1),
-            "--dtype bfloat16": least_bytes(replace(origin, dtype="bfloat16"), style, points, B),
-        }
-        helps = [
-            f"{option} ({size(then[device])})"
-            for option, then in ways.items()
-            if then[device] < needed
-        ]
-        helps.append("fewer --max-new-tokens")
+        ways = ", ".join(ways_to_fit(origin, needs, device, B))
         raise InputError(
-            f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there, "
-            f"{size(weights)} of weights and {size(needed - weights)} of caches for {B} at once: try "
-            f"{', '.join(helps)} or another --device; --needs prints a table"
+            f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there for {B} at once: "
+            f"try {ways} or another --device; --needs prints a table"
         )
 
 
-# The tables
-
-
-def needs_text(origin: Origin, style: Style, points: Sequence[CompletedSettings], task: str) -> str:
-    """The tables of --needs: what each agent needs, and what that comes to on each device."""
-    needs = needs_of(origin, style, points)
-    B = points[0].batch_size
-    agents = agents_table(needs, style, style.sources(origin.checkpoints), task, B)
-    return f"prompts of {PROMPT} tokens\n{aligned(agents)}\n\n{aligned(devices_table(needs, B))}"
-
-
-def agents_table(
-    needs: dict[str, Need], style: Style, sources: dict[str, str | Path], task: str, B: int
-) -> list[list[str]]:
-    """A row for each agent, one for the links if there are some, and one for the whole."""
-    names = []
-    numbers = []
-    for role, need in needs.items():
-        names.append([role, str(need.device), need.dtype])
-        memory = [need.weights, need.links, need.cache, B * need.cache]
-        numbers.append([*files_of(sources[role], *agent_patterns(task)), *memory])
-    if "links" in sources:
-        pattern = f"*({links_task(task)}).pt" if style.links_by_task else "*.pt"
-        names.append(["links", "", ""])
-        numbers.append([*files_of(sources["links"], "outerlink_config.json", pattern), 0, 0, 0, 0])
-    names.append(["whole", "", ""])
-    numbers.append([sum(column) for column in zip(*numbers, strict=True)])
-
-    rows = [
-        ["", "device", "dtype", "files", "download", "weights", "links", "cache of 1", f"of {B}"]
-    ]
-    for own_names, own_numbers in zip(names, numbers, strict=True):
-        rows.append([*own_names, *map(size, own_numbers)])
-    return rows
-
-
-def devices_table(needs: dict[str, Need], B: int) -> list[list[str]]:
-    """A row for each device: what the run needs there, for B questions at once and for one, and what there is."""
-    titles = ["at once"]
+def ways_to_fit(origin: Origin, needs: dict[str, Need], device: torch.device, B: int) -> list[str]:
+    """Options with which a run may need less on a device."""
     ways = []
-    for offload in (False, True):
-        for n in dict.fromkeys([B, 1]):
-            titles.append(f"{n}, --offload" if offload else str(n))
-            ways.append(on_devices(needs, n, offload))
-    rows = [[*titles, "there is"]]
-    for device in ways[-1]:  # with --offload the CPU is always among them
-        bytes_there = [way.get(device, 0) for way in ways]
-        rows.append([str(device), *map(size, bytes_there), size(memory_of(device))])
-    return rows
-
-
-def files_of(source: str | Path, *patterns: str) -> tuple[int, int]:
-    """(bytes of the files of a folder or repository that match, bytes of those that have to be downloaded)."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        matching = [file for pattern in patterns for file in folder.glob(pattern)]
-        return sum(file.stat().st_size for file in matching), 0
-    listed: Any = download(str(source), patterns, dry_run=True)
-    missing = [file for file in listed if file.will_download]
-    return sum(file.file_size or 0 for file in listed), sum(file.file_size or 0 for file in missing)
+    if device.type != "cpu" and not origin.offload:
+        ways.append("--offload")
+    if B > 1:
+        ways.append("--batch-size 1")
+    if any(need.dtype == "float32" for need in needs.values()):
+        ways.append("--dtype bfloat16")
+    if origin.quantize is None:
+        ways.append("--quantize int8")
+    if origin.quantize != "int4":
+        ways.append("--quantize int4")
+    return [*ways, "fewer --max-new-tokens"]
 
 
 def size(n: float) -> str:
-    """Bytes as text; `?` for infinity."""
+    """Bytes as text; `?` for infinity, which stands for what is not known."""
     if n == float("inf"):
         return "?"
     if n >= 1e9:

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from ..commands.failures import command
+from ..commands.needs import needs_text
 from ..commands.options import (
     ANSWERING,
     Parser,
@@ -21,7 +22,7 @@ from ..commands.options import (
     origin_of,
 )
 from ..common import InputError, warn
-from ..runs.needs import check_memory, needs_text
+from ..runs.needs import check_memory
 from ..settings import Settings, check_whole
 from ..styles import Origin, style_named
 from ..system import load_mas_system

@@ -28,6 +28,7 @@ from ..system import System
 from ..turn import Edge
 from .examples import TrainExample, load_examples
 from .folders import check_new_or_resumed, check_out, files_of, locks_of
+from .held_out import HeldOut, without
 from .loop import Run, adamw, batch_of, fit
 from .losses import InnerLoss, Objective, OuterLoss, checkpoint_activations
 from .ridge import Reading, new_outer_links, read, set_inner_link, set_outer_link, start_gain
@@ -36,6 +37,10 @@ from .settings import CompletedTrainSettings, TrainSettings, check_role, roles_w
 
 # Settings that may change on --resume
 NO_EFFECT_ON_WEIGHTS = ("save_every", "keep_activations")
+
+BEST = (
+    "best"  # the folder, in that of outer links, of those with the lowest own loss of rows held out
+)
 
 Examples = str | Path | Iterable[TrainExample] | Iterable[Mapping[str, Any]]
 Callback = Callable[[dict[str, Any]], object]
@@ -101,7 +106,8 @@ def train_inner(
               the command writes. None writes nothing.
     resume    go on with the training in that folder
     progress  show a progress bar on stderr
-    callback  called after each step with {"what", "role", "step", "loss", "lr", "gradient_norm"}
+    callback  called after each step with {"what", "role", "step", "loss", "lr", "gradient_norm"}; where rows are held
+              out and measured, also with "held_out_own", "held_out_other" and "held_out_none"
 
     The agent has the new link from the start of the training: if that is broken off, it keeps what was learned so far.
     With init="checkpoint" it is the link that it had, and else a new one. It learns in float32; its file is rounded to
@@ -138,6 +144,7 @@ def train_outer(
     """
     check_objective(objective, settings or TrainSettings())
     training = new_training("outer", None, system, examples, settings, out, resume)
+    check_best(training)
     training.progress = progress
     training.callback = callback
     with output_held(training), system.lock:
@@ -276,6 +283,24 @@ def check_objective(objective: Objective | None, settings: TrainSettings) -> Non
         )
 
 
+def check_best(training: Training) -> None:
+    """InputError if the best links are to be kept, and there is no folder."""
+    if training.settings.best and training.out is None:
+        raise InputError("best keeps links in a folder: give out, too")
+
+
+def hold_out(training: Training) -> list[TrainExample]:
+    """Take the last rows, which are only measured, out of a training; InputError if no other is left to learn from."""
+    n = training.settings.held_out
+    rows = len(training.examples)
+    held = training.examples[rows - n :] if n <= rows else []
+    left = without(training.examples, held)
+    if n > rows or not left:
+        raise InputError(f"--held-out is {n}, and there are {rows} rows: leave some to learn from")
+    training.examples = left
+    return held
+
+
 # The links
 
 
@@ -334,6 +359,7 @@ def learn_outer_links(
     style = system.style
     settings = training.settings
     out = training.out
+    held = hold_out(training)
     with seeded(settings.seed), links_kept_on_error(system):
         links = starting_outer_links(training)
         recursion = settings.of_the_recursion(style)
@@ -350,21 +376,37 @@ def learn_outer_links(
             longest=settings.max_length,
             objective=objective,
         )
-        used = training.examples if objective else with_texts_used(training)
+        used = training.examples if objective else with_texts_used(training, training.examples)
         depends = dependencies(training, system.agents, used, name_of(objective))
         save: Callable[[], None] = no_op
+        keep_best: Callable[[], None] = no_op
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             save = partial(save_outer_links, out, style, training.task, links)
-        learn(training, loss, save, training.examples, depends)
+            if settings.best:
+                keep_best = partial(save_outer_links, out / BEST, style, training.task, links)
+        held_out = None
+        if held:
+            depends["held_out_hash"] = digest(with_texts_used(training, held))
+            held_out = HeldOut(
+                system,
+                held,
+                recursion,
+                settings.steps,
+                settings.save_every,
+                settings.batch_size,
+                settings.max_length,
+                keep_best,
+            )
+        learn(training, loss, save, training.examples, depends, held_out)
     return links
 
 
-def with_texts_used(training: Training) -> list[TrainExample]:
-    """The examples without the texts that a training does not use: it may be resumed without them."""
+def with_texts_used(training: Training, given: Sequence[TrainExample]) -> list[TrainExample]:
+    """Examples without the texts that a training does not use: it may be resumed without them."""
     roles = roles_with_texts("outer", None, training.settings, training.system.style)
     examples = []
-    for one in training.examples:
+    for one in given:
         texts = {role: one.texts[role] for role in roles}
         examples.append(TrainExample(one.question, texts))
     return examples
@@ -420,6 +462,7 @@ def learn(
     save_links: Callable[[], None],
     rows: Sequence,
     depends: dict[str, Any],
+    held_out: HeldOut | None = None,
 ) -> None:
     """Take the steps of a training on rows, and leave the system as it was but for its links."""
     settings = training.settings
@@ -461,6 +504,7 @@ def learn(
             run=run,
             progress=training.progress,
             callback=callback,
+            held_out=held_out,
         )
         if run and settings.steps == 0:
             run.save(0)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -27,6 +27,9 @@ from ..runs.plot import save_charts
 from .folders import files_of
 from .save import write_state
 from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from .held_out import HeldOut
 
 # The order of the rows
 
@@ -147,27 +150,24 @@ class Run:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(self.metrics_file, lambda file: file.write_text(text))
 
-    def record_step(self, step: int, loss: float, lr: float, norm: float) -> dict[str, str]:
-        """Write the metrics of a step, and the state every save_every steps; returns what the progress bar shows."""
-        now = time.perf_counter()
-        seconds = now - self.started
-        pace = self.positions / seconds
-        self.started = now
-        self.positions = 0
+    def pace(self) -> dict[str, float]:
+        """How fast the step was that has ended."""
+        seconds = time.perf_counter() - self.started
+        return {
+            "tokens_per_second": round(self.positions / seconds),
+            "seconds": round(seconds, 3),
+        }
+
+    def record_step(self, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step, and the state every save_every steps; the next step begins now."""
         if self.rank == 0:
-            line = {
-                "step": step,
-                "loss": loss,
-                "lr": lr,
-                "gradient_norm": norm,
-                "tokens_per_second": round(pace),
-                "seconds": round(seconds, 3),
-            }
             with open(self.metrics_file, "a") as out:
-                out.write(json.dumps(line) + "\n")
+                out.write(json.dumps(metrics) + "\n")
+        step = int(metrics["step"])
         if step % self.save_every == 0 or step == self.steps:
             self.save(step)
-        return {"tokens/s": f"{pace:.0f}"}
+        self.started = time.perf_counter()
+        self.positions = 0
 
     def save(self, step: int) -> None:
         """Write the links and the state after `step` steps."""
@@ -187,9 +187,16 @@ class Run:
 def plot_loss(plot: Path, folder: Path, task: str | None, title: str, data: str) -> None:
     """Draw the loss curve of the training in a folder, unless it has taken no step; `data` is its name in the key."""
     _, metrics_file = files_of(folder, task)
-    curve = [(step, line["loss"]) for step, line in read_metrics(metrics_file).items()]
+    metrics = read_metrics(metrics_file)
+    curve = [(step, line["loss"]) for step, line in metrics.items()]
+    held_out: dict[str, list[tuple[float, float]]] = {}
+    for value in ("own", "other", "none"):
+        name = f"held_out_{value}"
+        held_out[value] = [(step, line[name]) for step, line in metrics.items() if name in line]
     if curve:
         charts = [(f"loss, {title}", "steps", {data: means_of(curve)})]
+        if held_out["own"]:
+            charts.append((f"held-out loss, {title}", "steps", held_out))
         write_atomic(plot, partial(save_charts, charts=charts))
 
 
@@ -222,6 +229,7 @@ def fit(
     run: Run | None = None,
     progress: bool = True,
     callback: Callable[[dict[str, Any]], object] = no_op,
+    held_out: "HeldOut | None" = None,
 ) -> list[float]:
     """Take `steps` steps down the mean over parts of loss_at(step, part); returns the losses.
 
@@ -230,12 +238,14 @@ def fit(
     run       a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
     progress  show a bar on stderr
     callback  called after each step with its step, loss, lr and gradient_norm
+    held_out  measures rows that are left out; what it finds is part of a step's metrics
     Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` saves the last state.
     Ctrl-C, SIGTERM and SIGHUP end it after the step, whose state `run` saves: KeyboardInterrupt or Terminated.
     """
     schedules = scheduled(optimizers, steps, warm_up)
     steppers: list[Any] = [*optimizers, *schedules]
-    first = run.resume(steppers) if run else 0
+    resumed = [*steppers, held_out] if held_out else steppers
+    first = run.resume(resumed) if run else 0
     quiet = run is not None and run.rank > 0
     hidden = quiet or not progress
     ending = Ending(quiet) if run else None
@@ -258,9 +268,13 @@ def fit(
                 stepper.step()
             losses.append(loss)
             shown = {"loss": f"{loss:.4f}"}
+            metrics = {"step": step + 1, "loss": loss, "lr": lr, "gradient_norm": norm}
+            pace = run.pace() if run else {}
+            measured = held_out.measure(step + 1) if held_out and not quiet else {}
             if run:
-                shown |= run.record_step(step + 1, loss, lr, norm)
-            callback({"step": step + 1, "loss": loss, "lr": lr, "gradient_norm": norm})
+                shown["tokens/s"] = f"{pace['tokens_per_second']:.0f}"
+                run.record_step(metrics | pace | measured)
+            callback(metrics | measured)
             if run and ending:  # before the bar is shown: a terminal that was closed can show none
                 leave_if_asked(run, ending, step + 1, optimizers)
             bar.set_postfix(shown)

@@ -119,6 +119,15 @@ def next_token_loss(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) ->
     return mean_of_rows(losses, tokens)
 
 
+@torch.no_grad()
+def row_losses(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The mean loss per token (B,) of each row, for states (B, N, D) that predict tokens (B, N)."""
+    kept = tokens != IGNORED
+    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head.weight)  # (n,)
+    whole = losses.new_zeros(kept.shape).masked_scatter(kept, losses)  # (B, N)
+    return whole.sum(1) / kept.sum(1)
+
+
 class TokenLoss(torch.autograd.Function):
     """Cross-entropies (n,) of states (n, D) against tokens (n,) under a frozen head (V, D).
 

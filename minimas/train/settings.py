@@ -38,6 +38,8 @@ class TrainSettings:
     seed              of new links, and of the order of the rows
     date              the date that chat templates tell their agents
     save_every        steps between two saved states
+    held_out          outer links: rows that are left out, the last ones; their loss is measured at each saved state
+    best              outer links: keep those of the lowest own loss of these rows, beside the last ones
 
     What links start from:
     init              ridge: new links at a ridge regression, the default of outer links; inner links with steps=0 only
@@ -115,6 +117,17 @@ class TrainSettings:
     )
     ridge_rows: int = setting(256, "rows for the regression", range="above 0")
     save_every: int = setting(100, "steps between two saved states", range="above 0")
+    held_out: int = setting(
+        0,
+        "leave out the last HELD_OUT rows, and measure their loss with own, other and no latents at each saved state",
+        range="from 0 up",
+        trainings=OUTER,
+    )
+    best: bool = setting(
+        False,
+        "with --held-out: keep the links of the lowest own loss in best/ beside the last ones",
+        trainings=OUTER,
+    )
     seed: int = setting_of(Settings, "seed")
     date: str = setting_of(Settings, "date")
 
@@ -153,6 +166,14 @@ class TrainSettings:
                     f"{option_of(one.name)} means nothing for `train {what}`: leave it out"
                 )
             check_value(one, value)
+        if self.held_out == 1:
+            raise InputError(
+                "--held-out is 1, and each row hears another one: give 2 or more, or 0 to leave out none"
+            )
+        if self.best and not self.held_out:
+            raise InputError(
+                "--best goes by the loss of rows that are left out: give --held-out, too"
+            )
         if abs(self.seed) > MAX_SEED:
             raise InputError(f"--seed is {self.seed}, expected a number below {MAX_SEED}")
 

@@ -19,6 +19,7 @@ from ..styles import Style, style_named
 from ..system import System
 from .examples import TrainExample
 from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
+from .held_out import without
 from .links import (
     Callback,
     Examples,
@@ -92,8 +93,13 @@ def train_system(
         if rank == 0:
             name = task_of_links(known_style, task)
             check_new_or_resumed("system", folder, known_style, name, resume)
+        left_out: list[TrainExample] = []
+        if outer_settings.held_out:
+            rows_of_links = examples_for("outer", None, outer_settings)
+            left_out = rows_of_links[-outer_settings.held_out :]
         for role in known_style.order:
             own = examples_for("inner", role, inner_settings)
+            own = without(own, left_out)
             base = {role: sources[role]}
             system = load_to_train(known_style, base, task, device, dtype, new_link=True)
             learn_inner_link(

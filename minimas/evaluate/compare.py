@@ -1,0 +1,266 @@
+"""Whether messages help: a system with its own messages, beside four ways of doing without them, question by question.
+
+    print(compare(system, load_dataset("gsm8k", limit=100), out="records.jsonl"))
+
+Beside `own` latents stand those of `other` questions and `none` (hear.py), the `text` channel, and the last agent
+`alone`: its model under the prompt of style `single`, which is asked once, with the same settings but tools.
+
+The differences are paired: both ways answer the same questions. Of two ways b questions are right only by own latents,
+and c only by the other.
+
+    difference  (b - c) / n, with the 95 % interval of Agresti and Min (2005): half a question is added to b, c and the
+                rest of each kind, which keeps the interval honest for few questions
+    p           of McNemar's test, mid-p: how probable so uneven a split of b + c is if both ways are equally good
+                (Fagerland, Lydersen and Laake 2013)
+    tokens, seconds   mean differences, with 95 % intervals from the deviation of a question's difference
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common import InputError
+from ..runs.outputs import aligned, output_path
+from ..settings import CompletedSettings, Settings
+from ..styles import STYLES, Origin, Style
+from .benchmarks import Example
+from .measure import Run, carried_out, chosen, planned, several
+from .records import Record
+from .report import Interval, Row, Table
+
+if TYPE_CHECKING:
+    from ..system import System
+
+HEARD = ("own", "other", "none")
+Z = 1.96
+
+
+class Comparison:
+    """What `compare` found; `print(comparison)` shows both tables.
+
+    table        the Table of all ways; the last agent alone is its last row, under channel `alone`
+    differences  dicts {column: value}: own latents minus another way, for each number of rounds and latent steps
+    """
+
+    def __init__(self, table: Table, differences: list[Row]) -> None:
+        self.table = table
+        self.differences = differences
+
+    def __str__(self) -> str:
+        cells = [list(self.differences[0])]
+        for row in self.differences:
+            cells.append([str(value) for value in row.values()])
+        return f"{self.table}\n\nown latents minus\n{aligned(cells)}"
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.table!r}, {len(self.differences)} differences)"
+
+
+def compare(
+    system: "System | Origin",
+    dataset: str | Path | Sequence[Example],
+    *,
+    settings: Settings | None = None,
+    out: str | Path | None = None,
+    regrade: bool = False,
+    progress: bool = True,
+    protocol: str = "paper",
+    graders: str | Sequence[str] | None = None,
+    allow_code_execution: bool = False,
+    limit: int | None = None,
+    file: str | Path | None = None,
+    columns: dict[str, str] | None = None,
+    task: str | None = None,
+    **given: Any,
+) -> Comparison:
+    """Ask a system all questions of a data set in five ways, and say how they differ.
+
+    out     a file of records, as for `evaluate`; those of the last agent alone are beside it, in NAME-alone.jsonl
+    given   other settings, as for `evaluate`; rounds and latent_steps may have several values
+
+    All else is as in `evaluate`. Verdicts are those of the first grader. Raises InputError as that does, and if nothing
+    is left to compare.
+    """
+    check_given(given, settings)
+    options = chosen(settings, **given)
+    if "tools" in options:
+        options["tools"] = several(options["tools"])
+    run = planned(
+        system,
+        dataset,
+        options | {"channel": ("latent", "text"), "hear": HEARD, "rollouts": 1},
+        protocol=protocol,
+        graders=graders,
+        allow_code_execution=allow_code_execution,
+        limit=limit,
+        file=file,
+        columns=columns,
+        task=task,
+    )
+    if not run.style.edges:
+        raise InputError("nobody hears anybody in this style, so that there is nothing to compare")
+    points = [point for point in run.points if point.channel == "latent" or point.hear == "own"]
+    run = replace(run, points=points)
+    alone = last_agent_alone(run)
+    table = carried_out(run, out, file, regrade, progress)
+    beside = None if out is None else alone_file(out)
+    table_alone = carried_out(alone, beside, file, regrade, progress)
+    differences = []
+    for own in points:
+        if own.channel == "latent" and own.hear == "own":
+            differences += differences_from(own, run, table, table_alone)
+    return Comparison(together(table, table_alone), differences)
+
+
+def check_given(given: dict[str, Any], settings: Settings | None) -> None:
+    """InputError if a setting is chosen that the comparison chooses itself."""
+    plain = Settings()
+    for name in ("channel", "hear", "rollouts"):
+        in_settings = getattr(settings or plain, name) != getattr(plain, name)
+        if given.get(name) not in (None, getattr(plain, name)) or in_settings:
+            raise InputError(
+                f"--{name} is given, and a comparison chooses it itself (one text for each question, by all channels): "
+                "leave it out"
+            )
+
+
+def alone_file(out: str | Path) -> Path:
+    """The file of records of the last agent alone, beside that of the system."""
+    path = output_path(out)
+    return path.with_name(f"{path.stem}-alone{path.suffix}")
+
+
+# The last agent alone
+
+
+def last_agent_alone(run: Run) -> Run:
+    """The Run in which the last agent of a Run's system answers as style `single`, with the first point's settings."""
+    style = STYLES["single"]
+    return Run(
+        origin=origin_alone(run.origin, run.style) if run.origin.style else run.origin,
+        style=style,
+        system=None if run.system is None else system_alone(run.system),
+        data=run.data,
+        points=[settings_alone(run.points[0], style)],
+        graders=run.graders,
+    )
+
+
+def settings_alone(point: CompletedSettings, style: Style) -> CompletedSettings:
+    """The settings of a point, for one agent that is asked once."""
+    values = asdict(point) | {"channel": "latent", "hear": "own", "rounds": 1, "latent_steps": 0}
+    return Settings(**(values | {"tools": ()})).completed(style)
+
+
+def origin_alone(origin: Origin, style: Style) -> Origin:
+    """What the last agent of a system is loaded from as style `single`."""
+    from ..load import devices_by_role
+
+    last = style.order[-1]
+    source = style.sources(origin.checkpoints)[last]
+    device = devices_by_role(style.order, origin.device)[last]
+    return replace(origin, style="single", checkpoints={"agent": source}, device=str(device))
+
+
+def system_alone(system: "System") -> "System":
+    """The last agent of a System as style `single`."""
+    from ..system import System
+
+    agent = system.agents[system.style.order[-1]]
+    origin = origin_alone(system.origin, system.style) if system.origin else None
+    return System(STYLES["single"], {"agent": agent}, {}, system.task, origin)
+
+
+def together(table: Table, alone: Table) -> Table:
+    """Both in one Table."""
+    (row,) = alone.rows
+    row = row | {"channel": "alone", "latent_steps": "-", "hear": "-"}
+    return Table(
+        [*table.rows, row],
+        [*table.records, *alone.records],
+        [*table.intervals, *alone.intervals],
+    )
+
+
+# Differences
+
+
+def differences_from(own: CompletedSettings, run: Run, table: Table, alone: Table) -> list[Row]:
+    """The rows of differences between own latents at a point and the four other ways."""
+    n = len(alone.records)
+    grader = run.graders[0]
+    records = {}
+    for i, point in enumerate(run.points):
+        records[point] = table.records[n * i : n * (i + 1)]
+    ways: dict[str, Sequence[Record]] = {}
+    for point in run.points:
+        same_steps = point.channel == "text" or point.latent_steps == own.latent_steps
+        if point.rounds == own.rounds and same_steps and point != own:
+            ways["text" if point.channel == "text" else point.hear] = records[point]
+    ways["alone"] = alone.records
+    rows = []
+    for name, others in ways.items():
+        place = {"way": name, "rounds": own.rounds, "latent_steps": own.latent_steps}
+        rows.append(place | difference(records[own], others, grader))
+    return rows
+
+
+def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) -> Row:
+    """The columns of a row of differences, from the records of the same questions in two ways."""
+    b = 0
+    c = 0
+    tokens = []
+    seconds = []
+    for our, other in zip(ours, others, strict=True):
+        our_right = our["right"][grader][0]
+        other_right = other["right"][grader][0]
+        b += our_right and not other_right
+        c += other_right and not our_right
+        tokens.append(tokens_of(our) - tokens_of(other))
+        seconds.append(our["seconds"] - other["seconds"])
+    n = len(ours)
+    low, high = paired_interval(b, c, n)
+    return {
+        "only own": b,
+        "only it": c,
+        f"{grader} %": f"{100 * (b - c) / n:+.1f}",
+        "95 %": f"{100 * low:+.1f} to {100 * high:+.1f}",
+        "mid-p": f"{mcnemar_mid_p(b, c):.3g}",
+        "tokens": mean_text(tokens, 1),
+        "seconds": mean_text(seconds, 3),
+    }
+
+
+def tokens_of(record: Record) -> int:
+    """The tokens that all agents decoded for a question."""
+    return sum(record["tokens"]) + record["heard_tokens"]
+
+
+def paired_interval(b: int, c: int, n: int) -> Interval:
+    """The 95 % interval of (b - c) / n, for b and c of n questions that are right in one of two ways only."""
+    total = n + 2
+    d = (b - c) / total
+    discordant = (b + c + 1) / total
+    half = Z * math.sqrt((discordant - d * d) / total)
+    return max(-1.0, d - half), min(1.0, d + half)
+
+
+def mcnemar_mid_p(b: int, c: int) -> float:
+    """The two-sided mid-p value of McNemar's test; 1 if no question is right in one way only."""
+    n = b + c
+    fewer = min(b, c)
+    below = sum(math.comb(n, k) for k in range(fewer))
+    mid = below + math.comb(n, fewer) / 2
+    return min(1.0, 2 * mid / 2**n)
+
+
+def mean_text(values: Sequence[float], digits: int) -> str:
+    """The mean with half the width of its 95 % interval, as text."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:+.{digits}f}"
+    half = Z * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:+.{digits}f} +- {half:.{digits}f}"

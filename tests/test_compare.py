@@ -1,0 +1,137 @@
+"""Own latents beside other ways, question by question: the ways, the differences between them, and their arithmetic."""
+
+import json
+import sys
+
+import pytest
+
+import minimas
+from minimas.common import InputError
+from minimas.evaluate import __main__ as command
+from minimas.evaluate import compare, evaluate, load_dataset
+from minimas.evaluate.compare import mcnemar_mid_p, paired_interval
+from minimas.settings import Settings
+
+WAYS = ["other", "none", "text", "alone"]
+
+
+@pytest.fixture(scope="module")
+def system():
+    return minimas.load_mas_system("tiny", device="cpu", fast=True)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_dataset("tiny", limit=12)
+
+
+@pytest.fixture(scope="module")
+def found(system, examples):
+    return compare(system, examples, rounds=[1, 3], graders="plain", progress=False)
+
+
+def test_the_ways_are_those_of_evaluate(system, examples, found):
+    rows = found.table.rows
+    assert [(row["channel"], row["rounds"], row["hear"]) for row in rows] == [
+        *(("latent", r, hear) for r in (1, 3) for hear in ("own", "other", "none")),
+        *(("text", r, "own") for r in (1, 3)),
+        ("alone", 1, "-"),
+    ]
+    options = {"graders": "plain", "progress": False}
+    without_seconds = lambda records: [record | {"seconds": 0} for record in records]
+    latent = evaluate(
+        system, examples, channel="latent", rounds=3, hear=["own", "other"], **options
+    )
+    records = [
+        one
+        for one in found.table.records
+        if (one["rounds"], one["hear"]) in ((3, "own"), (3, "other"))
+    ]
+    latents = [one for one in records if one["channel"] == "latent"]
+    assert without_seconds(latents) == without_seconds(latent.records)
+
+
+def test_the_last_agent_alone_is_style_single(system, examples, found):
+    solver = system.agents["solver"]
+    single = minimas.load_mas_system("single", checkpoints=solver.source, device="cpu", fast=True)
+    asked = [example.question for example in examples]
+    expected = single.run(asked, rounds=1, temperature=0.0, max_new_tokens=8)
+    assert [one["texts"] for one in found.table.records[-12:]] == [[one.text] for one in expected]
+
+
+def test_differences_count_the_questions(found):
+    assert [(row["way"], row["rounds"]) for row in found.differences] == [
+        (way, r) for r in (1, 3) for way in WAYS
+    ]
+    records = [found.table.records[i : i + 12] for i in range(0, len(found.table.records), 12)]
+    own, other = records[3], records[4]
+    row = found.differences[4]
+    right = [(a["right"]["plain"][0], b["right"]["plain"][0]) for a, b in zip(own, other)]
+    assert row["only own"] == right.count((True, False)) > 3
+    assert row["only it"] == right.count((False, True))
+    share = (row["only own"] - row["only it"]) / 12
+    assert row["plain %"] == f"{100 * share:+.1f}"
+    text = found.differences[6]
+    tokens = [a["tokens"][0] - b["tokens"][0] - b["heard_tokens"] for a, b in zip(own, records[7])]
+    assert text["way"] == "text" and text["tokens"].startswith(f"{sum(tokens) / 12:+.1f} +- ")
+    shown = str(found)
+    assert shown.startswith(str(found.table)) and "own latents minus" in shown and "mid-p" in shown
+
+
+@pytest.mark.parametrize(
+    "b, c, p", [(0, 0, 1.0), (1, 5, 0.125), (5, 1, 0.125), (3, 3, 1.0), (0, 6, 2**-6)]
+)
+def test_mid_p(b, c, p):
+    assert mcnemar_mid_p(b, c) == p
+
+
+def test_the_interval_of_a_paired_difference():
+    low, high = paired_interval(12, 4, 98)
+    d = (12.5 - 4.5) / 100
+    half = 1.96 * (((12.5 + 4.5) / 100 - d * d) / 100) ** 0.5
+    assert (low, high) == pytest.approx((d - half, d + half))
+    assert paired_interval(0, 0, 10)[0] < 0 < paired_interval(0, 0, 10)[1], "as few prove nothing"
+    assert paired_interval(2, 0, 2)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    "given", [{"channel": "text"}, {"hear": ["own"]}, {"rollouts": 3}], ids=str
+)
+def test_what_a_comparison_chooses_itself_is_refused(system, examples, given):
+    (name,) = given
+    with pytest.raises(InputError, match=f"--{name} is given, and a comparison chooses it"):
+        compare(system, examples, **given)
+    if name == "rollouts":
+        with pytest.raises(InputError, match=f"--{name} is given"):
+            compare(system, examples, settings=Settings(rollouts=3))
+
+
+def test_a_style_without_edges_has_nothing_to_compare(system, examples):
+    single = minimas.load_mas_system(
+        "single", checkpoints=system.agents["solver"].source, device="cpu"
+    )
+    with pytest.raises(InputError, match="nobody hears anybody"):
+        compare(single, examples)
+
+
+def test_the_command_writes_both_files_and_continues(examples, tmp_path, monkeypatch, capsys):
+    def run(*args):
+        options = ("--dataset", "tiny", "--limit", "12", "--device", "cpu", "--rounds", "3")
+        files = ("--out", str(tmp_path / "r.jsonl"), "--csv", str(tmp_path / "t.csv"))
+        monkeypatch.setattr(sys, "argv", ["evaluate", "--compare", *options, *files, *args])
+        command.command(command.main)
+        return capsys.readouterr().out
+
+    printed = run("--plot", str(tmp_path / "p.svg"))
+    sizes = [
+        len((tmp_path / name).read_text().splitlines()) for name in ("r.jsonl", "r-alone.jsonl")
+    ]
+    assert sizes == [1 + 12 * 4, 1 + 12]
+    first = json.loads((tmp_path / "r-alone.jsonl").read_text().splitlines()[0])
+    assert first["style"] == "single" and first["temperature"] == 0.0
+    assert (tmp_path / "t.csv").read_text().count("\n") == 1 + 5
+    assert ">alone<" in (tmp_path / "p.svg").read_text()
+    assert run() == printed, "from the records"
+    with pytest.raises(SystemExit):
+        run("--csv", str(tmp_path / "r-alone.jsonl"))
+    assert "are the same file" in capsys.readouterr().err
