@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {  # name: (the module whose `run` it is, how it is called without the program, what it does)
     "ask": ("commands.ask", "python -m minimas.recurse", "ask a system, once or in a conversation"),
     "evaluate": ("evaluate.__main__", "python -m minimas.evaluate", "measure a system on a benchmark"),
+    "serve": ("serve.__main__", "python -m minimas.serve", "answer clients over HTTP"),
     "train": ("train.__main__", "python -m minimas.train", "train the links of a system"),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ Notation: B prompts, T their tokens, D the agent's width, n random numbers of a 
 V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,18 +44,9 @@ def generate(
               reply, the others go on by a token each.
     """
     batch = Batch(agent, prompts, seeds, settings)
-    left = settings.max_new_tokens - 1  # tokens that may still follow
-    callback()
-    while True:
-        unfinished = batch.append_tokens()
-        if not unfinished or left == 0:
-            return batch.ids
-        batch.drop_ended(unfinished)
-        if reply:
-            batch.insert_replies(reply)
-        times = 1 if reply else min(agent.steps.sync_every, left)
-        batch.take_steps(times, callback)
-        left -= times
+    for _ in batch.write(callback, reply):
+        pass
+    return batch.ids
 
 
 class Inputs(NamedTuple):
@@ -76,6 +67,7 @@ class Batch:
     S       positions that the cache must have
     inputs  of the next step
     tokens  (rows, times) that the last steps sampled, not yet part of the texts
+    left    tokens that may still follow
     """
 
     def __init__(
@@ -104,6 +96,27 @@ class Batch:
             reading.states, reading.next_positions, numbers, token_index
         )
         self.tokens = first[:, None]
+        self.left = settings.max_new_tokens - 1
+
+    def write(self, callback: Callable = no_op, reply: Reply | None = None) -> Iterator[set[int]]:
+        """Write all texts to their ends; yields between steps the numbers of the texts that go on.
+
+        The caller may take a number out of that set: its text ends there. callback, reply: see `generate`.
+        """
+        callback()
+        while True:
+            going_on = self.append_tokens()
+            if self.left == 0:
+                going_on.clear()
+            yield going_on
+            if not going_on:
+                return
+            self.drop_ended(going_on)
+            if reply:
+                self.insert_replies(reply)
+            times = 1 if reply else min(self.agent.steps.sync_every, self.left)
+            self.take_steps(times, callback)
+            self.left -= times
 
     # Steps
 
@@ -146,11 +159,11 @@ class Batch:
 
     # Between steps
 
-    def append_tokens(self) -> list[int]:
-        """Append the tokens to the texts, each up to one that ends it; returns the rows whose texts go on."""
+    def append_tokens(self) -> set[int]:
+        """Append the tokens to the texts, each up to one that ends it; returns the numbers of those that go on."""
         what = f"the scores that {type(self.model).__name__} gives to tokens"
         written = self.tokens.tolist()  # here the host waits for the device; in steps it does not
-        unfinished = []
+        going_on = set()
         for i, b in enumerate(self.rows):
             if b is None:
                 continue
@@ -158,8 +171,8 @@ class Batch:
             end = self.end_of(written[i])
             self.ids[b] += written[i][:end]
             if end is None:
-                unfinished.append(i)
-        return unfinished
+                going_on.add(b)
+        return going_on
 
     def end_of(self, ids: list[int]) -> int | None:
         """How many of these ids belong to the text, if one of them ends it."""
@@ -168,8 +181,9 @@ class Batch:
                 return n
         return None
 
-    def drop_ended(self, unfinished: list[int]) -> None:
-        """Let all rows but the unfinished leave the batch; some ended rows may stay, numbered None, to fill it up."""
+    def drop_ended(self, going_on: set[int]) -> None:
+        """Let all rows leave the batch but those of these texts; some may stay, numbered None, to fill it up."""
+        unfinished = [i for i, b in enumerate(self.rows) if b in going_on]
         n = self.agent.steps.rows_to_keep(len(unfinished), len(self.rows))
         ended = [i for i in range(len(self.rows)) if i not in unfinished]
         stay = sorted(unfinished + ended[: n - len(unfinished)])

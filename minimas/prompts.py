@@ -30,6 +30,7 @@ class Question:
     dataset   the data set that it comes from: prompts.json has a prompt of its own for one (`solver_gpqa`)
     task      math, choice or code, if it is not the system's: for training; an answer is read by the system's task
     typed     the question as the user typed it
+    system    a system message of the user, which follows that of the agent who answers
     """
 
     text: str
@@ -37,6 +38,7 @@ class Question:
     dataset: str | None = None
     task: str | None = None
     typed: str = ""
+    system: str = ""
 
 
 @dataclass(frozen=True)

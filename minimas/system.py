@@ -12,7 +12,7 @@ Notation: B questions in a batch, D an agent's width, m latent steps, k rollouts
 import html
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
-from .generate import generate
+from .generate import Batch, Reply
 from .hear import Hearing, before_each, messages_of
 from .link import FusedOuterLink, OuterLink
 from .load import devices_by_role, load_outer_links, usable_dtype, usable_kind
@@ -34,7 +34,7 @@ from .sample import seeds
 from .sandbox.tools import ToolCalls
 from .settings import CompletedSettings, Settings
 from .styles import Origin, Style, style_named
-from .tokenizer import DATE
+from .tokenizer import DATE, Decoding
 from .turn import Edge, Message, Turn
 
 ALL_BITS = (1 << 63) - 1  # all bits of a seed
@@ -115,6 +115,34 @@ class Written(NamedTuple):
     token_ids: list[int]
     new_tokens: int
     retried: bool
+
+
+class NewText(NamedTuple):
+    """What was just written of a text.
+
+    question  the number of the question in its batch
+    rollout   which of its texts
+    text      what follows the pieces before; all pieces together are Result.text
+    result    with the last piece the Result, of which `seconds` and the last turn's timing follow at the batch's end
+    """
+
+    question: int
+    rollout: int
+    text: str
+    result: Result | None = None
+
+
+class Growth(NamedTuple):
+    """What a text of a turn gained: its number, and with the last piece all of it."""
+
+    number: int
+    text: str
+    written: Written | None = None
+
+
+def always(question: int, rollout: int) -> bool:
+    """Each text is wanted to its end."""
+    return True
 
 
 class History:
@@ -276,14 +304,9 @@ class System:
         size = settings.batch_size
         starts = range(0, len(questions), size)
         before = before_each(questions, settings)
-        per_turn = (
-            settings.latent_steps if settings.channel == "latent" else settings.max_new_tokens
-        )
-        turns = settings.rounds * len(self.style.order)
-        thought = (turns - 1) * per_turn
-        if before is not None:
-            thought *= 2  # the questions before these are thought about, too
-        per_batch = thought + settings.max_new_tokens
+        per_batch = self.positions(settings)
+        if before is not None:  # the questions before these are thought about, too
+            per_batch += per_batch - settings.max_new_tokens
         total = len(starts) * per_batch
         with tqdm(total=total, unit="token", leave=False, disable=not progress) as bar:
             for n, i in enumerate(starts, 1):
@@ -294,7 +317,13 @@ class System:
                 )
                 bar.update(n * per_batch - bar.n)  # texts that ended early
 
-    @torch.no_grad()
+    def positions(self, settings: CompletedSettings) -> int:
+        """How many positions a batch generates at most, a retry aside."""
+        is_latent = settings.channel == "latent"
+        per_turn = settings.latent_steps if is_latent else settings.max_new_tokens
+        turns = settings.rounds * len(self.style.order)
+        return (turns - 1) * per_turn + settings.max_new_tokens
+
     def answer(
         self,
         questions: Sequence[Question],
@@ -309,6 +338,35 @@ class System:
 
         before   for each question the one before it in its data set, whose messages it hears with hear="other"
         """
+        written = self.write(
+            questions, settings, keep_latents, keep_states, callback, edit, before, whole=True
+        )
+        results = {}
+        for piece in written:
+            if piece.result is not None:
+                results[piece.question, piece.rollout] = piece.result
+        return [results[key] for key in sorted(results)]
+
+    @torch.no_grad()
+    def write(
+        self,
+        questions: Sequence[Question],
+        settings: CompletedSettings,
+        keep_latents: bool = False,
+        keep_states: bool = False,
+        callback: Callable = no_op,
+        edit: Callable[[Turn, list[Question]], Any] = no_op,
+        before: Sequence[Question] | None = None,
+        wanted: Callable[[int, int], bool] = always,
+        whole: bool = False,
+    ) -> Generator[NewText, None, None]:
+        """Iterate over the texts of one batch of Questions while they are written. Settings must be completed.
+
+        before  see `answer`
+        wanted  wanted(question, rollout) is asked after each step of the writing: a text that is not wanted ends there
+        whole   yield no text before it has ended, which spares decoding it after each step
+        Whoever iterates holds the system: until the end, or `close`, no other thread is answered.
+        """
         self.check_links(settings)
         others = None
         with self.lock:
@@ -317,8 +375,7 @@ class System:
         hearing = Hearing(self.style, settings, others)
         started = time.perf_counter()
         histories = [History() for _ in questions]
-        texts: dict[int, list[Written]] = {}  # by the number of the question
-        rounds: dict[int, int] = {}
+        results: list[Result] = []
         with self.lock:
             for turn in recurse(self, questions, settings, callback):
                 own = [questions[b] for b in turn.rows]
@@ -326,9 +383,14 @@ class System:
                 edit(turn, own)
                 turn.check()
                 if turn.answers:
-                    written = self.write_answers(turn.role, own, turn.prompts, settings, callback)
-                    texts |= zip(turn.rows, written, strict=True)
-                    rounds |= dict.fromkeys(turn.rows, turn.round)
+                    for new in self.write_answers(turn, own, settings, callback, wanted, whole):
+                        i, rollout = divmod(new.number, settings.rollouts)
+                        b = turn.rows[i]
+                        result = None
+                        if new.written is not None:
+                            result = self.result_of(new.written, own[i], turn.round, histories[b])
+                            results.append(result)
+                        yield NewText(b, rollout, new.text, result)
                 device = self.agents[turn.role].device
                 if keep_states and device.type == "cuda":
                     torch.cuda.synchronize(device)  # the work is done then, not only launched
@@ -336,16 +398,25 @@ class System:
                 for i, b in enumerate(turn.rows):
                     histories[b].add(turn, i, keep_latents, keep_states, seconds)
         share = (time.perf_counter() - started) / (len(questions) * settings.rollouts)
-        results = []
-        for b, question in enumerate(questions):
-            for one in texts[b]:
-                answer = self.answer_in(one.text, question)
-                result = Result(
-                    question.typed, one.text, answer, one.token_ids, one.new_tokens, share
-                )
-                kept = vars(histories[b]) | {"system": self}
-                results.append(replace(result, rounds=rounds[b], retried=one.retried, **kept))
-        return results
+        for result in results:
+            result.seconds = share
+
+    def result_of(
+        self, written: Written, question: Question, rounds: int, history: History
+    ) -> Result:
+        """The Result of a text. It shares the dicts of its question's History, which the last turn is added to."""
+        return Result(
+            question.typed,
+            written.text,
+            self.answer_in(written.text, question),
+            written.token_ids,
+            written.new_tokens,
+            seconds=0.0,
+            rounds=rounds,
+            retried=written.retried,
+            system=self,
+            **vars(history),
+        )
 
     # Prompts
 
@@ -364,6 +435,8 @@ class System:
         for b, question in enumerate(questions):
             task = question.task or self.task
             system, user = prompt(self.style.prompts, role, question, task, fed_back)
+            if question.system and role == self.style.order[-1]:
+                system = f"{system}\n\n{question.system}"
             pieces = wrap(tokenizer, system, user, date)
             prompts.append([self.fill(piece, role, b, inbox) for piece in pieces])
         return prompts
@@ -436,68 +509,113 @@ class System:
 
     def write_answers(
         self,
-        role: str,
+        turn: Turn,
         questions: Sequence[Question],
-        prompts: Sequence[Prompt],
         settings: CompletedSettings,
-        callback: Callable = no_op,
-    ) -> list[list[Written]]:
-        """The last turn: for each of B prompts k texts."""
-        agent = self.agents[role]
+        callback: Callable,
+        wanted: Callable[[int, int], bool],
+        whole: bool,
+    ) -> Iterator[Growth]:
+        """The last turn of B questions: after each of its prompts k texts."""
+        agent = self.agents[turn.role]
         k = settings.rollouts
         text_seeds = seeds(questions, settings.seed, rollouts=k)
         calls = None
         if self.style.calls_tools:
             calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
+
+        def text_wanted(number: int) -> bool:
+            i, rollout = divmod(number, k)
+            return wanted(turn.rows[i], rollout)
+
         with agent.at_work():
             reply = calls.reply if calls else None
-            ids = generate(agent, prompts, text_seeds, settings, callback, reply)
-            texts = []
-            for b, row in enumerate(ids):
-                inserted = calls.inserted[b] if calls else 0
-                texts.append(Written(agent.tokenizer.decode(row), row, len(row) - inserted, False))
-            if settings.retry:
-                texts = self.retry(agent, questions, texts, text_seeds, settings)
-        return [texts[i : i + k] for i in range(0, len(texts), k)]
+            batch = Batch(agent, turn.prompts, text_seeds, settings)
+            decodings = [Decoding(agent.tokenizer) for _ in text_seeds]
+            lost: dict[int, Written] = {}  # texts without an answer, by number
+            for n, text, ended in grow(batch, decodings, text_wanted, whole, callback, reply):
+                if not ended:
+                    yield Growth(n, text)
+                    continue
+                ids = batch.ids[n]
+                inserted = calls.inserted[n] if calls else 0
+                written = Written(agent.tokenizer.decode(ids), ids, len(ids) - inserted, False)
+                if settings.retry and self.is_lost(written, questions[n // k]) and text_wanted(n):
+                    lost[n] = written
+                    yield Growth(n, text)
+                else:
+                    yield Growth(n, text, written)
+            if lost:
+                seeds_used = [text_seeds[n] for n in lost]
+                yield from self.retry(agent, lost, seeds_used, settings, text_wanted, whole)
 
     def answer_in(self, text: str, question: Question) -> str | None:
         """The answer in a text that was written for a question; None if there is none in the expected form."""
         return extract(text, self.task, count_options(question.text))
 
+    def is_lost(self, written: Written, question: Question) -> bool:
+        """Whether a text holds no answer, and the agent was trained to be asked for one."""
+        if answer_retry(self.style.prompts, self.task) is None:
+            return False
+        return self.answer_in(written.text, question) is None
+
     def retry(
         self,
         agent: Agent,
-        questions: Sequence[Question],
-        texts: list[Written],
-        text_seeds: list[int],
+        lost: dict[int, Written],
+        seeds_used: list[int],
         settings: CompletedSettings,
-    ) -> list[Written]:
-        """Where a text holds no answer, ask for one at its end and let the agent go on a little.
+        wanted: Callable[[int], bool],
+        whole: bool,
+    ) -> Iterator[Growth]:
+        """Ask for an answer at the end of each text that holds none, and let the agent go on a little.
 
         It reads the text alone, not its prompt again.
         """
         request = answer_retry(self.style.prompts, self.task)
-        lost = []
-        for b, one in enumerate(texts):
-            question = questions[b // settings.rollouts]
-            if self.answer_in(one.text, question) is None:
-                lost.append(b)
-        if not request or not lost:
-            return texts
-        asked = [f"{texts[b].text}\n{request}" for b in lost]
+        numbers = list(lost)
+        asked = [f"{written.text}\n{request}" for written in lost.values()]
         prompts: list[Prompt] = []
-        for text in asked:
+        decodings = []
+        for text, written in zip(asked, lost.values(), strict=True):
             prompts.append([torch.tensor(agent.tokenizer.encode(text, special=True))])
+            decodings.append(Decoding(agent.tokenizer, before=text, given=written.text))
         # The complement of a seed gives random numbers that the text did not use.
-        others = [text_seeds[b] ^ ALL_BITS for b in lost]
-        more = generate(
-            agent, prompts, others, replace(settings, max_new_tokens=RETRY_TOKENS[self.task])
-        )
-        texts = list(texts)
-        for b, text, new in zip(lost, asked, more, strict=True):
-            text = (text + agent.tokenizer.decode(new, strip=False)).strip()
-            texts[b] = Written(text, texts[b].token_ids + new, texts[b].new_tokens + len(new), True)
-        return texts
+        others = [seed ^ ALL_BITS for seed in seeds_used]
+        settings = replace(settings, max_new_tokens=RETRY_TOKENS[self.task])
+        batch = Batch(agent, prompts, others, settings)
+        for i, text, ended in grow(batch, decodings, lambda i: wanted(numbers[i]), whole):
+            n = numbers[i]
+            retried = None
+            if ended:
+                ids = batch.ids[i]
+                first = lost[n]
+                retried = Written(
+                    decodings[i].text(ids), first.token_ids + ids, first.new_tokens + len(ids), True
+                )
+            yield Growth(n, text, retried)
+
+
+def grow(
+    batch: Batch,
+    decodings: list[Decoding],
+    wanted: Callable[[int], bool],
+    whole: bool,
+    callback: Callable = no_op,
+    reply: Reply | None = None,
+) -> Iterator[tuple[int, str, bool]]:
+    """Write the texts of a Batch; yields a text's number, its new text, and whether it has ended."""
+    unfinished = set(range(len(batch.ids)))
+    for going_on in batch.write(callback, reply):
+        if not whole:
+            for n in sorted(going_on):
+                text = decodings[n].new_text(batch.ids[n])
+                if text:
+                    yield n, text, False
+        going_on.difference_update([n for n in going_on if not wanted(n)])
+        for n in sorted(unfinished - going_on):
+            yield n, decodings[n].new_text(batch.ids[n], ended=True), True
+        unfinished = set(going_on)
 
 
 def own_copy(piece: Piece) -> Piece:

@@ -131,6 +131,39 @@ class Tokenizer:
         return text
 
 
+class Decoding:
+    """A text while it is written, in pieces that are never taken back.
+
+    before  what stands before the ids
+    given   what was given of the text
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: str = "", given: str = "") -> None:
+        self.tokenizer = tokenizer
+        self.before = before
+        self.given = given
+
+    def text(self, ids: Iterable[int]) -> str:
+        """All of the text, if it ends here."""
+        return (self.before + self.tokenizer.decode(ids, strip=False)).strip()
+
+    def new_text(self, ids: Iterable[int], ended: bool = False) -> str:
+        """What these ids, all of the text so far, add to what was given.
+
+        Kept back until the text goes on or has ended: a character of which bytes are missing, and blanks, which are not
+        part of a text that ends with them.
+        """
+        text = self.text(ids)
+        if not ended:
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+            if self.tokenizer.clean_up:  # which may still change what is around the last blank
+                *whole_words, _ = text.rsplit(maxsplit=1) or [""]
+                text = "".join(whole_words)
+        new = text[len(self.given) :]
+        self.given += new
+        return new
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The Tokenizer in a folder, with its chat template; InputError if a file is missing or damaged."""
     file = required(folder, "tokenizer.json")

@@ -17,6 +17,7 @@ from minimas import STYLES, recurse
 from minimas.commands import ask
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import grade
+from minimas.serve import __main__ as serve
 from minimas.styles import style_named
 from minimas.train import __main__ as train
 
@@ -26,7 +27,12 @@ PAGES = {
     file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
-COMMANDS = {"minimas.recurse": ask, "minimas.evaluate": evaluate, "minimas.train": train}
+COMMANDS = {
+    "minimas.recurse": ask,
+    "minimas.evaluate": evaluate,
+    "minimas.train": train,
+    "minimas.serve": serve,
+}
 
 
 def blocks(page, language):
@@ -53,7 +59,7 @@ def named_commands():
 
 
 def test_every_page_is_here():
-    pages = ("reading", "tiny", "evaluating", "training", "speed", "extending", "own")
+    pages = ("reading", "tiny", "evaluating", "training", "speed", "extending", "own", "serving")
     assert PAGES.keys() == {"README.md", *(f"docs/{name}.md" for name in pages)}
     readme = PAGES["README.md"].split("\n")
     assert max(map(len, readme)) <= 125
@@ -107,6 +113,7 @@ def test_pages_with_snippets():
         "README.md": 1,
         "docs/evaluating.md": 1,
         "docs/extending.md": 6,
+        "docs/serving.md": 1,
     }
 
 

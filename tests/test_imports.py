@@ -77,12 +77,12 @@ def test_the_kernel_knows_no_evaluation_no_training_and_no_command(imports):
         (name, other)
         for name in kernel
         for other in imports[name]
-        if other.startswith(("evaluate", "train", "commands"))
+        if other.startswith(("evaluate", "train", "commands", "serve"))
     }
 
 
 def test_only_commands_know_how_commands_fail(imports):
-    commands = {"__main__", "evaluate.__main__", "train.__main__", "tiny.build"}
+    commands = {"__main__", "evaluate.__main__", "train.__main__", "serve.__main__", "tiny.build"}
     for name in imports:
         if name not in commands and not name.startswith("commands"):
             assert not any(other.startswith("commands") for other in imports[name]), name

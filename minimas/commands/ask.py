@@ -2,7 +2,8 @@
 
     python -m minimas.recurse --prompt "7 +5 *3 -4 +8 *7 -1 +6"
 
-Each answer is printed as soon as its batch is done. Without --prompt, questions are asked for on the terminal.
+Each answer is printed as soon as its batch is done. Without --prompt, questions are asked for on the terminal, which
+shows an answer while it is written.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import sys
 from contextlib import closing
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -34,7 +36,7 @@ from .options import (
     origin_of,
     read_questions,
 )
-from .terminal import converse
+from .terminal import converse, print_as_written
 
 
 def run() -> None:
@@ -74,8 +76,14 @@ def main() -> None:
             print_answers(system, questions, settings, args)
             return
 
+        as_written = sys.stdout.isatty() and not args.json and not args.peek
+
         def answer(text: str) -> None:
-            print_answers(system, style.questions([text], [fn_name]), settings, args)
+            questions = style.questions([text], [fn_name])
+            if as_written:
+                print_while_written(system, questions, settings, args)
+            else:
+                print_answers(system, questions, settings, args)
 
         converse(answer)
 
@@ -170,10 +178,32 @@ def print_answers(
                     check_stdout()
     finally:
         if results:  # those that there are, if the run is broken off
-            with completed_first():
-                html = page(system, results)
-                write_atomic(args.trace, lambda file: file.write_text(html, encoding="utf-8"))
+            write_trace(system, results, args.trace)
     check_stdout()
+
+
+def print_while_written(
+    system: System, questions: list[Question], settings: CompletedSettings, args: argparse.Namespace
+) -> None:
+    """The same for one Question on a terminal, which shows its texts while they are written."""
+    traced = args.trace is not None
+    total = system.positions(settings)
+    with tqdm(total=total, unit="token", leave=False) as bar:
+        pieces = system.write(questions, settings, traced, traced, bar.update)
+        with closing(pieces):
+            results = print_as_written(pieces, bar.close, ending)
+    for result in results:
+        warn_without_answer(system, result)
+    if traced:
+        write_trace(system, results, args.trace)
+    check_stdout()
+
+
+def write_trace(system: System, results: list[Result], file: Path) -> None:
+    """Write the page of --trace."""
+    with completed_first():
+        html = page(system, results)
+        write_atomic(file, lambda path: path.write_text(html, encoding="utf-8"))
 
 
 def print_result(
@@ -183,6 +213,11 @@ def print_result(
     peek_rows = logit_lens(system, result.states) if args.peek else None
     tqdm.write(result_text(result, settings, args.json, peek_rows))
     sys.stdout.flush()
+    warn_without_answer(system, result)
+
+
+def warn_without_answer(system: System, result: Result) -> None:
+    """Say on stderr that a text holds no answer."""
     if result.answer is None:
         tqdm.write(
             f"minimas: no answer in the form that task {system.task} asks for", file=sys.stderr
@@ -209,7 +244,12 @@ def result_text(
         if peek_rows is not None:
             line["peek"] = peek_rows
         return json.dumps(line, ensure_ascii=False)
-    text = result.text
-    if result.answer is not None and "\n" not in result.answer:  # the text ends in a code block
-        text += f"\nanswer: {result.answer}"
+    text = result.text + ending(result)
     return f"{table(peek_rows)}\n\n{text}" if peek_rows else text
+
+
+def ending(result: Result) -> str:
+    """What is printed after the text: its answer, unless that is a program, with which the text ends."""
+    if result.answer is None or "\n" in result.answer:
+        return ""
+    return f"\nanswer: {result.answer}"

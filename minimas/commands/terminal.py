@@ -1,10 +1,12 @@
 """The conversation on a terminal: what `python -m minimas.recurse` does without --prompt."""
 
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout, suppress
 
 from ..common import InputError, Terminated, warn
+from ..system import NewText, Result
 from .failures import what_to_mend
 
 
@@ -38,3 +40,27 @@ def typed_line() -> str:
     """The next line. The sign before it is no result: where stdout is no terminal it goes to stderr."""
     with redirect_stdout(sys.stdout if sys.stdout.isatty() else sys.stderr):
         return input("> ")
+
+
+def print_as_written(
+    pieces: Iterable[NewText], begin: Callable[[], object], ending: Callable[[Result], str]
+) -> list[Result]:
+    """Print the texts of one question while they are written -> their Results.
+
+    Texts are written at the same time, but shown one after another: what is written of the others waits.
+    begin()   is called before anything is printed
+    ending    what follows a text
+    """
+    waiting: dict[int, str] = defaultdict(str)  # by rollout, as are the results
+    results: dict[int, Result] = {}
+    shown = 0
+    for piece in pieces:
+        waiting[piece.rollout] += piece.text
+        if piece.result is not None:
+            results[piece.rollout] = piece.result
+        begin()
+        while shown in results:
+            print(waiting.pop(shown) + ending(results[shown]), flush=True)
+            shown += 1
+        print(waiting.pop(shown, ""), end="", flush=True)
+    return [results[rollout] for rollout in sorted(results)]

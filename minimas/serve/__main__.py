@@ -1,0 +1,166 @@
+"""Serve systems: what `python -m minimas.serve` and `minimas serve` do.
+
+python -m minimas.serve --style tiny --port 8000
+"""
+
+import argparse
+import gc
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from ..commands.failures import command
+from ..commands.needs import needs_text
+from ..commands.options import (
+    ANSWERING,
+    Parser,
+    add_answering,
+    add_settings,
+    make_parser,
+    origin_of,
+)
+from ..common import InputError, warn
+from ..runs.needs import check_memory
+from ..settings import Settings, check_whole
+from ..styles import Origin, style_named
+from ..system import load_mas_system
+from .protocol import Served
+
+BODY = ("rounds", "latent_steps", "channel", "hear")  # settings that a request may choose as well
+
+
+def run() -> None:
+    """The command, from its arguments to its exit status."""
+    command(main)
+
+
+def main() -> None:
+    args = arguments()
+    check_whole("--queue", args.queue, 1)
+    if not 0 <= args.wait < 1000:
+        raise InputError(f"--wait is {args.wait}, expected milliseconds from 0 to below 1000")
+    chosen = Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)})
+    origins = named_origins(args)
+    settings = {}
+    for name, origin in origins.items():
+        style = style_named(origin.style)
+        settings[name] = chosen
+        if len(origins) > 1 and not style.calls_tools:
+            settings[name] = replace(chosen, tools=())  # they are for another style
+        completed = settings[name].completed(style)
+        if args.needs:
+            print(needs_text(origin, style, [completed], args.task or style.task))
+        else:
+            check_memory(origin, style, [completed], completed.batch_size)
+    if not args.needs:
+        serve(args, origins, settings)
+
+
+def serve(
+    args: argparse.Namespace, origins: dict[str, Origin], settings: dict[str, Settings]
+) -> None:
+    """Load the systems and answer requests until a signal comes."""
+    try:
+        from .app import LOOPBACK, App, serve_on
+        from .batches import Batches
+    except ModuleNotFoundError as e:
+        if e.name not in ("starlette", "uvicorn"):
+            raise
+        message = f"serving needs {e.name}, which is not installed: pip install 'minimas[serve]'"
+        raise InputError(message) from e
+    with listener(args.host, args.port) as sock:
+        served = {}
+        for name, origin in origins.items():
+            task = args.task or style_named(origin.style).task
+            chosen = {key: value for key, value in vars(origin).items() if value is not None}
+            served[name] = Served(load_mas_system(**chosen, task=task), settings[name])
+        # What is here stays. The collector then looks at what requests leave only, and so looks often enough.
+        gc.collect()
+        gc.freeze()
+        batches = Batches(served, args.batch_size, args.wait / 1000, args.queue)
+        key = args.api_key or os.environ.get("MINIMAS_API_KEY") or None
+        hosts = LOOPBACK if args.host in LOOPBACK else None
+        app = App(batches, key, args.allow_origin, hosts)
+        host, port = sock.getsockname()[:2]
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        serve_on(sock, app, lambda: warn(f"serving {', '.join(served)} at http://{place}"))
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet; InputError if the address cannot be had."""
+    try:
+        if not 0 <= port < 1 << 16:
+            raise OverflowError("a port is from 0 to 65535")
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except (OSError, OverflowError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise InputError(
+            f"--host {host} --port {port} cannot be had ({reason}): give another, or --port 0 for any"
+        ) from e
+    return sock
+
+
+# Options
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line; InputError if they cannot be parsed."""
+    about = "Serve recursive multi-agent systems over HTTP, as chat completions (docs/serving.md)."
+    parser = add_answering(make_parser("serve", about, ANSWERING))
+    known = {one.name for one in fields(Settings)}
+    names = [name for name in ("batch_size", *BODY) if name in known]
+    add_settings(parser.group(ANSWERING), Settings, names)
+    parser.set_defaults(rollouts=1)
+    add_serving(parser)
+    return parser.parse_args(given)
+
+
+def add_serving(parser: Parser) -> None:
+    """Add the options of the server itself."""
+    add = parser.group("how it is served").add_argument
+    add("--host", default="127.0.0.1", help="the address to listen at (default %(default)s)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
+    add("--task", help="the kind of answer: math, choice or code (default: the style's)")
+    add("--api-key", metavar="KEY", help="that clients must send (default: MINIMAS_API_KEY)")
+    add(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin ask from a browser, * for all; repeat for more",
+    )
+    add(
+        "--wait",
+        type=float,
+        default=10,
+        metavar="MS",
+        help="milliseconds that a request waits for others to share its batch (default %(default)s)",
+    )
+    add(
+        "--queue",
+        type=int,
+        default=256,
+        help="requests that may wait; one more is refused (default %(default)s)",
+    )
+
+
+def named_origins(args: argparse.Namespace) -> dict[str, Origin]:
+    """{name of a model: what it is loaded from}; --style may list several."""
+    origin = origin_of(args)
+    styles = str(origin.style).split(",")
+    if len(styles) > 1 and origin.checkpoints:
+        raise InputError(
+            "--checkpoint is given for several styles: serve one, or name its checkpoints in a style file"
+        )
+    return {Path(style).stem: replace(origin, style=style) for style in styles}
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,325 @@
+"""The protocol: the body of a request becomes questions and settings, and what is written becomes a response.
+
+It is that of chat completions and completions, as many servers speak it, with fields of our own (`OWN`).
+
+    {"model": "tiny", "messages": [{"role": "user", "content": "7 +5 *3"}], "rounds": 2}
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..common import InputError
+from ..prompts import Question
+from ..settings import CompletedSettings, Settings
+from ..styles import REWRITES, Style
+from ..system import System
+
+# Fields of a body -> (the setting that they choose, its types); the first of two names for a setting counts
+SETTINGS = {
+    "temperature": ("temperature", (int, float)),
+    "top_p": ("top_p", (int, float)),
+    "seed": ("seed", (int,)),
+    "n": ("rollouts", (int,)),
+    "max_completion_tokens": ("max_new_tokens", (int,)),
+    "max_tokens": ("max_new_tokens", (int,)),
+}
+OWN = {
+    "rounds": ("rounds", (int,)),
+    "latent_steps": ("latent_steps", (int,)),
+    "channel": ("channel", (str,)),
+    "hear": ("hear", (str,)),
+    "retry": ("retry", (bool,)),
+}
+LIMITS = {"rounds": 64, "latent_steps": 1024, "max_new_tokens": 32768}  # what a request may ask for
+MAX_TEXTS = 128  # of a request
+REFUSED = (
+    "logprobs",
+    "echo",
+    "suffix",
+    "tools",
+    "functions",
+)  # whoever asks for these relies on them
+WORDS = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
+WORDS |= {list: "a list", dict: "an object"}
+KNOWN_SETTINGS = {one.name for one in fields(Settings)}
+
+
+class Refused(Exception):
+    """A request that gets an error object in place of an answer.
+
+    status  of HTTP
+    param   the field that is wrong
+    code    a word for programs
+    """
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """The protocol's error object."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A system that is served, and the settings of whoever asks for none."""
+
+    system: System
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that has been checked.
+
+    n        choices for each question
+    stop     a text ends before the first of these
+    usage    whether a stream ends with the usage
+    traced   whether the page of the trace is wanted
+    """
+
+    model: str
+    questions: list[Question]
+    settings: CompletedSettings
+    n: int
+    stop: tuple[str, ...]
+    stream: bool
+    usage: bool
+    traced: bool
+    is_chat: bool
+    id: str = field(default_factory=lambda: "minimas-" + secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+# The request
+
+
+def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
+    """What the body of a request asks for; Refused if it cannot be answered."""
+    if not isinstance(body, dict):
+        raise Refused(400, f"the body is {type(body).__name__}, expected a JSON object")
+    model = value(body, "model", (str,))
+    if model is None:
+        raise Refused(400, f"there is no model: give one of {', '.join(served)}", "model")
+    if model not in served:
+        message = f"model {model!r:.80} is not served, expected one of {', '.join(served)}"
+        raise Refused(404, message, "model", "model_not_found")
+    for name in REFUSED:
+        if body.get(name):
+            raise Refused(400, f"{name} is not supported: leave it out", name)
+    style = served[model].system.style
+    n = value(body, "n", (int,), 1)
+    try:
+        settings = settings_in(body, served[model].settings, style)
+        questions = questions_in(body, style, is_chat)
+    except InputError as e:
+        raise Refused(400, str(e)) from e
+    if n * len(questions) > MAX_TEXTS:
+        raise Refused(
+            400, f"{n * len(questions)} texts are asked for, expected at most {MAX_TEXTS}"
+        )
+    traced = value(body, "trace", (bool,), False)
+    if traced and settings.channel == "text":
+        raise Refused(400, "a trace shows latents, and on the text channel there are none", "trace")
+    options = value(body, "stream_options", (dict,), {})
+    return Asked(
+        model,
+        questions,
+        settings,
+        n,
+        stops_in(body),
+        stream=value(body, "stream", (bool,), False),
+        usage=value(options, "include_usage", (bool,), False),
+        traced=traced,
+        is_chat=is_chat,
+    )
+
+
+def value(body: dict[str, Any], name: str, types: tuple[type, ...], default: Any = None) -> Any:
+    """A field of a body; null is as good as none. Refused if it is of another type."""
+    found = body.get(name)
+    if found is None:
+        return default
+    is_bool = isinstance(found, bool)  # which Python takes for a whole number
+    if not isinstance(found, types) or (is_bool and bool not in types):
+        raise Refused(400, f"{name} is {found!r:.80}, expected {WORDS[types[-1]]}", name)
+    return found
+
+
+def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> CompletedSettings:
+    """The Settings that a body asks for; InputError or Refused if they are out of range."""
+    chosen: dict[str, Any] = {}
+    for name, (setting, types) in (SETTINGS | OWN).items():
+        found = value(body, name, types)
+        if found is None:
+            continue
+        if setting not in KNOWN_SETTINGS:
+            raise Refused(400, f"{name} is not known: leave it out", name)
+        if setting in LIMITS and found > LIMITS[setting]:
+            raise Refused(400, f"{name} is {found}, expected at most {LIMITS[setting]}", name)
+        chosen.setdefault(setting, found)
+    if chosen.get("rollouts", 1) > MAX_TEXTS:
+        raise Refused(400, f"n is {chosen['rollouts']}, expected at most {MAX_TEXTS}", "n")
+    return Settings(**(vars(settings) | chosen)).completed(style)
+
+
+def stops_in(body: dict[str, Any]) -> tuple[str, ...]:
+    """The stop strings of a body."""
+    stop = value(body, "stop", (list, str), [])
+    stops = [stop] if isinstance(stop, str) else stop
+    if not all(isinstance(one, str) for one in stops):
+        raise Refused(400, f"stop is {stop!r:.80}, expected a string or a list of strings", "stop")
+    return tuple(one for one in stops if one)
+
+
+def questions_in(body: dict[str, Any], style: Style, is_chat: bool) -> list[Question]:
+    """The Questions of a body: that of a conversation, or those of prompts."""
+    if is_chat:
+        return [question_in(body, style)]
+    return style.questions(prompts_in(body))
+
+
+def prompts_in(body: dict[str, Any]) -> list[str]:
+    """The texts of `prompt`; each is a question."""
+    prompt = value(body, "prompt", (list, str), [])
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not prompts or not all(isinstance(one, str) for one in prompts):
+        message = f"prompt is {prompt!r:.80}, expected a string or a list of strings"
+        raise Refused(400, message, "prompt")
+    return prompts
+
+
+def question_in(body: dict[str, Any], style: Style) -> Question:
+    """The Question of a conversation: its last user message, after the turns before it.
+
+    System messages go to the agent that answers. A style that rewrites questions can read nothing but a question.
+    """
+    turns: list[tuple[str, str]] = []
+    system: list[str] = []
+    for message in value(body, "messages", (list,), []):
+        if not isinstance(message, dict):
+            raise Refused(400, f"a message is {message!r:.80}, expected an object", "messages")
+        role = value(message, "role", (str,))
+        if role in ("system", "developer"):
+            system.append(content_of(message))
+        elif role in ("user", "assistant"):
+            turns.append((role, content_of(message)))
+        else:
+            known = "system, developer, user or assistant"
+            raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
+    while turns and turns[-1][0] != "user":
+        turns.pop()
+    if not turns:
+        raise Refused(400, "messages have none of a user: add the question", "messages")
+    *earlier, (_, asked) = turns
+    (question,) = style.questions([asked])
+    if style.paradigm in REWRITES:
+        return question
+    text = question.text
+    if earlier:
+        said = "\n\n".join(f"{role.capitalize()}: {content}" for role, content in earlier)
+        text = f"The conversation so far:\n\n{said}\n\nThe question now:\n\n{text}"
+    (whole,) = style.questions([text])
+    added = "\n\n".join(one for one in system if one.strip())
+    return Question(whole.text, typed=asked, system=added)
+
+
+def content_of(message: dict[str, Any]) -> str:
+    """The text of a message, which may be in parts."""
+    content = value(message, "content", (list, str), "")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise Refused(400, f"a part of a message is {part!r:.80}, expected text", "messages")
+        texts.append(text)
+    return "".join(texts)
+
+
+# The response
+
+
+def response(asked: Asked, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict:
+    """The whole response; `choices` in the form of `choice`."""
+    name = "chat.completion" if asked.is_chat else "text_completion"
+    return head(asked, name) | {"choices": list(choices), "usage": usage}
+
+
+def choice(asked: Asked, index: int, text: str, reason: str, own: dict[str, Any]) -> dict[str, Any]:
+    """A text of a response. `own` is what minimas says of it besides."""
+    message: dict[str, Any] = {"text": text}
+    if asked.is_chat:
+        message = {"message": {"role": "assistant", "content": text, "refusal": None}}
+    return {"index": index, **message, "logprobs": None, "finish_reason": reason, "minimas": own}
+
+
+def chunk(
+    asked: Asked,
+    index: int,
+    text: str | None = None,
+    reason: str | None = None,
+    own: dict[str, Any] | None = None,
+) -> str:
+    """An event of a stream: new text of a choice, or (if there is none) its beginning or its end."""
+    message: dict[str, Any] = {"text": text or ""}
+    if asked.is_chat:
+        delta: dict[str, Any] = {} if text is None else {"content": text}
+        if text is None and reason is None:
+            delta = {"role": "assistant", "content": ""}
+        message = {"delta": delta}
+    one = {"index": index, **message, "logprobs": None, "finish_reason": reason}
+    if own is not None:
+        one["minimas"] = own
+    usage = {"usage": None} if asked.usage else {}
+    return event(chunk_head(asked) | {"choices": [one]} | usage)
+
+
+def last_chunk(asked: Asked, usage: dict[str, Any]) -> str:
+    """What ends a stream."""
+    counted = event(chunk_head(asked) | {"choices": [], "usage": usage}) if asked.usage else ""
+    return counted + "data: [DONE]\n\n"
+
+
+def chunk_head(asked: Asked) -> dict[str, Any]:
+    """What every event of a stream begins with."""
+    return head(asked, "chat.completion.chunk" if asked.is_chat else "text_completion")
+
+
+def head(asked: Asked, name: str) -> dict[str, Any]:
+    """What every object of a response begins with."""
+    return {"id": asked.id, "object": name, "created": asked.created, "model": asked.model}
+
+
+def event(data: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def usage(prompt: int, read: int, written: int, thought: int, heard: int) -> dict[str, Any]:
+    """The usage of a request, all its texts together.
+
+    prompt, read    tokens, and latents in the slots, of the prompt after which the last agent wrote
+    written         tokens that it wrote
+    thought, heard  latents that all agents thought, and intermediate tokens that they wrote for one another
+    """
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"latents": read},
+        "completion_tokens_details": {"latents": thought, "intermediate_tokens": heard},
+    }

@@ -1,0 +1,667 @@
+"""The server: it speaks the protocol, answers as System.run does, refuses what it must, and drains when it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from shared import load
+
+import minimas
+from minimas.common import InputError
+from minimas.serve.protocol import Served, question_in, read
+from minimas.settings import Settings
+
+starlette = pytest.importorskip("starlette", reason="needs the extra serve")
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+pytest.importorskip("httpx", reason="needs the extra clients")
+
+from serving import running
+from starlette.testclient import TestClient
+
+from minimas.generate import Batch
+from minimas.serve import app as app_module
+from minimas.serve.__main__ import main
+from minimas.serve.app import LOOPBACK, App
+from minimas.serve.batches import Batches, Text
+
+CHAINS = ["7 +5 *3 -4 +8 *7 -1 +6", "1 +1 *3", "3 *7 *9", "2 *9 +4 *3 -5"]
+URL = "http://127.0.0.1:8000"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return minimas.load_mas_system("tiny", device="cpu", fast=True)
+
+
+def client_of(system, batch_size=8, seconds=0.0, most=64, **options):
+    served = {"tiny": Served(system, Settings(batch_size=batch_size))}
+    batches = Batches(served, batch_size, seconds, most)
+    app = App(batches, **{"hosts": LOOPBACK} | options)
+    return TestClient(app.starlette(), base_url=URL, raise_server_exceptions=False), batches
+
+
+@pytest.fixture(scope="module")
+def client(tiny):
+    made, _ = client_of(tiny)
+    with made:
+        yield made
+
+
+def body(question=CHAINS[0], **more):
+    return {"model": "tiny", "messages": [{"role": "user", "content": question}]} | more
+
+
+def error_of(response, status):
+    """The error object of a response: it has this status, and no traceback."""
+    assert response.status_code == status, response.text
+    assert response.json().keys() == {"error"} and "Traceback" not in response.text
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"} and error["message"]
+    return error
+
+
+def events(response):
+    """The objects of a stream, which ends as the protocol says."""
+    assert response.headers["content-type"].startswith("text/event-stream"), response.text
+    *parts, done, rest = response.text.split("\n\n")
+    assert done == "data: [DONE]" and rest == ""
+    return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+
+# Answers
+
+
+def test_models(client):
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny" and model["object"] == "model"
+    assert client.get("/v1/models/tiny").json() == model
+    assert error_of(client.get("/v1/models/other"), 404)["code"] == "model_not_found"
+
+
+def test_a_chat_is_answered_as_by_run(client, tiny):
+    (expected,) = tiny.run([CHAINS[0]])
+    answer = client.post(CHAT, json=body()).json()
+    (choice,) = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": expected.text, "refusal": None}
+    assert choice["finish_reason"] == "stop" and choice["index"] == 0
+    assert choice["minimas"] == {"answer": "5", "rounds": 3, "retried": False}
+    assert answer["object"] == "chat.completion" and answer["model"] == "tiny"
+
+
+def test_usage(client, tiny):
+    """Prompt tokens are those of the last agent, without its latents: eight turns think five each."""
+    (expected,) = tiny.run([CHAINS[0]], keep_states=True)
+    *_, pieces = expected.prompts.values()
+    tokens = tiny.agents["solver"].tokens(pieces)
+    text = sum(len(piece) for piece in tokens if not piece.is_floating_point())
+    usage = client.post(CHAT, json=body()).json()["usage"]
+    assert usage == {
+        "prompt_tokens": text,
+        "completion_tokens": expected.new_tokens,
+        "total_tokens": text + expected.new_tokens,
+        "prompt_tokens_details": {"latents": 5},
+        "completion_tokens_details": {"latents": 40, "intermediate_tokens": 0},
+    }
+    (spoken,) = tiny.run([CHAINS[0]], channel="text", rounds=2)
+    usage = client.post(CHAT, json=body(channel="text", rounds=2)).json()["usage"]
+    details = {"latents": 0, "intermediate_tokens": spoken.heard_tokens}
+    assert usage["completion_tokens_details"] == details and spoken.heard_tokens > 20
+
+
+def test_a_stream(client, tiny):
+    (expected,) = tiny.run([CHAINS[0]])
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    first, *others, last, usage = events(client.post(CHAT, json=body(**options)))
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    texts = [event["choices"][0]["delta"]["content"] for event in others]
+    assert "".join(texts) == expected.text and len(texts) > 3
+    assert last["choices"][0]["finish_reason"] == "stop" and last["choices"][0]["delta"] == {}
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == expected.new_tokens
+    assert {event["id"] for event in (first, *others, last, usage)} == {first["id"]}
+    without = events(client.post(CHAT, json=body(stream=True)))
+    assert all("usage" not in event and event["choices"] for event in without)
+
+
+def test_several_texts(client, tiny):
+    options = {"temperature": 0.9, "seed": 3, "top_p": 0.8}
+    expected = tiny.run([CHAINS[0]], rollouts=3, **options)
+    answer = client.post(CHAT, json=body(n=3, **options)).json()
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert texts == [result.text for result in expected]
+    assert answer["usage"]["completion_tokens"] == sum(result.new_tokens for result in expected)
+    written = ["", "", ""]
+    for event in events(client.post(CHAT, json=body(n=3, stream=True, **options))):
+        choice = event["choices"][0]
+        written[choice["index"]] += choice["delta"].get("content", "")
+    assert written == texts
+
+
+def test_texts_that_are_all_the_same(client):
+    """At temperature 0 one is written, and given as often as it was asked for."""
+    first, second = client.post(CHAT, json=body(n=2)).json()["choices"]
+    assert first["message"] == second["message"] and second["index"] == 1
+    written = ["", ""]
+    for event in events(client.post(CHAT, json=body(n=2, stream=True))):
+        choice = event["choices"][0]
+        written[choice["index"]] += choice["delta"].get("content", "")
+    assert written == [first["message"]["content"]] * 2
+
+
+def test_completions(client, tiny):
+    expected = [result.text for result in tiny.run(CHAINS[:2])]
+    answer = client.post(COMPLETIONS, json={"model": "tiny", "prompt": CHAINS[:2]}).json()
+    assert [choice["text"] for choice in answer["choices"]] == expected
+    assert answer["object"] == "text_completion"
+    one = {"model": "tiny", "prompt": CHAINS[1], "stream": True}
+    streamed = events(client.post(COMPLETIONS, json=one))
+    assert "".join(event["choices"][0]["text"] for event in streamed) == expected[1]
+
+
+@pytest.mark.parametrize("stream", (False, True))
+@pytest.mark.parametrize(
+    "stop, text", [("6", "g+"), (["nothing", "}", "5"], "g+6\\boxed{"), ("{5}x", "g+6\\boxed{5}")]
+)
+def test_a_stop_string(client, stop, text, stream):
+    """The text ends before it, nobody sees a part of it, and no answer is asked for after it."""
+    response = client.post(CHAT, json=body(stop=stop, stream=stream))
+    if stream:
+        choices = [event["choices"][0] for event in events(response)]
+        found = "".join(choice["delta"].get("content", "") for choice in choices)
+    else:
+        choices = response.json()["choices"]
+        found = choices[0]["message"]["content"]
+    assert found == text and choices[-1]["finish_reason"] == "stop"
+    assert not choices[-1]["minimas"]["retried"]
+    assert choices[-1]["minimas"]["answer"] == ("5" if "}" in text else None)
+
+
+def test_stop_strings_in_pieces():
+    text = Text(["END", "NO"])
+    assert [text.add(new, False) for new in ("a", "E", "N", "N", "EN")] == ["a", "", "", "EN", "N"]
+    assert text.add("D", False) == "" and text.stopped and text.text == "aENN"
+    kept = Text(["END"])
+    assert kept.add("aEN", False) == "a" and kept.add("", True) == "EN"
+
+
+def test_a_text_that_is_cut(client, tiny):
+    (expected,) = tiny.run([CHAINS[0]], max_new_tokens=2, retry=False)
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = client.post(CHAT, json=body(retry=False, **{name: 2})).json()
+        (choice,) = answer["choices"]
+        assert choice["message"]["content"] == expected.text
+        assert choice["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 2
+
+
+def test_a_text_that_was_asked_for_an_answer(folders):
+    """Miniatures never write one."""
+    system = load(folders, "sequential_light")
+    options = {"rounds": 1, "latent_steps": 2, "temperature": 0.9}
+    (expected,) = system.run(["How much?"], max_new_tokens=12, **options)
+    made, _ = client_of(system)
+    with made:
+        answer = made.post(CHAT, json=body("How much?", max_tokens=12, **options)).json()
+        streamed = events(
+            made.post(CHAT, json=body("How much?", max_tokens=12, stream=True, **options))
+        )
+    (choice,) = answer["choices"]
+    texts = [event["choices"][0]["delta"].get("content", "") for event in streamed]
+    assert expected.retried and choice["minimas"]["retried"] and len(texts) > 4
+    assert choice["message"]["content"] == "".join(texts) == expected.text
+    assert answer["usage"]["completion_tokens"] == expected.new_tokens
+
+
+def test_fields_of_our_own(client, tiny):
+    for options in ({"rounds": 1}, {"latent_steps": 1}, {"channel": "text", "rounds": 2}):
+        (expected,) = tiny.run([CHAINS[0]], **options)
+        (choice,) = client.post(CHAT, json=body(**options)).json()["choices"]
+        assert choice["message"]["content"] == expected.text
+        assert choice["minimas"]["rounds"] == expected.rounds
+
+
+def test_what_others_send_is_ignored(client):
+    more = {"user": "me", "presence_penalty": 0.5, "metadata": {}, "temperature": None, "tools": []}
+    assert client.post(CHAT, json=body(**more)).status_code == 200
+
+
+def test_the_trace_of_an_answer(client):
+    (choice,) = client.post(CHAT, json=body(trace=True)).json()["choices"]
+    page = client.get(choice["minimas"]["trace"])
+    assert page.headers["content-type"].startswith("text/html")
+    assert CHAINS[0] in page.text and "What planner, critic, solver thought" in page.text
+    streamed = events(client.post(CHAT, json=body(trace=True, stream=True)))
+    path = streamed[-1]["choices"][0]["minimas"]["trace"]
+    assert client.get(path).status_code == 200
+    error_of(client.get("/traces/none"), 404)
+    error_of(client.post(CHAT, json=body(trace=True, channel="text")), 400)
+
+
+def test_the_page(client):
+    page = client.get("/")
+    assert page.status_code == 200 and "<form" in page.text
+    assert not re.search(r"(src|href)=\"(?!data:)", page.text), "it fetches nothing from elsewhere"
+
+
+# Conversations
+
+
+def test_a_conversation(folders):
+    """The last question of the user, after what was said; system messages are for the agent that answers."""
+    system = load(folders, "sequential_light")
+    served = {"light": Served(system, Settings())}
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+        {"role": "user", "content": [{"type": "text", "text": "How "}, {"type": "text", "text": "much?"}]},
+        {"role": "assistant", "content": "left out"},
+    ]  # fmt: skip
+    (question,) = read({"model": "light", "messages": said}, served, True).questions
+    assert question.system == "Be brief.\n\nBe kind." and question.typed == "How much?"
+    assert question.text == (
+        "The conversation so far:\n\nUser: Hello\n\nAssistant: \n\nAssistant: Hi\n\n"
+        "The question now:\n\nHow much?"
+    )
+    (alone,) = read({"model": "light", "messages": said[1:2]}, served, True).questions
+    assert alone == system.style.question("Hello")
+    texts = {}
+    for role in system.style.order:
+        inbox = {edge: ["heard"] for edge in system.style.edges}
+        (prompt,) = system.prompts_for(role, [question], inbox)
+        texts[role] = "".join(prompt)
+    assert {role for role, text in texts.items() if "Be brief.\n\nBe kind." in text} == {"solver"}
+    assert all("How much?" in text for text in texts.values())
+
+
+def test_the_tiny_system_reads_the_last_question_only(tiny):
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    said.append({"role": "user", "content": CHAINS[1]})
+    assert question_in({"messages": said}, tiny.style) == tiny.style.question(CHAINS[1])
+
+
+# Batches
+
+
+def test_requests_that_arrive_together_are_one_batch(tiny, monkeypatch):
+    """Each is answered as alone, and with those that agree with it in all that is chosen for a batch."""
+    made, _ = client_of(tiny, seconds=0.3)
+    batches, write = [], tiny.write
+
+    def counted(questions, settings, **options):
+        batches.append((len(questions), settings.rounds))
+        return write(questions, settings, **options)
+
+    monkeypatch.setattr(tiny, "write", counted)
+    asked = [body(question, rounds=rounds) for rounds in (3, 2) for question in CHAINS]
+    with made, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: made.post(CHAT, json=one).json(), asked))
+    monkeypatch.undo()
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    expected = [
+        tiny.run([question], rounds=rounds)[0].text for rounds in (3, 2) for question in CHAINS
+    ]
+    assert texts == expected and sorted(batches) == [(4, 2), (4, 3)]
+
+
+class Gate:
+    """Holds a system's answers back until it is opened."""
+
+    def __init__(self, system, monkeypatch):
+        self.opened = threading.Event()
+        self.asked = []
+        write = system.write
+
+        def held(questions, settings, **options):
+            self.asked.append([question.typed for question in questions])
+            assert self.opened.wait(20)
+            return write(questions, settings, **options)
+
+        monkeypatch.setattr(system, "write", held)
+
+    def wait(self, n):
+        """Wait until n batches were begun."""
+        late = time.monotonic() + 20
+        while len(self.asked) < n and time.monotonic() < late:
+            time.sleep(0.005)
+        assert len(self.asked) == n
+
+
+def test_a_full_queue(tiny, monkeypatch):
+    made, batches = client_of(tiny, batch_size=1, most=2)
+    gate = Gate(tiny, monkeypatch)
+    with made, ThreadPoolExecutor(4) as pool:
+        running = pool.submit(made.post, CHAT, json=body())
+        gate.wait(1)
+        waiting = [pool.submit(made.post, CHAT, json=body(question)) for question in CHAINS[1:3]]
+        while len(batches.waiting) < 2:
+            time.sleep(0.005)
+        refused = made.post(CHAT, json=body())
+        assert error_of(refused, 429)["type"] == "rate_limit_error"
+        assert refused.headers["retry-after"]
+        gate.opened.set()
+        assert all(one.result().status_code == 200 for one in (running, *waiting))
+
+
+def test_what_fails_in_a_batch_fails_alone(tiny, monkeypatch):
+    """As an InputError of one question does that is found when prompts are read."""
+    made, batches = client_of(tiny, seconds=0.3)
+    prompts_for = tiny.prompts_for
+
+    def picky(role, questions, *args):
+        if any(question.typed == CHAINS[1] for question in questions):
+            raise InputError("cannot be read")
+        return prompts_for(role, questions, *args)
+
+    monkeypatch.setattr(tiny, "prompts_for", picky)
+    with made, ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda one: made.post(CHAT, json=body(one)), CHAINS[:3]))
+    assert [answer.status_code for answer in answers] == [200, 400, 200]
+    assert error_of(answers[1], 400)["message"] == "cannot be read"
+
+
+@pytest.mark.parametrize(
+    "fault, status, words",
+    [
+        (ZeroDivisionError("a secret"), 500, "inside the server"),
+        (RuntimeError("CUDA out of memory. Tried"), 503, "out of memory"),
+    ],
+)
+def test_a_fault_of_ours(tiny, monkeypatch, fault, status, words, caplog):
+    """Says nothing of its inside, and the server answers on."""
+    made, batches = client_of(tiny)
+
+    def fail(*args, **options):
+        raise fault
+
+    with made:
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny, "write", fail)
+            error = error_of(made.post(CHAT, json=body()), status)
+            assert words in error["message"] and error["type"] == "server_error"
+            error_of(made.post(CHAT, json=body(stream=True)), status)
+        assert made.post(CHAT, json=body()).status_code == 200
+
+
+def test_a_fault_in_a_stream(tiny, monkeypatch):
+    """After the first text the status is sent already: the error comes as an event."""
+    made, _ = client_of(tiny)
+    write = tiny.write
+
+    def broken(*args, **options):
+        yield next(write(*args, **options))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(tiny, "write", broken)
+    with made:
+        response = made.post(CHAT, json=body(stream=True))
+    last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert response.status_code == 200 and last["error"]["type"] == "server_error"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "change, param",
+    [
+        ({"model": None}, "model"),
+        ({"model": 3}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["hello"]}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": ""}]}, None),
+        ({"messages": [{"role": "user", "content": "what is love"}]}, None),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": -1}, None),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, None),
+        ({"n": 0}, None),
+        ({"n": 1.5}, "n"),
+        ({"n": 1000}, "n"),
+        ({"seed": "x"}, "seed"),
+        ({"max_tokens": 0}, None),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"stop": [1]}, "stop"),
+        ({"stop": 1}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"rounds": 10**6}, "rounds"),
+        ({"rounds": 0}, None),
+        ({"channel": "radio"}, None),
+        ({"hear": "static"}, None if "hear" in vars(Settings()) else "hear"),
+        ({"logprobs": True}, "logprobs"),
+    ],
+    ids=str,
+)
+def test_a_body_that_is_wrong(client, change, param):
+    error = error_of(client.post(CHAT, json=body() | change), 400)
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "data", (b"", b"{", b"[]", b"\xff", b'"x"', b"null", b'{"model": "\\ud800"}', b"[" * 9999)
+)
+def test_a_body_that_is_no_object(client, data):
+    error_of(client.post(CHAT, content=data), 400)
+
+
+def test_an_unknown_model_and_place(client):
+    assert error_of(client.post(CHAT, json=body(model="gpt")), 404)["code"] == "model_not_found"
+    error_of(client.post("/v1/embeddings", json={}), 404)
+    error_of(client.get(CHAT), 405)
+
+
+def test_a_body_that_is_too_long(client, monkeypatch):
+    monkeypatch.setattr(app_module, "MAX_BODY", 1000)
+    error_of(client.post(CHAT, content=b" " * 1001), 413)
+    error_of(client.post(CHAT, content=iter([b" " * 600] * 2)), 413)
+    assert client.post(CHAT, json=body()).status_code == 200
+
+
+def test_a_key(tiny):
+    made, _ = client_of(tiny, key="sécret")
+    with made:
+        for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "sécret".encode()}):
+            asked = [
+                made.get("/v1/models", headers=headers),
+                made.get("/traces/x", headers=headers),
+            ]
+            asked.append(made.post(CHAT, json=body(), headers=headers))
+            for response in asked:
+                assert error_of(response, 401)["code"] == "invalid_api_key"
+        right = {"authorization": "Bearer sécret".encode()}
+        assert made.post(CHAT, json=body(), headers=right).status_code == 200
+        assert made.get("/").status_code == 200, "the page asks for the key"
+
+
+def test_pages_of_others(tiny, client):
+    """A browser sends what they ask, even if they may not read the answer, or may by a name that leads here."""
+    for headers in ({"origin": "http://evil.test"}, {"origin": "null"}, {"host": "evil.test"}):
+        error_of(client.post(CHAT, json=body(), headers=headers), 403)
+    response = client.post(CHAT, json=body(), headers={"origin": URL})
+    assert response.status_code == 200
+    assert not [name for name in response.headers if name.startswith("access-control")]
+    made, _ = client_of(tiny, origins=["http://chat.test"])
+    with made:
+        allowed = {"origin": "http://chat.test"}
+        response = made.post(CHAT, json=body(), headers=allowed)
+        assert response.headers["access-control-allow-origin"] == "http://chat.test"
+        error_of(made.post(CHAT, json=body(), headers={"origin": "http://evil.test"}), 403)
+
+
+def test_tools_are_for_whoever_starts_the_server():
+    """No field of a body chooses them."""
+    from minimas.serve.protocol import OWN, SETTINGS
+
+    chosen = {setting for setting, _ in (SETTINGS | OWN).values()}
+    assert chosen.isdisjoint({"tools", "batch_size", "date"})
+
+
+# A process
+
+
+class Process:
+    """`python -m minimas.serve` on a free port."""
+
+    def __init__(self, *options, env=None):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "minimas.serve", "--port", "0", *options],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        )
+        self.said = self.process.stderr.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.said)
+        assert found, self.said + self.process.stderr.read()
+        self.port = int(found[1])
+        self.url = found[0]
+
+    def end(self, number=signal.SIGTERM):
+        """(exit status, seconds that it took, stderr)"""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=20)
+        return self.process.returncode, time.monotonic() - began, err
+
+
+def raw(port, text):
+    """A connection over which this request was sent."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection.sendall(text.encode())
+    return connection
+
+
+def post(data, path=CHAT):
+    text = json.dumps(data)
+    return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+
+
+@pytest.mark.slow
+def test_sigterm_drains():
+    """What was asked is answered, what takes too long is told so, and the process is gone within ten seconds."""
+    import httpx
+
+    server = Process("--batch-size", "1")
+    endless = {"rounds": 64, "latent_steps": 1024}
+    with ThreadPoolExecutor(8) as pool:
+        quick = [pool.submit(httpx.post, server.url + CHAT, json=body(one)) for one in CHAINS]
+        time.sleep(0.1)
+        slow = [
+            pool.submit(httpx.post, server.url + CHAT, json=body(**endless), timeout=30)
+            for _ in range(2)
+        ]
+        time.sleep(0.5)
+        status, seconds, err = server.end()
+        assert [one.result().status_code for one in quick] == [200] * 4
+        assert [one.result().status_code for one in slow] == [503] * 2
+    assert status == 143 and seconds < 10 and "Traceback" not in err
+
+
+def test_a_client_that_leaves_frees_its_row(monkeypatch):
+    """In the middle of a text, at the next step; while agents think, at the next position; or before it has asked."""
+    system = minimas.load_mas_system("tiny", device="cpu", fast=True)
+    for agent in system.agents.values():
+        agent.generation_config.eos_ids = ()  # texts are as long as they may
+    rows, take_steps = [], Batch.take_steps
+
+    def counted(self, *args):
+        rows.append(len(self.rows))
+        return take_steps(self, *args)
+
+    monkeypatch.setattr(Batch, "take_steps", counted)
+    with running(system, batch_size=2, seconds=1.0) as url:
+        port = int(url.rpartition(":")[2])
+        text = body(max_tokens=600, stream=True, rounds=1)
+        leaving, staying = raw(port, post(text)), raw(port, post(text))
+        assert b"200 OK" in leaving.recv(1000) and b"200 OK" in staying.recv(1000)
+        leaving.close()
+        shown = b""
+        while b"[DONE]" not in shown:
+            shown += staying.recv(1 << 16)
+        assert rows[0] == 2 and rows[-1] == 1 and len(rows) == 599
+        thinking = raw(port, post(body(rounds=64, latent_steps=1024)))
+        half = raw(port, post(text)[:-10])
+        time.sleep(1.6)
+        thinking.close()
+        half.close()
+        began = time.monotonic()
+        short = raw(port, post(body(max_tokens=2)))
+        assert b"200 OK" in short.recv(1000) and time.monotonic() - began < 5
+        staying.close()
+        short.close()
+
+
+@pytest.mark.slow
+def test_options_of_the_command():
+    """Defaults for requests, a key from the environment, and two models."""
+    import httpx
+
+    env = {"MINIMAS_API_KEY": "k"}
+    server = Process("--rounds", "1", "--style", "tiny", env=env)
+    try:
+        assert httpx.get(server.url + "/v1/models").status_code == 401
+        headers = {"authorization": "Bearer k"}
+        answer = httpx.post(server.url + CHAT, json=body(), headers=headers).json()
+        assert answer["choices"][0]["minimas"]["rounds"] == 1
+    finally:
+        server.end()
+
+
+def run(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["serve", *options])
+    main()
+
+
+def test_a_command_that_is_wrong(monkeypatch):
+    monkeypatch.setattr(app_module, "serve_on", lambda *args: None)
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
+    for options, words in (
+        (("--port", port), "cannot be had"),
+        (("--host", "256.0.0.1"), "cannot be had"),
+        (("--port", "99999"), "cannot be had"),
+        (("--queue", "0"), "--queue is 0"),
+        (("--wait", "-1"), "--wait is -1"),
+        (("--style", "none"), "style 'none' is not known"),
+        (("--rounds", "0"), "rounds is 0"),
+        (("--tools", "python"), "call none"),
+        (("--style", "tiny,single", "--checkpoint", "x"), "several styles"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(monkeypatch, *options)
+    taken.close()
+
+
+def test_needs(monkeypatch, capsys):
+    run(monkeypatch, "--style", "tiny", "--needs")
+    assert "planner" in capsys.readouterr().out
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "minimas.serve.app", None)
+    error = ModuleNotFoundError("No module named 'starlette'", name="starlette")
+
+    class Missing:
+        def find_spec(self, name, *args):
+            if name == "minimas.serve.app":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "minimas.serve.app")
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    with pytest.raises(InputError, match=r"needs starlette.*pip install 'minimas\[serve\]'"):
+        run(monkeypatch, "--port", "0")
