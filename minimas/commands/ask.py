@@ -62,16 +62,7 @@ def main() -> None:
     with held(outputs):
         at_once = min(len(questions) or 1, settings.batch_size)
         check_memory(origin, style, [settings], at_once)
-        system = load_mas_system(
-            origin.style,
-            checkpoints=origin.checkpoints,
-            device=origin.device,
-            dtype=origin.dtype,
-            task=task,
-            offload=origin.offload,
-            fast=origin.fast,
-            quantize=origin.quantize,
-        )
+        system = load_mas_system(**vars(origin), task=task)
         if not on_terminal:
             print_answers(system, questions, settings, args)
             return

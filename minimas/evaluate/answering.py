@@ -23,16 +23,7 @@ Batch = tuple[CompletedSettings, range]  # a point of the grid, and the indices 
 def load(origin: Origin, style: Style, points: Sequence[CompletedSettings], task: str) -> System:
     """The System of a run; InputError if one question at a time would not fit into memory."""
     check_memory(origin, style, points, 1)  # more at once are asked in pieces if memory runs out
-    return load_mas_system(
-        origin.style,
-        checkpoints=origin.checkpoints,
-        device=origin.device,
-        dtype=origin.dtype,
-        task=task,
-        offload=origin.offload,
-        fast=origin.fast,
-        quantize=origin.quantize,
-    )
+    return load_mas_system(**vars(origin), task=task)
 
 
 def share_of(points: Sequence[CompletedSettings], n: int, processes: Processes) -> list[Batch]:

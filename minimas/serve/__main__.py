@@ -74,8 +74,7 @@ def serve(
         served = {}
         for name, origin in origins.items():
             task = args.task or style_named(origin.style).task
-            chosen = {key: value for key, value in vars(origin).items() if value is not None}
-            served[name] = Served(load_mas_system(**chosen, task=task), settings[name])
+            served[name] = Served(load_mas_system(**vars(origin), task=task), settings[name])
         # What is here stays. The collector then looks at what requests leave only, and so looks often enough.
         gc.collect()
         gc.freeze()
