@@ -353,7 +353,7 @@ def test_the_program_refuses_what_it_does_not_know(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, value", (("--checkpoint", "~nobody/x"), ("--style", "~nobody/x.json"))
+    "name, value", (("--checkpoint", "~no_such_user/x"), ("--style", "~no_such_user/x.json"))
 )
 def test_the_home_of_a_user_who_does_not_exist(monkeypatch, capsys, name, value):
     monkeypatch.setattr(
@@ -363,7 +363,7 @@ def test_the_home_of_a_user_who_does_not_exist(monkeypatch, capsys, name, value)
         ask.run()
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "~nobody/x" in line
+    assert "~no_such_user/x" in line
 
 
 @pytest.mark.parametrize("args", ([], ["--help"], ["--version"]))
