@@ -6,6 +6,7 @@ It imports nothing but the standard library, so that `import minimas` stays ligh
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+# The kinds of weights that linears may have instead of floats (quantize.py)
+QUANTIZED = ("int8", "int4")
 JSON_TYPES = {
     bool: "true or false",
     dict: "an object",
@@ -128,6 +131,11 @@ def entry(file: object, value: Any, *path: str, type_: type) -> Any:
 
 
 # Files
+
+
+def local_path(name: str | Path) -> Path:
+    """The path that a user wrote, ~ being the home folder. It stays if there is no such user; Path would raise."""
+    return Path(os.path.expanduser(name))
 
 
 def required(folder: Path, name: str) -> Path:

@@ -184,9 +184,10 @@ class Batch:
     def drop_ended(self, going_on: set[int]) -> None:
         """Let all rows leave the batch but those of these texts; some may stay, numbered None, to fill it up."""
         unfinished = [i for i, b in enumerate(self.rows) if b in going_on]
-        n = self.agent.steps.rows_to_keep(len(unfinished), len(self.rows))
-        ended = [i for i in range(len(self.rows)) if i not in unfinished]
-        stay = sorted(unfinished + ended[: n - len(unfinished)])
+        ended = [i for i, b in enumerate(self.rows) if b not in going_on]
+        kept = self.agent.steps.rows_to_keep(len(unfinished), len(self.rows))
+        fillers = ended[: kept - len(unfinished)]
+        stay = sorted(unfinished + fillers)
         if len(stay) < len(self.rows):
             index = torch.tensor(stay, device=self.inputs.x.device)
             keep_rows(self.cache, index)

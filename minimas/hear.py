@@ -59,8 +59,9 @@ class Hearing:
 
     def replace(self, turn: Turn, questions: Sequence[Question]) -> None:
         """Put into a turn what is heard in place of what it sent; `questions` are those of its rows."""
+        # turn.sent is made when it is first read. Until then the states of the turn may be changed.
         if not self.along:
-            return  # and turn.sent is not made before its states may have been changed
+            return
         for edge, value in self.along.items():
             if edge not in turn.sent:
                 continue

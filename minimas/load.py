@@ -23,7 +23,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .common import InputError, check_known, entry, read_json, required, warn_once
+from .common import (
+    QUANTIZED,
+    InputError,
+    check_known,
+    entry,
+    local_path,
+    read_json,
+    required,
+    warn_once,
+)
 from .compat.folder import (
     INDEX,
     LINKS,
@@ -36,7 +45,7 @@ from .compat.folder import (
 from .compat.hub import download, names_in_repository
 from .config import DTYPES, Decoder, read_config
 from .link import InnerLink, OuterLink
-from .quantize import GROUP, KINDS, QuantizedLinear, quantizable
+from .quantize import GROUP, QuantizedLinear, class_of, quantizable
 
 AGENT_FILES = (  # and the weights
     "config.json",
@@ -62,7 +71,7 @@ def checkpoint_folder(source: str | Path, *patterns: str, role: str = "checkpoin
     source  a folder, or a hub id such as Qwen/Qwen3-1.7B
     role    whose it is, for the InputError if it is neither
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.is_dir():
         return folder
     if folder.is_file():
@@ -169,8 +178,10 @@ def load_weights(
                         continue  # of no use here, or a stale copy: the index names another shard
                     tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
                     before = weights_at(model, name) if name in loaded else None
-                    later = name == HEAD and model.config.tie_word_embeddings
-                    set_weight(model, name, tensor, device, dtype, None if later else quantize)
+                    # The embeddings may need the float weight of such a head, so it is quantised at the end.
+                    may_be_tied = name == HEAD and model.config.tie_word_embeddings
+                    kind = None if may_be_tied else quantize
+                    set_weight(model, name, tensor, device, dtype, kind)
                     if before is not None and not same(before, weights_at(model, name)):
                         raise stored_twice(folder, name, [loaded[name], shard])
                     loaded[name] = shard
@@ -181,7 +192,7 @@ def load_weights(
         absent = tie_head(model, absent)
     if absent:
         raise InputError(absent_message(folder, absent, len(expected), shards))
-    if quantize and model.config.tie_word_embeddings and quantizable(model.lm_head, quantize):
+    if model.config.tie_word_embeddings and quantizable(model.lm_head, quantize):
         set_weight(model, HEAD, model.lm_head.weight, device, dtype, quantize)
     if quantize:
         warn_of_float_linears(model, folder, quantize)
@@ -201,8 +212,10 @@ def set_weight(
     """
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    if quantize and leaf == "weight" and quantizable(module, quantize):
-        quantized = KINDS[quantize].from_float(tensor, module.bias, device)
+    # A weight that is stored twice arrives a second time, when its linear is quantised already.
+    can_be = isinstance(module, QuantizedLinear) or quantizable(module, quantize)
+    if quantize and leaf == "weight" and can_be:
+        quantized = class_of(quantize).from_float(tensor, module.bias, device)
         model.set_submodule(owner, quantized)
     else:
         setattr(module, leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
@@ -548,7 +561,7 @@ def device_of_each(given: str) -> dict[str, str]:
 def usable_kind(name: str | None) -> str | None:
     """The kind of quantised weights of that name, None for none."""
     if name is not None:
-        check_known("quantize", [name], KINDS)
+        check_known("quantize", [name], QUANTIZED)
     return name
 
 

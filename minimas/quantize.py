@@ -15,7 +15,7 @@ Notation: D inputs, N outputs.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,10 @@ class Int8Linear(QuantizedLinear):
     def dequantized(
         self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        return self.weight[start:end].to(dtype) * self.scale[start:end, None].to(dtype)
+        # All weights of a row share its scale. Were it rounded to a narrow dtype, all would be wrong in the same way.
+        wide = torch.promote_types(dtype, torch.float32)
+        w = self.weight[start:end].to(wide) * self.scale[start:end, None].to(wide)
+        return w.to(dtype)
 
 
 class Int4Linear(QuantizedLinear):
@@ -136,23 +139,25 @@ class Int4Linear(QuantizedLinear):
             step = torch.where(scale == 0, 1, scale)  # 0: all weights of the group are equal
             q = ((w - offset) / step).round().clamp(-8, 7)
             error = (q * scale + offset - w).square().sum(-1, keepdim=True)
-            better = ~(error >= least)  # and where it is NaN, to stay NaN
+            better = (error < least) | error.isnan()  # NaN stays NaN
             least = torch.where(better, error, least)
             found = (q, scale, offset)
             best = [torch.where(better, new, old) for new, old in zip(found, best, strict=True)]
         q, scale, offset = best
         pairs = (q + 8).to(torch.uint8).flatten(1).unflatten(1, (-1, 2))  # (n, D / 2, 2)
-        self.weight[start:end] = pairs[..., 0] | pairs[..., 1] << 4
+        self.weight[start:end] = pairs[..., 0] | (pairs[..., 1] << 4)
         self.scale[start:end] = scale[..., 0]
         self.offset[start:end] = offset[..., 0]
 
     def dequantized(
         self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        q = unpacked(self.weight[start:end]).to(dtype).unflatten(1, (-1, GROUP))
-        scale = self.scale[start:end, :, None].to(dtype)
-        offset = self.offset[start:end, :, None].to(dtype)
-        return ((q - 8) * scale + offset).flatten(1)
+        wide = torch.promote_types(dtype, torch.float32)
+        q = unpacked(self.weight[start:end]).to(wide).unflatten(1, (-1, GROUP))
+        scale = self.scale[start:end, :, None].to(wide)
+        offset = self.offset[start:end, :, None].to(wide)
+        w = (q - 8) * scale + offset
+        return w.flatten(1).to(dtype)
 
 
 def unpacked(pairs: torch.Tensor) -> torch.Tensor:
@@ -160,7 +165,9 @@ def unpacked(pairs: torch.Tensor) -> torch.Tensor:
     return torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)
 
 
-KINDS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear}
+def class_of(kind: str) -> type[QuantizedLinear]:
+    """The class of a kind, which is one of common.QUANTIZED."""
+    return Int8Linear if kind == "int8" else Int4Linear
 
 
 # The product
@@ -196,9 +203,9 @@ class FrozenProduct(torch.autograd.Function):
 # In a decoder
 
 
-def quantizable(module: nn.Module, kind: str) -> bool:
-    """Whether a module is a linear whose weight can be of this kind."""
-    if not isinstance(module, nn.Linear):
+def quantizable(module: nn.Module, kind: str | None) -> TypeGuard[nn.Linear]:
+    """Whether a module is a linear whose weight can be of this kind; never if the kind is None."""
+    if kind is None or not isinstance(module, nn.Linear):
         return False
     return kind == "int8" or module.in_features % GROUP == 0
 
@@ -206,8 +213,8 @@ def quantizable(module: nn.Module, kind: str) -> bool:
 def quantize_linears(model: nn.Module, kind: str) -> None:
     """Put a QuantizedLinear in the place of each linear of a model that can be quantised."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and quantizable(module, kind):
-            quantized = KINDS[kind].from_float(module.weight.detach(), module.bias)
+        if quantizable(module, kind):
+            quantized = class_of(kind).from_float(module.weight.detach(), module.bias)
             model.set_submodule(name, quantized)
 
 

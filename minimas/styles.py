@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .common import InputError, check_known, check_text, read_json
+from .common import InputError, check_known, check_text, local_path, read_json
 from .prompts import Question
 from .style_file import KEYS, check_entry, named_edges
 from .tiny.task import with_labels
@@ -111,7 +111,7 @@ class Style:
             return self.named_sources(given or {}, needed)
         if len(self.order) == 1:
             return {self.order[0]: given}
-        return self.sources_within(Path(given).expanduser(), needed)
+        return self.sources_within(local_path(given), needed)
 
     def named_sources(
         self, given: Mapping[str, Source], needed: Sequence[str] | None
@@ -159,9 +159,6 @@ class Style:
         defaults = [f"{name}={getattr(self, name)!r}" for name in DEFAULTS]
         lines.append(", ".join(defaults))
         return "Style(\n  " + "\n  ".join(lines) + "\n)"
-
-
-QUANTIZED = ("int8", "int4")  # what the weights of linears may be kept in (quantize.py)
 
 
 @dataclass(frozen=True)
@@ -222,7 +219,7 @@ STYLES = {name: style_from(entry, FILE) for name, entry in read_json(FILE).items
 
 def style_named(name: str | Path) -> Style:
     """The Style of that name, or in a .json file; InputError if there is none."""
-    file = Path(name).expanduser()
+    file = local_path(name)
     if file.suffix == ".json" and file.is_file():
         return style_from(read_json(file), file)
     check_known("style", [str(name)], [*STYLES, "the path of a .json file"])

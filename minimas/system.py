@@ -586,14 +586,14 @@ class System:
         batch = Batch(agent, prompts, others, settings)
         for i, text, ended in grow(batch, decodings, lambda i: wanted(numbers[i]), whole):
             n = numbers[i]
-            retried = None
+            second = None
             if ended:
                 ids = batch.ids[i]
                 first = lost[n]
-                retried = Written(
+                second = Written(
                     decodings[i].text(ids), first.token_ids + ids, first.new_tokens + len(ids), True
                 )
-            yield Growth(n, text, retried)
+            yield Growth(n, text, second)
 
 
 def grow(

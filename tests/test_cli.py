@@ -348,8 +348,22 @@ def test_the_program_refuses_what_it_does_not_know(monkeypatch, capsys):
         program.main()
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(
-        "minimas: 'aks' is no command, expected one of ask, evaluate, train"
+        "minimas: 'aks' is no command, expected one of ask, evaluate, serve, train: "
     )
+
+
+@pytest.mark.parametrize(
+    "name, value", (("--checkpoint", "~no_such_user/x"), ("--style", "~no_such_user/x.json"))
+)
+def test_the_home_of_a_user_who_does_not_exist(monkeypatch, capsys, name, value):
+    monkeypatch.setattr(
+        sys, "argv", ["minimas ask", "--device", "cpu", name, value, "--prompt", "1 +1"]
+    )
+    with pytest.raises(SystemExit) as end:
+        ask.run()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "~no_such_user/x" in line
 
 
 @pytest.mark.parametrize("args", ([], ["--help"], ["--version"]))

@@ -158,6 +158,17 @@ def test_a_file_in_the_home_folder(system, data, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [home]
 
 
+def test_a_data_set_that_is_named_by_a_path(system, tmp_path):
+    """Records hold its name, so it is a text there; a run that gives the name as a text continues them."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "7 +5", "answer": "2"}\n')
+    settings = {"rounds": 1, "out": "records.jsonl", "progress": False}
+    evaluate(system, load_dataset(file), **settings)
+    written = (tmp_path / "records.jsonl").read_text()
+    evaluate(system, load_dataset(str(file)), **settings)
+    assert (tmp_path / "records.jsonl").read_text() == written
+
+
 def test_a_run_that_breaks_off_is_continued(system, data, tmp_path, monkeypatch):
     """What was answered stays, and the file is free again."""
     out, answer, asked = tmp_path / "r.jsonl", System.answer, []

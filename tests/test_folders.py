@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from minimas import InputError
 from minimas.agent import load_agent
+from minimas.common import QUANTIZED
 from minimas.load import checkpoint_folder, load_model, load_outer_links
+from minimas.quantize import named_weights
 from minimas.tokenizer import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -129,6 +131,27 @@ def test_a_tensor_that_the_index_forgets(folder):
     write(folder, parts, weight_map)
     with pytest.raises(InputError, match="norm.weight is stored twice, in .* with different num"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_linear_that_is_stored_twice(tmp_path, kind):
+    """Quantised or not, an identical copy is accepted and another one refused. A bias may be either's."""
+    folder = checkpoints.make_agent(tmp_path / "agent", "qwen2", hidden_size=64)
+    expected = load_model(folder, quantize=kind)
+    parts, weight_map, _ = split(folder)
+    key = "model.layers.0.self_attn.q_proj.weight"
+    holder = SHARDS.index(weight_map.pop(key))
+    parts[1 - holder][key] = parts[holder][key].clone()
+    write(folder, parts, weight_map)
+    model = load_model(folder, quantize=kind)
+    names = dict(named_weights(model))
+    assert names.keys() == dict(named_weights(expected)).keys()
+    for name, weight in named_weights(expected):
+        assert torch.equal(names[name], weight), name
+    parts[1 - holder][key] *= 2
+    write(folder, parts, weight_map)
+    with pytest.raises(InputError, match="q_proj.weight is stored twice, in .* with different num"):
+        load_model(folder, quantize=kind)
 
 
 def test_one_parameter_under_two_names(folder):

@@ -14,7 +14,7 @@ from torch import nn
 
 import minimas
 from minimas.commands import ask
-from minimas.common import InputError
+from minimas.common import QUANTIZED, InputError
 from minimas.evaluate import evaluate
 from minimas.fast import prepare as prepare_module
 from minimas.fast import quantized
@@ -23,11 +23,11 @@ from minimas.load import load_model
 from minimas.prompts import Question
 from minimas.quantize import (
     GROUP,
-    KINDS,
     FrozenProduct,
     Int4Linear,
     Int8Linear,
     QuantizedLinear,
+    class_of,
     named_weights,
 )
 from minimas.runs import needs
@@ -37,7 +37,7 @@ from minimas.train import TrainSettings, train_outer
 from minimas.train.examples import TrainExample
 from minimas.train.losses import OuterLoss
 
-EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+EACH_KIND = pytest.mark.parametrize("kind", QUANTIZED)
 # Sizes that 32 divides, so that every linear can be int4
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
 FAMILIES = {
@@ -138,11 +138,20 @@ def test_damaged_weights_stay_damaged(kind):
     w = torch.ones(3, 32)
     w[1, 4] = torch.nan
     w[2, 4] = torch.inf
-    y = KINDS[kind].from_float(w)(torch.ones(32))
+    y = class_of(kind).from_float(w)(torch.ones(32))
     assert y.isfinite().tolist() == [True, False, False]
 
 
 # The product
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@EACH_KIND
+def test_weights_in_a_narrow_dtype_are_rounded_once(kind, dtype):
+    """A scale that is rounded first would move all weights that share it in one direction."""
+    linear = class_of(kind).from_float(weights(24, 96))
+    assert torch.equal(linear.dequantized(dtype=dtype), linear.dequantized().to(dtype))
+    assert linear.dequantized(dtype=torch.float64).dtype == torch.float64
 
 
 @EACH_KIND
@@ -152,7 +161,7 @@ def test_plain_and_fast_products(kind, N, D, monkeypatch):
     """In one block and in several; int8 within float32's rounding, int4 within that of bfloat16 activations."""
     w = weights(N, D)
     bias = nn.Parameter(torch.randn(N), requires_grad=False)
-    linear = KINDS[kind].from_float(w, bias)
+    linear = class_of(kind).from_float(w, bias)
     W = linear.dequantized(dtype=torch.float64)
     fast = quantized.fast_product([copy.deepcopy(linear)])
     for block in (1 << 19, 40 * D):
@@ -179,7 +188,7 @@ def test_plain_and_fast_products(kind, N, D, monkeypatch):
 
 @EACH_KIND
 def test_merged_products(kind):
-    linears = [KINDS[kind].from_float(weights(N, 96, seed=N)) for N in (40, 8, 100)]
+    linears = [class_of(kind).from_float(weights(N, 96, seed=N)) for N in (40, 8, 100)]
     x = torch.randn(3, 96)
     truth = torch.cat([linear(x) for linear in linears], 1)
     fast = quantized.fast_product(linears)
@@ -202,7 +211,7 @@ def test_packed_layouts_of_both_instruction_sets():
 @EACH_KIND
 def test_gradients_flow_through_the_activations(kind, monkeypatch):
     monkeypatch.setattr("minimas.quantize.BLOCK", 64)
-    linear = KINDS[kind].from_float(weights(11, 32), nn.Parameter(torch.randn(11), False))
+    linear = class_of(kind).from_float(weights(11, 32), nn.Parameter(torch.randn(11), False))
     x = torch.randn(2, 3, 32, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: FrozenProduct.apply(x, linear), x)
     upstream = torch.randn(2, 3, 11)
@@ -294,7 +303,7 @@ def test_a_tied_head_is_a_quantised_copy(tmp_path, kind, stored):
     model = load_model(folder, dtype=torch.float32, quantize=kind)
     embedding = model.embed_tokens.weight
     assert embedding.dtype == torch.float32
-    expected = KINDS[kind].from_float(embedding.detach()).dequantized()
+    expected = class_of(kind).from_float(embedding.detach()).dequantized()
     assert torch.equal(model.lm_head.dequantized(), expected)
 
 

@@ -7,9 +7,9 @@ Notation: B questions at once.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ..common import local_path
 from ..compat.hub import download, is_reachable
 from ..compat.released import recorded_on
 from ..load import agent_patterns, links_task
@@ -54,7 +54,8 @@ def agents_table(
     ]
     columns = []
     for name, sizes in files.items():
-        device = dtype = ""
+        device = ""
+        dtype = ""
         memory = [0, 0, 0, 0]
         if name in needs:
             need = needs[name]
@@ -107,16 +108,20 @@ def files_of(source: Source, *patterns: str, reachable: bool = True) -> tuple[fl
     Both are infinite if the hub cannot be asked.
     """
     if is_folder(source):
-        folder = Path(source).expanduser()
-        matching = [file for pattern in patterns for file in folder.glob(pattern)]
-        return sum(file.stat().st_size for file in matching), 0
+        folder = local_path(source)
+        here = 0
+        for pattern in patterns:
+            here += sum(file.stat().st_size for file in folder.glob(pattern))
+        return here, 0
     if not reachable:
         return UNKNOWN, UNKNOWN
     listed: Any = download(str(source), patterns, dry_run=True)
     missing = [file for file in listed if file.will_download]
-    return sum(file.file_size or 0 for file in listed), sum(file.file_size or 0 for file in missing)
+    whole = sum(file.file_size or 0 for file in listed)
+    to_download = sum(file.file_size or 0 for file in missing)
+    return whole, to_download
 
 
 def is_folder(source: Source) -> bool:
     """Whether a source is a folder here, and no repository."""
-    return Path(source).expanduser().is_dir()
+    return local_path(source).is_dir()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
-from ..common import InputError
+from ..common import QUANTIZED, InputError, local_path
 from ..settings import NOT_FOR_ARGPARSE, Settings
-from ..styles import QUANTIZED, STYLES, Origin
+from ..styles import STYLES, Origin
 
 
 class Adder(Protocol):
@@ -219,7 +219,7 @@ def pairs(option: str, parts: list[str], expected: str = "NAME=COLUMN") -> dict[
 def checkpoints(given: list[str]) -> str | dict[str, str | Path]:
     """The values of --checkpoint as load_mas_system takes them: one folder or hub id, or {role: folder or hub id}."""
     if len(given) == 1 and given[0]:
-        is_folder = Path(given[0]).expanduser().is_dir()
+        is_folder = local_path(given[0]).is_dir()
         if is_folder or "=" not in given[0]:
             return given[0]
     return {**pairs("--checkpoint", given, "ROLE=PATH, or one folder of all roles")}

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from ..common import InputError
+from ..common import InputError, local_path
 
 HUB = "https://huggingface.co"
 INSTEAD = {
@@ -182,7 +182,7 @@ def of_status(status: int, why: str) -> tuple[str, str]:
 
 def of_files(cause: BaseException, why: str) -> tuple[str, str] | None:
     """(what is wrong, what to do) if the cache on this machine is to blame, else None."""
-    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    cache = local_path(constants.HF_HUB_CACHE)
     number = cause.errno if isinstance(cause, OSError) else None
     in_text = re.search(r"os error (\d+)", why)  # as the client's part in Rust says it
     if number is None and in_text:
@@ -202,7 +202,7 @@ def of_files(cause: BaseException, why: str) -> tuple[str, str] | None:
 
 def file_in_the_way() -> Path | None:
     """The file that stands where the cache needs a folder. Whatever else failed, nothing can be fetched then."""
-    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    cache = local_path(constants.HF_HUB_CACHE)
     return next((path for path in (cache, *cache.parents) if path.is_file()), None)
 
 

@@ -31,7 +31,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError, check_known, warn
+from ..common import InputError, check_known, local_path, warn
 from ..prompts import TASKS
 from ..runs.formats import SUFFIXES
 from ..runs.rows import (
@@ -39,7 +39,6 @@ from ..runs.rows import (
     downloaded,
     file_rows,
     is_file_name,
-    local_path,
     numbered,
     parquet_rows,
     text_of,
@@ -98,7 +97,7 @@ class Example:
 
 
 def load_dataset(
-    name: str,
+    name: str | Path,
     file: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     task: str | None = None,
@@ -116,6 +115,7 @@ def load_dataset(
     warn     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
     Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
+    name = str(name)  # records hold it
     benchmark = benchmark_named(name, task)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected a number from 1 up")

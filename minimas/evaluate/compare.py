@@ -139,10 +139,16 @@ def alone_file(out: str | Path) -> Path:
 def last_agent_alone(run: Run) -> Run:
     """The Run in which the last agent of a Run's system answers as style `single`, with the first point's settings."""
     style = STYLES["single"]
+    origin = run.origin
+    if origin.style:  # it was not put together by hand
+        origin = origin_alone(origin, run.style)
+    system = None
+    if run.system is not None:
+        system = system_alone(run.system)
     return Run(
-        origin=origin_alone(run.origin, run.style) if run.origin.style else run.origin,
+        origin=origin,
         style=style,
-        system=None if run.system is None else system_alone(run.system),
+        system=system,
         data=run.data,
         points=[settings_alone(run.points[0], style)],
         graders=run.graders,
@@ -217,8 +223,10 @@ def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) ->
     for our, other in zip(ours, others, strict=True):
         our_right = our["right"][grader][0]
         other_right = other["right"][grader][0]
-        b += our_right and not other_right
-        c += other_right and not our_right
+        if our_right and not other_right:
+            b += 1
+        if other_right and not our_right:
+            c += 1
         tokens.append(tokens_of(our) - tokens_of(other))
         seconds.append(our["seconds"] - other["seconds"])
     n = len(ours)

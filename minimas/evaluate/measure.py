@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError, check_known, no_op, warn
+from ..common import InputError, check_known, local_path, no_op, warn
 from ..prompts import TASKS
 from ..runs.lock import Lock, held, share
 from ..runs.outputs import output_path, writable_file
@@ -339,7 +339,7 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
     for option, file in [*inputs.items(), *outputs.items()]:
         if not file:
             continue
-        other = taken.setdefault(Path(file).expanduser().resolve(), option)
+        other = taken.setdefault(local_path(file).resolve(), option)
         if other != option:
             raise InputError(f"{option} and {other} are the same file, {file}: give another name")
     for option, file in outputs.items():

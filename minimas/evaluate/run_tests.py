@@ -17,9 +17,8 @@ from ..sandbox.python import Programs
 
 HARNESS = Path(__file__).with_name("harness.py").read_text(encoding="utf-8")
 
-Test: TypeAlias = (
-    str | tuple[str, ...]
-)  # a script; or (stdin, stdout) or (arguments, result), and more right outputs
+# A script; or (stdin, stdout) or (arguments, result), and more right outputs
+Test: TypeAlias = str | tuple[str, ...]
 
 
 class CodeQuestion(Protocol):
@@ -181,7 +180,6 @@ def same_line(printed: str, expected: str) -> bool:
         return False
     try:
         return [*map(Decimal, printed.split())] == [*map(Decimal, expected.split())]
-    except (
-        InvalidOperation
-    ):  # a word is not a number; or a signalling NaN, which cannot be compared
+    # A word is not a number; or a signalling NaN, which cannot be compared
+    except InvalidOperation:
         return False

@@ -9,9 +9,11 @@ For few rows the cost is reading the weights, and an operator reads them as they
 
 For many rows the cost is arithmetic. The weights are then made float, block by block, and x is not rounded.
 
-Notation: D inputs, N outputs, L lanes: outputs that are kept together, all inputs of them before the next ones.
+Notation: D inputs, N outputs, L lanes: how many outputs lie together. Within such a group of outputs the weights are
+ordered by input.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NoReturn
@@ -24,7 +26,7 @@ from ..quantize import BLOCK, GROUP, Int4Linear, Int8Linear, QuantizedLinear, un
 
 # What adds 128, modulo 256, to each of eight bytes
 EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
-HEADER = 8  # bytes after each row of a table: a factor and a summand, float32
+TRAILER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
 LANES = 64  # of int4, at most
@@ -56,27 +58,27 @@ class FastProduct:
             )
         rows = x.reshape(-1, self.in_features)
         if 0 < len(rows) <= self.most_rows and x.dtype != torch.float64:
-            y = self.few_rows(rows)
+            y = self.operator_product(rows)
         else:
-            y = self.many_rows(rows)
+            y = self.float_product(rows)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
 
-    def few_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """x (rows, D) -> x W' (rows, N)."""
+    def operator_product(self, x: torch.Tensor) -> torch.Tensor:
+        """For few rows: x (rows, D) -> x W' (rows, N)."""
         raise NotImplementedError
 
-    def many_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """The same, exact but for the rounding of x's dtype."""
+    def float_product(self, x: torch.Tensor) -> torch.Tensor:
+        """The same for many rows, exact but for the rounding of x's dtype."""
         D, L = self.in_features, self.lanes
-        outputs = self.out_features + -self.out_features % L
-        n = max(1, BLOCK // (D * L)) * L  # of a block
+        outputs = tables_for(self.out_features, L) * L  # with spare ones
+        at_once = max(1, BLOCK // (D * L)) * L  # outputs of a block
         y = x.new_empty(len(x), outputs)
-        q = torch.empty(n * D, dtype=torch.uint8)  # both are used again for each block
-        w = x.new_empty(n * D)
-        for start in range(0, outputs, n):
-            own = y[:, start : start + n]
+        q = torch.empty(at_once * D, dtype=torch.uint8)  # both are used again for each block
+        w = x.new_empty(at_once * D)
+        for start in range(0, outputs, at_once):
+            own = y[:, start : start + at_once]
             shape = (D, own.shape[1])
             size = D * own.shape[1]
             self.multiply(x, start, q[:size].view(shape), w[:size].view(shape), own)
@@ -92,7 +94,7 @@ class FastProduct:
 class FastInt8(FastProduct):
     """Tables of D rows, one for each L outputs.
 
-    weight         (N / L, D, L + HEADER) uint8: each row is q + ADDED, then 1 and -ADDED, which make q of it again
+    weight         (N / L, D, L + TRAILER) uint8: each row is q + ADDED, then 1 and -ADDED, which make q of it again
     padded_scale   (N + spare,) float32; spare outputs fill the last table
     """
 
@@ -109,23 +111,23 @@ class FastInt8(FastProduct):
             q = torch.cat([linear.weight for linear in linears])
         for linear in linears:
             drop(linear, "weight", "scale")
-        self.weight = torch.zeros(-(-N // L), D, L + HEADER, dtype=torch.uint8)
+        self.weight = torch.zeros(tables_for(N, L), D, L + TRAILER, dtype=torch.uint8)
         for table, outputs in zip(self.weight, q.split(L), strict=True):
             table[:, : len(outputs)] = outputs.view(torch.uint8).T ^ ADDED  # adds 128, modulo 256
         self.weight[..., L:] = torch.tensor([1.0, -ADDED]).view(torch.uint8)
 
-    def few_rows(self, x: torch.Tensor) -> torch.Tensor:
+    def operator_product(self, x: torch.Tensor) -> torch.Tensor:
         B = len(x)
         D, L = self.in_features, self.lanes
-        n = max(1, INDICES // (B * D))  # tables of one call
-        n = min(n, len(self.weight))
-        factors = x.float().expand(n, B, D).flatten()
+        at_once = max(1, INDICES // (B * D))  # tables of one call
+        at_once = min(at_once, len(self.weight))
+        factors = x.float().expand(at_once, B, D).flatten()
         parts = []
-        for tables in self.weight.split(n):
-            n = len(tables)  # the last may be fewer
+        for tables in self.weight.split(at_once):
+            n = len(tables)  # in the last call there may be fewer
             indices, offsets = bags(n, B, D)
             part = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-                tables.view(n * D, L + HEADER),
+                tables.view(n * D, L + TRAILER),
                 indices,
                 offsets,
                 per_sample_weights=factors[: n * B * D],
@@ -136,17 +138,17 @@ class FastInt8(FastProduct):
         y = y * self.padded_scale
         return y[:, : self.out_features].to(x.dtype)
 
-    def many_rows(self, x: torch.Tensor) -> torch.Tensor:
+    def float_product(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float16:  # x q would overflow
-            return self.many_rows(x.float()).half()
-        y = super().many_rows(x)
+            return self.float_product(x.float()).half()
+        y = super().float_product(x)
         y *= self.padded_scale[: self.out_features]
         return y
 
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
-        """Without the scale, with which `many_rows` multiplies all outputs at once."""
+        """Without the scale, with which `float_product` multiplies all outputs at once."""
         L = self.lanes
         end = start + y.shape[1]
         # Eight bytes at a time, since few numbers are quicker to move
@@ -156,15 +158,20 @@ class FastInt8(FastProduct):
         torch.mm(x, w, out=y)
 
 
+def tables_for(N: int, L: int) -> int:
+    """How many tables of L outputs hold N outputs."""
+    return math.ceil(N / L)
+
+
 def lanes_for(N: int) -> int:
     """The L with which the tables of N outputs take the least memory."""
-    return min(range(64, 129, 8), key=lambda L: -(-N // L) * (L + HEADER))
+    return min(range(64, 129, 8), key=lambda L: tables_for(N, L) * (L + TRAILER))
 
 
 def table_bytes(N: int, D: int) -> int:
     """What the tables of N outputs take."""
     L = lanes_for(N)
-    return -(-N // L) * D * (L + HEADER)
+    return tables_for(N, L) * D * (L + TRAILER)
 
 
 @cache
@@ -194,17 +201,17 @@ class FastInt4(FastProduct):
         pairs = torch.cat([linear.weight for linear in linears])
         for linear in linears:
             drop(linear, "weight", "scale", "offset")
-        self.weight = pack(F.pad(pairs, (0, 0, 0, spare)))
+        self.weight = pack_int4(F.pad(pairs, (0, 0, 0, spare)))
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: on another CPU the packed layout may be another one."""
-        return vars(self) | {"weight": unpack(self.weight)}
+        return vars(self) | {"weight": unpack_int4(self.weight)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.weight = pack(self.weight)
+        self.weight = pack_int4(self.weight)
 
-    def few_rows(self, x: torch.Tensor) -> torch.Tensor:
+    def operator_product(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.bfloat16(), self.weight, GROUP, self.groups
         )
@@ -230,7 +237,7 @@ class FastInt4(FastProduct):
 NIBBLES = 0x0F0F0F0F0F0F0F0F  # the lower four bits of each of eight bytes
 
 
-def pack(pairs: torch.Tensor) -> torch.Tensor:
+def pack_int4(pairs: torch.Tensor) -> torch.Tensor:
     """(N, D / 2) in the layout of Int4Linear -> packed, (N, D / 2). N is a multiple of LANES."""
     packed = torch.empty_like(pairs)
     for some, into in zip(pairs.split(LANES), packed.split(LANES), strict=True):
@@ -239,13 +246,13 @@ def pack(pairs: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def unpack(packed: torch.Tensor) -> torch.Tensor:
-    """The reverse of `pack`."""
+def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
+    """The reverse of `pack_int4`."""
     pairs = torch.empty_like(packed)
     for some, into in zip(packed.split(LANES), pairs.split(LANES), strict=True):
         q = packed.new_empty(2 * packed.shape[1], LANES)
         q = packed_by_inputs(some, packed_lanes(), q).T  # (LANES, D)
-        into.copy_(q[:, 0::2] | q[:, 1::2] << 4)
+        into.copy_(q[:, 0::2] | (q[:, 1::2] << 4))
     return pairs
 
 

@@ -70,9 +70,8 @@ def slot(
     value of `hear` if they are not what was sent there.
     """
     found: dict[str, int | str] = {"latents": len(latents)}
-    silent: list[
-        dict[str, int | str]
-    ] = []  # sources that are not heard: which of them an empty slot is for cannot be seen
+    # Turns that are not heard. Which of them an empty slot is for cannot be seen.
+    silent: list[dict[str, int | str]] = []
     for source, target in style.edges:
         if target != role:
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..common import InputError
+from ..common import InputError, local_path
 from ..styles import Style
 
 GRADING = ("graders", "graders_hash", "answers_hash")  # what verdicts depend on, and texts do not
@@ -51,8 +51,8 @@ def fingerprint(sources: Iterable[str | Path], out: Path | None = None) -> str:
     those in the folder `out`. A folder within another one is not looked into: it may hold what a command writes.
     """
     given = list(sources)
-    hub_ids = [str(source) for source in given if not Path(source).expanduser().is_dir()]
-    paths = [Path(source).expanduser().resolve() for source in given]
+    hub_ids = [str(source) for source in given if not local_path(source).is_dir()]
+    paths = [local_path(source).resolve() for source in given]
     seen = " ".join(hub_ids).encode()
     for folder in filter(Path.is_dir, paths):
         for file in files_loaded_from(folder):

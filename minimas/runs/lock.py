@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..common import InputError
+from ..common import InputError, local_path
 
 try:
     import fcntl
@@ -41,7 +41,7 @@ class Lock:
     """
 
     def __init__(self, option: str, output: Path, folder: bool = False, lent: bool = False) -> None:
-        place = Path(output).expanduser().resolve()  # links and other spellings lead to one place
+        place = local_path(output).resolve()  # links and other spellings lead to one place
         self.option = option
         self.output = output
         self.lent = lent

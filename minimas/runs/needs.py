@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..common import InputError
+from ..common import InputError, local_path
 from ..compat.hub import download
 from ..compat.released import FILE as RECORDED
 from ..compat.released import recorded_config
@@ -30,7 +30,7 @@ from ..load import (
     usable_dtype,
     usable_kind,
 )
-from ..quantize import GROUP
+from ..quantize import GROUP, quantizable
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
 
@@ -104,24 +104,28 @@ def empty_decoder(
     source: str | Path, role: str, reachable: bool
 ) -> tuple[Decoder, torch.dtype, bool]:
     """(the decoder of an agent without its weights, the dtype of its file, whether its shapes are recorded ones)."""
-    if reachable or Path(source).expanduser().is_dir():
+    if reachable or local_path(source).is_dir():
         folder = checkpoint_folder(source, "config.json", role=role)
-        return *decoder_without_weights(folder), False
+        model, stored = decoder_without_weights(folder)
+        return model, stored, False
     config = recorded_config(str(source))
     try:
         folder = download(str(source), ["config.json"], local_files_only=True)
     except InputError:
         if config is None:
             raise
-        return *decoder_of(*parse_config(RECORDED, config)), True
-    return *decoder_without_weights(folder), False
+        family, parsed, dtype = parse_config(RECORDED, config)
+        model, stored = decoder_of(family, parsed, dtype)
+        return model, stored, True
+    model, stored = decoder_without_weights(folder)
+    return model, stored, False
 
 
 def decoder_bytes(model: Decoder, quantize: str | None, in_tables: bool = False) -> int:
     """Of the weights of a decoder. A head that is tied to the embedding counts once, unless it is quantised."""
     total = sum(weight_bytes(module, quantize, in_tables) for module in model.modules())
     head = model.lm_head
-    stays = weight_bytes(head, quantize) == weight_bytes(head, None)
+    stays = not quantizable(head, quantize)
     if model.config.tie_word_embeddings and stays:
         total -= head.weight.nbytes
     return total
@@ -134,15 +138,13 @@ def weight_bytes(module: nn.Module, quantize: str | None, in_tables: bool = Fals
     in_tables   int8 weights have the layout of the fast path on a CPU; that it merges some linears is not counted
     """
     whole = nbytes(module.parameters(recurse=False))
-    if quantize is None or not isinstance(module, nn.Linear):
+    if not quantizable(module, quantize):
         return whole
     N, D = module.weight.shape
     bias = whole - module.weight.nbytes
     if quantize == "int8":
         numbers = table_bytes(N, D) if in_tables else N * D
         return bias + numbers + N * ROW_SCALE
-    if D % GROUP:  # such a linear stays as it is
-        return whole
     return bias + N * D // 2 + N * D // GROUP * GROUP_SCALE
 
 

@@ -1,15 +1,14 @@
 """What a run puts out: the files that it may write, and a table as text."""
 
-import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from ..common import InputError
+from ..common import InputError, local_path
 
 
 def output_path(name: str | Path) -> Path:
     """The path of an output, with ~ as the home. A folder before a .. need not exist, and none is made for it."""
-    path = Path(os.path.expanduser(name))
+    path = local_path(name)
     return path.resolve() if ".." in path.parts else path
 
 

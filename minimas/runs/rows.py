@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError
+from ..common import InputError, local_path
 from .formats import (
     BOM,
     SUFFIXES,
@@ -176,11 +176,6 @@ def check_keys_of(tree: ast.AST, place: str) -> None:
 
 
 # Files
-
-
-def local_path(name: str | Path) -> Path:
-    """The path that a user wrote, ~ being the home folder."""
-    return Path(os.path.expanduser(name))
 
 
 def is_file_name(name: str | Path) -> bool:

@@ -27,7 +27,7 @@ from ..commands.options import (
     names,
     pairs,
 )
-from ..common import InputError, check_known
+from ..common import InputError, check_known, local_path
 from ..prompts import TASKS
 from ..runs.lock import Lock, held
 from ..runs.outputs import output_path, writable_file
@@ -203,7 +203,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     """InputError if --out or --plot cannot be written, or --plot is the file of the data."""
     check_out(args.out)
     if args.plot:
-        if args.plot.resolve() == Path(args.data).expanduser().resolve():
+        if args.plot.resolve() == local_path(args.data).resolve():
             raise InputError(f"--plot and --data are the same file, {args.plot}: give another name")
         writable_file("--plot", args.plot)
 

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError, check_known, read_json, warn
+from ..common import InputError, check_known, local_path, read_json, warn
 from ..prompts import TASKS, Question
 from ..runs.formats import SUFFIXES
-from ..runs.rows import Row, file_rows, is_file_name, local_path, numbered, parquet_rows, text_of
+from ..runs.rows import Row, file_rows, is_file_name, numbered, parquet_rows, text_of
 from ..styles import Style, style_named
 from ..tiny.task import lessons
 

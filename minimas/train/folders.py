@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..common import InputError
+from ..common import InputError, local_path
 from ..runs.lock import Lock
 from ..styles import Style
 
@@ -51,7 +51,7 @@ def check_apart(out: Path, sources: Mapping[str, str | Path]) -> None:
     """InputError if a system would be written over the agents that it is made from."""
     place = out.resolve()
     for role, base in sources.items():
-        folder = Path(base).expanduser().resolve()
+        folder = local_path(base).resolve()
         if folder.is_dir() and (place.is_relative_to(folder) or folder.is_relative_to(place)):
             raise InputError(
                 f"--out {out} is, holds or lies in the folder of {role}, {base}: give a folder of its own"

@@ -6,7 +6,7 @@ The loss of an answer is measured three times, as agents hear their own latents,
 Latents are those of inference: agents think, also where links learn on given texts. For `other` and `none` nobody needs
 to think, because nobody hears it. Nothing here takes random numbers, so a training is not changed by being watched.
 
-Notation: N rows, B rows in a batch, n tokens of an answer.
+Notation: B rows in a batch, n tokens of an answer, N tokens of the longest answer in a batch.
 """
 
 import math
@@ -41,7 +41,7 @@ def token_losses(
     longest: int = MAX_POSITIONS,
     progress: bool = False,
 ) -> dict[str, list[torch.Tensor]]:
-    """{value of `hear`: for each of N examples the cross-entropies (n,) of its answer's tokens in nats}.
+    """{value of `hear`: for each example the cross-entropies (n,) of its answer's tokens in nats}.
 
     The last token is the one that ends the answer. As `other`, example i hears example i - 1, and the first the last.
     """
@@ -72,10 +72,12 @@ def token_losses(
 
 
 def of_the_rows_before(sent: Sequence[Messages], batches: Sequence[slice]) -> list[Messages]:
-    """The messages of N rows, batch by batch -> for each batch those of the row before each of its rows."""
+    """The messages of all rows, batch by batch -> for each batch those of the row before each of its rows."""
     by_batch: list[Messages] = [{} for _ in batches]
     for key in sent[0]:
-        rows: list[torch.Tensor] = [latents for own in sent for latents in own[key]]  # type: ignore[misc]
+        rows: list[Any] = []  # latents (m, D) each
+        for own in sent:
+            rows.extend(own[key])
         rows = [rows[-1], *rows[:-1]]
         for messages, batch in zip(by_batch, batches, strict=True):
             messages[key] = rows[batch]

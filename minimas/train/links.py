@@ -40,9 +40,8 @@ from .settings import CompletedTrainSettings, TrainSettings, check_role, roles_w
 # Settings that may change on --resume
 NO_EFFECT_ON_WEIGHTS = ("save_every", "keep_activations")
 
-BEST = (
-    "best"  # the folder, in that of outer links, of those with the lowest own loss of rows held out
-)
+# The folder, in that of outer links, of those with the lowest own loss of rows held out
+BEST = "best"
 
 Examples = str | Path | Iterable[TrainExample] | Iterable[Mapping[str, Any]]
 Callback = Callable[[dict[str, Any]], object]
@@ -242,9 +241,8 @@ def examples_of(
     """
     roles = roles_with_texts(what, role, settings, style)
     rows = data_or_rows(given)
-    examples = [
-        one for one in rows if isinstance(one, TrainExample)
-    ]  # the name of a data set has none
+    # The name of a data set has none.
+    examples = [one for one in rows if isinstance(one, TrainExample)]
     if not examples or len(examples) < len(rows):
         rank, _ = rank_and_world()
         return load_examples(

@@ -384,9 +384,8 @@ class Ending:
             self.number = number
             self.noted = time.monotonic()
             if not self.quiet:
-                with suppress(
-                    OSError, RuntimeError
-                ):  # a terminal that was closed, or is being written to
+                # The terminal may be closed, or being written to.
+                with suppress(OSError, RuntimeError):
                     warn(
                         "ending after this step, --resume will go on; a second signal or Ctrl-C ends at once"
                     )
