@@ -200,7 +200,7 @@ def test_the_best_links_are_those_of_the_lowest_own_loss(system, examples, tmp_p
             for value, loss in zip(("own", "other", "none"), [next(made), 5.0, 6.0])
         }
 
-    monkeypatch.setattr("minimas.train.held_out.token_losses", scripted)
+    monkeypatch.setitem(HeldOut.measure.__globals__, "token_losses", scripted)
 
     def note(metrics):
         kept[metrics["step"]] = {
