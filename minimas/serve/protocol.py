@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..common import InputError
@@ -45,7 +45,6 @@ REFUSED = (
 )  # whoever asks for these relies on them
 WORDS = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 WORDS |= {list: "a list", dict: "an object"}
-KNOWN_SETTINGS = {one.name for one in fields(Settings)}
 
 
 class Refused(Exception):
@@ -166,8 +165,6 @@ def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> Compl
         found = value(body, name, types)
         if found is None:
             continue
-        if setting not in KNOWN_SETTINGS:
-            raise Refused(400, f"{name} is not known: leave it out", name)
         if setting in LIMITS and found > LIMITS[setting]:
             raise Refused(400, f"{name} is {found}, expected at most {LIMITS[setting]}", name)
         chosen.setdefault(setting, found)
