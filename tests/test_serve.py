@@ -590,7 +590,9 @@ def test_a_client_that_leaves_frees_its_row(monkeypatch):
         port = int(url.rpartition(":")[2])
         text = body(max_tokens=600, stream=True, rounds=1)
         leaving, staying = raw(port, post(text)), raw(port, post(text))
-        assert b"200 OK" in leaving.recv(1000) and b"200 OK" in staying.recv(1000)
+        shown = b""
+        while shown.count(b"data: ") < 5:  # it leaves in the middle of the text
+            shown += leaving.recv(1000)
         leaving.close()
         shown = b""
         while b"[DONE]" not in shown:
