@@ -18,7 +18,7 @@ import torch
 from ..common import InputError, out_of_memory
 from ..look.trace import page
 from ..prompts import Question
-from ..system import NewText, Result, System
+from ..system import NewText, Result
 from ..turn import Turn
 from .protocol import Asked, Refused, Served, usage
 

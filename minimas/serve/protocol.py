@@ -36,13 +36,7 @@ OWN = {
 }
 LIMITS = {"rounds": 64, "latent_steps": 1024, "max_new_tokens": 32768}  # what a request may ask for
 MAX_TEXTS = 128  # of a request
-REFUSED = (
-    "logprobs",
-    "echo",
-    "suffix",
-    "tools",
-    "functions",
-)  # whoever asks for these relies on them
+REFUSED = ("logprobs", "echo", "suffix", "tools", "functions")  # whoever asks for one relies on it
 WORDS = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 WORDS |= {list: "a list", dict: "an object"}
 
@@ -113,13 +107,10 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
     model = value(body, "model", (str,))
     if model is None:
         raise Refused(400, f"there is no model: give one of {', '.join(served)}", "model")
-    if model not in served:
-        message = f"model {model!r:.80} is not served, expected one of {', '.join(served)}"
-        raise Refused(404, message, "model", "model_not_found")
+    style = served_as(model, served).system.style
     for name in REFUSED:
         if body.get(name):
             raise Refused(400, f"{name} is not supported: leave it out", name)
-    style = served[model].system.style
     n = value(body, "n", (int,), 1)
     try:
         settings = settings_in(body, served[model].settings, style)
@@ -139,12 +130,20 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
         questions,
         settings,
         n,
-        stops_in(body),
+        stop=tuple(filter(None, strings_in(body, "stop"))),
         stream=value(body, "stream", (bool,), False),
         usage=value(options, "include_usage", (bool,), False),
         traced=traced,
         is_chat=is_chat,
     )
+
+
+def served_as(model: str, served: Mapping[str, Served]) -> Served:
+    """What is served under this name; Refused if nothing is."""
+    if model not in served:
+        message = f"model {model!r:.80} is not served, expected one of {', '.join(served)}"
+        raise Refused(404, message, "model", "model_not_found")
+    return served[model]
 
 
 def value(body: dict[str, Any], name: str, types: tuple[type, ...], default: Any = None) -> Any:
@@ -173,30 +172,24 @@ def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> Compl
     return Settings(**(vars(settings) | chosen)).completed(style)
 
 
-def stops_in(body: dict[str, Any]) -> tuple[str, ...]:
-    """The stop strings of a body."""
-    stop = value(body, "stop", (list, str), [])
-    stops = [stop] if isinstance(stop, str) else stop
-    if not all(isinstance(one, str) for one in stops):
-        raise Refused(400, f"stop is {stop!r:.80}, expected a string or a list of strings", "stop")
-    return tuple(one for one in stops if one)
+def strings_in(body: dict[str, Any], name: str) -> list[str]:
+    """A field that is a string or a list of strings."""
+    found = value(body, name, (list, str), [])
+    strings = [found] if isinstance(found, str) else found
+    if not all(isinstance(one, str) for one in strings):
+        message = f"{name} is {found!r:.80}, expected a string or a list of strings"
+        raise Refused(400, message, name)
+    return strings
 
 
 def questions_in(body: dict[str, Any], style: Style, is_chat: bool) -> list[Question]:
-    """The Questions of a body: that of a conversation, or those of prompts."""
+    """The Questions of a body: that of a conversation, or those of `prompt`."""
     if is_chat:
         return [question_in(body, style)]
-    return style.questions(prompts_in(body))
-
-
-def prompts_in(body: dict[str, Any]) -> list[str]:
-    """The texts of `prompt`; each is a question."""
-    prompt = value(body, "prompt", (list, str), [])
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not prompts or not all(isinstance(one, str) for one in prompts):
-        message = f"prompt is {prompt!r:.80}, expected a string or a list of strings"
-        raise Refused(400, message, "prompt")
-    return prompts
+    prompts = strings_in(body, "prompt")
+    if not prompts:
+        raise Refused(400, "there is no prompt: give a string or a list of strings", "prompt")
+    return style.questions(prompts)
 
 
 def question_in(body: dict[str, Any], style: Style) -> Question:
