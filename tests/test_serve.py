@@ -454,6 +454,11 @@ def test_a_body_that_is_wrong(client, change, param):
     assert error["param"] == param and error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("prompt", ([], "", None, [1], 3, ["7 +5", ""]), ids=str)
+def test_a_prompt_that_is_wrong(client, prompt):
+    error_of(client.post(COMPLETIONS, json={"model": "tiny", "prompt": prompt}), 400)
+
+
 @pytest.mark.parametrize(
     "data", (b"", b"{", b"[]", b"\xff", b'"x"', b"null", b'{"model": "\\ud800"}', b"[" * 9999)
 )

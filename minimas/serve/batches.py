@@ -144,23 +144,25 @@ class Job:
 
     def finish(self, i: int, rollout: int, result: Result, trace: str | None = None) -> None:
         """A text is complete, and so may be the whole request. trace: the path of its page."""
+        text = self.texts[i][rollout]
         system = result.system
         assert system is not None, "it was answered in this process"
-        text = self.texts[i][rollout]
-        own: dict[str, Any] = {"rounds": result.rounds, "retried": result.retried}
-        own["answer"] = result.answer
+        eos_ids = system.agents[system.style.order[-1]].generation_config.eos_ids
+        at_an_end = text.stopped or result.token_ids[-1] in eos_ids
+        reason = "stop" if at_an_end else "length"
+        answer = result.answer
+        if text.stopped:
+            answer = system.answer_in(text.text, self.asked.questions[i])
+        own = {"rounds": result.rounds, "retried": result.retried, "answer": answer}
         if trace is not None:
             own["trace"] = trace
-        if text.stopped:
-            own["answer"] = system.answer_in(text.text, self.asked.questions[i])
-        writer = system.agents[system.style.order[-1]]
-        at_an_end = text.stopped or result.token_ids[-1] in writer.generation_config.eos_ids
-        indices = self.indices(i, rollout)
-        self.counts["written"] += result.new_tokens * len(indices)
-        self.counts["heard"] += result.heard_tokens if rollout == 0 else 0
         self.begun = True
+        indices = self.indices(i, rollout)
         for index in indices:
-            self.send("end", index, text.text, "stop" if at_an_end else "length", own)
+            self.send("end", index, text.text, reason, own)
+        self.counts["written"] += result.new_tokens * len(indices)
+        if rollout == 0:
+            self.counts["heard"] += result.heard_tokens
         self.unfinished -= 1
         if self.unfinished == 0 and not self.left:
             self.left = True

@@ -197,19 +197,7 @@ def question_in(body: dict[str, Any], style: Style) -> Question:
 
     System messages go to the agent that answers. A style that rewrites questions can read nothing but a question.
     """
-    turns: list[tuple[str, str]] = []
-    system: list[str] = []
-    for message in value(body, "messages", (list,), []):
-        if not isinstance(message, dict):
-            raise Refused(400, f"a message is {message!r:.80}, expected an object", "messages")
-        role = value(message, "role", (str,))
-        if role in ("system", "developer"):
-            system.append(content_of(message))
-        elif role in ("user", "assistant"):
-            turns.append((role, content_of(message)))
-        else:
-            known = "system, developer, user or assistant"
-            raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
+    turns, system = conversation_in(body)
     while turns and turns[-1][0] != "user":
         turns.pop()
     if not turns:
@@ -222,9 +210,27 @@ def question_in(body: dict[str, Any], style: Style) -> Question:
     if earlier:
         said = "\n\n".join(f"{role.capitalize()}: {content}" for role, content in earlier)
         text = f"The conversation so far:\n\n{said}\n\nThe question now:\n\n{text}"
-    (whole,) = style.questions([text])
-    added = "\n\n".join(one for one in system if one.strip())
-    return Question(whole.text, typed=asked, system=added)
+        style.questions([text])  # refuses what cannot be read
+    return Question(text, typed=asked, system="\n\n".join(system))
+
+
+def conversation_in(body: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The turns [(user or assistant, text)] of a conversation, and its system messages."""
+    turns: list[tuple[str, str]] = []
+    system: list[str] = []
+    for message in value(body, "messages", (list,), []):
+        if not isinstance(message, dict):
+            raise Refused(400, f"a message is {message!r:.80}, expected an object", "messages")
+        role = value(message, "role", (str,))
+        text = content_of(message)
+        if role in ("user", "assistant"):
+            turns.append((role, text))
+        elif role not in ("system", "developer"):
+            known = "system, developer, user or assistant"
+            raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
+        elif text.strip():
+            system.append(text)
+    return turns, system
 
 
 def content_of(message: dict[str, Any]) -> str:
