@@ -210,7 +210,6 @@ def question_in(body: dict[str, Any], style: Style) -> Question:
     if earlier:
         said = "\n\n".join(f"{role.capitalize()}: {content}" for role, content in earlier)
         text = f"The conversation so far:\n\n{said}\n\nThe question now:\n\n{text}"
-        style.questions([text])  # refuses what cannot be read
     return Question(text, typed=asked, system="\n\n".join(system))
 
 
