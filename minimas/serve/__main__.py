@@ -113,9 +113,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line; InputError if they cannot be parsed."""
     about = "Serve recursive multi-agent systems over HTTP, as chat completions (docs/serving.md)."
     parser = add_answering(make_parser("serve", about, ANSWERING))
-    known = {one.name for one in fields(Settings)}
-    names = [name for name in ("batch_size", *BODY) if name in known]
-    add_settings(parser.group(ANSWERING), Settings, names)
+    add_settings(parser.group(ANSWERING), Settings, ("batch_size", *BODY))
     parser.set_defaults(rollouts=1)
     add_serving(parser)
     return parser.parse_args(given)

@@ -3,8 +3,8 @@
 import asyncio
 import hmac
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from starlette.routing import Route
 from ..common import InputError, parse_json
 from . import protocol
 from .batches import Batches, Job
-from .protocol import Refused
+from .protocol import Asked, Refused
 
 MAX_BODY = 1 << 20  # bytes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -131,10 +131,7 @@ class App:
         """One model."""
         self.check(request)
         name = request.path_params["model"]
-        if name not in self.batches.served:
-            known = ", ".join(self.batches.served)
-            message = f"model {name!r:.80} is not served, expected one of {known}"
-            raise Refused(404, message, "model", "model_not_found")
+        protocol.served_as(name, self.batches.served)
         return JSONResponse(model_object(name))
 
     async def chat(self, request: Request) -> Response:
@@ -155,16 +152,14 @@ class App:
         asked = protocol.read(body, self.batches.served, is_chat)
         job = Job(asked)
         self.batches.add(job)
-        watch = asyncio.create_task(leave_with(request, job))
-        first = await next_event(job, watch)
+        events = events_of(job, request)
+        first = await anext(events)
         if asked.stream and first[0] not in ("error", "left"):
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            events = stream(job, first, watch)
-            return StreamingResponse(events, headers=headers, media_type="text/event-stream")
-        try:
-            return await whole(job, first)
-        finally:
-            watch.cancel()
+            pieces = stream(asked, first, events)
+            return StreamingResponse(pieces, headers=headers, media_type="text/event-stream")
+        async with aclosing(events):
+            return await whole(asked, first, events)
 
 
 def model_object(name: str) -> dict[str, Any]:
@@ -190,6 +185,17 @@ async def body_of(request: Request) -> bytes:
     return b"".join(parts)
 
 
+async def events_of(job: Job, request: Request) -> AsyncGenerator[tuple, None]:
+    """The events of a job. Its client has left when the connection is closed, or when no more of them are wanted."""
+    watch = asyncio.create_task(leave_with(request, job))
+    try:
+        while True:
+            yield await job.events.get()
+    finally:
+        job.left = True
+        watch.cancel()
+
+
 async def leave_with(request: Request, job: Job) -> None:
     """Let a job's client leave as soon as its connection is closed."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -197,37 +203,27 @@ async def leave_with(request: Request, job: Job) -> None:
     job.leave()
 
 
-async def next_event(job: Job, watch: asyncio.Task | None = None) -> tuple:
-    """The next event of a job. If the wait for it is broken off, the client has left."""
-    try:
-        return await job.events.get()
-    except asyncio.CancelledError:
-        job.left = True
-        if watch is not None:
-            watch.cancel()
-        raise
-
-
-async def whole(job: Job, first: tuple) -> Response:
+async def whole(asked: Asked, first: tuple, events: AsyncIterator[tuple]) -> Response:
     """The response in one piece."""
     choices = {}
     event = first
     while event[0] == "end":
         _, index, *rest = event
-        choices[index] = protocol.choice(job.asked, index, *rest)
-        event = await next_event(job)
+        choices[index] = protocol.choice(asked, index, *rest)
+        event = await anext(events)
     if event[0] == "error":
         raise event[1]
     if event[0] == "left":
         return Response(status_code=499)
     ordered = [choices[index] for index in sorted(choices)]
-    return JSONResponse(protocol.response(job.asked, ordered, event[1]))
+    return JSONResponse(protocol.response(asked, ordered, event[1]))
 
 
-async def stream(job: Job, first: tuple, watch: asyncio.Task) -> AsyncIterator[str]:
+async def stream(
+    asked: Asked, first: tuple, events: AsyncGenerator[tuple, None]
+) -> AsyncIterator[str]:
     """The response as server-sent events."""
-    asked = job.asked
-    try:
+    async with aclosing(events):
         if asked.is_chat:
             for index in range(asked.n):
                 yield protocol.chunk(asked, index)
@@ -238,14 +234,11 @@ async def stream(job: Job, first: tuple, watch: asyncio.Task) -> AsyncIterator[s
             else:
                 _, index, _, reason, own = event
                 yield protocol.chunk(asked, index, reason=reason, own=own)
-            event = await job.events.get()
+            event = await anext(events)
         if event[0] == "usage":
             yield protocol.last_chunk(asked, event[1])
         elif event[0] == "error":
             yield protocol.event(event[1].body())
-    finally:
-        job.left = True
-        watch.cancel()
 
 
 # Errors

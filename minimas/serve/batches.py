@@ -9,14 +9,16 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+
+import torch
 
 from ..common import InputError, out_of_memory
 from ..look.trace import page
 from ..prompts import Question
-from ..system import NewText, Result, System
+from ..system import NewText, Result
 from ..turn import Turn
 from .protocol import Asked, Refused, Served, usage
 
@@ -119,24 +121,17 @@ class Job:
 
     def is_like(self, other: "Job") -> bool:
         """Whether both may be answered in one batch: what is chosen for a whole batch is equal."""
-        if (
-            getattr(self.asked.settings, "hear", "own") != "own"
-        ):  # what is heard may be a neighbour's
+        asked = self.asked
+        if asked.settings.hear != "own":  # what is heard may be a neighbour's
             return False
-        return self.key == other.key
+        chosen = (asked.model, asked.settings, asked.traced)
+        return chosen == (other.asked.model, other.asked.settings, other.asked.traced)
 
-    @property
-    def key(self) -> tuple:
-        """What is chosen for a whole batch."""
-        return self.asked.model, self.asked.settings, self.asked.traced
-
-    def count(self, turn: Turn, i: int, prompt_tokens: int, latents: int) -> None:
-        """Count what a turn took for one of the questions."""
-        if turn.answers:
-            self.counts["prompt"] += prompt_tokens
-            self.counts["read"] += latents
-        elif turn.states is not None:
-            self.counts["thought"] += len(turn.states[i])
+    def count_prompt(self, pieces: Sequence[torch.Tensor]) -> None:
+        """Count the prompt after which a text is written: token ids, and latents in slots."""
+        for piece in pieces:
+            kind = "read" if piece.is_floating_point() else "prompt"
+            self.counts[kind] += len(piece)
 
     def take(self, i: int, new: NewText) -> None:
         """Take what was written for the i-th question."""
@@ -147,24 +142,27 @@ class Job:
             for index in self.indices(i, new.rollout):
                 self.send("text", index, piece)
 
-    def finish(self, i: int, rollout: int, result: Result, own: dict[str, Any]) -> None:
-        """A text is complete, and so may be the whole request."""
+    def finish(self, i: int, rollout: int, result: Result, trace: str | None = None) -> None:
+        """A text is complete, and so may be the whole request. trace: the path of its page."""
+        text = self.texts[i][rollout]
         system = result.system
         assert system is not None, "it was answered in this process"
-        text = self.texts[i][rollout]
-        own["rounds"] = result.rounds
-        own["retried"] = result.retried
-        own["answer"] = result.answer
+        eos_ids = system.agents[system.style.order[-1]].generation_config.eos_ids
+        at_an_end = text.stopped or result.token_ids[-1] in eos_ids
+        reason = "stop" if at_an_end else "length"
+        answer = result.answer
         if text.stopped:
-            own["answer"] = system.answer_in(text.text, self.asked.questions[i])
-        writer = system.agents[system.style.order[-1]]
-        at_an_end = text.stopped or result.token_ids[-1] in writer.generation_config.eos_ids
-        indices = self.indices(i, rollout)
-        self.counts["written"] += result.new_tokens * len(indices)
-        self.counts["heard"] += result.heard_tokens if rollout == 0 else 0
+            answer = system.answer_in(text.text, self.asked.questions[i])
+        own = {"rounds": result.rounds, "retried": result.retried, "answer": answer}
+        if trace is not None:
+            own["trace"] = trace
         self.begun = True
+        indices = self.indices(i, rollout)
         for index in indices:
-            self.send("end", index, text.text, "stop" if at_an_end else "length", own)
+            self.send("end", index, text.text, reason, own)
+        self.counts["written"] += result.new_tokens * len(indices)
+        if rollout == 0:
+            self.counts["heard"] += result.heard_tokens
         self.unfinished -= 1
         if self.unfinished == 0 and not self.left:
             self.left = True
@@ -282,58 +280,21 @@ class Batches:
 
     def answer(self, jobs: list[Job]) -> None:
         """Answer jobs in one batch."""
-        asked = jobs[0].asked
-        system = self.served[asked.model].system
-        questions: list[Question] = []
-        owners: list[
-            tuple[Job, int]
-        ] = []  # for each question its job, and which of its questions it is
-        for job in jobs:
-            job.begin()
-            questions += job.asked.questions
-            owners += [(job, i) for i in range(len(job.asked.questions))]
-
-        def wanted(b: int, rollout: int) -> bool:
-            job, i = owners[b]
-            return not job.left and not job.texts[i][rollout].stopped
-
-        def check_wanted(*_: object) -> None:
-            if self.stopping or all(job.left for job in jobs):
-                raise Abandoned
-
-        def count(turn: Turn, _: object) -> None:
-            for i, b in enumerate(turn.rows):
-                job, _ = owners[b]
-                prompt, latents = prompt_sizes(system, turn, i) if turn.answers else (0, 0)
-                job.count(turn, i, prompt, latents)
-
-        whole = not any(job.asked.stream or job.asked.stop for job in jobs)
-        traced: list[
-            NewText
-        ] = []  # the last pieces of texts: their Results are whole after the batch
-        pieces = system.write(
-            questions,
-            asked.settings,
-            keep_latents=asked.traced,
-            keep_states=asked.traced,
-            callback=check_wanted,
-            edit=count,
-            wanted=wanted,
-            whole=whole,
-        )
-        for new in pieces:
-            job, i = owners[new.question]
+        shared = SharedBatch(jobs, self)
+        traced: list[tuple[Job, int, NewText]] = []  # their Results are whole after the batch
+        for job, i, new in shared.write():
             job.take(i, new)
-            if new.result is not None and asked.traced:
-                traced.append(new)
-            elif new.result is not None:
-                job.finish(i, new.rollout, new.result, {})
-        for new in traced:
-            assert new.result is not None, "traced holds last pieces"
-            job, i = owners[new.question]
+            if new.result is None:
+                continue
+            if job.asked.traced:
+                traced.append((job, i, new))
+            else:
+                job.finish(i, new.rollout, new.result)
+        for job, i, new in traced:
+            assert new.result is not None, "these are last pieces"
             path = f"/traces/{job.asked.id}-{i}-{new.rollout}"
-            self.keep_trace(path, page(system, [new.result]))
-            job.finish(i, new.rollout, new.result, {"trace": path})
+            self.keep_trace(path, page(shared.system, [new.result]))
+            job.finish(i, new.rollout, new.result, trace=path)
 
     def keep_trace(self, path: str, html: str) -> None:
         """Keep a page, and let the oldest go."""
@@ -342,11 +303,61 @@ class Batches:
             self.traces.popitem(last=False)
 
 
-def prompt_sizes(system: System, turn: Turn, i: int) -> tuple[int, int]:
-    """Tokens and latents of the prompt of a turn's i-th question."""
-    pieces = system.agents[turn.role].tokens(turn.prompts[i])
-    latents = sum(len(piece) for piece in pieces if piece.is_floating_point())
-    return sum(map(len, pieces)) - latents, latents
+class SharedBatch:
+    """Jobs that are answered in one batch.
+
+    owners  for each question of the batch its job, and which of the job's questions it is
+    """
+
+    def __init__(self, jobs: list[Job], batches: Batches) -> None:
+        self.jobs = jobs
+        self.batches = batches
+        self.asked = jobs[0].asked  # what is chosen for a whole batch
+        self.system = batches.served[self.asked.model].system
+        self.questions: list[Question] = []
+        self.owners: list[tuple[Job, int]] = []
+        for job in jobs:
+            job.begin()
+            for i, question in enumerate(job.asked.questions):
+                self.questions.append(question)
+                self.owners.append((job, i))
+
+    def write(self) -> Iterator[tuple[Job, int, NewText]]:
+        """Answer: yields what is written, with the job and the number of its question."""
+        whole = not any(job.asked.stream or job.asked.stop for job in self.jobs)
+        pieces = self.system.write(
+            self.questions,
+            self.asked.settings,
+            keep_latents=self.asked.traced,
+            keep_states=self.asked.traced,
+            callback=self.at_position,
+            edit=self.after_turn,
+            wanted=self.wanted,
+            whole=whole,
+        )
+        for new in pieces:
+            yield *self.owners[new.question], new
+
+    def wanted(self, b: int, rollout: int) -> bool:
+        """Whether a text is to go on."""
+        job, i = self.owners[b]
+        return not job.left and not job.texts[i][rollout].stopped
+
+    def at_position(self, *_: object) -> None:
+        """Leave the batch if nobody waits for it."""
+        if self.batches.stopping or all(job.left for job in self.jobs):
+            raise Abandoned
+
+    def after_turn(self, turn: Turn, _: object) -> None:
+        """Count what a turn took. A question whose client has left does not go into the next round."""
+        for i, b in enumerate(turn.rows):
+            job, _ = self.owners[b]
+            if turn.answers:
+                job.count_prompt(self.system.agents[turn.role].tokens(turn.prompts[i]))
+            elif turn.states is not None:
+                job.counts["thought"] += len(turn.states[i])
+            if job.left and not turn.answers:
+                turn.stop([i])
 
 
 def stopped() -> Refused:

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..common import InputError
@@ -36,16 +36,9 @@ OWN = {
 }
 LIMITS = {"rounds": 64, "latent_steps": 1024, "max_new_tokens": 32768}  # what a request may ask for
 MAX_TEXTS = 128  # of a request
-REFUSED = (
-    "logprobs",
-    "echo",
-    "suffix",
-    "tools",
-    "functions",
-)  # whoever asks for these relies on them
+REFUSED = ("logprobs", "echo", "suffix", "tools", "functions")  # whoever asks for one relies on it
 WORDS = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 WORDS |= {list: "a list", dict: "an object"}
-KNOWN_SETTINGS = {one.name for one in fields(Settings)}
 
 
 class Refused(Exception):
@@ -114,13 +107,10 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
     model = value(body, "model", (str,))
     if model is None:
         raise Refused(400, f"there is no model: give one of {', '.join(served)}", "model")
-    if model not in served:
-        message = f"model {model!r:.80} is not served, expected one of {', '.join(served)}"
-        raise Refused(404, message, "model", "model_not_found")
+    style = served_as(model, served).system.style
     for name in REFUSED:
         if body.get(name):
             raise Refused(400, f"{name} is not supported: leave it out", name)
-    style = served[model].system.style
     n = value(body, "n", (int,), 1)
     try:
         settings = settings_in(body, served[model].settings, style)
@@ -140,12 +130,20 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
         questions,
         settings,
         n,
-        stops_in(body),
+        stop=tuple(filter(None, strings_in(body, "stop"))),
         stream=value(body, "stream", (bool,), False),
         usage=value(options, "include_usage", (bool,), False),
         traced=traced,
         is_chat=is_chat,
     )
+
+
+def served_as(model: str, served: Mapping[str, Served]) -> Served:
+    """What is served under this name; Refused if nothing is."""
+    if model not in served:
+        message = f"model {model!r:.80} is not served, expected one of {', '.join(served)}"
+        raise Refused(404, message, "model", "model_not_found")
+    return served[model]
 
 
 def value(body: dict[str, Any], name: str, types: tuple[type, ...], default: Any = None) -> Any:
@@ -166,8 +164,6 @@ def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> Compl
         found = value(body, name, types)
         if found is None:
             continue
-        if setting not in KNOWN_SETTINGS:
-            raise Refused(400, f"{name} is not known: leave it out", name)
         if setting in LIMITS and found > LIMITS[setting]:
             raise Refused(400, f"{name} is {found}, expected at most {LIMITS[setting]}", name)
         chosen.setdefault(setting, found)
@@ -176,30 +172,24 @@ def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> Compl
     return Settings(**(vars(settings) | chosen)).completed(style)
 
 
-def stops_in(body: dict[str, Any]) -> tuple[str, ...]:
-    """The stop strings of a body."""
-    stop = value(body, "stop", (list, str), [])
-    stops = [stop] if isinstance(stop, str) else stop
-    if not all(isinstance(one, str) for one in stops):
-        raise Refused(400, f"stop is {stop!r:.80}, expected a string or a list of strings", "stop")
-    return tuple(one for one in stops if one)
+def strings_in(body: dict[str, Any], name: str) -> list[str]:
+    """A field that is a string or a list of strings."""
+    found = value(body, name, (list, str), [])
+    strings = [found] if isinstance(found, str) else found
+    if not all(isinstance(one, str) for one in strings):
+        message = f"{name} is {found!r:.80}, expected a string or a list of strings"
+        raise Refused(400, message, name)
+    return strings
 
 
 def questions_in(body: dict[str, Any], style: Style, is_chat: bool) -> list[Question]:
-    """The Questions of a body: that of a conversation, or those of prompts."""
+    """The Questions of a body: that of a conversation, or those of `prompt`."""
     if is_chat:
         return [question_in(body, style)]
-    return style.questions(prompts_in(body))
-
-
-def prompts_in(body: dict[str, Any]) -> list[str]:
-    """The texts of `prompt`; each is a question."""
-    prompt = value(body, "prompt", (list, str), [])
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not prompts or not all(isinstance(one, str) for one in prompts):
-        message = f"prompt is {prompt!r:.80}, expected a string or a list of strings"
-        raise Refused(400, message, "prompt")
-    return prompts
+    prompts = strings_in(body, "prompt")
+    if not prompts:
+        raise Refused(400, "there is no prompt: give a string or a list of strings", "prompt")
+    return style.questions(prompts)
 
 
 def question_in(body: dict[str, Any], style: Style) -> Question:
@@ -207,19 +197,7 @@ def question_in(body: dict[str, Any], style: Style) -> Question:
 
     System messages go to the agent that answers. A style that rewrites questions can read nothing but a question.
     """
-    turns: list[tuple[str, str]] = []
-    system: list[str] = []
-    for message in value(body, "messages", (list,), []):
-        if not isinstance(message, dict):
-            raise Refused(400, f"a message is {message!r:.80}, expected an object", "messages")
-        role = value(message, "role", (str,))
-        if role in ("system", "developer"):
-            system.append(content_of(message))
-        elif role in ("user", "assistant"):
-            turns.append((role, content_of(message)))
-        else:
-            known = "system, developer, user or assistant"
-            raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
+    turns, system = conversation_in(body)
     while turns and turns[-1][0] != "user":
         turns.pop()
     if not turns:
@@ -232,9 +210,26 @@ def question_in(body: dict[str, Any], style: Style) -> Question:
     if earlier:
         said = "\n\n".join(f"{role.capitalize()}: {content}" for role, content in earlier)
         text = f"The conversation so far:\n\n{said}\n\nThe question now:\n\n{text}"
-    (whole,) = style.questions([text])
-    added = "\n\n".join(one for one in system if one.strip())
-    return Question(whole.text, typed=asked, system=added)
+    return Question(text, typed=asked, system="\n\n".join(system))
+
+
+def conversation_in(body: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The turns [(user or assistant, text)] of a conversation, and its system messages."""
+    turns: list[tuple[str, str]] = []
+    system: list[str] = []
+    for message in value(body, "messages", (list,), []):
+        if not isinstance(message, dict):
+            raise Refused(400, f"a message is {message!r:.80}, expected an object", "messages")
+        role = value(message, "role", (str,))
+        text = content_of(message)
+        if role in ("user", "assistant"):
+            turns.append((role, text))
+        elif role not in ("system", "developer"):
+            known = "system, developer, user or assistant"
+            raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
+        elif text.strip():
+            system.append(text)
+    return turns, system
 
 
 def content_of(message: dict[str, Any]) -> str:
