@@ -15,6 +15,7 @@ from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
 from minimas.runs import lock as locks
+from minimas.runs import processes
 from minimas.runs.dependencies import fingerprint
 from minimas.runs.lock import Lock, held, share
 from minimas.runs.processes import Processes, join, launched
@@ -401,11 +402,12 @@ def test_processes_that_do_not_find_each_other(monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("The client socket has failed to connect\nat frame 1")
 
-    monkeypatch.setattr(torch.distributed, "init_process_group", fails)
+    monkeypatch.setattr(torch.distributed, "rendezvous", fails)
     with pytest.raises(
         InputError, match=r"do not find each other \(The client .* connect\): start"
     ):
         join(Processes(1, 2, 1), "cpu")
+    monkeypatch.setattr(processes, "shared_store", torch.distributed.HashStore)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "new_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "barrier", fails)
@@ -413,6 +415,30 @@ def test_processes_that_do_not_find_each_other(monkeypatch):
     with pytest.raises(InputError, match="another process of this run has ended"):
         wait()
     assert device == "cpu"
+
+
+MEETS = """
+    from datetime import timedelta
+    from minimas.runs.processes import join, launched, leave
+
+    ours = launched()
+    for _ in range(40):
+        _, wait = join(ours, "cpu", "gloo", timedelta(minutes=1))
+        wait()
+        leave(ours)
+"""
+
+
+@pytest.mark.slow  # three processes load torch
+def test_processes_meet_again_and_again(tmp_path):
+    """None reads an address of an earlier meeting."""
+    script = tmp_path / "meets.py"
+    script.write_text(textwrap.dedent(MEETS))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, str(script)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
 
 
 WAITS = """

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
+from itertools import count
 from typing import Any
 
 from ..common import InputError, no_op
@@ -15,6 +16,7 @@ from ..common import InputError, no_op
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # In which processes find each other, however long one may wait for another's work
 MEETING = timedelta(minutes=10)
+MEETINGS = count()  # in the life of this process; the others count alike
 TODO = f"start several processes with torchrun, or unset {', '.join(VARIABLES)} to run one"
 
 
@@ -116,13 +118,32 @@ def join(
     group = None
     try:
         with ended_by_signals():
-            torch.distributed.init_process_group(backend, timeout=MEETING if timeout else None)
+            torch.distributed.init_process_group(
+                backend,
+                timeout=MEETING if timeout else None,
+                store=torch.distributed.PrefixStore(f"minimas {next(MEETINGS)}", shared_store()),
+                rank=processes.rank,
+                world_size=processes.world,
+            )
             if timeout:
                 group = torch.distributed.new_group(timeout=timeout)
     except (RuntimeError, ValueError, OSError) as e:
         reason = str(e).partition("\n")[0]
         raise InputError(f"the processes do not find each other ({reason}): {TODO}") from e
     return device, partial(wait_for_all, group)
+
+
+@cache
+def shared_store() -> Any:
+    """Where the processes write at which addresses they can be reached.
+
+    It outlives the groups that meet there. So each meeting needs a prefix of its own: without one a process can read an
+    address of the last meeting, where nobody listens any more.
+    """
+    import torch
+
+    store, _, _ = next(torch.distributed.rendezvous("env://"))
+    return store
 
 
 def wait_for_all(group: Any = None) -> None:
