@@ -445,6 +445,7 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"rounds": 0}, None),
         ({"channel": "radio"}, None),
         ({"hear": "static"}, None),
+        ({"hear": "other"}, "hear"),
         ({"logprobs": True}, "logprobs"),
     ],
     ids=str,
@@ -499,6 +500,8 @@ def test_pages_of_others(tiny, client):
     """A browser sends what they ask, even if they may not read the answer, or may by a name that leads here."""
     for headers in ({"origin": "http://evil.test"}, {"origin": "null"}, {"host": "evil.test"}):
         error_of(client.post(CHAT, json=body(), headers=headers), 403)
+    for headers in ({"origin": "http://["}, {"host": "["}):
+        error_of(client.post(CHAT, json=body(), headers=headers), 400)
     response = client.post(CHAT, json=body(), headers={"origin": URL})
     assert response.status_code == 200
     assert not [name for name in response.headers if name.startswith("access-control")]
@@ -709,6 +712,8 @@ def test_a_command_that_is_wrong(monkeypatch):
         (("--rounds", "0"), "rounds is 0"),
         (("--tools", "python"), "call none"),
         (("--style", "tiny,single", "--checkpoint", "x"), "several styles"),
+        (("--style", "a/tiny.json,b/tiny.json"), "two models the name tiny"),
+        (("--hear", "other"), "--hear is other"),
     ):
         with pytest.raises(InputError, match=words):
             run(monkeypatch, *options)

@@ -23,7 +23,7 @@ from ..commands.options import (
 )
 from ..common import InputError, warn
 from ..runs.needs import check_memory
-from ..settings import Settings, check_whole
+from ..settings import Settings, check_whole, hears_others
 from ..styles import Origin, style_named
 from ..system import load_mas_system
 from .protocol import Served
@@ -50,6 +50,10 @@ def main() -> None:
         if len(origins) > 1 and not style.calls_tools:
             settings[name] = replace(chosen, tools=())  # they are for another style
         completed = settings[name].completed(style)
+        if hears_others(completed):
+            raise InputError(
+                "--hear is other, and a request has no question before it: expected own, none, noise or shuffled"
+            )
         if args.needs:
             print(needs_text(origin, style, [completed], args.task or style.task))
         else:
@@ -156,7 +160,13 @@ def named_origins(args: argparse.Namespace) -> dict[str, Origin]:
         raise InputError(
             "--checkpoint is given for several styles: serve one, or name its checkpoints in a style file"
         )
-    return {Path(style).stem: replace(origin, style=style) for style in styles}
+    named: dict[str, Origin] = {}
+    for style in styles:
+        name = Path(style).stem
+        if name in named:
+            raise InputError(f"--style gives two models the name {name}: rename one of the files")
+        named[name] = replace(origin, style=style)
+    return named
 
 
 if __name__ == "__main__":

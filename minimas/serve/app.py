@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -89,9 +89,10 @@ class App:
         A page can send requests to 127.0.0.1 without being allowed to read the answers, and by a name of its own that
         leads there it could read them too.
         """
-        if self.hosts is not None and request.url.hostname not in self.hosts:
+        host = address_of(f"//{request.headers.get('host', '')}").hostname
+        if self.hosts is not None and host not in self.hosts:
             known = ", ".join(self.hosts)
-            raise Refused(403, f"the host is {request.url.hostname!r}, expected {known}")
+            raise Refused(403, f"the host is {host!r}, expected {known}")
         origin = request.headers.get("origin")
         if origin is not None and not self.may_ask(origin, request.headers.get("host")):
             message = f"a page of {origin} may not ask: start the server with --allow-origin"
@@ -104,7 +105,7 @@ class App:
 
     def may_ask(self, origin: str, host: str | None) -> bool:
         """Whether a page of this origin may ask: ours, or one that was allowed."""
-        return urlsplit(origin).netloc == host or not {origin, "*"}.isdisjoint(self.origins)
+        return address_of(origin).netloc == host or not {origin, "*"}.isdisjoint(self.origins)
 
     # Routes
 
@@ -160,6 +161,14 @@ class App:
             return StreamingResponse(pieces, headers=headers, media_type="text/event-stream")
         async with aclosing(events):
             return await whole(asked, first, events)
+
+
+def address_of(text: str) -> SplitResult:
+    """The parts of an address that a header holds; Refused if it is none."""
+    try:
+        return urlsplit(text)
+    except ValueError:  # such as a bracket that is never closed
+        raise Refused(400, f"a header holds {text!r:.80}, which is no address") from None
 
 
 def model_object(name: str) -> dict[str, Any]:

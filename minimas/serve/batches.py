@@ -122,8 +122,6 @@ class Job:
     def is_like(self, other: "Job") -> bool:
         """Whether both may be answered in one batch: what is chosen for a whole batch is equal."""
         asked = self.asked
-        if asked.settings.hear != "own":  # what is heard may be a neighbour's
-            return False
         chosen = (asked.model, asked.settings, asked.traced)
         return chosen == (other.asked.model, other.asked.settings, other.asked.traced)
 
@@ -227,9 +225,9 @@ class Batches:
     def work(self) -> None:
         """Answer one batch after another, until `stop`."""
         while not self.stopping:
-            self.running = self.next_batch()
-            if self.running:
-                self.answer_or_fail(self.running)
+            jobs = self.next_batch()
+            if jobs:
+                self.answer_or_fail(jobs)
             self.running = []
 
     def next_batch(self) -> list[Job]:
@@ -243,6 +241,9 @@ class Batches:
                 full = sum(job.size for job in jobs) >= self.batch_size
                 if jobs and (full or wait <= 0):
                     self.waiting = [job for job in self.waiting if job not in jobs]
+                    self.running = (
+                        jobs  # under the lock, so that `stop` finds each job here or there
+                    )
                     return jobs
                 self.changed.wait(wait if jobs else None)
         return []

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..common import InputError
 from ..prompts import Question
-from ..settings import CompletedSettings, Settings
+from ..settings import CompletedSettings, Settings, hears_others
 from ..styles import REWRITES, Style
 from ..system import System
 
@@ -122,6 +122,9 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
             400, f"{n * len(questions)} texts are asked for, expected at most {MAX_TEXTS}"
         )
     traced = value(body, "trace", (bool,), False)
+    if hears_others(settings):
+        message = "hear is other, and a request has no question before it: expected own, none, noise or shuffled"
+        raise Refused(400, message, "hear")
     if traced and settings.channel == "text":
         raise Refused(400, "a trace shows latents, and on the text channel there are none", "trace")
     options = value(body, "stream_options", (dict,), {})
