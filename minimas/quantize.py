@@ -210,14 +210,6 @@ def quantizable(module: nn.Module, kind: str | None) -> TypeGuard[nn.Linear]:
     return kind == "int8" or module.in_features % GROUP == 0
 
 
-def quantize_linears(model: nn.Module, kind: str) -> None:
-    """Put a QuantizedLinear in the place of each linear of a model that can be quantised."""
-    for name, module in list(model.named_modules()):
-        if quantizable(module, kind):
-            quantized = class_of(kind).from_float(module.weight.detach(), module.bias)
-            model.set_submodule(name, quantized)
-
-
 def named_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of all weights of a model: its parameters, and what is quantised."""
     yield from model.named_parameters()

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import minimas
 from minimas.agent import Agent
+from minimas.evaluate.compare import difference
 from minimas.train.losses import IGNORED, next_token_loss, teacher_forced
 
 MODES = ("float32", "bfloat16", "int8", "int4")  # the first is what the others are compared with
@@ -138,25 +139,21 @@ def losses(system: minimas.System, rows: Sequence[dict]) -> list[float]:
 
 
 def texts(args: argparse.Namespace) -> None:
-    """Compare two files of records of the same questions: who is right where the other is wrong, and equal texts."""
+    """Print what the second of two files of records has more than the first, as `evaluate --compare` does.
+
+    "only own" are the questions that only the second has right, "only it" those that only the first has.
+    """
     first = records_of(args.records)
     second = records_of(args.other)
     if first.keys() != second.keys():
         raise SystemExit("the files hold other questions: expected two runs of the same data set")
-    both = [(first[index], second[index]) for index in first]
-    grader = args.grader or next(iter(both[0][0]["right"]))
-    right = [(is_right(a, grader), is_right(b, grader)) for a, b in both]
-    only_first = right.count((True, False))
-    only_second = right.count((False, True))
-    equal = sum(a["texts"] == b["texts"] for a, b in both)
-    differences = [100.0 * (b - a) for a, b in right]
-    print(
-        f"{len(both)} questions, grader {grader}: right {sum(a for a, _ in right)} and {sum(b for _, b in right)}"
-    )
-    p = mcnemar(only_first, only_second)
-    print(f"only the first {only_first}, only the second {only_second}: exact McNemar p = {p:.3f}")
-    print(f"second minus first, points: {mean_with_interval(differences)}")
-    print(f"texts alike: {equal} of {len(both)}")
+    ours = [second[index] for index in first]
+    others = list(first.values())
+    grader = args.grader or next(iter(others[0]["right"]))
+    equal = [our["texts"] == other["texts"] for our, other in zip(ours, others, strict=True)]
+    for name, found in difference(ours, others, grader).items():
+        print(f"{name:12} {found}")
+    print(f"texts alike: {equal.count(True)} of {len(equal)}")
 
 
 def records_of(file: Path) -> dict[int, dict]:
@@ -164,19 +161,6 @@ def records_of(file: Path) -> dict[int, dict]:
     _, *lines = file.read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     return {record["index"]: record for record in records}
-
-
-def is_right(record: dict, grader: str) -> bool:
-    """Whether the first text of a record is right."""
-    return bool(record["right"][grader][0])
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """The two-sided exact p of a fair coin that falls so unevenly."""
-    n = only_first + only_second
-    fewer = min(only_first, only_second)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
-    return min(1.0, 2 * tail)
 
 
 def main() -> None:

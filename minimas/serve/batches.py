@@ -95,9 +95,10 @@ class Job:
 
     def begin(self) -> None:
         """Forget what was written: it is going to be answered, or answered again."""
-        stops = self.asked.stop
-        rollouts = range(self.asked.settings.rollouts)
-        self.texts = [[Text(stops) for _ in rollouts] for _ in self.asked.questions]
+        self.texts: list[list[Text]] = []  # of each question, by rollout
+        for _ in self.asked.questions:
+            texts = [Text(self.asked.stop) for _ in range(self.asked.settings.rollouts)]
+            self.texts.append(texts)
         self.unfinished = self.size
         self.counts = dict.fromkeys(("prompt", "read", "written", "thought", "heard"), 0)
 
