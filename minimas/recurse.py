@@ -43,7 +43,7 @@ def recurse(
     """Let the agents of a System take turns over B Questions; yields each Turn, the last one unanswered.
 
     A caller may change a Turn before it asks for the next one (turn.py). Questions that it stops are answered in a Turn
-    of their own at the end of that round, as if there were no more.
+    of their own at the end of that round, as if there were no more. Questions that it drops leave the batch at once.
 
     settings  completed Settings
     callback()    is called for every position that is generated
@@ -55,8 +55,10 @@ def recurse(
     inbox: dict[Edge, Message] = {}
     system.drop_prefixes()
     for r in range(1, settings.rounds + 1):
-        stopped: set[int] = set()
+        stopped: set[int] = set()  # numbers of questions
         for role in order:
+            if not rows:
+                return
             asked = [questions[b] for b in rows]
             prompts = system.prompts_for(role, asked, inbox, settings.date)
             if (r, role) == (settings.rounds, order[-1]):
@@ -76,15 +78,24 @@ def recurse(
             yield turn
             turn.check()
             inbox |= turn.heard()
-            stopped |= turn.stopped
+            stopped |= {rows[i] for i in turn.stopped}
+            if turn.dropped:
+                staying = [i for i in range(len(rows)) if i not in turn.dropped]
+                rows, prompts, inbox = keep(staying, rows, prompts, inbox)
         if stopped:
-            ending = sorted(stopped)
-            yield final_turn(system, r, [rows[i] for i in ending], [prompts[i] for i in ending])
-            going_on = [i for i in range(len(rows)) if i not in stopped]
-            rows = [rows[i] for i in going_on]
-            inbox = {edge: select(message, going_on) for edge, message in inbox.items()}
-            if not rows:
-                return
+            ending = [i for i, b in enumerate(rows) if b in stopped]
+            going_on = [i for i, b in enumerate(rows) if b not in stopped]
+            if ending:
+                yield final_turn(system, r, [rows[i] for i in ending], [prompts[i] for i in ending])
+            rows, prompts, inbox = keep(going_on, rows, prompts, inbox)
+
+
+def keep(
+    staying: list[int], rows: list[int], prompts: list[Prompt], inbox: dict[Edge, Message]
+) -> tuple[list[int], list[Prompt], dict[Edge, Message]]:
+    """What a batch of questions holds, without those that leave it."""
+    kept = {edge: select(message, staying) for edge, message in inbox.items()}
+    return [rows[i] for i in staying], [prompts[i] for i in staying], kept
 
 
 def write_messages(

@@ -4,6 +4,7 @@
     turn.sent[edge] = ...       what one agent hears, after the outer link
     turn.mute(edge)             silence: the one who hears it finds its slot empty
     turn.stop([0, 2])           these questions are answered at the end of this round
+    turn.drop([1])              this question leaves the batch at once, and is not answered
 
 A change takes effect or is refused: it is never ignored.
 
@@ -29,13 +30,14 @@ class Turn:
 
     round    from 1
     role     whose turn it is
-    rows     the numbers of its B questions in the batch: all of them, unless some were stopped in an earlier round
+    rows     the numbers of its B questions in the batch: all of them, unless some were stopped or dropped before
     prompts  what it reads: for each question a list of pieces, text or latents (m, D)
     states   H (B, m, D), the hidden states that it thinks; None on the text channel and where it answers
     decoded  for each question, the number of tokens that the agent decoded to send; 0 for latents
     answers  whether the agent writes the answer after these prompts; it sends nothing then
     replaced {edge: what is heard there in place of what was sent}, if it is not its own (hear.py)
     stopped  indices into `rows`: the questions that are answered at the end of this round
+    dropped  indices into `rows`: the questions that leave the batch after this turn, without an answer
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Turn:
         self.answers = answers
         self.replaced: dict[Edge, str] = {}
         self.stopped: set[int] = set()
+        self.dropped: set[int] = set()
         self._send = send
         self._sent = sent
         self._silence = silence or {}
@@ -102,13 +105,24 @@ class Turn:
 
     def stop(self, questions: Iterable[int] | None = None) -> None:
         """Answer these questions (indices into `rows`; None: all) at the end of this round, as if it were the last."""
+        self.stopped |= self.numbers(questions, "stop")
+
+    def drop(self, questions: Iterable[int] | None = None) -> None:
+        """Let these questions (indices into `rows`; None: all) leave the batch after this turn, without an answer."""
+        if self.answers:
+            self.refuse("this turn answers: a question cannot be dropped any more")
+        self.dropped |= self.numbers(questions, "drop")
+
+    def numbers(self, questions: Iterable[int] | None, what: str) -> set[int]:
+        """These indices into `rows`, or all; InputError if one of them is none."""
         everything = range(len(self.rows))
-        for i in everything if questions is None else questions:
+        numbers = set(everything if questions is None else questions)
+        for i in numbers:
             if i not in everything:
                 raise InputError(
-                    f"there is no question {i!r} to stop: this turn has {len(self.rows)}"
+                    f"there is no question {i!r} to {what}: this turn has {len(self.rows)}"
                 )
-            self.stopped.add(i)
+        return numbers
 
     def heard(self) -> dict[Edge, Message]:
         """What is heard along each edge that leaves the role: what was sent, else silence."""

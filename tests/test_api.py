@@ -291,6 +291,43 @@ def test_a_question_that_is_stopped_is_answered_as_in_fewer_rounds(tiny):
             assert torch.allclose(results[0].latents[key], fewer.latents[key], atol=1e-4)
 
 
+@pytest.mark.parametrize("channel", ("latent", "text"))
+def test_a_question_that_is_dropped_is_not_answered(tiny, channel):
+    """It leaves the batch after that turn, whichever that is, and the others are answered as before."""
+    asked = [CHAIN, OTHER, "3 +1 *3", "1 +1 *3"]
+    expected = tiny.run(asked, rounds=3, channel=channel)
+    for role in tiny.style.order:
+        rows = []
+
+        def drop_second(turn, questions, role=role, rows=rows):
+            rows.append(turn.rows)
+            if (turn.round, turn.role) == (2, role) and not turn.answers:
+                turn.drop([1])
+                turn.stop([1, 3])
+
+        results = tiny.run(asked, rounds=3, channel=channel, edit=drop_second)
+        turns = tiny.style.order.index(role) + 1 + len(tiny.style.order)
+        assert rows[:turns] == [[0, 1, 2, 3]] * turns and [1] not in rows[turns:]
+        assert all(1 not in own for own in rows[turns:])
+        assert {result.question: result.rounds for result in results} == {
+            asked[0]: 3, asked[2]: 3, asked[3]: 2,
+        }  # fmt: skip
+        texts = {result.question: result.text for result in results}
+        assert all(texts[expected[i].question] == expected[i].text for i in (0, 2))
+
+
+def test_all_may_be_dropped(tiny):
+    for number in (1, 4):
+        turns = []
+
+        def drop(turn, questions, number=number, turns=turns):
+            turns.append(turn)
+            if len(turns) == number:
+                turn.drop()
+
+        assert tiny.run([CHAIN, OTHER], rounds=3, edit=drop) == [] and len(turns) == number
+
+
 def test_a_question_whose_thoughts_settle_is_done(tiny):
     """Chains of one round and of three: each takes a round more than it needs."""
     before = {}
@@ -350,6 +387,7 @@ def too_few(turn):
         (too_few, "holds 0 messages, expected one for each of 1"),
         (lambda turn: turn.mute(("critic", "solver")), "planner has no edge"),
         (lambda turn: turn.stop([1]), "no question 1 to stop"),
+        (lambda turn: turn.drop([1]), "no question 1 to drop"),
     ],
 )
 def test_a_change_that_cannot_take_effect_is_refused(tiny, change, complaint):
@@ -358,6 +396,15 @@ def test_a_change_that_cannot_take_effect_is_refused(tiny, change, complaint):
             change(turn)
 
     with pytest.raises(InputError, match=complaint):
+        tiny.run([CHAIN], rounds=1, edit=edit)
+
+
+def test_a_question_cannot_be_dropped_while_it_is_answered(tiny):
+    def edit(turn, questions):
+        if turn.answers:
+            turn.drop()
+
+    with pytest.raises(InputError, match="round 1, solver: this turn answers"):
         tiny.run([CHAIN], rounds=1, edit=edit)
 
 
