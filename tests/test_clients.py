@@ -171,6 +171,7 @@ def test_curl(url, tiny):
     if curl is None:
         pytest.skip("needs curl")
     command = [curl, "-sS", f"{url}/v1/chat/completions", "-H", "Authorization: Bearer k"]
+    command += ["-H", "Content-Type: application/json"]
     data = json.dumps(asked(CHAIN))
     done = subprocess.run([*command, "-d", data], capture_output=True, text=True, check=True)
     expected = tiny.run([CHAIN])[0].text

@@ -36,6 +36,7 @@ from minimas.serve.batches import Batches, Job, Text
 
 CHAINS = ["7 +5 *3 -4 +8 *7 -1 +6", "1 +1 *3", "3 *7 *9", "2 *9 +4 *3 -5"]
 URL = "http://127.0.0.1:8000"
+JSON = {"content-type": "application/json"}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -431,18 +432,20 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"temperature": -1}, None),
         ({"temperature": True}, "temperature"),
         ({"top_p": 0}, None),
-        ({"n": 0}, None),
+        ({"n": 0}, "n"),
         ({"n": 1.5}, "n"),
         ({"n": 1000}, "n"),
         ({"seed": "x"}, "seed"),
-        ({"max_tokens": 0}, None),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": 10**9}, "max_tokens"),
         ({"stop": [1]}, "stop"),
         ({"stop": 1}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": []}, "stream_options"),
         ({"rounds": 10**6}, "rounds"),
-        ({"rounds": 0}, None),
+        ({"rounds": 0}, "rounds"),
+        ({"latent_steps": -1}, "latent_steps"),
         ({"channel": "radio"}, None),
         ({"hear": "static"}, None),
         ({"hear": "other"}, "hear"),
@@ -464,7 +467,7 @@ def test_a_prompt_that_is_wrong(client, prompt):
     "data", (b"", b"{", b"[]", b"\xff", b'"x"', b"null", b'{"model": "\\ud800"}', b"[" * 9999)
 )
 def test_a_body_that_is_no_object(client, data):
-    error_of(client.post(CHAT, content=data), 400)
+    error_of(client.post(CHAT, content=data, headers=JSON), 400)
 
 
 def test_an_unknown_model_and_place(client):
@@ -475,8 +478,8 @@ def test_an_unknown_model_and_place(client):
 
 def test_a_body_that_is_too_long(client, monkeypatch):
     monkeypatch.setattr(app_module, "MAX_BODY", 1000)
-    error_of(client.post(CHAT, content=b" " * 1001), 413)
-    error_of(client.post(CHAT, content=iter([b" " * 600] * 2)), 413)
+    error_of(client.post(CHAT, content=b" " * 1001, headers=JSON), 413)
+    error_of(client.post(CHAT, content=iter([b" " * 600] * 2), headers=JSON), 413)
     assert client.post(CHAT, json=body()).status_code == 200
 
 
@@ -497,27 +500,38 @@ def test_a_key(tiny):
 
 
 def test_pages_of_others(tiny, client):
-    """A browser sends what they ask, even if they may not read the answer, or may by a name that leads here."""
-    for headers in ({"origin": "http://evil.test"}, {"origin": "null"}, {"host": "evil.test"}):
-        error_of(client.post(CHAT, json=body(), headers=headers), 403)
-    for headers in ({"origin": "http://["}, {"host": "["}):
-        error_of(client.post(CHAT, json=body(), headers=headers), 400)
-    response = client.post(CHAT, json=body(), headers={"origin": URL})
+    """A browser sends what they ask without asking us first, unless it is JSON; or by a name that leads here."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"):
+        headers = {"origin": "http://evil.test", "content-type": kind}
+        error_of(client.post(CHAT, content=json.dumps(body()), headers=headers), 415)
+    error_of(client.post(CHAT, json=body(), headers={"host": "evil.test"}), 403)
+    error_of(client.post(CHAT, json=body(), headers={"host": "["}), 400)
+    charset = {"content-type": "application/JSON; charset=utf-8", "host": "LOCALHOST:1"}
+    response = client.post(CHAT, content=json.dumps(body()), headers=charset)
     assert response.status_code == 200
     assert not [name for name in response.headers if name.startswith("access-control")]
     made, _ = client_of(tiny, origins=["http://chat.test"])
+    before = {"access-control-request-method": "POST"}
+    before["access-control-request-headers"] = "authorization, content-type"
     with made:
-        allowed = {"origin": "http://chat.test"}
-        response = made.post(CHAT, json=body(), headers=allowed)
+        for server, origin, status in (
+            (made, "http://chat.test", 200),
+            (made, "http://evil.test", 400),
+            (client, "http://chat.test", 405),
+        ):
+            response = server.options(CHAT, headers=before | {"origin": origin})
+            assert response.status_code == status
+            allowed = response.headers.get("access-control-allow-origin")
+            assert allowed == (origin if status == 200 else None)
+        response = made.post(CHAT, json=body(), headers={"origin": "http://chat.test"})
         assert response.headers["access-control-allow-origin"] == "http://chat.test"
-        error_of(made.post(CHAT, json=body(), headers={"origin": "http://evil.test"}), 403)
 
 
 def test_tools_are_for_whoever_starts_the_server():
     """No field of a body chooses them."""
-    from minimas.serve.protocol import OWN, SETTINGS
+    from minimas.serve.protocol import FIELDS
 
-    chosen = {setting for setting, _ in (SETTINGS | OWN).values()}
+    chosen = {field.setting for field in FIELDS.values()}
     assert chosen.isdisjoint({"tools", "batch_size", "date"})
 
 
@@ -558,7 +572,8 @@ def raw(port, text):
 
 def post(data, path=CHAT):
     text = json.dumps(data)
-    return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(text)}\r\n\r\n{text}"
 
 
 @pytest.mark.slow
@@ -618,30 +633,32 @@ def test_a_client_that_leaves_frees_its_row(monkeypatch):
         short.close()
 
 
-def test_a_question_whose_client_has_left_is_thought_about_no_further(tiny, monkeypatch):
-    """It ends with the round, and the other one is answered as alone."""
-    (expected,) = tiny.run([CHAINS[1]], rounds=4)
+@pytest.mark.parametrize("channel", ("latent", "text"))
+def test_a_question_whose_client_has_left_is_thought_about_no_further(tiny, monkeypatch, channel):
+    """Its row leaves after the turn, and the other one is answered as alone."""
+    (expected,) = tiny.run([CHAINS[1]], rounds=4, channel=channel)
     served = {"tiny": Served(tiny, Settings(batch_size=2))}
-    thought, think = [], tiny.think
+    read_by, prompts_for = [], tiny.prompts_for
 
     async def answered():
-        both = [Job(read(body(chain, rounds=4), served, True)) for chain in CHAINS[:2]]
+        jobs = [Job(read(body(one, rounds=4, channel=channel), served, True)) for one in CHAINS[:2]]
 
-        def leaving(settings, callback, r, role, prompts):
-            thought.append((r, len(prompts)))
-            if (r, role) == (2, "planner"):
-                both[0].left = True
-            return think(settings, callback, r, role, prompts)
+        def leaving(role, questions, *args):
+            read_by.append((role, len(questions)))
+            if len(read_by) == 4:
+                jobs[0].leave()
+            return prompts_for(role, questions, *args)
 
-        monkeypatch.setattr(tiny, "think", leaving)
-        Batches(served, 2, 0, 2).answer(both)
+        monkeypatch.setattr(tiny, "prompts_for", leaving)
+        Batches(served, 2, 0, 2).answer_or_fail(jobs)
         await asyncio.sleep(0)
-        return [[job.events.get_nowait() for _ in range(job.events.qsize())] for job in both]
+        return [[job.queue.get_nowait() for _ in range(job.queue.qsize())] for job in jobs]
 
-    left, stayed = asyncio.run(answered())
-    assert set(thought) == {(1, 2), (2, 2), (3, 1), (4, 1)}
-    assert [event[0] for event in stayed] == ["end", "usage"] and stayed[0][2] == expected.text
-    assert "usage" not in [event[0] for event in left]
+    left, (stayed,) = asyncio.run(answered())
+    roles = tiny.style.order * 4
+    assert read_by == [(role, 2) for role in roles[:4]] + [(role, 1) for role in roles[4:]]
+    assert left == [None]
+    assert stayed["choices"][0]["message"]["content"] == expected.text
 
 
 @pytest.mark.slow

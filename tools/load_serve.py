@@ -92,8 +92,8 @@ class Server:
 
 def request(data: bytes) -> bytes:
     """A request whose response ends with the connection: HTTP/1.0 knows no chunks."""
-    head = f"POST {PATH} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    head = f"POST {PATH} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 async def exchange(port: int, data: bytes, leave: bool = False) -> tuple[int, str]:

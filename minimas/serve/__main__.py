@@ -93,15 +93,10 @@ def serve(
 
 def listener(host: str, port: int) -> socket.socket:
     """A socket at an address, which does not listen yet; InputError if the address cannot be had."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        if not 0 <= port < 1 << 16:
-            raise OverflowError("a port is from 0 to 65535")
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        sock.bind((host, port))
     except (OSError, OverflowError) as e:
         reason = getattr(e, "strerror", None) or e
         raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,8 +20,8 @@ from starlette.routing import Route
 
 from ..common import InputError, parse_json
 from . import protocol
-from .batches import Batches, Job
-from .protocol import Asked, Refused
+from .batches import Batches, Item, Job
+from .protocol import Refused
 
 MAX_BODY = 1 << 20  # bytes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -81,31 +81,19 @@ class App:
         yield
         self.batches.stop()
 
-    # Who may ask
-
     def check(self, request: Request, key: bool = True) -> None:
-        """Refused if a browser asks for a page of somebody else's, or if the key is wrong.
+        """Refused if the server was reached by a name that is not its own, or if the key is wrong.
 
-        A page can send requests to 127.0.0.1 without being allowed to read the answers, and by a name of its own that
-        leads there it could read them too.
+        A page of somebody else could reach it on 127.0.0.1 by a name of its own that leads there.
         """
-        host = address_of(f"//{request.headers.get('host', '')}").hostname
+        host = host_of(request)
         if self.hosts is not None and host not in self.hosts:
-            known = ", ".join(self.hosts)
-            raise Refused(403, f"the host is {host!r}, expected {known}")
-        origin = request.headers.get("origin")
-        if origin is not None and not self.may_ask(origin, request.headers.get("host")):
-            message = f"a page of {origin} may not ask: start the server with --allow-origin"
-            raise Refused(403, message)
+            raise Refused(403, f"the host is {host!r}, expected {', '.join(self.hosts)}")
         if key and self.key is not None:
             given = request.headers.get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, b"Bearer " + self.key.encode()):
                 message = "the API key is missing or wrong: send the server's as a bearer token"
                 raise Refused(401, message, code="invalid_api_key")
-
-    def may_ask(self, origin: str, host: str | None) -> bool:
-        """Whether a page of this origin may ask: ours, or one that was allowed."""
-        return address_of(origin).netloc == host or not {origin, "*"}.isdisjoint(self.origins)
 
     # Routes
 
@@ -146,29 +134,30 @@ class App:
     async def complete(self, request: Request, is_chat: bool) -> Response:
         """Check a request, let it wait for its turn, and answer it."""
         self.check(request)
-        try:
-            body = parse_json(await body_of(request), "the body")
-        except InputError as e:
-            raise Refused(400, str(e)) from e
-        asked = protocol.read(body, self.batches.served, is_chat)
+        asked = protocol.read(await json_of(request), self.batches.served, is_chat)
         job = Job(asked)
         self.batches.add(job)
-        events = events_of(job, request)
-        first = await anext(events)
-        if asked.stream and first[0] not in ("error", "left"):
+        items = items_of(job, request)
+        first = await anext(items, None)
+        if isinstance(first, str):
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            pieces = stream(asked, first, events)
-            return StreamingResponse(pieces, headers=headers, media_type="text/event-stream")
-        async with aclosing(events):
-            return await whole(asked, first, events)
+            events = events_from(first, items)
+            return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+        await items.aclose()
+        if isinstance(first, Refused):
+            raise first
+        if first is None:  # the client has left
+            return Response(status_code=499)
+        return JSONResponse(first)
 
 
-def address_of(text: str) -> SplitResult:
-    """The parts of an address that a header holds; Refused if it is none."""
+def host_of(request: Request) -> str | None:
+    """The name by which the server was reached."""
+    host = request.headers.get("host", "")
     try:
-        return urlsplit(text)
-    except ValueError:  # such as a bracket that is never closed
-        raise Refused(400, f"a header holds {text!r:.80}, which is no address") from None
+        return urlsplit(f"//{host}").hostname
+    except ValueError as e:  # such as a bracket that is never closed
+        raise Refused(400, f"the host is {host!r:.80}, which is no address") from e
 
 
 def model_object(name: str) -> dict[str, Any]:
@@ -179,29 +168,35 @@ def model_object(name: str) -> dict[str, Any]:
 # A request and its response
 
 
-async def body_of(request: Request) -> bytes:
-    """The body of a request; Refused if it is too long."""
-    parts = []
-    left = MAX_BODY
+async def json_of(request: Request) -> Any:
+    """The body of a request; Refused if it is no JSON or too long.
+
+    A browser asks us before it sends JSON for a page of somebody else. It would not ask for other types.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(415, f"the Content-Type is {kind!r:.80}, expected application/json")
+    body = bytearray()
     try:
         async for part in request.stream():
-            left -= len(part)
-            if left < 0:
+            body += part
+            if len(body) > MAX_BODY:
                 raise Refused(413, f"the body is too long: expected at most {MAX_BODY} bytes")
-            parts.append(part)
+        return parse_json(bytes(body), "the body")
     except ClientDisconnect as e:
         raise Refused(400, "the body has no end") from e
-    return b"".join(parts)
+    except InputError as e:
+        raise Refused(400, str(e)) from e
 
 
-async def events_of(job: Job, request: Request) -> AsyncGenerator[tuple, None]:
-    """The events of a job. Its client has left when the connection is closed, or when no more of them are wanted."""
+async def items_of(job: Job, request: Request) -> AsyncGenerator[Item, None]:
+    """What a job's connection sends, until the client goes away or no more is wanted."""
     watch = asyncio.create_task(leave_with(request, job))
     try:
-        while True:
-            yield await job.events.get()
+        while (item := await job.queue.get()) is not None:
+            yield item
     finally:
-        job.left = True
+        job.over = True
         watch.cancel()
 
 
@@ -212,42 +207,13 @@ async def leave_with(request: Request, job: Job) -> None:
     job.leave()
 
 
-async def whole(asked: Asked, first: tuple, events: AsyncIterator[tuple]) -> Response:
-    """The response in one piece."""
-    choices = {}
-    event = first
-    while event[0] == "end":
-        _, index, *rest = event
-        choices[index] = protocol.choice(asked, index, *rest)
-        event = await anext(events)
-    if event[0] == "error":
-        raise event[1]
-    if event[0] == "left":
-        return Response(status_code=499)
-    ordered = [choices[index] for index in sorted(choices)]
-    return JSONResponse(protocol.response(asked, ordered, event[1]))
-
-
-async def stream(
-    asked: Asked, first: tuple, events: AsyncGenerator[tuple, None]
-) -> AsyncIterator[str]:
-    """The response as server-sent events."""
-    async with aclosing(events):
-        if asked.is_chat:
-            for index in range(asked.n):
-                yield protocol.chunk(asked, index)
-        event = first
-        while event[0] in ("text", "end"):
-            if event[0] == "text":
-                yield protocol.chunk(asked, event[1], event[2])
-            else:
-                _, index, _, reason, own = event
-                yield protocol.chunk(asked, index, reason=reason, own=own)
-            event = await anext(events)
-        if event[0] == "usage":
-            yield protocol.last_chunk(asked, event[1])
-        elif event[0] == "error":
-            yield protocol.event(event[1].body())
+async def events_from(first: str, others: AsyncGenerator[Item, None]) -> AsyncIterator[str]:
+    """The events of a stream."""
+    async with aclosing(others):
+        yield first
+        async for event in others:
+            assert isinstance(event, str), "after the first event there are only events"
+            yield event
 
 
 # Errors

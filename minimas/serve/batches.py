@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,12 +18,15 @@ import torch
 from ..common import InputError, out_of_memory
 from ..look.trace import page
 from ..prompts import Question
-from ..system import NewText, Result
+from ..system import NewText
 from ..turn import Turn
-from .protocol import Asked, Refused, Served, usage
+from . import protocol
+from .protocol import Asked, Refused, Served
 
 KEPT_TRACES = 16  # the latest pages
 LOG = logging.getLogger("uvicorn.error")
+
+Item = str | dict[str, Any] | Refused | None
 
 
 class Abandoned(Exception):
@@ -73,58 +76,69 @@ def overlap(text: str, stop: str) -> int:
 class Job:
     """A request while it waits and is answered.
 
-    events   for the connection: ("text", index, piece), ("end", index, text, reason, own), then ("usage", usage);
-             or ("error", Refused), or ("left",)
-    left     whether the client has gone away, or has got all
-    begun    whether it has got anything
+    queue    what its connection sends: the whole response, or the events of a stream and None after them. A Refused
+             in place of the first is sent as an error
+    begun    whether events were sent
+    over     whether nothing more is to be sent: the client has got all, or has gone away
+    texts    {(i, rollout): a text of its i-th question}
+    choices  {index: a choice that is complete}
     """
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self.loop = asyncio.get_running_loop()
-        self.events: asyncio.Queue[tuple] = asyncio.Queue()
+        self.queue: asyncio.Queue[Item] = asyncio.Queue()
         self.arrived = time.monotonic()
-        self.left = False
         self.begun = False
-        self.begin()
+        self.over = False
+        self.reset()
 
-    @property
-    def size(self) -> int:
-        """Texts that are written for it."""
-        return len(self.asked.questions) * self.asked.settings.rollouts
-
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Forget what was written: it is going to be answered, or answered again."""
-        self.texts: list[list[Text]] = []  # of each question, by rollout
-        for _ in self.asked.questions:
-            texts = [Text(self.asked.stop) for _ in range(self.asked.settings.rollouts)]
-            self.texts.append(texts)
-        self.unfinished = self.size
+        self.texts: dict[tuple[int, int], Text] = {}
+        for i in range(len(self.asked.questions)):
+            for rollout in range(self.asked.settings.rollouts):
+                self.texts[i, rollout] = Text(self.asked.stop)
+        self.choices: dict[int, dict[str, Any]] = {}
         self.counts = dict.fromkeys(("prompt", "read", "written", "thought", "heard"), 0)
-
-    def send(self, *event: Any) -> None:
-        """Hand an event to the connection, from any thread."""
-        with suppress(RuntimeError):  # the loop has ended
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-    def leave(self) -> None:
-        """The client has gone away."""
-        self.left = True
-        self.send("left")
-
-    def fail(self, refused: Refused) -> None:
-        """Answer with an error, unless all is answered."""
-        if not self.left:
-            self.left = True
-            self.send("error", refused)
-
-    # What is written
 
     def is_like(self, other: "Job") -> bool:
         """Whether both may be answered in one batch: what is chosen for a whole batch is equal."""
         asked = self.asked
         chosen = (asked.model, asked.settings, asked.traced)
         return chosen == (other.asked.model, other.asked.settings, other.asked.traced)
+
+    # What the connection is told
+
+    def send(self, *items: Item) -> None:
+        """Hand something to the connection, from any thread."""
+        for item in items:
+            with suppress(RuntimeError):  # the loop has ended
+                self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
+
+    def send_events(self, events: Sequence[str]) -> None:
+        """Hand events of a stream to the connection."""
+        if not self.begun and self.asked.is_chat:
+            self.send(*[protocol.first_event(self.asked, i) for i in range(self.asked.n)])
+        self.begun = True
+        self.send(*events)
+
+    def leave(self) -> None:
+        """The client has gone away."""
+        self.over = True
+        self.send(None)
+
+    def fail(self, refused: Refused) -> None:
+        """Answer with an error, unless all is answered."""
+        if self.over:
+            return
+        self.over = True
+        if self.begun:
+            self.send(protocol.event(refused.body()), None)
+        else:
+            self.send(refused)
+
+    # What is written
 
     def count_prompt(self, pieces: Sequence[torch.Tensor]) -> None:
         """Count the prompt after which a text is written: token ids, and latents in slots."""
@@ -134,38 +148,47 @@ class Job:
 
     def take(self, i: int, new: NewText) -> None:
         """Take what was written for the i-th question."""
-        text = self.texts[i][new.rollout]
-        piece = text.add(new.text, ended=new.result is not None)
+        piece = self.texts[i, new.rollout].add(new.text, ended=new.result is not None)
         if piece and self.asked.stream:
-            self.begun = True
-            for index in self.indices(i, new.rollout):
-                self.send("text", index, piece)
+            indices = self.indices(i, new.rollout)
+            self.send_events([protocol.text_event(self.asked, index, piece) for index in indices])
 
-    def finish(self, i: int, rollout: int, result: Result, trace: str | None = None) -> None:
+    def finish(self, i: int, new: NewText, trace: str | None = None) -> None:
         """A text is complete, and so may be the whole request. trace: the path of its page."""
-        text = self.texts[i][rollout]
+        result = new.result
+        assert result is not None and result.system is not None, "answered in this process"
+        text = self.texts[i, new.rollout]
         system = result.system
-        assert system is not None, "it was answered in this process"
         eos_ids = system.agents[system.style.order[-1]].generation_config.eos_ids
         at_an_end = text.stopped or result.token_ids[-1] in eos_ids
         reason = "stop" if at_an_end else "length"
         answer = result.answer
         if text.stopped:
             answer = system.answer_in(text.text, self.asked.questions[i])
-        own = {"rounds": result.rounds, "retried": result.retried, "answer": answer}
+        extra = {"rounds": result.rounds, "retried": result.retried, "answer": answer}
         if trace is not None:
-            own["trace"] = trace
-        self.begun = True
-        indices = self.indices(i, rollout)
-        for index in indices:
-            self.send("end", index, text.text, reason, own)
-        self.counts["written"] += result.new_tokens * len(indices)
-        if rollout == 0:
+            extra["trace"] = trace
+        for index in self.indices(i, new.rollout):
+            self.choices[index] = protocol.choice(self.asked, index, text.text, reason, extra)
+            self.counts["written"] += result.new_tokens
+            if self.asked.stream:
+                self.send_events([protocol.end_event(self.asked, index, reason, extra)])
+        if new.rollout == 0:
             self.counts["heard"] += result.heard_tokens
-        self.unfinished -= 1
-        if self.unfinished == 0 and not self.left:
-            self.left = True
-            self.send("usage", usage(**self.counts))
+        if len(self.choices) == len(self.asked.questions) * self.asked.n:
+            self.complete()
+
+    def complete(self) -> None:
+        """All is written."""
+        if self.over:
+            return
+        self.over = True
+        usage = protocol.usage(**self.counts)
+        if self.asked.stream:
+            self.send(protocol.last_event(self.asked, usage), None)
+        else:
+            choices = [self.choices[index] for index in sorted(self.choices)]
+            self.send(protocol.response(self.asked, choices, usage))
 
     def indices(self, i: int, rollout: int) -> list[int]:
         """The choices that a text is: several if all of a question's are the same text."""
@@ -235,16 +258,14 @@ class Batches:
         """Wait for a job, then a little for others like it, and take them; none if all is to end."""
         with self.changed:
             while not self.stopping:
-                self.waiting = [job for job in self.waiting if not job.left]
+                self.waiting = [job for job in self.waiting if not job.over]
                 jobs = self.alike()
                 until = jobs[0].arrived + self.seconds if jobs else float("inf")
                 wait = until - time.monotonic()
-                full = sum(job.size for job in jobs) >= self.batch_size
+                full = sum(len(job.texts) for job in jobs) >= self.batch_size
                 if jobs and (full or wait <= 0):
                     self.waiting = [job for job in self.waiting if job not in jobs]
-                    self.running = (
-                        jobs  # under the lock, so that `stop` finds each job here or there
-                    )
+                    self.running = jobs  # under the lock: `stop` finds each job here or there
                     return jobs
                 self.changed.wait(wait if jobs else None)
         return []
@@ -252,51 +273,32 @@ class Batches:
     def alike(self) -> list[Job]:
         """The oldest job, and those that fit into its batch."""
         jobs = self.waiting[:1]
-        left = self.batch_size - sum(job.size for job in jobs)
+        room = self.batch_size - sum(len(job.texts) for job in jobs)
         for job in self.waiting[1:]:
-            if job.is_like(jobs[0]) and job.size <= left:
+            if job.is_like(jobs[0]) and len(job.texts) <= room:
                 jobs.append(job)
-                left -= job.size
+                room -= len(job.texts)
         return jobs
 
     def answer_or_fail(self, jobs: list[Job]) -> None:
-        """Answer jobs. If that fails before one has got anything, answer each alone: it fails for its own faults."""
+        """Answer jobs. If that fails, answer each alone that has got nothing yet: it fails for its own faults."""
         try:
-            self.answer(jobs)
+            SharedBatch(jobs, self).answer()
         except Abandoned:
             pass
         except Exception as e:
             if out_of_memory(e):
                 self.release(jobs[0].asked.model)
-            if len(jobs) > 1 and not any(job.begun for job in jobs):
-                for job in jobs:
-                    self.answer_or_fail([job])
-                return
             for job in jobs:
-                job.fail(refusal(e))
+                if len(jobs) > 1 and not job.begun and not job.over:
+                    self.answer_or_fail([job])
+                else:
+                    job.fail(refusal(e))
 
     def release(self, model: str) -> None:
         """Free what agents keep from batch to batch."""
         for agent in self.served[model].system.agents.values():
             agent.release()
-
-    def answer(self, jobs: list[Job]) -> None:
-        """Answer jobs in one batch."""
-        shared = SharedBatch(jobs, self)
-        traced: list[tuple[Job, int, NewText]] = []  # their Results are whole after the batch
-        for job, i, new in shared.write():
-            job.take(i, new)
-            if new.result is None:
-                continue
-            if job.asked.traced:
-                traced.append((job, i, new))
-            else:
-                job.finish(i, new.rollout, new.result)
-        for job, i, new in traced:
-            assert new.result is not None, "these are last pieces"
-            path = f"/traces/{job.asked.id}-{i}-{new.rollout}"
-            self.keep_trace(path, page(shared.system, [new.result]))
-            job.finish(i, new.rollout, new.result, trace=path)
 
     def keep_trace(self, path: str, html: str) -> None:
         """Keep a page, and let the oldest go."""
@@ -319,14 +321,13 @@ class SharedBatch:
         self.questions: list[Question] = []
         self.owners: list[tuple[Job, int]] = []
         for job in jobs:
-            job.begin()
+            job.reset()
             for i, question in enumerate(job.asked.questions):
                 self.questions.append(question)
                 self.owners.append((job, i))
 
-    def write(self) -> Iterator[tuple[Job, int, NewText]]:
-        """Answer: yields what is written, with the job and the number of its question."""
-        whole = not any(job.asked.stream or job.asked.stop for job in self.jobs)
+    def answer(self) -> None:
+        """Answer all jobs; Abandoned if nobody waits for them any more."""
         pieces = self.system.write(
             self.questions,
             self.asked.settings,
@@ -335,31 +336,43 @@ class SharedBatch:
             callback=self.at_position,
             edit=self.after_turn,
             wanted=self.wanted,
-            whole=whole,
+            whole=not any(job.asked.stream or job.asked.stop for job in self.jobs),
         )
+        traced: list[tuple[Job, int, NewText]] = []
         for new in pieces:
-            yield *self.owners[new.question], new
+            job, i = self.owners[new.question]
+            job.take(i, new)
+            if new.result is not None and job.asked.traced:
+                traced.append((job, i, new))  # its Result is whole after the batch
+            elif new.result is not None:
+                job.finish(i, new)
+        for job, i, new in traced:
+            assert new.result is not None, "these are last pieces"
+            path = f"/traces/{job.asked.id}-{i}-{new.rollout}"
+            self.batches.keep_trace(path, page(self.system, [new.result]))
+            job.finish(i, new, path)
 
     def wanted(self, b: int, rollout: int) -> bool:
         """Whether a text is to go on."""
         job, i = self.owners[b]
-        return not job.left and not job.texts[i][rollout].stopped
+        return not job.over and not job.texts[i, rollout].stopped
 
     def at_position(self, *_: object) -> None:
         """Leave the batch if nobody waits for it."""
-        if self.batches.stopping or all(job.left for job in self.jobs):
+        if self.batches.stopping or all(job.over for job in self.jobs):
             raise Abandoned
 
     def after_turn(self, turn: Turn, _: object) -> None:
-        """Count what a turn took. A question whose client has left does not go into the next round."""
+        """Count what a turn took, and drop the questions whose clients have left."""
         for i, b in enumerate(turn.rows):
             job, _ = self.owners[b]
             if turn.answers:
                 job.count_prompt(self.system.agents[turn.role].tokens(turn.prompts[i]))
-            elif turn.states is not None:
+                continue
+            if turn.states is not None:
                 job.counts["thought"] += len(turn.states[i])
-            if job.left and not turn.answers:
-                turn.stop([i])
+            if job.over:
+                turn.drop([i])
 
 
 def stopped() -> Refused:

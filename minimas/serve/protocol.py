@@ -1,6 +1,6 @@
 """The protocol: the body of a request becomes questions and settings, and what is written becomes a response.
 
-It is that of chat completions and completions, as many servers speak it, with fields of our own (`OWN`).
+It is that of chat completions and completions, as many servers speak it, with fields of our own (`FIELDS`).
 
     {"model": "tiny", "messages": [{"role": "user", "content": "7 +5 *3"}], "rounds": 2}
 """
@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..common import InputError
 from ..prompts import Question
@@ -18,24 +18,32 @@ from ..settings import CompletedSettings, Settings, hears_others
 from ..styles import REWRITES, Style
 from ..system import System
 
-# Fields of a body -> (the setting that they choose, its types); the first of two names for a setting counts
-SETTINGS = {
-    "temperature": ("temperature", (int, float)),
-    "top_p": ("top_p", (int, float)),
-    "seed": ("seed", (int,)),
-    "n": ("rollouts", (int,)),
-    "max_completion_tokens": ("max_new_tokens", (int,)),
-    "max_tokens": ("max_new_tokens", (int,)),
-}
-OWN = {
-    "rounds": ("rounds", (int,)),
-    "latent_steps": ("latent_steps", (int,)),
-    "channel": ("channel", (str,)),
-    "hear": ("hear", (str,)),
-    "retry": ("retry", (bool,)),
-}
-LIMITS = {"rounds": 64, "latent_steps": 1024, "max_new_tokens": 32768}  # what a request may ask for
 MAX_TEXTS = 128  # of a request
+
+
+class Field(NamedTuple):
+    """A field of a body that chooses a setting: its types, and for some numbers the range."""
+
+    setting: str
+    types: tuple[type, ...]
+    allowed: range | None = None
+
+
+TOKENS = range(1, 32768 + 1)
+FIELDS = {
+    "temperature": Field("temperature", (int, float)),
+    "top_p": Field("top_p", (int, float)),
+    "seed": Field("seed", (int,)),
+    "n": Field("rollouts", (int,), range(1, MAX_TEXTS + 1)),
+    "max_tokens": Field("max_new_tokens", (int,), TOKENS),
+    "max_completion_tokens": Field("max_new_tokens", (int,), TOKENS),  # the newer name counts
+    # Our own
+    "rounds": Field("rounds", (int,), range(1, 64 + 1)),
+    "latent_steps": Field("latent_steps", (int,), range(1024 + 1)),
+    "channel": Field("channel", (str,)),
+    "hear": Field("hear", (str,)),
+    "retry": Field("retry", (bool,)),
+}
 REFUSED = ("logprobs", "echo", "suffix", "tools", "functions")  # whoever asks for one relies on it
 WORDS = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 WORDS |= {list: "a list", dict: "an object"}
@@ -111,20 +119,19 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
     for name in REFUSED:
         if body.get(name):
             raise Refused(400, f"{name} is not supported: leave it out", name)
-    n = value(body, "n", (int,), 1)
     try:
         settings = settings_in(body, served[model].settings, style)
-        questions = questions_in(body, style, is_chat)
+        questions = [question_in(body, style)] if is_chat else questions_in(body, style)
     except InputError as e:
         raise Refused(400, str(e)) from e
-    if n * len(questions) > MAX_TEXTS:
-        raise Refused(
-            400, f"{n * len(questions)} texts are asked for, expected at most {MAX_TEXTS}"
-        )
-    traced = value(body, "trace", (bool,), False)
+    n = value(body, "n", (int,), 1)
+    texts = n * len(questions)
+    if texts > MAX_TEXTS:
+        raise Refused(400, f"{texts} texts are asked for, expected at most {MAX_TEXTS}")
     if hears_others(settings):
         message = "hear is other, and a request has no question before it: expected own, none, noise or shuffled"
         raise Refused(400, message, "hear")
+    traced = value(body, "trace", (bool,), False)
     if traced and settings.channel == "text":
         raise Refused(400, "a trace shows latents, and on the text channel there are none", "trace")
     options = value(body, "stream_options", (dict,), {})
@@ -162,17 +169,16 @@ def value(body: dict[str, Any], name: str, types: tuple[type, ...], default: Any
 
 def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> CompletedSettings:
     """The Settings that a body asks for; InputError or Refused if they are out of range."""
-    chosen: dict[str, Any] = {}
-    for name, (setting, types) in (SETTINGS | OWN).items():
+    chosen = dict(vars(settings))
+    for name, (setting, types, allowed) in FIELDS.items():
         found = value(body, name, types)
         if found is None:
             continue
-        if setting in LIMITS and found > LIMITS[setting]:
-            raise Refused(400, f"{name} is {found}, expected at most {LIMITS[setting]}", name)
-        chosen.setdefault(setting, found)
-    if chosen.get("rollouts", 1) > MAX_TEXTS:
-        raise Refused(400, f"n is {chosen['rollouts']}, expected at most {MAX_TEXTS}", "n")
-    return Settings(**(vars(settings) | chosen)).completed(style)
+        if allowed is not None and found not in allowed:
+            message = f"{name} is {found}, expected {allowed[0]} to {allowed[-1]}"
+            raise Refused(400, message, name)
+        chosen[setting] = found
+    return Settings(**chosen).completed(style)
 
 
 def strings_in(body: dict[str, Any], name: str) -> list[str]:
@@ -185,10 +191,8 @@ def strings_in(body: dict[str, Any], name: str) -> list[str]:
     return strings
 
 
-def questions_in(body: dict[str, Any], style: Style, is_chat: bool) -> list[Question]:
-    """The Questions of a body: that of a conversation, or those of `prompt`."""
-    if is_chat:
-        return [question_in(body, style)]
+def questions_in(body: dict[str, Any], style: Style) -> list[Question]:
+    """The Questions of the field `prompt`."""
     prompts = strings_in(body, "prompt")
     if not prompts:
         raise Refused(400, "there is no prompt: give a string or a list of strings", "prompt")
@@ -200,7 +204,14 @@ def question_in(body: dict[str, Any], style: Style) -> Question:
 
     System messages go to the agent that answers. A style that rewrites questions can read nothing but a question.
     """
-    turns, system = conversation_in(body)
+    turns: list[tuple[str, str]] = []  # (user or assistant, text)
+    system: list[str] = []
+    for message in value(body, "messages", (list,), []):
+        role, text = role_and_text(message)
+        if role in ("user", "assistant"):
+            turns.append((role, text))
+        elif text.strip():
+            system.append(text)
     while turns and turns[-1][0] != "user":
         turns.pop()
     if not turns:
@@ -216,36 +227,23 @@ def question_in(body: dict[str, Any], style: Style) -> Question:
     return Question(text, typed=asked, system="\n\n".join(system))
 
 
-def conversation_in(body: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The turns [(user or assistant, text)] of a conversation, and its system messages."""
-    turns: list[tuple[str, str]] = []
-    system: list[str] = []
-    for message in value(body, "messages", (list,), []):
-        if not isinstance(message, dict):
-            raise Refused(400, f"a message is {message!r:.80}, expected an object", "messages")
-        role = value(message, "role", (str,))
-        text = content_of(message)
-        if role in ("user", "assistant"):
-            turns.append((role, text))
-        elif role not in ("system", "developer"):
-            known = "system, developer, user or assistant"
-            raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
-        elif text.strip():
-            system.append(text)
-    return turns, system
-
-
-def content_of(message: dict[str, Any]) -> str:
-    """The text of a message, which may be in parts."""
+def role_and_text(message: object) -> tuple[str, str]:
+    """Who says a message and what, which may be in parts."""
+    if not isinstance(message, dict):
+        raise Refused(400, f"a message is {message!r:.80}, expected an object", "messages")
+    role = value(message, "role", (str,))
+    if role not in ("system", "developer", "user", "assistant"):
+        known = "system, developer, user or assistant"
+        raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
     content = value(message, "content", (list, str), "")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = []
+    text = ""
     for part in parts:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not isinstance(text, str):
+        is_text = isinstance(part, dict) and part.get("type") == "text"
+        if not is_text or not isinstance(part.get("text"), str):
             raise Refused(400, f"a part of a message is {part!r:.80}, expected text", "messages")
-        texts.append(text)
-    return "".join(texts)
+        text += part["text"]
+    return role, text
 
 
 # The response
@@ -257,44 +255,48 @@ def response(asked: Asked, choices: Sequence[dict[str, Any]], usage: dict[str, A
     return head(asked, name) | {"choices": list(choices), "usage": usage}
 
 
-def choice(asked: Asked, index: int, text: str, reason: str, own: dict[str, Any]) -> dict[str, Any]:
-    """A text of a response. `own` is what minimas says of it besides."""
-    message: dict[str, Any] = {"text": text}
+def choice(
+    asked: Asked, index: int, text: str, reason: str, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """A text of a response. `extra` is what minimas says of it besides."""
+    said: dict[str, Any] = {"text": text}
     if asked.is_chat:
-        message = {"message": {"role": "assistant", "content": text, "refusal": None}}
-    return {"index": index, **message, "logprobs": None, "finish_reason": reason, "minimas": own}
+        said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+    return {"index": index, **said, "logprobs": None, "finish_reason": reason, "minimas": extra}
 
 
-def chunk(
-    asked: Asked,
-    index: int,
-    text: str | None = None,
-    reason: str | None = None,
-    own: dict[str, Any] | None = None,
-) -> str:
-    """An event of a stream: new text of a choice, or (if there is none) its beginning or its end."""
-    message: dict[str, Any] = {"text": text or ""}
-    if asked.is_chat:
-        delta: dict[str, Any] = {} if text is None else {"content": text}
-        if text is None and reason is None:
-            delta = {"role": "assistant", "content": ""}
-        message = {"delta": delta}
-    one = {"index": index, **message, "logprobs": None, "finish_reason": reason}
-    if own is not None:
-        one["minimas"] = own
-    usage = {"usage": None} if asked.usage else {}
-    return event(chunk_head(asked) | {"choices": [one]} | usage)
+def first_event(asked: Asked, index: int) -> str:
+    """What the events of a choice begin with in a chat."""
+    return chunk(asked, index, {"delta": {"role": "assistant", "content": ""}})
 
 
-def last_chunk(asked: Asked, usage: dict[str, Any]) -> str:
+def text_event(asked: Asked, index: int, text: str) -> str:
+    """The event of a choice's new text."""
+    return chunk(asked, index, {"delta": {"content": text}} if asked.is_chat else {"text": text})
+
+
+def end_event(asked: Asked, index: int, reason: str, extra: dict[str, Any]) -> str:
+    """The event of a choice that is complete."""
+    said: dict[str, Any] = {"delta": {}} if asked.is_chat else {"text": ""}
+    return chunk(asked, index, said, finish_reason=reason, minimas=extra)
+
+
+def last_event(asked: Asked, usage: dict[str, Any]) -> str:
     """What ends a stream."""
-    counted = event(chunk_head(asked) | {"choices": [], "usage": usage}) if asked.usage else ""
-    return counted + "data: [DONE]\n\n"
+    counted = head(asked, chunk_name(asked)) | {"choices": [], "usage": usage}
+    return (event(counted) if asked.usage else "") + "data: [DONE]\n\n"
 
 
-def chunk_head(asked: Asked) -> dict[str, Any]:
-    """What every event of a stream begins with."""
-    return head(asked, "chat.completion.chunk" if asked.is_chat else "text_completion")
+def chunk(asked: Asked, index: int, said: dict[str, Any], **more: Any) -> str:
+    """An event that says something of one choice."""
+    one = {"index": index, **said, "logprobs": None, "finish_reason": None, **more}
+    usage = {"usage": None} if asked.usage else {}
+    return event(head(asked, chunk_name(asked)) | {"choices": [one]} | usage)
+
+
+def chunk_name(asked: Asked) -> str:
+    """What every event of a stream is called."""
+    return "chat.completion.chunk" if asked.is_chat else "text_completion"
 
 
 def head(asked: Asked, name: str) -> dict[str, Any]:
