@@ -17,7 +17,7 @@ from shared import ASKED, CUDA, LINKS, OPTIONS, SCRIPTS, assert_same, load, scri
 import minimas
 from minimas import llama
 from minimas.fast import graphs as graphs_module
-from minimas.fast import linear
+from minimas.fast import onednn
 from minimas.fast.graphs import Graphs
 from minimas.fast.linear import MergedLinear, PackedLinear
 from minimas.fast.prepare import prepare
@@ -380,7 +380,7 @@ def test_what_was_read_in_the_last_round_is_not_read_again(folders, captures, mo
 
 def test_merged_weights_are_held_once(monkeypatch, tmp_path):
     """Where weights are merged but not packed (CUDA), the parts are views of the whole."""
-    monkeypatch.setattr(linear, "can_pack", lambda weight: False)
+    monkeypatch.setattr(onednn, "can_multiply", lambda weight: False)
     attention = load_model(checkpoints.make_agent(tmp_path, "qwen2")).layers[0].self_attn
     x = torch.randn(2, 3, 48)
     apart = attention.qkv(x)

@@ -25,7 +25,7 @@ from shared import ASKED, CUDA, LINKS, OPTIONS, assert_same, load, states
 
 from minimas import link, llama
 from minimas.cache import DeltaCache, attention_cache, grow
-from minimas.fast import kernels, linear
+from minimas.fast import kernels, linear, onednn
 from minimas.fast import prepare as prepare_module
 from minimas.fast.prepare import prepare
 from minimas.link import fused
@@ -261,8 +261,7 @@ def by_kernels(monkeypatch):
         DEVICE == "cpu"
     ):  # the interpreter pays for each program, so that fewer and larger ones are quicker
         monkeypatch.setattr(kernels, "MULTIPROCESSORS", 2)
-    for module in linear, prepare_module:
-        monkeypatch.setattr(module, "can_pack", lambda weight: False)
+    monkeypatch.setattr(onednn, "can_multiply", lambda weight: False)
     for module in prepare_module, link:
         monkeypatch.setattr(module, "kernels_for", lambda weight: kernels)
     return ran

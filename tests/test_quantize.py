@@ -168,7 +168,7 @@ def test_plain_and_fast_products(kind, N, D, monkeypatch):
         monkeypatch.setattr("minimas.quantize.BLOCK", block)
         monkeypatch.setattr(quantized, "BLOCK", block)
         monkeypatch.setattr(quantized, "INDICES", block)
-        for rows in (0, 1, 3, fast.most_rows, fast.most_rows + 1, 40):
+        for rows in (0, 1, 3, fast.most_rows, fast.most_rows + 1, 90):
             x = torch.randn(rows, D, generator=torch.Generator().manual_seed(rows))
             truth = x.double() @ W.T + bias
             size = x.double().abs() @ W.abs().T + truth.abs() + 1e-9  # of what is added up
@@ -182,7 +182,9 @@ def test_plain_and_fast_products(kind, N, D, monkeypatch):
     x = torch.randn(2, 3, D).bfloat16()
     assert fast(x).dtype == linear(x).dtype == torch.bfloat16 and fast(x).shape == (2, 3, N)
     assert apart(fast(x).double(), linear(x.double())) < 0.02
-    x = 50 * torch.randn(20, D).half()
+    one = torch.eye(D).bfloat16()
+    assert torch.equal(fast.float_product(one), linear.dequantized(dtype=torch.bfloat16).T)
+    x = 50 * torch.randn(fast.most_rows + 1, D).half()
     assert apart(fast(x).double(), linear(x.double())) < 2e-3, "no sum overflows float16"
 
 

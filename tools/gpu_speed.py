@@ -34,7 +34,7 @@ import minimas
 from minimas import link as link_module
 from minimas.agent import load_agent
 from minimas.cache import KVCache, masks
-from minimas.fast import linear
+from minimas.fast import onednn
 from minimas.fast import prepare as prepare_module
 from minimas.llama import rope_cos_sin
 from minimas.settings import Settings
@@ -218,8 +218,7 @@ def load(folder, options, dtype, with_kernels):
                 module, "kernels_for", lambda weight: kernels if with_kernels else None
             )
             stack.enter_context(use)
-        for module in linear, prepare_module:
-            stack.enter_context(patch.object(module, "can_pack", lambda weight: False))
+        stack.enter_context(patch.object(onednn, "can_multiply", lambda weight: False))
         return load_agent(folder, "math", torch.device(options.device), dtype, fast=True)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..common import InputError
 from ..quantize import Int8Linear, QuantizedLinear
+from . import onednn
 from .quantized import fast_product, has_operator, no_state_dict
 
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
@@ -45,10 +46,10 @@ class PackedLinear:
         self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
         present = [bias for bias in biases if bias is not None]  # all of them or none
         self.bias = torch.cat(present) if present else None
-        self.onednn = can_pack(self.weight)
+        self.onednn = onednn.can_multiply(self.weight)
         self.packed = self.onednn and not keep
         if self.packed:
-            self.weight = pack(self.weight.detach())
+            self.weight = onednn.pack(self.weight.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle, which cannot read a packed weight: it travels in torch's layout."""
@@ -60,7 +61,7 @@ class PackedLinear:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if self.packed:
-            self.weight = pack(self.weight)
+            self.weight = onednn.pack(self.weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.onednn:
@@ -71,23 +72,13 @@ class PackedLinear:
             )
         n = x.numel() // x.shape[-1]
         if n == 0 or n >= FEWEST_ROWS:
-            return onednn_linear(x, self.weight, self.bias)
+            return onednn.multiply(x, self.weight, self.bias)
         # Copies of the last row cost nothing, since the weights are read once.
         rows = x.reshape(n, -1)
         copies = rows[-1:].expand(FEWEST_ROWS - n, -1)
         padded = torch.cat([rows, copies])  # (FEWEST_ROWS, D)
-        y = onednn_linear(padded, self.weight, self.bias)[:n]
+        y = onednn.multiply(padded, self.weight, self.bias)[:n]
         return y.view(*x.shape[:-1], -1)
-
-
-def pack(weight: torch.Tensor) -> torch.Tensor:
-    """A weight (N, D) in the layout that oneDNN multiplies fastest; torch's other operators cannot read it."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
-
-
-def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W' + b with a packed weight."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class MergedLinear:
@@ -137,21 +128,6 @@ def drop_weight(linear: nn.Linear) -> None:
     """Take from a linear its weight, which is in a PackedLinear now."""
     linear.register_parameter("weight", None)
     linear.register_state_dict_pre_hook(no_state_dict)
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN can pack and multiply this weight."""
-    if weight.device.type != "cpu" or weight.requires_grad:
-        return False
-    if not torch.backends.mkldnn.is_available():
-        return False
-    # The operators are not public in torch: look for each.
-    for operator in "_linear_pointwise", "_reorder_linear_weight":
-        if not hasattr(torch.ops.mkldnn, operator):
-            return False
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32
 
 
 # On CUDA

@@ -13,6 +13,7 @@ from torch import nn
 from .. import gemma, llama, qwen
 from ..common import InputError, warn_once
 from ..quantize import Int8Linear, QuantizedLinear
+from . import onednn
 from .blocks import DecodeBlock, Norm
 from .linear import (
     KernelInt8,
@@ -20,7 +21,6 @@ from .linear import (
     MergedLinear,
     PackedLinear,
     can_merge,
-    can_pack,
     drop_weight,
     kernels_for,
 )
@@ -66,7 +66,7 @@ def prepare(model: llama.Llama) -> llama.Llama:
             continue
         if isinstance(module, QuantizedLinear):
             prepare_quantized(module, kernels)
-        elif isinstance(module, nn.Linear) and can_pack(module.weight):
+        elif isinstance(module, nn.Linear) and onednn.can_multiply(module.weight):
             keep = tied and module is model.lm_head  # the embedding needs this weight as it is
             replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
             if not keep:

@@ -7,13 +7,15 @@ For few rows the cost is reading the weights, and an operator reads them as they
     int4   torch's product with 4-bit weights. It wants bfloat16 activations (with float32 ones it is several times
            slower), so x is rounded for the product, and what comes out is put back into x's dtype
 
-For many rows the cost is arithmetic. The weights are then made float, block by block, and x is not rounded.
+For many rows the cost is arithmetic. The weights are then made float, block by block, and multiplied by oneDNN; x is
+not rounded.
 
 Notation: D inputs, N outputs, L lanes: how many outputs lie together. Within such a group of outputs the weights are
 ordered by input.
 """
 
 import math
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NoReturn
@@ -22,7 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from ..common import InputError
-from ..quantize import BLOCK, GROUP, Int4Linear, Int8Linear, QuantizedLinear, unpacked
+from ..quantize import GROUP, Int4Linear, Int8Linear, QuantizedLinear, unpacked
+from . import onednn
 
 # What adds 128, modulo 256, to each of eight bytes
 EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
@@ -30,6 +33,9 @@ TRAILER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
 LANES = 64  # of int4, at most
+BLOCK = (
+    1 << 21
+)  # weights that are float at a time: fewer cost more calls, more do not stay in the CPU's cache
 
 
 class FastProduct:
@@ -75,13 +81,13 @@ class FastProduct:
         outputs = tables_for(self.out_features, L) * L  # with spare ones
         at_once = max(1, BLOCK // (D * L)) * L  # outputs of a block
         y = x.new_empty(len(x), outputs)
-        q = torch.empty(at_once * D, dtype=torch.uint8)  # both are used again for each block
-        w = x.new_empty(at_once * D)
+        wide = torch.promote_types(x.dtype, torch.float32)
         for start in range(0, outputs, at_once):
             own = y[:, start : start + at_once]
-            shape = (D, own.shape[1])
-            size = D * own.shape[1]
-            self.multiply(x, start, q[:size].view(shape), w[:size].view(shape), own)
+            n = own.shape[1]
+            q = WORKSPACE.take(D * n, torch.uint8).view(D, n)
+            w = WORKSPACE.take(D * n, wide).view(D, n)
+            self.multiply(x, start, q, w, own)
         return y[:, : self.out_features]
 
     def multiply(
@@ -89,6 +95,29 @@ class FastProduct:
     ) -> None:
         """x W' of the outputs from `start` on, into y (rows, n); q and w (D, n) are memory for it."""
         raise NotImplementedError
+
+
+class Workspace(threading.local):
+    """Memory that a thread uses again for each block. The system takes longer to give new memory than we to fill it."""
+
+    def __init__(self) -> None:
+        self.parts: dict[torch.dtype, torch.Tensor] = {}
+
+    def take(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """(size,), with whatever was left in it."""
+        if dtype not in self.parts or len(self.parts[dtype]) < size:
+            with torch.inference_mode(False):  # what is made within could not be written to without
+                self.parts[dtype] = torch.empty(size, dtype=dtype)
+        return self.parts[dtype][:size]
+
+
+WORKSPACE = Workspace()
+
+
+def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """x (rows, D) -> x w (rows, n)."""
+    w = w.to(x.dtype)
+    return onednn.multiply(x, w.T) if onednn.can_multiply(w) else x @ w
 
 
 class FastInt8(FastProduct):
@@ -140,22 +169,19 @@ class FastInt8(FastProduct):
 
     def float_product(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float16:  # x q would overflow
-            return self.float_product(x.float()).half()
-        y = super().float_product(x)
-        y *= self.padded_scale[: self.out_features]
-        return y
+            return super().float_product(x.float()).half()
+        return super().float_product(x)
 
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
-        """Without the scale, with which `float_product` multiplies all outputs at once."""
         L = self.lanes
         end = start + y.shape[1]
         # Eight bytes at a time, since few numbers are quicker to move
         eight = self.weight.view(torch.int64)[start // L : end // L, :, : L // 8].transpose(0, 1)
         torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
         w.copy_(q.view(torch.int8))
-        torch.mm(x, w, out=y)
+        y.copy_(product(x, w) * self.padded_scale[start:end])
 
 
 def tables_for(N: int, L: int) -> int:
@@ -190,7 +216,7 @@ class FastInt4(FastProduct):
     """
 
     lanes = LANES
-    most_rows = 16
+    most_rows = 64
 
     def __init__(self, linears: Sequence[Int4Linear]) -> None:
         super().__init__(linears)
@@ -222,13 +248,12 @@ class FastInt4(FastProduct):
     ) -> None:
         end = start + y.shape[1]
         groups = self.groups[:, start:end].permute(2, 0, 1)
-        scale, offset = groups.to(x.dtype, memory_format=torch.contiguous_format)  # (D / GROUP, n)
+        scale, offset = groups.to(w.dtype, memory_format=torch.contiguous_format)  # (D / GROUP, n)
         packed_by_inputs(self.weight[start:end], packed_lanes(), q)
         w.copy_(q)  # q + 8
         by_group = w.view(-1, GROUP, w.shape[1])
-        by_group *= scale[:, None]
-        by_group += (offset - 8 * scale)[:, None]
-        torch.mm(x, w, out=y)
+        torch.addcmul((offset - 8 * scale)[:, None], by_group, scale[:, None], out=by_group)
+        y.copy_(product(x, w))
 
 
 # The packed layout of int4: blocks of 32 or 64 outputs. In each, for each input, the lower four bits of its bytes are
