@@ -146,24 +146,14 @@ class FastInt8(FastProduct):
         self.weight[..., L:] = torch.tensor([1.0, -ADDED]).view(torch.uint8)
 
     def operator_product(self, x: torch.Tensor) -> torch.Tensor:
-        B = len(x)
-        D, L = self.in_features, self.lanes
+        B, D = x.shape
         at_once = max(1, INDICES // (B * D))  # tables of one call
-        at_once = min(at_once, len(self.weight))
-        factors = x.float().expand(at_once, B, D).flatten()
-        parts = []
-        for tables in self.weight.split(at_once):
-            n = len(tables)  # in the last call there may be fewer
-            indices, offsets = bags(n, B, D)
-            part = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-                tables.view(n * D, L + TRAILER),
-                indices,
-                offsets,
-                per_sample_weights=factors[: n * B * D],
-            )
-            parts.append(part.view(n, B, L))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        y = y.transpose(0, 1).flatten(1)  # (B, N + spare)
+        wide = x.float()
+        if at_once >= self.weight.shape[0]:
+            y = weighted_sums(self.weight, wide)
+        else:
+            parts = [weighted_sums(tables, wide) for tables in self.weight.split(at_once)]
+            y = torch.cat(parts, 1)
         y = y * self.padded_scale
         return y[:, : self.out_features].to(x.dtype)
 
@@ -182,6 +172,18 @@ class FastInt8(FastProduct):
         torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
         w.copy_(q.view(torch.int8))
         y.copy_(product(x, w) * self.padded_scale[start:end])
+
+
+def weighted_sums(tables: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Of n tables (n, D, L + TRAILER), for x (B, D) float32: the sums of their rows, each times its x, (B, n L)."""
+    n, D, width = tables.shape
+    B = x.shape[0]
+    indices, offsets = bags(n, B, D)
+    factors = x.expand(n, B, D).reshape(-1)
+    sums = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+        tables.view(n * D, width), indices, offsets, per_sample_weights=factors
+    )  # (n B, L)
+    return sums.view(n, B, -1).transpose(0, 1).reshape(B, -1)
 
 
 def tables_for(N: int, L: int) -> int:
