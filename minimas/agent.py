@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from .cache import KVCache, first_rows, repeat_rows
 from .common import InputError, no_op, warn_once
+from .devices import usable_kind
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
 from .link import FusedInnerLink, InnerLink
@@ -31,7 +32,6 @@ from .load import (
     load_generation_config,
     load_inner_link,
     load_model,
-    usable_kind,
 )
 from .quantize import named_weights
 from .steps import Steps

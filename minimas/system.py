@@ -24,10 +24,11 @@ from tqdm import tqdm
 from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
+from .devices import devices_by_role, usable_dtype, usable_kind
 from .generate import Batch, Reply
 from .hear import Hearing, before_each, messages_of
 from .link import FusedOuterLink, OuterLink
-from .load import devices_by_role, load_outer_links, usable_dtype, usable_kind
+from .load import load_outer_links
 from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .recurse import recurse
 from .sample import seeds

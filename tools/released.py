@@ -57,8 +57,8 @@ from minimas.commands.options import Parser, checkpoints
 from minimas.common import InputError, check_known, warn
 from minimas.compat.hub import is_reachable
 from minimas.compat.released import FILE
+from minimas.devices import usable_device, usable_dtype
 from minimas.link import InnerLink, OuterLink
-from minimas.load import usable_device, usable_dtype
 from minimas.runs.needs import check_memory
 from minimas.runs.outputs import writable_file
 from minimas.settings import CHANNELS, Settings

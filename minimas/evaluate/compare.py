@@ -163,7 +163,7 @@ def settings_alone(point: CompletedSettings, style: Style) -> CompletedSettings:
 
 def origin_alone(origin: Origin, style: Style) -> Origin:
     """What the last agent of a system is loaded from as style `single`."""
-    from ..load import devices_by_role
+    from ..devices import devices_by_role
 
     last = style.order[-1]
     source = style.sources(origin.checkpoints)[last]

@@ -20,15 +20,13 @@ from ..compat.hub import download
 from ..compat.released import FILE as RECORDED
 from ..compat.released import recorded_config
 from ..config import Decoder, parse_config
+from ..devices import devices_by_role, usable_dtype, usable_kind
 from ..fast.quantized import table_bytes
 from ..link import InnerLink, OuterLink
 from ..load import (
     checkpoint_folder,
     decoder_of,
     decoder_without_weights,
-    devices_by_role,
-    usable_dtype,
-    usable_kind,
 )
 from ..quantize import GROUP, quantizable
 from ..settings import CompletedSettings

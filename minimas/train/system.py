@@ -11,7 +11,8 @@ import torch
 
 from ..agent import load_agent
 from ..common import check_known, no_op
-from ..load import Devices, devices_by_role, load_outer_links, usable_dtype
+from ..devices import Devices, devices_by_role, usable_dtype
+from ..load import load_outer_links
 from ..prompts import TASKS
 from ..runs.lock import held
 from ..runs.outputs import output_path
