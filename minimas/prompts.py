@@ -40,6 +40,11 @@ class Question:
     typed: str = ""
     system: str = ""
 
+    @property
+    def asked(self) -> str:
+        """The question without what was said before it, which may have options of its own."""
+        return self.typed or self.text
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -144,7 +149,7 @@ def prompt(
 
     templates = {
         "context": context_form(section, text, task),
-        "final": answer_form(section, text, task),
+        "final": answer_form(section, question.asked, task),
         "interface": code_form(question.fn_name),
     }
     texts = {"question": text, "fn_name": question.fn_name or ""}

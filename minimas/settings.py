@@ -3,6 +3,7 @@
 Four defaults are the style's own. `completed` fills them in and checks all values.
 """
 
+import sys
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
@@ -199,13 +200,13 @@ def check_whole(name: str, value: object, least: int) -> None:
 
 def check_temperature(value: object) -> None:
     """InputError unless it is a finite number from 0 up."""
-    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+    if not isinstance(value, Real) or value < 0 or not value <= sys.float_info.max:
         raise InputError(f"temperature is {value!r}, expected a number from 0 up")
 
 
 def check_top_p(value: object) -> None:
     """InputError unless it is a probability above 0."""
-    if not isinstance(value, Real) or not 0 < float(value) <= 1:
+    if not isinstance(value, Real) or value <= 0 or not value <= 1:
         raise InputError(f"top_p is {value!r}, expected more than 0 and at most 1")
 
 

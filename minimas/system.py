@@ -541,18 +541,20 @@ class System:
                 ids = batch.ids[n]
                 inserted = calls.inserted[n] if calls else 0
                 written = Written(agent.tokenizer.decode(ids), ids, len(ids) - inserted, False)
-                if settings.retry and self.is_lost(written, questions[n // k]) and text_wanted(n):
-                    lost[n] = written
+                if settings.retry and self.is_lost(written, questions[n // k]):
                     yield Growth(n, text)
-                else:
-                    yield Growth(n, text, written)
+                    if text_wanted(n):  # asked when this piece was seen
+                        lost[n] = written
+                        continue
+                    text = ""
+                yield Growth(n, text, written)
             if lost:
                 seeds_used = [text_seeds[n] for n in lost]
                 yield from self.retry(agent, lost, seeds_used, settings, text_wanted, whole)
 
     def answer_in(self, text: str, question: Question) -> str | None:
         """The answer in a text that was written for a question; None if there is none in the expected form."""
-        return extract(text, self.task, count_options(question.text))
+        return extract(text, self.task, count_options(question.asked))
 
     def is_lost(self, written: Written, question: Question) -> bool:
         """Whether a text holds no answer, and the agent was trained to be asked for one."""

@@ -4,9 +4,10 @@
     turn.sent[edge] = ...       what one agent hears, after the outer link
     turn.mute(edge)             silence: the one who hears it finds its slot empty
     turn.stop([0, 2])           these questions are answered at the end of this round
-    turn.drop([1])              this question leaves the batch at once, and is not answered
+    turn.drop([1])              this question leaves the batch after this turn, and is not answered
 
-A change takes effect or is refused: it is never ignored.
+A change of these takes effect or is refused: it is never ignored. (A turn that answers is the end anyway, so that there
+`stop` has nothing to do.)
 
 Notation: B questions of the turn, m latents, D an agent's width.
 """
@@ -58,7 +59,7 @@ class Turn:
         """
         self.round = round
         self.role = role
-        self.rows = rows
+        self.rows = list(rows)
         self.prompts = prompts
         self.states = states
         self.decoded = decoded or [0] * len(rows)
@@ -105,24 +106,24 @@ class Turn:
 
     def stop(self, questions: Iterable[int] | None = None) -> None:
         """Answer these questions (indices into `rows`; None: all) at the end of this round, as if it were the last."""
-        self.stopped |= self.numbers(questions, "stop")
+        self.stopped |= self.indices(questions, "stop")
 
     def drop(self, questions: Iterable[int] | None = None) -> None:
         """Let these questions (indices into `rows`; None: all) leave the batch after this turn, without an answer."""
         if self.answers:
             self.refuse("this turn answers: a question cannot be dropped any more")
-        self.dropped |= self.numbers(questions, "drop")
+        self.dropped |= self.indices(questions, "drop")
 
-    def numbers(self, questions: Iterable[int] | None, what: str) -> set[int]:
+    def indices(self, questions: Iterable[int] | None, what: str) -> set[int]:
         """These indices into `rows`, or all; InputError if one of them is none."""
         everything = range(len(self.rows))
-        numbers = set(everything if questions is None else questions)
-        for i in numbers:
+        indices = set(everything if questions is None else questions)
+        for i in indices:
             if i not in everything:
                 raise InputError(
                     f"there is no question {i!r} to {what}: this turn has {len(self.rows)}"
                 )
-        return numbers
+        return indices
 
     def heard(self) -> dict[Edge, Message]:
         """What is heard along each edge that leaves the role: what was sent, else silence."""
@@ -176,7 +177,10 @@ class Turn:
 def snapshot(value: Any) -> Any:
     """What tells whether a value was replaced or changed in place: tensors by identity and number of changes."""
     if torch.is_tensor(value):
-        return id(value), value._version
+        changes = (
+            None if value.is_inference() else value._version
+        )  # it counts none in inference mode
+        return id(value), changes
     if isinstance(value, (list, tuple)):
         return [snapshot(one) for one in value]
     return value

@@ -408,6 +408,13 @@ def test_a_question_cannot_be_dropped_while_it_is_answered(tiny):
         tiny.run([CHAIN], rounds=1, edit=edit)
 
 
+def test_inference_mode(tiny):
+    """In which torch counts no changes of a tensor."""
+    with torch.inference_mode():
+        assert answers(tiny, None) == ["5"]
+    assert answers(tiny, None) == ["5"]
+
+
 def test_texts_have_no_states_to_change(tiny):
     def edit(turn, questions):
         if not turn.answers:

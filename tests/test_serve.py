@@ -152,6 +152,8 @@ def test_texts_that_are_all_the_same(client):
     """At temperature 0 one is written, and given as often as it was asked for."""
     first, second = client.post(CHAT, json=body(n=2)).json()["choices"]
     assert first["message"] == second["message"] and second["index"] == 1
+    one, two = (client.post(CHAT, json=body(n=n)).json()["usage"] for n in (1, 2))
+    assert one == two, "what was written once counts once"
     written = ["", ""]
     for event in events(client.post(CHAT, json=body(n=2, stream=True))):
         choice = event["choices"][0]
@@ -209,15 +211,20 @@ def test_a_text_that_was_asked_for_an_answer(folders):
     system = load(folders, "sequential_light")
     options = {"rounds": 1, "latent_steps": 2, "temperature": 0.9}
     (expected,) = system.run(["How much?"], max_new_tokens=12, **options)
+    first = system.run(["How much?"], max_new_tokens=2, retry=False, **options)[0].text
     made, _ = client_of(system)
     with made:
         answer = made.post(CHAT, json=body("How much?", max_tokens=12, **options)).json()
+        stopped = made.post(CHAT, json=body("How much?", max_tokens=2, stop=first[-1], **options))
         streamed = events(
             made.post(CHAT, json=body("How much?", max_tokens=12, stream=True, **options))
         )
     (choice,) = answer["choices"]
     texts = [event["choices"][0]["delta"].get("content", "") for event in streamed]
     assert expected.retried and choice["minimas"]["retried"] and len(texts) > 4
+    (one,) = stopped.json()["choices"]
+    assert one["message"]["content"] == first[: first.index(first[-1])]
+    assert not one["minimas"]["retried"], "a text that is stopped by its last token is complete"
     assert choice["message"]["content"] == "".join(texts) == expected.text
     assert answer["usage"]["completion_tokens"] == expected.new_tokens
 
@@ -284,6 +291,22 @@ def test_a_conversation(folders):
         texts[role] = "".join(prompt)
     assert {role for role, text in texts.items() if "Be brief.\n\nBe kind." in text} == {"solver"}
     assert all("How much?" in text for text in texts.values())
+
+
+def test_options_of_an_earlier_question_are_not_those_of_the_last(folders):
+    system = load(folders, "sequential_light")
+    said = [{"role": "user", "content": "Which?\nA. one\nB. two"}]
+    said.append({"role": "assistant", "content": "A"})
+    said.append({"role": "user", "content": "What is 3+4?"})
+    question = question_in({"messages": said}, system.style)
+    alone = system.style.question("What is 3+4?")
+    ends = []
+    for asked in (question, alone, system.style.question(said[0]["content"])):
+        (prompt,) = system.prompts_for(
+            "solver", [asked], {edge: ["x"] for edge in system.style.edges}
+        )
+        ends.append("".join(prompt).rpartition("?")[2])
+    assert ends[0] == ends[1] != ends[2]
 
 
 def test_the_tiny_system_reads_the_last_question_only(tiny):
@@ -372,6 +395,43 @@ def test_what_fails_in_a_batch_fails_alone(tiny, monkeypatch):
     assert error_of(answers[1], 400)["message"] == "cannot be read"
 
 
+def test_what_fails_after_a_text_was_sent_says_nothing_of_others(tiny, monkeypatch):
+    """The one that got nothing is answered alone, and fails for its own fault."""
+    made, _ = client_of(tiny, seconds=0.3)
+    write = tiny.write
+
+    def broken(questions, settings, **options):
+        for new in write(questions, settings, **options):
+            if questions[-1].typed == CHAINS[1]:
+                raise InputError("a secret")
+            yield new
+            if len(questions) > 1:
+                raise InputError("a secret")
+
+    monkeypatch.setattr(tiny, "write", broken)
+    asked = [body(CHAINS[0], stream=True), body(CHAINS[2])]
+    with made, ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda one: made.post(CHAT, json=one), asked)
+    last = json.loads(first.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["type"] == "server_error" and "secret" not in first.text
+    assert second.status_code == 200
+
+
+def test_clients_that_have_left_do_not_fill_the_queue(tiny):
+    served = {"tiny": Served(tiny, Settings())}
+
+    async def fill():
+        batches = Batches(served, 8, 0, 2)
+        jobs = [Job(read(body(), served, True)) for _ in range(3)]
+        for job in jobs[:2]:
+            batches.add(job)
+            job.leave()
+        batches.add(jobs[2])
+        return batches.waiting == jobs[2:]
+
+    assert asyncio.run(fill())
+
+
 @pytest.mark.parametrize(
     "fault, status, words",
     [
@@ -431,6 +491,8 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, None),
         ({"temperature": True}, "temperature"),
+        ({"temperature": 10**400}, None),
+        ({"top_p": 10**400}, None),
         ({"top_p": 0}, None),
         ({"n": 0}, "n"),
         ({"n": 1.5}, "n"),
@@ -441,6 +503,9 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"max_tokens": 10**9}, "max_tokens"),
         ({"stop": [1]}, "stop"),
         ({"stop": 1}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"n": 17, "trace": True}, "trace"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": []}, "stream_options"),
         ({"rounds": 10**6}, "rounds"),
@@ -474,6 +539,7 @@ def test_an_unknown_model_and_place(client):
     assert error_of(client.post(CHAT, json=body(model="gpt")), 404)["code"] == "model_not_found"
     error_of(client.post("/v1/embeddings", json={}), 404)
     error_of(client.get(CHAT), 405)
+    assert client.get(CHAT).headers["allow"] == "POST"
 
 
 def test_a_body_that_is_too_long(client, monkeypatch):
@@ -709,6 +775,18 @@ def test_two_styles(monkeypatch, tmp_path, tiny):
         assert answer["usage"]["completion_tokens_details"]["latents"] == 8 * steps
 
 
+def test_who_may_reach_it(monkeypatch, capsys):
+    assert served_by(monkeypatch).hosts == set(LOOPBACK) | {"127.0.0.1"}
+    assert capsys.readouterr().err == ""
+    assert served_by(monkeypatch, "--host", "0.0.0.0").hosts is None
+    assert "whoever can reach 0.0.0.0 may ask" in capsys.readouterr().err
+    app = served_by(monkeypatch, "--host", "0.0.0.0", "--allow-host", "my.test", "--api-key", "k")
+    assert {"my.test", "localhost"} <= app.hosts and capsys.readouterr().err == ""
+    assert served_by(monkeypatch, "--allow-origin", "http://x.test/").origins == ["http://x.test"]
+    monkeypatch.setenv("MINIMAS_API_KEY", "k")
+    assert served_by(monkeypatch).key == "k"
+
+
 def test_quantised_weights(monkeypatch):
     app = served_by(monkeypatch, "--quantize", "int8")
     system = app.batches.served["tiny"].system
@@ -731,6 +809,8 @@ def test_a_command_that_is_wrong(monkeypatch):
         (("--style", "tiny,single", "--checkpoint", "x"), "several styles"),
         (("--style", "a/tiny.json,b/tiny.json"), "two models the name tiny"),
         (("--hear", "other"), "--hear is other"),
+        (("--api-key", ""), "the API key is empty"),
+        (("--style", "tiny,single", "--tools", "python"), "call none"),
     ):
         with pytest.raises(InputError, match=words):
             run(monkeypatch, *options)

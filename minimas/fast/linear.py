@@ -44,7 +44,9 @@ class PackedLinear:
     ) -> None:
         """`keep`: the weight is used elsewhere too, so leave its layout alone."""
         self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-        present = [bias for bias in biases if bias is not None]  # all of them or none
+        present = [
+            bias for bias in biases if bias is not None
+        ]  # all of them or none, see can_merge
         self.bias = torch.cat(present) if present else None
         self.onednn = onednn.can_multiply(self.weight)
         self.packed = self.onednn and not keep
@@ -116,6 +118,8 @@ def can_merge(linears: Sequence[nn.Module], kernels: "Kernels | None") -> bool:
     """Whether these linears of one input can be one product: they are all float, or of one quantised kind."""
     first = linears[0]
     if len({type(linear) for linear in linears}) > 1:
+        return False
+    if len({linear.bias is None for linear in linears}) > 1:
         return False
     if not isinstance(first, QuantizedLinear):
         return True

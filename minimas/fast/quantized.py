@@ -27,12 +27,12 @@ from ..common import InputError
 from ..quantize import GROUP, Int4Linear, Int8Linear, QuantizedLinear, unpacked
 from . import onednn
 
-# What adds 128, modulo 256, to each of eight bytes
+# An exclusive or with it adds 128, modulo 256, to each of eight bytes
 EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
 TRAILER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
-LANES = 64  # of int4, at most
+LANES = 64  # of int4: outputs are padded to a multiple of it
 BLOCK = (
     1 << 21
 )  # weights that are float at a time: fewer cost more calls, more do not stay in the CPU's cache
@@ -148,11 +148,11 @@ class FastInt8(FastProduct):
     def operator_product(self, x: torch.Tensor) -> torch.Tensor:
         B, D = x.shape
         at_once = max(1, INDICES // (B * D))  # tables of one call
-        wide = x.float()
+        x32 = x.float()
         if at_once >= self.weight.shape[0]:
-            y = weighted_sums(self.weight, wide)
+            y = weighted_sums(self.weight, x32)
         else:
-            parts = [weighted_sums(tables, wide) for tables in self.weight.split(at_once)]
+            parts = [weighted_sums(tables, x32) for tables in self.weight.split(at_once)]
             y = torch.cat(parts, 1)
         y = y * self.padded_scale
         return y[:, : self.out_features].to(x.dtype)
@@ -308,7 +308,7 @@ def packed_lanes() -> int:
     return 0
 
 
-# For prepare.py
+# For prepare.py and linear.py
 
 
 def drop(module: torch.nn.Module, *buffers: str) -> None:

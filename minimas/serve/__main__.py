@@ -23,12 +23,17 @@ from ..commands.options import (
 )
 from ..common import InputError, warn
 from ..runs.needs import check_memory
-from ..settings import Settings, check_whole, hears_others
+from ..settings import Settings, check_tools, check_whole, hears_others
 from ..styles import Origin, style_named
 from ..system import load_mas_system
-from .protocol import Served
+from .protocol import NO_OTHER, Served
 
-BODY = ("rounds", "latent_steps", "channel", "hear")  # settings that a request may choose as well
+IN_REQUESTS = (
+    "rounds",
+    "latent_steps",
+    "channel",
+    "hear",
+)  # settings that a request may choose as well
 
 
 def run() -> None:
@@ -37,12 +42,16 @@ def run() -> None:
 
 
 def main() -> None:
+    """Check what is asked for, and serve it; with --needs print what memory it needs."""
     args = arguments()
     check_whole("--queue", args.queue, 1)
     if not 0 <= args.wait < 1000:
         raise InputError(f"--wait is {args.wait}, expected milliseconds from 0 to below 1000")
     chosen = Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)})
     origins = named_origins(args)
+    styles = [style_named(origin.style) for origin in origins.values()]
+    if not any(style.calls_tools for style in styles):
+        check_tools(chosen.tools, styles[0])
     settings = {}
     for name, origin in origins.items():
         style = style_named(origin.style)
@@ -51,9 +60,7 @@ def main() -> None:
             settings[name] = replace(chosen, tools=())  # they are for another style
         completed = settings[name].completed(style)
         if hears_others(completed):
-            raise InputError(
-                "--hear is other, and a request has no question before it: expected own, none, noise or shuffled"
-            )
+            raise InputError(f"--{NO_OTHER}")
         if args.needs:
             print(needs_text(origin, style, [completed], args.task or style.task))
         else:
@@ -74,6 +81,13 @@ def serve(
             raise
         message = f"serving needs {e.name}, which is not installed: pip install 'minimas[serve]'"
         raise InputError(message) from e
+    key = os.environ.get("MINIMAS_API_KEY") if args.api_key is None else args.api_key
+    if key == "":
+        raise InputError(
+            "the API key is empty: give --api-key or MINIMAS_API_KEY a value, or neither"
+        )
+    if key is None and args.host not in LOOPBACK:
+        warn(f"whoever can reach {args.host} may ask: give --api-key, or listen on 127.0.0.1")
     with listener(args.host, args.port) as sock:
         served = {}
         for name, origin in origins.items():
@@ -83,8 +97,9 @@ def serve(
         gc.collect()
         gc.freeze()
         batches = Batches(served, args.batch_size, args.wait / 1000, args.queue)
-        key = args.api_key or os.environ.get("MINIMAS_API_KEY") or None
-        hosts = LOOPBACK if args.host in LOOPBACK else None
+        hosts = None
+        if args.host in LOOPBACK or args.allow_host:
+            hosts = {*LOOPBACK, args.host, *args.allow_host}
         app = App(batches, key, args.allow_origin, hosts)
         host, port = sock.getsockname()[:2]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -112,7 +127,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line; InputError if they cannot be parsed."""
     about = "Serve recursive multi-agent systems over HTTP, as chat completions (docs/serving.md)."
     parser = add_answering(make_parser("serve", about, ANSWERING))
-    add_settings(parser.group(ANSWERING), Settings, ("batch_size", *BODY))
+    add_settings(parser.group(ANSWERING), Settings, ("batch_size", *IN_REQUESTS))
     parser.set_defaults(rollouts=1)
     add_serving(parser)
     return parser.parse_args(given)
@@ -131,6 +146,13 @@ def add_serving(parser: Parser) -> None:
         default=[],
         metavar="ORIGIN",
         help="let pages of this origin ask from a browser, * for all; repeat for more",
+    )
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which clients reach the server, such as a proxy's; repeat for more",
     )
     add(
         "--wait",

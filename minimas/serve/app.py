@@ -5,6 +5,7 @@ import hmac
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,7 +48,7 @@ class App:
     ) -> None:
         self.batches = batches
         self.key = key
-        self.origins = tuple(origins)
+        self.origins = [origin.rstrip("/") for origin in origins]
         self.hosts = hosts
 
     def starlette(self) -> Starlette:
@@ -61,9 +62,11 @@ class App:
                 Route("/", self.page),
                 Route("/traces/{name}", self.trace),
                 Route("/v1/models", self.models),
-                Route("/v1/models/{model:path}", self.model),
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-                Route("/v1/completions", self.completions, methods=["POST"]),
+                Route("/v1/models/{model}", self.model),
+                Route(
+                    "/v1/chat/completions", partial(self.complete, is_chat=True), methods=["POST"]
+                ),
+                Route("/v1/completions", partial(self.complete, is_chat=False), methods=["POST"]),
             ],
             middleware=middleware,
             exception_handlers={
@@ -122,14 +125,6 @@ class App:
         name = request.path_params["model"]
         protocol.served_as(name, self.batches.served)
         return JSONResponse(model_object(name))
-
-    async def chat(self, request: Request) -> Response:
-        """Answer a conversation."""
-        return await self.complete(request, is_chat=True)
-
-    async def completions(self, request: Request) -> Response:
-        """Answer prompts."""
-        return await self.complete(request, is_chat=False)
 
     async def complete(self, request: Request, is_chat: bool) -> Response:
         """Check a request, let it wait for its turn, and answer it."""
@@ -223,6 +218,7 @@ async def answer_refused(request: Request, error: Exception) -> Response:
     """The error object of a request that is refused, by us or by the router."""
     headers = {}
     if isinstance(error, HTTPException):
+        headers = dict(error.headers or {})
         error = Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
     assert isinstance(error, Refused), "the handler is registered for both"
     if error.status == 429:

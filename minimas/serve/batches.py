@@ -8,7 +8,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,12 +20,11 @@ from ..prompts import Question
 from ..system import NewText
 from ..turn import Turn
 from . import protocol
-from .protocol import Asked, Refused, Served
+from .protocol import MAX_TRACES, Asked, Refused, Served
 
-KEPT_TRACES = 16  # the latest pages
 LOG = logging.getLogger("uvicorn.error")
 
-Item = str | dict[str, Any] | Refused | None
+Item = str | dict[str, Any] | Refused | None  # see Job.queue
 
 
 class Abandoned(Exception):
@@ -52,16 +50,15 @@ class Text:
         if self.stopped:
             return ""
         self.text += new
-        found = [self.text.find(stop) for stop in self.stops]
-        found = [at for at in found if at >= 0]
-        if found:
-            self.text = self.text[: min(found)]
+        starts = [self.text.find(stop) for stop in self.stops if stop in self.text]
+        if starts:
+            self.text = self.text[: min(starts)]
             self.stopped = True
         end = len(self.text)
         if not ended and not self.stopped:
             end -= max((overlap(self.text, stop) for stop in self.stops), default=0)
         piece = self.text[self.sent : end]
-        self.sent = max(self.sent, end)
+        self.sent = end
         return piece
 
 
@@ -100,7 +97,7 @@ class Job:
             for rollout in range(self.asked.settings.rollouts):
                 self.texts[i, rollout] = Text(self.asked.stop)
         self.choices: dict[int, dict[str, Any]] = {}
-        self.counts = dict.fromkeys(("prompt", "read", "written", "thought", "heard"), 0)
+        self.counts = dict.fromkeys(("prompt", "read", "written", "thought", "intermediate"), 0)
 
     def is_like(self, other: "Job") -> bool:
         """Whether both may be answered in one batch: what is chosen for a whole batch is equal."""
@@ -118,10 +115,11 @@ class Job:
 
     def send_events(self, events: Sequence[str]) -> None:
         """Hand events of a stream to the connection."""
+        first = []
         if not self.begun and self.asked.is_chat:
-            self.send(*[protocol.first_event(self.asked, i) for i in range(self.asked.n)])
-        self.begun = True
-        self.send(*events)
+            first = [protocol.first_event(self.asked, i) for i in range(self.asked.n)]
+        self.begun = True  # before anything is sent, so that an error comes as an event
+        self.send(*first, *events)
 
     def leave(self) -> None:
         """The client has gone away."""
@@ -168,13 +166,13 @@ class Job:
         extra = {"rounds": result.rounds, "retried": result.retried, "answer": answer}
         if trace is not None:
             extra["trace"] = trace
+        self.counts["written"] += result.new_tokens
         for index in self.indices(i, new.rollout):
             self.choices[index] = protocol.choice(self.asked, index, text.text, reason, extra)
-            self.counts["written"] += result.new_tokens
             if self.asked.stream:
                 self.send_events([protocol.end_event(self.asked, index, reason, extra)])
         if new.rollout == 0:
-            self.counts["heard"] += result.heard_tokens
+            self.counts["intermediate"] += result.heard_tokens
         if len(self.choices) == len(self.asked.questions) * self.asked.n:
             self.complete()
 
@@ -214,7 +212,7 @@ class Batches:
         self.batch_size = batch_size
         self.seconds = seconds
         self.most = most
-        self.traces: OrderedDict[str, str] = OrderedDict()
+        self.traces: dict[str, str] = {}
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.stopping = False
@@ -229,6 +227,7 @@ class Batches:
         with self.changed:
             if self.stopping:
                 raise stopped()
+            self.waiting = [one for one in self.waiting if not one.over]
             if len(self.waiting) >= self.most:
                 message = f"{self.most} requests wait already: try again later"
                 raise Refused(429, message, code="queue_full")
@@ -248,26 +247,28 @@ class Batches:
 
     def work(self) -> None:
         """Answer one batch after another, until `stop`."""
-        while not self.stopping:
-            jobs = self.next_batch()
-            if jobs:
+        while jobs := self.next_batch():
+            try:
                 self.answer_or_fail(jobs)
-            self.running = []
+            except Exception as e:  # the next ones are answered all the same
+                for job in jobs:
+                    job.fail(refusal(e))
 
     def next_batch(self) -> list[Job]:
         """Wait for a job, then a little for others like it, and take them; none if all is to end."""
         with self.changed:
             while not self.stopping:
                 self.waiting = [job for job in self.waiting if not job.over]
+                if not self.waiting:
+                    self.changed.wait()
+                    continue
                 jobs = self.alike()
-                until = jobs[0].arrived + self.seconds if jobs else float("inf")
-                wait = until - time.monotonic()
-                full = sum(len(job.texts) for job in jobs) >= self.batch_size
-                if jobs and (full or wait <= 0):
+                wait = jobs[0].arrived + self.seconds - time.monotonic()
+                if wait <= 0 or sum(len(job.texts) for job in jobs) >= self.batch_size:
                     self.waiting = [job for job in self.waiting if job not in jobs]
                     self.running = jobs  # under the lock: `stop` finds each job here or there
                     return jobs
-                self.changed.wait(wait if jobs else None)
+                self.changed.wait(wait)
         return []
 
     def alike(self) -> list[Job]:
@@ -282,29 +283,36 @@ class Batches:
 
     def answer_or_fail(self, jobs: list[Job]) -> None:
         """Answer jobs. If that fails, answer each alone that has got nothing yet: it fails for its own faults."""
+        refused = self.fault_of(jobs)
+        if refused is None:
+            return
+        if len(jobs) == 1:
+            jobs[0].fail(refused)
+            return
+        for job in jobs:
+            if job.begun:  # the fault may be another job's
+                job.fail(Refused(500, "an error in the batch of this request: ask again"))
+            elif not job.over:
+                self.answer_or_fail([job])
+
+    def fault_of(self, jobs: list[Job]) -> Refused | None:
+        """Answer jobs in one batch; what the clients are told if that fails. No memory of the batch is held then."""
         try:
             SharedBatch(jobs, self).answer()
         except Abandoned:
             pass
         except Exception as e:
             if out_of_memory(e):
-                self.release(jobs[0].asked.model)
-            for job in jobs:
-                if len(jobs) > 1 and not job.begun and not job.over:
-                    self.answer_or_fail([job])
-                else:
-                    job.fail(refusal(e))
-
-    def release(self, model: str) -> None:
-        """Free what agents keep from batch to batch."""
-        for agent in self.served[model].system.agents.values():
-            agent.release()
+                for agent in self.served[jobs[0].asked.model].system.agents.values():
+                    agent.release()
+            return refusal(e)
+        return None
 
     def keep_trace(self, path: str, html: str) -> None:
         """Keep a page, and let the oldest go."""
         self.traces[path] = html
-        while len(self.traces) > KEPT_TRACES:
-            self.traces.popitem(last=False)
+        while len(self.traces) > MAX_TRACES:
+            del self.traces[next(iter(self.traces))]
 
 
 class SharedBatch:
@@ -347,6 +355,8 @@ class SharedBatch:
             elif new.result is not None:
                 job.finish(i, new)
         for job, i, new in traced:
+            if job.over:
+                continue
             assert new.result is not None, "these are last pieces"
             path = f"/traces/{job.asked.id}-{i}-{new.rollout}"
             self.batches.keep_trace(path, page(self.system, [new.result]))
@@ -362,16 +372,15 @@ class SharedBatch:
         if self.batches.stopping or all(job.over for job in self.jobs):
             raise Abandoned
 
-    def after_turn(self, turn: Turn, _: object) -> None:
+    def after_turn(self, turn: Turn, questions: list[Question]) -> None:
         """Count what a turn took, and drop the questions whose clients have left."""
         for i, b in enumerate(turn.rows):
             job, _ = self.owners[b]
             if turn.answers:
                 job.count_prompt(self.system.agents[turn.role].tokens(turn.prompts[i]))
-                continue
-            if turn.states is not None:
+            elif turn.states is not None:
                 job.counts["thought"] += len(turn.states[i])
-            if job.over:
+            if job.over and not turn.answers:
                 turn.drop([i])
 
 

@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..common import InputError
+from ..common import JSON_TYPES, InputError
 from ..prompts import Question
 from ..settings import CompletedSettings, Settings, hears_others
 from ..styles import REWRITES, Style
 from ..system import System
 
 MAX_TEXTS = 128  # of a request
+MAX_TRACES = 16  # texts of a request whose traces are wanted, and pages that are kept
+MAX_STOPS = 16
 
 
 class Field(NamedTuple):
@@ -44,9 +46,22 @@ FIELDS = {
     "hear": Field("hear", (str,)),
     "retry": Field("retry", (bool,)),
 }
-REFUSED = ("logprobs", "echo", "suffix", "tools", "functions")  # whoever asks for one relies on it
-WORDS = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
-WORDS |= {list: "a list", dict: "an object"}
+# Whoever asks for one of these relies on it
+REFUSED = ("logprobs", "top_logprobs", "echo", "suffix", "tools", "functions", "response_format")
+MEANINGLESS: tuple[object, ...] = (
+    None,
+    False,
+    [],
+    {},
+    "",
+    {"type": "text"},
+)  # values that ask for nothing
+WORDS = JSON_TYPES | {float: "a number"}
+
+
+NO_OTHER = (
+    "hear is other, and a request has no question before it: expected own, none, noise or shuffled"
+)
 
 
 class Refused(Exception):
@@ -117,7 +132,7 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
         raise Refused(400, f"there is no model: give one of {', '.join(served)}", "model")
     style = served_as(model, served).system.style
     for name in REFUSED:
-        if body.get(name):
+        if body.get(name) not in MEANINGLESS:
             raise Refused(400, f"{name} is not supported: leave it out", name)
     try:
         settings = settings_in(body, served[model].settings, style)
@@ -129,18 +144,23 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
     if texts > MAX_TEXTS:
         raise Refused(400, f"{texts} texts are asked for, expected at most {MAX_TEXTS}")
     if hears_others(settings):
-        message = "hear is other, and a request has no question before it: expected own, none, noise or shuffled"
-        raise Refused(400, message, "hear")
+        raise Refused(400, NO_OTHER, "hear")
     traced = value(body, "trace", (bool,), False)
     if traced and settings.channel == "text":
         raise Refused(400, "a trace shows latents, and on the text channel there are none", "trace")
+    if traced and texts > MAX_TRACES:
+        message = f"traces of {texts} texts are asked for, expected at most {MAX_TRACES}"
+        raise Refused(400, message, "trace")
+    stop = tuple(filter(None, strings_in(body, "stop")))
+    if len(stop) > MAX_STOPS:
+        raise Refused(400, f"stop has {len(stop)} strings, expected at most {MAX_STOPS}", "stop")
     options = value(body, "stream_options", (dict,), {})
     return Asked(
         model,
         questions,
         settings,
         n,
-        stop=tuple(filter(None, strings_in(body, "stop"))),
+        stop=stop,
         stream=value(body, "stream", (bool,), False),
         usage=value(options, "include_usage", (bool,), False),
         traced=traced,
@@ -251,8 +271,7 @@ def role_and_text(message: object) -> tuple[str, str]:
 
 def response(asked: Asked, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict:
     """The whole response; `choices` in the form of `choice`."""
-    name = "chat.completion" if asked.is_chat else "text_completion"
-    return head(asked, name) | {"choices": list(choices), "usage": usage}
+    return head(asked) | {"choices": list(choices), "usage": usage}
 
 
 def choice(
@@ -283,7 +302,7 @@ def end_event(asked: Asked, index: int, reason: str, extra: dict[str, Any]) -> s
 
 def last_event(asked: Asked, usage: dict[str, Any]) -> str:
     """What ends a stream."""
-    counted = head(asked, chunk_name(asked)) | {"choices": [], "usage": usage}
+    counted = head(asked, ".chunk") | {"choices": [], "usage": usage}
     return (event(counted) if asked.usage else "") + "data: [DONE]\n\n"
 
 
@@ -291,16 +310,12 @@ def chunk(asked: Asked, index: int, said: dict[str, Any], **more: Any) -> str:
     """An event that says something of one choice."""
     one = {"index": index, **said, "logprobs": None, "finish_reason": None, **more}
     usage = {"usage": None} if asked.usage else {}
-    return event(head(asked, chunk_name(asked)) | {"choices": [one]} | usage)
+    return event(head(asked, ".chunk") | {"choices": [one]} | usage)
 
 
-def chunk_name(asked: Asked) -> str:
-    """What every event of a stream is called."""
-    return "chat.completion.chunk" if asked.is_chat else "text_completion"
-
-
-def head(asked: Asked, name: str) -> dict[str, Any]:
-    """What every object of a response begins with."""
+def head(asked: Asked, part: str = "") -> dict[str, Any]:
+    """What every object of a response begins with; `part` is .chunk in an event of a stream."""
+    name = f"chat.completion{part}" if asked.is_chat else "text_completion"
     return {"id": asked.id, "object": name, "created": asked.created, "model": asked.model}
 
 
@@ -309,17 +324,18 @@ def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def usage(prompt: int, read: int, written: int, thought: int, heard: int) -> dict[str, Any]:
+def usage(prompt: int, read: int, written: int, thought: int, intermediate: int) -> dict[str, Any]:
     """The usage of a request, all its texts together.
 
     prompt, read    tokens, and latents in the slots, of the prompt after which the last agent wrote
     written         tokens that it wrote
-    thought, heard  latents that all agents thought, and intermediate tokens that they wrote for one another
+    thought         latents that all agents thought
+    intermediate    tokens that agents wrote for one another
     """
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
         "prompt_tokens_details": {"latents": read},
-        "completion_tokens_details": {"latents": thought, "intermediate_tokens": heard},
+        "completion_tokens_details": {"latents": thought, "intermediate_tokens": intermediate},
     }
