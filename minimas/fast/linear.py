@@ -28,10 +28,10 @@ FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 class PackedLinear:
     """x (..., D) -> x W' + b (..., N), for W (N, D) made of several weights on top of one another.
 
-    weight  (N, D), in oneDNN's own layout if it is packed
-    bias    (N,) or None
-    onednn  whether oneDNN multiplies, else torch does
-    packed  whether the weight is in oneDNN's layout
+    weight     (N, D), in oneDNN's own layout if it is packed
+    bias       (N,) or None
+    by_onednn  whether oneDNN multiplies, else torch does
+    packed     whether the weight is in oneDNN's layout
     """
 
     scale: None = None  # which int8 weights have
@@ -44,12 +44,10 @@ class PackedLinear:
     ) -> None:
         """`keep`: the weight is used elsewhere too, so leave its layout alone."""
         self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-        present = [
-            bias for bias in biases if bias is not None
-        ]  # all of them or none, see can_merge
+        present = [bias for bias in biases if bias is not None]  # all or none: see can_merge
         self.bias = torch.cat(present) if present else None
-        self.onednn = onednn.can_multiply(self.weight)
-        self.packed = self.onednn and not keep
+        self.by_onednn = onednn.can_multiply(self.weight)
+        self.packed = self.by_onednn and not keep
         if self.packed:
             self.weight = onednn.pack(self.weight.detach())
 
@@ -66,7 +64,7 @@ class PackedLinear:
             self.weight = onednn.pack(self.weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.onednn:
+        if not self.by_onednn:
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError(
@@ -102,7 +100,7 @@ class MergedLinear:
         weights = [linear.weight for linear in linears]
         biases = [linear.bias for linear in linears]
         self.packed = PackedLinear(weights, biases)
-        if self.packed.onednn:
+        if self.packed.by_onednn:
             for linear in linears:
                 drop_weight(linear)
         else:

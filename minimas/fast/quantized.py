@@ -33,9 +33,8 @@ TRAILER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
 LANES = 64  # of int4: outputs are padded to a multiple of it
-BLOCK = (
-    1 << 21
-)  # weights that are float at a time: fewer cost more calls, more do not stay in the CPU's cache
+# Weights that are float at a time: fewer cost more calls, more do not stay in the CPU's cache
+BLOCK = 1 << 21
 
 
 class FastProduct:

@@ -23,11 +23,7 @@ from ..config import Decoder, parse_config
 from ..devices import devices_by_role, usable_dtype, usable_kind
 from ..fast.quantized import table_bytes
 from ..link import InnerLink, OuterLink
-from ..load import (
-    checkpoint_folder,
-    decoder_of,
-    decoder_without_weights,
-)
+from ..load import checkpoint_folder, decoder_of, decoder_without_weights
 from ..quantize import GROUP, quantizable
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
