@@ -170,7 +170,7 @@ class FastInt8(FastProduct):
         eight = self.weight.view(torch.int64)[start // L : end // L, :, : L // 8].transpose(0, 1)
         torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
         w.copy_(q.view(torch.int8))
-        y.copy_(product(x, w) * self.padded_scale[start:end])
+        torch.mul(product(x, w), self.padded_scale[start:end], out=y)
 
 
 def weighted_sums(tables: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
