@@ -217,7 +217,7 @@ class FastInt4(FastProduct):
     """
 
     lanes = LANES
-    most_rows = 64
+    most_rows = 16
 
     def __init__(self, linears: Sequence[Int4Linear]) -> None:
         super().__init__(linears)
