@@ -6,12 +6,12 @@
                 instead of some thirty, and is captured as a CUDA graph and replayed: the host launches one thing per
                 token instead of hundreds
 
-    prepare.py  puts a decoder on the fast path, in place
-    onednn.py   the product of oneDNN, which torch has no public name for
-    linear.py   merged and packed linears
+    prepare.py    puts a decoder on the fast path, in place
+    onednn.py     the product of oneDNN, which torch has no public name for
+    linear.py     merged and packed linears
     quantized.py  products with quantised weights
-    blocks.py   a block's step of one token per row, in our kernels (kernels.py)
-    graphs.py   steps as CUDA graphs
+    blocks.py     a block's step of one token per row, in our kernels (kernels.py)
+    graphs.py     steps as CUDA graphs
 
 A decoder that went through `prepare` computes no gradients on a CPU: training loads its system with fast=False.
 """

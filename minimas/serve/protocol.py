@@ -48,17 +48,9 @@ FIELDS = {
 }
 # Whoever asks for one of these relies on it
 REFUSED = ("logprobs", "top_logprobs", "echo", "suffix", "tools", "functions", "response_format")
-MEANINGLESS: tuple[object, ...] = (
-    None,
-    False,
-    [],
-    {},
-    "",
-    {"type": "text"},
-)  # values that ask for nothing
+# Values of theirs that ask for nothing
+MEANINGLESS: tuple[object, ...] = (None, False, [], {}, "", {"type": "text"})
 WORDS = JSON_TYPES | {float: "a number"}
-
-
 NO_OTHER = (
     "hear is other, and a request has no question before it: expected own, none, noise or shuffled"
 )
