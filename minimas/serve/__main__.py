@@ -49,12 +49,13 @@ def main() -> None:
         raise InputError(f"--wait is {args.wait}, expected milliseconds from 0 to below 1000")
     chosen = Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)})
     origins = named_origins(args)
-    styles = [style_named(origin.style) for origin in origins.values()]
-    if not any(style.calls_tools for style in styles):
-        check_tools(chosen.tools, styles[0])
+    styles = {name: style_named(origin.style) for name, origin in origins.items()}
+    if not any(style.calls_tools for style in styles.values()):
+        for style in styles.values():
+            check_tools(chosen.tools, style)
     settings = {}
     for name, origin in origins.items():
-        style = style_named(origin.style)
+        style = styles[name]
         settings[name] = chosen
         if len(origins) > 1 and not style.calls_tools:
             settings[name] = replace(chosen, tools=())  # they are for another style
