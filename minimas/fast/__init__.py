@@ -9,6 +9,7 @@
     prepare.py    puts a decoder on the fast path, in place
     onednn.py     the product of oneDNN, which torch has no public name for
     linear.py     merged and packed linears
+    norms.py      RMSNorm in fewer operations
     quantized.py  products with quantised weights
     blocks.py     a block's step of one token per row, in our kernels (kernels.py)
     graphs.py     steps as CUDA graphs

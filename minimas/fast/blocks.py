@@ -10,33 +10,12 @@ from torch import nn
 
 from .. import gemma, llama
 from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
-from ..common import upcast
 from ..llama import Rope
 from ..quantize import Int8Linear
 from .linear import Kernels, MergedLinear, few_rows
+from .norms import KernelNorm
 
 ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
-
-
-class Norm:
-    """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients on the plain path.
-
-    norm  the RMSNorm, whose own forward serves where gradients are asked for
-    gain  (D,) float32, what the normed vector is multiplied by
-    """
-
-    def __init__(self, norm: llama.RMSNorm, kernels: Kernels) -> None:
-        weight = upcast(norm.weight.detach())
-        self.gain = 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
-        self.eps = norm.eps
-        self.norm = norm
-        self.kernels = kernels
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return self.kernels.norm(x, self.gain, self.eps, residual=residual)
-        y = type(self.norm).forward(self.norm, x)
-        return y if residual is None else residual + y
 
 
 class DecodeBlock:
@@ -46,10 +25,10 @@ class DecodeBlock:
 
     block              any block whose parts are all in prepare.KNOWN
     act                the activation of its MLP's gate
-    attention_norm     the Norm before the attention or the Gated DeltaNet
-    mlp_norm           the Norm before the MLP
-    of_attention       Gemma only: the Norm of what the attention returns
-    of_mlp             Gemma only: the Norm of what the MLP returns
+    attention_norm     the KernelNorm before the attention or the Gated DeltaNet
+    mlp_norm           the KernelNorm before the MLP
+    of_attention       Gemma only: the KernelNorm of what the attention returns
+    of_mlp             Gemma only: the KernelNorm of what the MLP returns
     done               (ROWS * K,) int32, counts the splits of an attention that are done, per row and key/value head
     """
 
@@ -57,10 +36,10 @@ class DecodeBlock:
         self.block = block
         self.kernels = kernels
         self.act = ACTIVATIONS[type(block.mlp)]
-        self.attention_norm: Norm = block.input_layernorm.forward
-        self.mlp_norm: Norm = block.post_attention_layernorm.forward
-        self.of_attention: Norm | None = None
-        self.of_mlp: Norm | None = None
+        self.attention_norm: KernelNorm = block.input_layernorm.forward
+        self.mlp_norm: KernelNorm = block.post_attention_layernorm.forward
+        self.of_attention: KernelNorm | None = None
+        self.of_mlp: KernelNorm | None = None
         if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms what a sublayer returns, too
             self.mlp_norm = block.pre_feedforward_layernorm.forward
             self.of_attention = block.post_attention_layernorm.forward
@@ -96,7 +75,7 @@ class DecodeBlock:
         return x[:, None]
 
     def product(
-        self, x: torch.Tensor, merged: MergedLinear, norm: Norm, act: str = ""
+        self, x: torch.Tensor, merged: MergedLinear, norm: KernelNorm, act: str = ""
     ) -> torch.Tensor:
         """norm(x) times the weights of a MergedLinear; with `act`, act of its first half times its other half."""
         packed = merged.packed
@@ -112,7 +91,11 @@ class DecodeBlock:
         )
 
     def add(
-        self, x: torch.Tensor, y: torch.Tensor, proj: nn.Linear | Int8Linear, norm: Norm | None
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        proj: nn.Linear | Int8Linear,
+        norm: KernelNorm | None,
     ) -> torch.Tensor:
         """x + W y, or x + norm(W y)."""
         scale = proj.scale if isinstance(proj, Int8Linear) else None

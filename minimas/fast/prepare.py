@@ -14,7 +14,7 @@ from .. import gemma, llama, qwen
 from ..common import InputError, warn_once
 from ..quantize import Int8Linear, QuantizedLinear
 from . import onednn
-from .blocks import DecodeBlock, Norm
+from .blocks import DecodeBlock
 from .linear import (
     KernelInt8,
     Kernels,
@@ -24,6 +24,7 @@ from .linear import (
     drop_weight,
     kernels_for,
 )
+from .norms import CpuNorm, KernelNorm
 from .quantized import fast_product, has_operator
 
 # A method that does nothing but apply some linears to one input: their names
@@ -72,11 +73,14 @@ def prepare(model: llama.Llama) -> llama.Llama:
             if not keep:
                 drop_weight(module)
     free_unused_memory()
-    if kernels is None:
-        return model
     for module in model.modules():
         if isinstance(module, llama.RMSNorm) and type(module) in NORMS:
-            replace(module, "forward", Norm(module, kernels))
+            if kernels is not None:
+                replace(module, "forward", KernelNorm(module, kernels))
+            elif module.weight.device.type == "cpu":
+                replace(module, "forward", CpuNorm(module))
+    if kernels is None:
+        return model
     for block in model.layers:
         parts = {type(module) for module in block.modules()}
         if parts <= KNOWN:
