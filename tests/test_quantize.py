@@ -18,6 +18,7 @@ from minimas.common import QUANTIZED, InputError
 from minimas.evaluate import evaluate
 from minimas.fast import prepare as prepare_module
 from minimas.fast import quantized
+from minimas.fast.linear import MergedLinear
 from minimas.fast.prepare import prepare
 from minimas.load import load_model
 from minimas.prompts import Question
@@ -240,7 +241,7 @@ def test_every_family(agent_folder, family, kind):
     truth = states_of(dequantized(plain))
     assert apart(states_of(plain), truth) < 2e-6
     fast = prepare(load_model(folder, quantize=kind))
-    assert apart(states_of(fast), truth) < (3e-6 if kind == "int8" else 0.02)
+    assert apart(states_of(fast), truth) < (5e-6 if kind == "int8" else 0.02)
     assert apart(fast.logits(truth[:3]), plain.logits(truth[:3])) < (
         1e-6 if kind == "int8" else 0.01
     )
@@ -327,7 +328,9 @@ def test_without_the_operator_products_are_plain(agent_folder, kind, monkeypatch
         monkeypatch.setattr(module, "has_operator", lambda linear: False)
     fast = prepare(load_model(folder, quantize=kind))
     assert f"no operator for {kind} weights" in capsys.readouterr().err
-    assert torch.equal(states_of(fast), states_of(load_model(folder, quantize=kind)))
+    replaced = [value for module in fast.modules() for value in vars(module).values()]
+    assert not any(isinstance(one, quantized.FastProduct | MergedLinear) for one in replaced)
+    assert apart(states_of(fast), states_of(load_model(folder, quantize=kind))) < 1e-6
 
 
 # Systems
@@ -379,11 +382,13 @@ def test_needs_counts_quantised_weights(folders, kind):
         assert (need.weights > needed[role].weights) == (kind == "int8")
 
 
-def test_tables_take_an_eighth_more_at_most():
-    """For 8 bytes after each row, and for outputs that are not there."""
+@pytest.mark.parametrize("most, tables, lanes", ((128, 76, 128), (96, 102, 96)))
+def test_tables_take_an_eighth_more_at_most(most, tables, lanes, monkeypatch):
+    """For 8 bytes after each row, and for outputs that are not there; with AVX-512, and with AVX2 alone."""
+    monkeypatch.setattr(quantized, "MOST_LANES", most)
     for N in (896, 1152, 9728, 151936, 576, 960, 3072, 49152, 1000, 32003):
         assert quantized.table_bytes(N, 7) <= 1.125 * N * 7
-    assert quantized.table_bytes(9728, 896) == 9728 * 896 * 136 // 128
+    assert quantized.table_bytes(9728, 896) == tables * 896 * (lanes + 8)
 
 
 def test_records_are_not_continued_with_other_weights(tmp_path):

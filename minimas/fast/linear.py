@@ -22,7 +22,7 @@ from . import onednn
 from .quantized import fast_product, has_operator, no_state_dict
 
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
-FEWEST_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
+FEWEST_ROWS = 4 if onednn.AVX512 else 1
 
 
 class PackedLinear:

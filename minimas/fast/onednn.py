@@ -5,6 +5,8 @@ Notation: D inputs, N outputs.
 
 import torch
 
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 
 def can_multiply(weight: torch.Tensor) -> bool:
     """Whether oneDNN can pack this weight, and multiply with it."""

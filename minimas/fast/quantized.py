@@ -7,8 +7,7 @@ For few rows the cost is reading the weights, and an operator reads them as they
     int4   torch's product with 4-bit weights. It wants bfloat16 activations (with float32 ones it is several times
            slower), so x is rounded for the product, and what comes out is put back into x's dtype
 
-For many rows the cost is arithmetic. The weights are then made float, block by block, and multiplied by oneDNN; x is
-not rounded.
+For many rows the cost is arithmetic. The weights are then made float, block by block; x is not rounded.
 
 Notation: D inputs, N outputs, L lanes: how many outputs lie together. Within such a group of outputs the weights are
 ordered by input.
@@ -32,6 +31,8 @@ EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
 TRAILER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
+# The most lanes of int8 that FBGEMM sums up at once, in the registers of the CPU. It reads the indices again for more.
+MOST_LANES = 128 if onednn.AVX512 else 96
 LANES = 64  # of int4: outputs are padded to a multiple of it
 # Weights that are float at a time: fewer cost more calls, more do not stay in the CPU's cache
 BLOCK = 1 << 21
@@ -114,9 +115,12 @@ WORKSPACE = Workspace()
 
 
 def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x (rows, D) -> x w (rows, n)."""
+    """x (rows, D) -> x w (rows, n).
+
+    With AVX-512 by oneDNN. With AVX2 alone torch's own product, MKL's, is faster for weights that are not packed.
+    """
     w = w.to(x.dtype)
-    return onednn.multiply(x, w.T) if onednn.can_multiply(w) else x @ w
+    return onednn.multiply(x, w.T) if onednn.AVX512 and onednn.can_multiply(w) else x @ w
 
 
 class FastInt8(FastProduct):
@@ -126,7 +130,7 @@ class FastInt8(FastProduct):
     padded_scale   (N + spare,) float32; spare outputs fill the last table
     """
 
-    most_rows = 8
+    most_rows = 8 if onednn.AVX512 else 16
 
     def __init__(self, linears: Sequence[Int8Linear]) -> None:
         super().__init__(linears)
@@ -192,7 +196,7 @@ def tables_for(N: int, L: int) -> int:
 
 def lanes_for(N: int) -> int:
     """The L with which the tables of N outputs take the least memory."""
-    return min(range(64, 129, 8), key=lambda L: tables_for(N, L) * (L + TRAILER))
+    return min(range(64, MOST_LANES + 1, 8), key=lambda L: tables_for(N, L) * (L + TRAILER))
 
 
 def table_bytes(N: int, D: int) -> int:
