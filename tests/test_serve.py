@@ -320,7 +320,7 @@ def test_the_tiny_system_reads_the_last_question_only(tiny):
 
 def test_requests_that_arrive_together_are_one_batch(tiny, monkeypatch):
     """Each is answered as alone, and with those that agree with it in all that is chosen for a batch."""
-    made, _ = client_of(tiny, seconds=0.3)
+    made, _ = client_of(tiny, batch_size=4, seconds=20)
     batches, write = [], tiny.write
 
     def counted(questions, settings, **options):
@@ -380,7 +380,7 @@ def test_a_full_queue(tiny, monkeypatch):
 
 def test_what_fails_in_a_batch_fails_alone(tiny, monkeypatch):
     """As an InputError of one question does that is found when prompts are read."""
-    made, batches = client_of(tiny, seconds=0.3)
+    made, batches = client_of(tiny, batch_size=3, seconds=20)
     prompts_for = tiny.prompts_for
 
     def picky(role, questions, *args):
@@ -397,7 +397,7 @@ def test_what_fails_in_a_batch_fails_alone(tiny, monkeypatch):
 
 def test_what_fails_after_a_text_was_sent_says_nothing_of_others(tiny, monkeypatch):
     """The one that got nothing is answered alone, and fails for its own fault."""
-    made, _ = client_of(tiny, seconds=0.3)
+    made, _ = client_of(tiny, batch_size=2, seconds=20)
     write = tiny.write
 
     def broken(questions, settings, **options):
