@@ -41,11 +41,12 @@ def blocks(page, language):
 
 
 def sessions():
-    """(page, command, lines of output) for each command of the console sessions."""
+    """(page, command, lines of output) for each command of the console sessions, as parameters of a test."""
     for page in PAGES:
         for part in "".join(blocks(page, "console")).split("$ ")[1:]:
             command, *shown = part.rstrip("\n").split("\n")
-            yield page, command, shown
+            long = "--limit 200" in command  # questions, several times
+            yield pytest.param(page, command, shown, marks=[pytest.mark.slow] if long else [])
 
 
 def named_commands():

@@ -121,7 +121,7 @@ def replayed(system):
     [
         ("sequential_light", 1.5),
         pytest.param("sequential_scaled", 1.5, marks=pytest.mark.slow),
-        ("mixture", 0.0),
+        pytest.param("mixture", 0.0, marks=pytest.mark.slow),
         pytest.param("distillation", 0.0, marks=pytest.mark.slow),  # no other decoders
         pytest.param("deliberation", 1.5, marks=pytest.mark.slow),
     ],

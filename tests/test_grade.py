@@ -811,6 +811,7 @@ def test_math_verify_that_died_is_started_anew():
     assert grader.ask("1", "1") and not alive(child)
 
 
+@pytest.mark.slow
 def test_a_question_that_is_interrupted_gets_no_late_verdict(monkeypatch):
     grader = MathVerify(hang)
     grader.start()
@@ -1216,7 +1217,7 @@ GREEDY = {
 }
 
 
-@pytest.fixture(params=["namespaces", "none"])
+@pytest.fixture(params=["namespaces", pytest.param("none", marks=pytest.mark.slow)])
 def guard(request, monkeypatch, tmp_path):
     if request.param == "none":
         source = sandbox.GUARD.read_text(encoding="utf-8").replace(

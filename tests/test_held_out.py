@@ -62,7 +62,7 @@ def lines(folder):
 # Losses
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_losses_are_those_of_what_is_heard(loaded, examples, batch_size):
     """As if each value were heard in a run of its own, in any batch."""
     examples = examples[:6]
@@ -162,7 +162,7 @@ def test_the_rows_are_left_out_and_nothing_else_changes(unbroken, system, exampl
     assert not any(column in line for line in lines(tmp_path / "a") for column in COLUMNS)
 
 
-@pytest.mark.parametrize("last", [1, 3])
+@pytest.mark.parametrize("last", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_training_that_is_resumed_is_the_same(unbroken, system, examples, tmp_path, last):
     """Broken off before the first measurement, and after it."""
 

@@ -58,8 +58,8 @@ def tokens(*args, **options):
     "style, task",
     [
         ("sequential_light", "math"),
-        ("sequential_light", "code"),
-        ("sequential_scaled", "math"),
+        pytest.param("sequential_light", "code", marks=pytest.mark.slow),
+        pytest.param("sequential_scaled", "math", marks=pytest.mark.slow),
         ("distillation", "math"),
         pytest.param("mixture", "math", marks=pytest.mark.slow),
         pytest.param("deliberation", "math", marks=pytest.mark.slow),

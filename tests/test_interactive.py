@@ -221,9 +221,9 @@ LATENT, TEXT = {"rounds": 2, "rollouts": 2, "temperature": 0.9}, {"rounds": 2, "
     [
         ({}, LATENT),
         ({}, TEXT),
-        ({"fast": False}, LATENT),
-        ({"offload": True}, LATENT),
-        ({"graphs": True}, LATENT),
+        pytest.param({"fast": False}, LATENT, marks=pytest.mark.slow),
+        pytest.param({"offload": True}, LATENT, marks=pytest.mark.slow),
+        pytest.param({"graphs": True}, LATENT, marks=pytest.mark.slow),
         ({"graphs": True}, TEXT),
     ],
     ids=str,

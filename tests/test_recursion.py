@@ -54,7 +54,7 @@ def assert_same(result, golden):
 
 @STYLE
 @ROUNDS
-@pytest.mark.parametrize("batch_size", (1, 3))
+@pytest.mark.parametrize("batch_size", (pytest.param(1, marks=pytest.mark.slow), 3))
 def test_golden(loaded, style, rounds, batch_size):
     stored = load_file(GOLDENS / f"{style}.safetensors")
     for i, result in enumerate(

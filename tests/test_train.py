@@ -969,7 +969,7 @@ def links_of(folder):
 STEPS = ("--inner-steps", "2", "--steps", "2", "--rounds", "2", "--save-every", "1")
 
 
-@pytest.mark.parametrize("steps", [(), STEPS], ids=str)
+@pytest.mark.parametrize("steps", [pytest.param((), marks=pytest.mark.slow), STEPS], ids=str)
 def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
     """From base folders to a folder that --checkpoint takes. A command that was killed resumes to the same links, and
     in closed form each agent reads its texts once.

@@ -106,7 +106,10 @@ COMMON = ["--style", "tiny", "--data", "tiny", "--device", "cpu", "--limit", "12
 COMMON += ["--batch-size", "4", "--steps", "3"]
 
 
-@pytest.mark.parametrize("init", ["ridge", "random", "checkpoint"])
+@pytest.mark.parametrize(
+    "init",
+    ["checkpoint", *(pytest.param(init, marks=pytest.mark.slow) for init in ("ridge", "random"))],
+)
 def test_outer_links_are_those_of_the_command(
     init, system, examples, tmp_path, monkeypatch, capsys
 ):
@@ -398,7 +401,9 @@ def snippet(page, words):
     return found[0]
 
 
-@pytest.mark.parametrize("objective", ["steady", "as_after_text"])
+@pytest.mark.parametrize(
+    "objective", [pytest.param("steady", marks=pytest.mark.slow), "as_after_text"]
+)
 def test_the_objectives_of_the_docs(objective, capsys):
     code = snippet("extending.md", "objective=objective")
     names = {}
@@ -495,6 +500,7 @@ def test_options_before_and_after(args, complaint, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_records_of_a_trained_system_would_name_other_links(tmp_path):
     """Its files are those that it was loaded from, so that `out` is refused."""
     system = minimas.load_mas_system("tiny", device="cpu")
