@@ -4,9 +4,10 @@
     python tools/bench_quantized.py FOLDER --batch 1 --llama PYTHON   # a Python that has llama-cpp-python and gguf
 
 FOLDER is that of a Qwen2 (tools/real_models.py fetches one). All of minimas and of transformers sit in one process and
-take turns. llama.cpp runs after them in a process of its own (bench_llama_cpp.py), at one row, where it can: it knows
-no latent step. A latent step is here that of the decoder, without a link. The last line is one JSON object. For whole
-runs see `bench.py --weights real --quantize int8`.
+take turns. A turn is one prefill, or six steps in a row after one that is not measured, since in use a step follows
+another of the same model. llama.cpp runs before and after them, in a process of its own (bench_llama_cpp.py), at one
+row. It knows no latent step. A latent step is here that of the decoder, without a link. The last line is one JSON
+object. For whole runs see `bench.py --weights real --quantize int8`.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +25,8 @@ import transformers
 import minimas
 
 FORMS = {"float32": None, "int8": "int8", "int4": "int4"}  # name -> quantize
-TIMES = {"prefill 120": 3, "prefill 512": 3, "latent step": 20, "text token": 20}  # repeats
+TURNS = {"prefill 120": 3, "prefill 512": 3, "latent step": 4, "text token": 4}
+STEPS = 6  # of a turn
 BEFORE_STEPS = 200  # positions that are filled when a step is taken
 
 
@@ -104,35 +107,61 @@ def main() -> None:
             name = str(dtype).removeprefix("torch.")
             runners[f"transformers {name}"] = Peer(args.folder, dtype)
     result: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
-    for what, repeats in TIMES.items():
-        for runner in runners.values():
-            runner.read(0.02 * torch.randn(args.batch, BEFORE_STEPS, D))
-        for i in range(repeats + 1):
-            for name, runner in runners.items():
-                spent = measured(runner, what, args.batch, D, i)
-                if i > 0:  # the first warms up
-                    result[name].setdefault(what, []).append(spent)
-    if args.llama and args.batch == 1:
-        for kind in ("Q8_0", "Q4_0"):
-            script = Path(__file__).with_name("bench_llama_cpp.py")
-            command = [args.llama, str(script), str(args.folder), "--format", kind]
-            command += ["--threads", str(torch.get_num_threads())]
-            out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-            own = json.loads(out.splitlines()[-1])
-            memory[f"{kind} (file)"] = own.pop("weights")
-            result[f"llama.cpp {kind}"] = own
+    with tempfile.TemporaryDirectory() as place:
+        measure_llama(args, Path(place), result, memory)
+        measure_in_turns(runners, args.batch, D, result)
+        measure_llama(args, Path(place), result, memory)
     print(f"median ms (least), {args.batch} rows, {torch.get_num_threads()} threads", end=", ")
     print(torch.backends.cpu.get_cpu_capability())
     for name, times in result.items():
-        cells = [""] * len(TIMES)
-        for i, what in enumerate(TIMES):
+        cells = [""] * len(TURNS)
+        for i, what in enumerate(TURNS):
             if what in times:
                 cells[i] = f"{statistics.median(times[what]):.1f} ({min(times[what]):.1f})"
         print(f"{name:24s}" + "".join(f"{cell:>20s}" for cell in cells), flush=True)
-    print(" " * 24 + "".join(f"{what:>20s}" for what in TIMES))
+    print(" " * 24 + "".join(f"{what:>20s}" for what in TURNS))
     for name, size in memory.items():
         print(f"{name:24s}{size / 1e6:8.0f} MB, {size / memory['float32']:.2f} of float32")
     print(json.dumps({"batch": args.batch, "milliseconds": result, "bytes": memory}))
+
+
+def measure_in_turns(
+    runners: dict[str, Ours | Peer], batch: int, D: int, result: dict[str, dict[str, list[float]]]
+) -> None:
+    """Add the milliseconds of each runner to `result`."""
+    for what, turns in TURNS.items():
+        for runner in runners.values():
+            runner.read(0.02 * torch.randn(batch, BEFORE_STEPS, D))
+        steps = 1 if what.startswith("prefill") else STEPS
+        for turn in range(turns + 1):
+            for name, runner in runners.items():
+                if steps > 1:
+                    measured(runner, what, batch, D, 0)
+                for i in range(steps):
+                    spent = measured(runner, what, batch, D, turn * steps + i)
+                    if turn > 0:  # the first turn warms up
+                        result[name].setdefault(what, []).append(spent)
+
+
+def measure_llama(
+    args: argparse.Namespace,
+    place: Path,
+    result: dict[str, dict[str, list[float]]],
+    memory: dict[str, int],
+) -> None:
+    """Add the milliseconds of llama.cpp to `result`, and the size of its files, which stay in `place`, to `memory`."""
+    if not args.llama or args.batch > 1:
+        return
+    for kind in ("Q8_0", "Q4_0"):
+        script = Path(__file__).with_name("bench_llama_cpp.py")
+        command = [args.llama, str(script), str(args.folder), "--format", kind]
+        command += ["--threads", str(torch.get_num_threads()), "--gguf", str(place / kind)]
+        out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+        times = json.loads(out.splitlines()[-1])
+        memory[f"{kind} (file)"] = times.pop("weights")
+        own = result.setdefault(f"llama.cpp {kind}", {})
+        for what, milliseconds in times.items():
+            own.setdefault(what, []).extend(milliseconds)
 
 
 if __name__ == "__main__":

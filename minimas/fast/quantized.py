@@ -168,13 +168,22 @@ class FastInt8(FastProduct):
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
-        L = self.lanes
-        end = start + y.shape[1]
+        D, L = self.in_features, self.lanes
+        scale = self.padded_scale[start : start + y.shape[1]]
+        first, tables = start // L, y.shape[1] // L
         # Eight bytes at a time, since few numbers are quicker to move
-        eight = self.weight.view(torch.int64)[start // L : end // L, :, : L // 8].transpose(0, 1)
+        eight = self.weight.view(torch.int64)[first : first + tables, :, : L // 8]  # (.., D, L/8)
+        if onednn.AVX512:  # as one matrix, (D, tables L)
+            eight = eight.transpose(0, 1)
         torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
         w.copy_(q.view(torch.int8))
-        torch.mul(product(x, w), self.padded_scale[start:end], out=y)
+        if onednn.AVX512:
+            torch.mul(product(x, w), scale, out=y)
+            return
+        # Table by table: each core multiplies with its own
+        sums = x @ w.to(x.dtype).view(tables, D, L)  # (tables, rows, L)
+        by_table = y.view(len(x), tables, L)
+        torch.mul(sums.transpose(0, 1), scale.view(tables, L), out=by_table)
 
 
 def weighted_sums(tables: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
