@@ -15,11 +15,12 @@ from fake_cuda import FakeCUDA
 from shared import ASKED, CUDA, LINKS, OPTIONS, SCRIPTS, assert_same, load, scripted, states
 
 import minimas
-from minimas import llama
+from minimas import gemma, llama
 from minimas.fast import graphs as graphs_module
 from minimas.fast import onednn
 from minimas.fast.graphs import Graphs
 from minimas.fast.linear import MergedLinear, PackedLinear
+from minimas.fast.norms import CpuNorm
 from minimas.fast.prepare import prepare
 from minimas.generate import REPLY_ROOM
 from minimas.link import InnerLink, OuterLink, fused
@@ -97,6 +98,26 @@ ONE_GREEDY = pytest.mark.parametrize(
     "style, temperature",
     [(style, 0.0 if style == "distillation" else 1.5) for style in checkpoints.SYSTEMS],
 )
+
+
+@pytest.mark.parametrize(
+    "dtype, bound", ((torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-7))
+)
+@pytest.mark.parametrize("kind", (llama.RMSNorm, gemma.OffsetRMSNorm))
+@torch.no_grad()
+def test_norms_on_a_cpu(kind, dtype, bound):
+    """As the plain one, of large and small numbers and zeros too, and with a weight that was changed since."""
+    norm = kind(64, 1e-5).to(dtype)
+    norm.weight += states(64, dtype=dtype)
+    fast = CpuNorm(norm)
+    x = states(3, 4, 64, dtype=dtype)
+    x[0] *= 1e12
+    x[1, 0] = 0
+    x[2] *= 1e-4  # eps counts
+    for _ in range(2):
+        y, plain = fast(x), norm(x)
+        assert y.dtype == dtype and ((y - plain).abs() <= bound * plain.abs()).all()
+        norm.weight += 1
 
 
 @ONE_GREEDY
