@@ -42,11 +42,16 @@ class Programs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.close()
-        except KeyboardInterrupt:  # it came just now: finish first
-            self.close()
-            raise
+        interrupt: KeyboardInterrupt | None = None
+        closed = False
+        while not closed:
+            try:
+                self.close()
+                closed = True
+            except KeyboardInterrupt as e:  # however often it comes: finish first
+                interrupt = e
+        if interrupt is not None:
+            raise interrupt
 
     def close(self) -> None:
         """End the programs that still run, and wait until nothing of them is left."""
