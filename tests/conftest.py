@@ -62,7 +62,7 @@ def pytest_pycollect_makemodule():
 
 
 def pytest_collection_finish():
-    """The garbage collector takes a tenth of the time, for little: let it look seldom, and not at what is there now."""
+    """Garbage collection took a tenth of the time: collect rarely, and never what was there before the first test."""
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
 

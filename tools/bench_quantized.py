@@ -25,6 +25,7 @@ import transformers
 import minimas
 
 FORMS = {"float32": None, "int8": "int8", "int4": "int4"}  # name -> quantize
+# name -> turns
 TURNS = {"prefill 120": 3, "prefill 512": 3, "latent step": 4, "text token": 4}
 STEPS = 6  # of a turn
 BEFORE_STEPS = 200  # positions that are filled when a step is taken

@@ -1,4 +1,4 @@
-"""RMSNorm in fewer operations than torch's own takes, for frozen decoders.
+"""What replaces the forward of an RMSNorm on the fast path: CpuNorm on a CPU, KernelNorm where our kernels are.
 
 Notation: D width.
 """
@@ -13,10 +13,9 @@ from .linear import Kernels
 
 
 class CpuNorm:
-    """The forward of an RMSNorm in torch's operations.
+    """The forward of an RMSNorm in five of torch's operations: x (..., D) -> (..., D). F.rms_norm takes more on a CPU.
 
-    sqrt(mean(x^2) + eps) is hypot(||x||, sqrt(D eps)) / sqrt(D). For one token that takes a third of the time of
-    F.rms_norm, which torch composes of smaller operations on a CPU. There are two norms or more in a block.
+    sqrt(mean(x^2) + eps) is hypot(||x||, sqrt(D eps)) / sqrt(D).
 
     norm   the RMSNorm
     root   (), sqrt(D)
@@ -45,6 +44,8 @@ def gain_of(norm: llama.RMSNorm) -> torch.Tensor:
 
 class KernelNorm:
     """The forward of an RMSNorm in one kernel, with a residual added if there is one; with gradients on the plain path.
+
+    x and the residual are (..., D), and so is the result.
 
     norm  the RMSNorm, whose own forward serves where gradients are asked for
     gain  (D,) float32, what the normed vector is multiplied by

@@ -5,6 +5,7 @@ Notation: D inputs, N outputs.
 
 import torch
 
+# Whether the CPU has AVX-512 and torch uses it. Which product is fastest depends on it.
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 

@@ -31,7 +31,7 @@ EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
 TRAILER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
-# The most lanes of int8 that FBGEMM sums up at once, in the registers of the CPU. It reads the indices again for more.
+# The most lanes of int8. FBGEMM keeps a sum for each lane in registers. More than 96 are slower with AVX2, which has few.
 MOST_LANES = 128 if onednn.AVX512 else 96
 LANES = 64  # of int4: outputs are padded to a multiple of it
 # Weights that are float at a time: fewer cost more calls, more do not stay in the CPU's cache
@@ -93,7 +93,7 @@ class FastProduct:
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
-        """x W' of the outputs from `start` on, into y (rows, n); q and w (D, n) are memory for it."""
+        """x W' of the outputs from `start` on, into y (rows, n); q and w (D, n) are memory for D n weights."""
         raise NotImplementedError
 
 
@@ -169,11 +169,13 @@ class FastInt8(FastProduct):
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
         D, L = self.in_features, self.lanes
-        scale = self.padded_scale[start : start + y.shape[1]]
-        first, tables = start // L, y.shape[1] // L
+        end = start + y.shape[1]
+        n_tables = y.shape[1] // L
+        tables = self.weight[start // L : end // L]  # (n_tables, D, L + TRAILER)
+        scale = self.padded_scale[start:end]
         # Eight bytes at a time, since few numbers are quicker to move
-        eight = self.weight.view(torch.int64)[first : first + tables, :, : L // 8]  # (.., D, L/8)
-        if onednn.AVX512:  # as one matrix, (D, tables L)
+        eight = tables.view(torch.int64)[..., : L // 8]  # (n_tables, D, L / 8)
+        if onednn.AVX512:  # as one matrix, (D, n_tables L)
             eight = eight.transpose(0, 1)
         torch.bitwise_xor(eight, EIGHT_SIGNS, out=q.view(torch.int64).view(eight.shape))
         w.copy_(q.view(torch.int8))
@@ -181,9 +183,9 @@ class FastInt8(FastProduct):
             torch.mul(product(x, w), scale, out=y)
             return
         # Table by table: each core multiplies with its own
-        sums = x @ w.to(x.dtype).view(tables, D, L)  # (tables, rows, L)
-        by_table = y.view(len(x), tables, L)
-        torch.mul(sums.transpose(0, 1), scale.view(tables, L), out=by_table)
+        sums = x @ w.to(x.dtype).view(n_tables, D, L)  # (n_tables, rows, L)
+        by_table = y.view(len(x), n_tables, L)
+        torch.mul(sums.transpose(0, 1), scale.view(n_tables, L), out=by_table)
 
 
 def weighted_sums(tables: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

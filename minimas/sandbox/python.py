@@ -44,11 +44,11 @@ class Programs:
     def __exit__(self, *_: object) -> None:
         interrupt: KeyboardInterrupt | None = None
         closed = False
-        while not closed:
+        while not closed:  # however often Ctrl-C comes, finish first
             try:
                 self.close()
                 closed = True
-            except KeyboardInterrupt as e:  # however often it comes: finish first
+            except KeyboardInterrupt as e:
                 interrupt = e
         if interrupt is not None:
             raise interrupt
