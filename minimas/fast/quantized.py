@@ -31,7 +31,7 @@ EIGHT_SIGNS = int.from_bytes(b"\x80" * 8, signed=True)
 TRAILER = 8  # bytes after each row of a table: a factor and a summand, float32
 ADDED = 128  # what makes q from -127 to 127 a byte without sign
 INDICES = 1 << 17  # of rows of a table that one call sums up
-# The most lanes of int8. FBGEMM keeps a sum for each lane in registers. More than 96 are slower with AVX2, which has few.
+# The most lanes of int8. FBGEMM keeps a sum for each in a register, of which AVX2 has few: more than 96 are slower.
 MOST_LANES = 128 if onednn.AVX512 else 96
 LANES = 64  # of int4: outputs are padded to a multiple of it
 # Weights that are float at a time: fewer cost more calls, more do not stay in the CPU's cache
