@@ -110,9 +110,15 @@ class KVCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write k, v (B, K, T, d) in place -> views of all that may hold a token, (B, K, filled, d)."""
         self.filled = self.filled_after(positions)
-        indices = torch.where(positions < 0, self.capacity, positions)  # (B, T)
-        write_at(self.k, indices, k)
-        write_at(self.v, indices, v)
+        if positions.numel() == 1 and positions.device.type == "cpu":  # a GPU would be waited for
+            p = int(positions)
+            i = self.capacity if p < 0 else p
+            self.k[:, :, i : i + 1] = k
+            self.v[:, :, i : i + 1] = v
+        else:
+            indices = torch.where(positions < 0, self.capacity, positions)  # (B, T)
+            write_at(self.k, indices, k)
+            write_at(self.v, indices, v)
         return self.k[:, :, : self.filled], self.v[:, :, : self.filled]
 
     def grow(self, n: int) -> None:

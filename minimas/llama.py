@@ -106,8 +106,7 @@ def apply_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     In float32, back in x's dtype.
     """
     cos, sin = rope
-    a, b = upcast(x).chunk(2, -1)  # (B, heads, T, d/2) each
-    swapped = torch.cat([b, a], -1)  # (B, heads, T, d)
+    swapped = upcast(x).roll(x.shape[-1] // 2, -1)  # (B, heads, T, d): a and b have changed places
     rotated = torch.addcmul(x * cos, swapped, sin)  # x cos + swapped sin
     return rotated.to(x.dtype)
 

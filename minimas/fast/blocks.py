@@ -1,11 +1,16 @@
-"""A decoder block's step of one token per row on CUDA, in our kernels. All else takes the plain path.
+"""A decoder block's step of one token per row, in few operations: CpuBlock, and KernelBlock in our kernels on CUDA.
+
+All else takes the plain path: chunks of several tokens, caches of training, and on a CPU a block with hooks inside.
 
 Notation: B rows, D width, H query heads, K key/value heads, d head width.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .. import gemma, llama
@@ -13,42 +18,36 @@ from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
 from ..llama import Rope
 from ..quantize import Int8Linear
 from .linear import Kernels, MergedLinear, few_rows
-from .norms import KernelNorm
+from .norms import CpuNorm, KernelNorm, gain_of
 
-ACTIVATIONS = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}  # of the gate
+# The activation of an MLP's gate, as a function and as our kernels call it
+ACTIVATIONS: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]] = {
+    llama.MLP: F.silu,
+    gemma.MLP: partial(F.gelu, approximate="tanh"),
+}
+NAMES: dict[type[nn.Module], str] = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}
 
 
-class DecodeBlock:
-    """The forward of a block for one token per row, in five kernels (Gemma: seven).
+class FastBlock:
+    """What both forms have in common: a block, and the norms before and after its sublayers.
 
-    With more than ROWS rows, reading weights is not all that a product costs: the block then takes the plain path.
-
-    block              any block whose parts are all in prepare.KNOWN
-    act                the activation of its MLP's gate
-    attention_norm     the KernelNorm before the attention or the Gated DeltaNet
-    mlp_norm           the KernelNorm before the MLP
-    of_attention       Gemma only: the KernelNorm of what the attention returns
-    of_mlp             Gemma only: the KernelNorm of what the MLP returns
-    done               (ROWS * K,) int32, counts the splits of an attention that are done, per row and key/value head
+    block           the module whose forward this is
+    attention_norm  before the attention or the Gated DeltaNet
+    mlp_norm        before the MLP
+    of_attention    Gemma only: of what the attention returns
+    of_mlp          Gemma only: of what the MLP returns
     """
 
-    def __init__(self, block: Any, kernels: Kernels) -> None:
+    def __init__(self, block: Any) -> None:
         self.block = block
-        self.kernels = kernels
-        self.act = ACTIVATIONS[type(block.mlp)]
-        self.attention_norm: KernelNorm = block.input_layernorm.forward
-        self.mlp_norm: KernelNorm = block.post_attention_layernorm.forward
-        self.of_attention: KernelNorm | None = None
-        self.of_mlp: KernelNorm | None = None
+        self.attention_norm = block.input_layernorm.forward
+        self.mlp_norm = block.post_attention_layernorm.forward
+        self.of_attention = None
+        self.of_mlp = None
         if hasattr(block, "pre_feedforward_layernorm"):  # Gemma norms what a sublayer returns, too
             self.mlp_norm = block.pre_feedforward_layernorm.forward
             self.of_attention = block.post_attention_layernorm.forward
             self.of_mlp = block.post_feedforward_layernorm.forward
-        self.done: torch.Tensor | None = None
-        if hasattr(block, "self_attn"):
-            K = block.self_attn.k_proj.out_features // block.self_attn.d
-            device = block.input_layernorm.weight.device
-            self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
 
     def __call__(
         self,
@@ -58,21 +57,151 @@ class DecodeBlock:
         mask: torch.Tensor | None,
         cache: LayerCache,
     ) -> torch.Tensor:
-        one_token = x.shape[1] == 1
-        if not one_token or isinstance(cache, GrowingCache) or not few_rows(x, self.kernels):
+        """The forward of the block: x (B, T, D) -> (B, T', D)."""
+        if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not self.takes(x):
             return type(self.block).forward(self.block, x, positions, rope, mask, cache)
-        x = x[:, 0]  # (B, D)
+        return self.step(x[:, 0], positions, rope, mask, cache)[:, None]
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Whether `step` can be taken from x (B, 1, D)."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: LayerCache,
+    ) -> torch.Tensor:
+        """One token per row, x (B, D) -> (B, D)."""
+        raise NotImplementedError
+
+
+class CpuBlock(FastBlock):
+    """On a CPU in float32, for a block with softmax attention.
+
+    The weights that a product reads push all else out of the CPU's caches. So whatever comes after it costs what it
+    takes to fetch its code, a view as much as a sum, and the number of operations is what counts: q and k are normed
+    and rotated as one, a product adds the residual itself, and nothing is converted that need not be.
+
+    sizes              H, K, d
+    scale              of the scores
+    qkv, gate_up       merged products, each a PackedLinear or a FastProduct
+    o_proj, down_proj  products of one linear, likewise
+    q_k_norm           of each head of q and k, or None
+    parts              the modules that the plain path calls, and that may have hooks
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        attention = block.self_attn
+        mlp = block.mlp
+        d = attention.d
+        H = attention.q_proj.out_features // d
+        K = attention.k_proj.out_features // d
+        self.parts = [part for part in block.modules() if part is not block]
+        self.sizes = H, K, d
+        self.scale = attention.scale
+        self.qkv = attention.qkv.packed
+        self.o_proj = attention.o_proj.forward
+        self.gate_up = mlp.gate_up.packed
+        self.down_proj = mlp.down_proj.forward
+        self.act = ACTIVATIONS[type(mlp)]
+        self.q_k_norm = None
+        if hasattr(attention, "q_norm"):
+            q_gain = gain_of(attention.q_norm).expand(H, 1, d)
+            k_gain = gain_of(attention.k_norm).expand(K, 1, d)
+            self.q_k_norm = CpuNorm(torch.cat([q_gain, k_gain]), attention.q_norm.eps)
+
+    def takes(self, x: torch.Tensor) -> bool:
+        if x.dtype != torch.float32 or torch.is_grad_enabled():
+            return False
+        return not any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
+
+    def step(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: LayerCache,
+    ) -> torch.Tensor:
+        assert isinstance(cache, KVCache | WindowCache)
+        y = self.attend(self.attention_norm(x), positions, rope, mask, cache)  # (B, H d)
+        x = self.add(x, y, self.o_proj, self.of_attention)  # (B, D)
+        gate, up = self.gate_up.of_rows(self.mlp_norm(x)).chunk(2, -1)  # (B, intermediate_size)
+        return self.add(x, self.act(gate) * up, self.down_proj, self.of_mlp)
+
+    def attend(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: KVCache | WindowCache,
+    ) -> torch.Tensor:
+        """The attention up to its last projection: x (B, D) -> (B, H d)."""
+        B = len(x)
+        H, K, d = self.sizes
+        heads = self.qkv.of_rows(x).view(B, H + 2 * K, 1, d)
+        q_k = heads[:, : H + K]
+        if self.q_k_norm is not None:
+            q_k = self.q_k_norm(q_k)
+        cos, sin = rope
+        q_k = torch.addcmul(q_k * cos, q_k.roll(d // 2, -1), sin)  # as llama.apply_rope
+        v = heads[:, H + K :]
+        keys, values = cache.update(q_k[:, H:], v, positions)  # (B, K, S, d)
+        q = q_k[:, :H].reshape(B, K, H // K, d)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self.scale)
+        return y.flatten(1)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, product: Any, norm: Any) -> torch.Tensor:
+        """x + W y, or x + norm(W y)."""
+        return product.of_rows(y, x) if norm is None else x + norm(product.of_rows(y))
+
+
+class KernelBlock(FastBlock):
+    """On CUDA, in five kernels (Gemma: seven), for any block whose parts are all in prepare.KNOWN.
+
+    With more than ROWS rows, reading weights is not all that a product costs: the block then takes the plain path.
+
+    act   the activation of its MLP's gate
+    done  (ROWS * K,) int32, counts the splits of an attention that are done, per row and key/value head
+    """
+
+    def __init__(self, block: Any, kernels: Kernels) -> None:
+        super().__init__(block)
+        self.kernels = kernels
+        self.act = NAMES[type(block.mlp)]
+        self.done: torch.Tensor | None = None
+        if hasattr(block, "self_attn"):
+            K = block.self_attn.k_proj.out_features // block.self_attn.d
+            device = block.input_layernorm.weight.device
+            self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
+
+    def takes(self, x: torch.Tensor) -> bool:
+        return few_rows(x, self.kernels)
+
+    def step(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        rope: Rope,
+        mask: torch.Tensor | None,
+        cache: LayerCache,
+    ) -> torch.Tensor:
         if isinstance(cache, DeltaCache):
             y = self.delta(self.block.linear_attn, x, cache)  # (B, heads d_v)
             proj = self.block.linear_attn.out_proj
         else:
+            assert isinstance(cache, KVCache | WindowCache)
             y = self.attend(self.block.self_attn, x, positions, rope, cache)  # (B, H d)
             proj = self.block.self_attn.o_proj
         x = self.add(x, y, proj, self.of_attention)  # (B, D)
         mlp = self.block.mlp
         y = self.product(x, mlp.gate_up, self.mlp_norm, self.act)  # (B, intermediate_size)
-        x = self.add(x, y, mlp.down_proj, self.of_mlp)  # (B, D)
-        return x[:, None]
+        return self.add(x, y, mlp.down_proj, self.of_mlp)  # (B, D)
 
     def product(
         self, x: torch.Tensor, merged: MergedLinear, norm: KernelNorm, act: str = ""

@@ -63,6 +63,11 @@ class PackedLinear:
         if self.packed:
             self.weight = onednn.pack(self.weight)
 
+    def of_rows(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """x (rows, D) and perhaps a residual (rows, N) -> x W' + b plus the residual, (rows, N)."""
+        y = self(x)
+        return y if residual is None else residual + y
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.by_onednn:
             return F.linear(x, self.weight, self.bias)

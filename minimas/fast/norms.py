@@ -12,34 +12,31 @@ from ..common import upcast
 from .linear import Kernels
 
 
+def gain_of(norm: llama.RMSNorm) -> torch.Tensor:
+    """What a normed vector is multiplied by, (D,) in float32 or wider."""
+    weight = upcast(norm.weight.detach())
+    return 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
+
+
 class CpuNorm:
-    """The forward of an RMSNorm in five of torch's operations: x (..., D) -> (..., D). F.rms_norm takes more on a CPU.
+    """The forward of an RMSNorm in four of torch's operations: x (..., D) -> (..., D). F.rms_norm takes more on a CPU.
 
     sqrt(mean(x^2) + eps) is hypot(||x||, sqrt(D eps)) / sqrt(D).
 
-    norm   the RMSNorm
-    root   (), sqrt(D)
+    gain   (..., D), what the normed vector is multiplied by, times sqrt(D)
     least  (), sqrt(D eps)
     """
 
-    def __init__(self, norm: llama.RMSNorm) -> None:
-        D = len(norm.weight)
-        like = upcast(norm.weight.detach())
-        self.norm = norm
-        self.root = like.new_tensor(math.sqrt(D))
-        self.least = like.new_tensor(math.sqrt(D * norm.eps))
+    def __init__(self, gain: torch.Tensor, eps: float) -> None:
+        D = gain.shape[-1]
+        self.gain = gain * math.sqrt(D)
+        self.least = gain.new_tensor(math.sqrt(D * eps))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         wide = upcast(x)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
-        y = wide * (self.root / torch.hypot(length, self.least)) * gain_of(self.norm)
-        return y.to(x.dtype)
-
-
-def gain_of(norm: llama.RMSNorm) -> torch.Tensor:
-    """What a normed vector is multiplied by, (D,) in float32 or wider."""
-    weight = upcast(norm.weight)
-    return 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
+        y = wide * (self.gain / torch.hypot(length, self.least))
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 class KernelNorm:
@@ -52,7 +49,7 @@ class KernelNorm:
     """
 
     def __init__(self, norm: llama.RMSNorm, kernels: Kernels) -> None:
-        self.gain = gain_of(norm).detach()
+        self.gain = gain_of(norm)
         self.eps = norm.eps
         self.norm = norm
         self.kernels = kernels

@@ -6,15 +6,15 @@ A subclass may compute something else, so it is not in a table unless it is name
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import nn
 
 from .. import gemma, llama, qwen
 from ..common import InputError, warn_once
-from ..quantize import Int8Linear, QuantizedLinear
+from ..quantize import Int4Linear, Int8Linear, QuantizedLinear
 from . import onednn
-from .blocks import DecodeBlock
+from .blocks import CpuBlock, KernelBlock
 from .linear import (
     KernelInt8,
     Kernels,
@@ -24,8 +24,8 @@ from .linear import (
     drop_weight,
     kernels_for,
 )
-from .norms import CpuNorm, KernelNorm
-from .quantized import fast_product, has_operator
+from .norms import CpuNorm, KernelNorm, gain_of
+from .quantized import FastProduct, fast_product, has_operator
 
 # A method that does nothing but apply some linears to one input: their names
 Linears = dict[str, tuple[str, ...]]
@@ -44,8 +44,10 @@ MERGED: dict[type[nn.Module], Linears] = {
 }
 NORMS: set[type[nn.Module]] = {llama.RMSNorm, gemma.OffsetRMSNorm}
 BLOCKS: set[type[nn.Module]] = {llama.Block, gemma.Block, qwen.Block35}
-# What our kernels can compute: a block takes a step in them if it has no other parts.
+# What a block may consist of to take its steps in our kernels, or in fewer operations on a CPU
 KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, Int8Linear, nn.Conv1d}
+KNOWN_ON_CPU = {*BLOCKS, *MERGED, *NORMS, nn.Linear, Int8Linear, Int4Linear}
+KNOWN_ON_CPU -= {qwen.Block35, qwen.GatedAttention, qwen.GatedDeltaNet}
 
 
 def prepare(model: llama.Llama) -> llama.Llama:
@@ -78,17 +80,30 @@ def prepare(model: llama.Llama) -> llama.Llama:
             if kernels is not None:
                 replace(module, "forward", KernelNorm(module, kernels))
             elif module.weight.device.type == "cpu":
-                replace(module, "forward", CpuNorm(module))
-    if kernels is None:
-        return model
+                replace(module, "forward", CpuNorm(gain_of(module), module.eps))
     for block in model.layers:
-        parts = {type(module) for module in block.modules()}
-        if parts <= KNOWN:
-            replace(block, "forward", DecodeBlock(block, kernels))
+        if kernels is None:
+            if part_types(block) <= KNOWN_ON_CPU and has_products(block):
+                replace(block, "forward", CpuBlock(block))
+        elif part_types(block) <= KNOWN:
+            replace(block, "forward", KernelBlock(block, kernels))
             for part in block.modules():
                 if part is not block:
                     refuse_hooks(part)
     return model
+
+
+def part_types(block: nn.Module) -> set[type[nn.Module]]:
+    """The classes of a block and of all its parts."""
+    return {type(module) for module in block.modules()}
+
+
+def has_products(block: Any) -> bool:
+    """Whether each product of a block with attention is one of ours for a CPU."""
+    attention = block.self_attn
+    merged = all(isinstance(one, MergedLinear) for one in (attention.qkv, block.mlp.gate_up))
+    alone = (attention.o_proj.forward, block.mlp.down_proj.forward)
+    return merged and all(isinstance(one, PackedLinear | FastProduct) for one in alone)
 
 
 def prepare_quantized(linear: QuantizedLinear, kernels: Kernels | None) -> None:

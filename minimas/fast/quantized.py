@@ -62,17 +62,21 @@ class FastProduct:
             raise InputError(
                 "the fast path computes no gradients on a CPU: load the system with fast=False to train"
             )
-        rows = x.reshape(-1, self.in_features)
-        if 0 < len(rows) <= self.most_rows and x.dtype != torch.float64:
-            y = self.operator_product(rows)
-        else:
-            y = self.float_product(rows)
-        if self.bias is not None:
-            y = y + self.bias
+        y = self.of_rows(x.reshape(-1, self.in_features))
         return y.view(*x.shape[:-1], self.out_features)
 
-    def operator_product(self, x: torch.Tensor) -> torch.Tensor:
-        """For few rows: x (rows, D) -> x W' (rows, N)."""
+    def of_rows(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """x (rows, D) and perhaps a residual (rows, N) -> x W' + b plus the residual, (rows, N)."""
+        added = self.bias if residual is None else residual
+        if residual is not None and self.bias is not None:
+            added = residual + self.bias
+        if 0 < len(x) <= self.most_rows and x.dtype != torch.float64:
+            return self.operator_product(x, added)
+        y = self.float_product(x)
+        return y if added is None else y + added
+
+    def operator_product(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """For few rows: x (rows, D) -> x W' (rows, N), plus what is to be added, (N,) or (rows, N)."""
         raise NotImplementedError
 
     def float_product(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,10 +102,11 @@ class FastProduct:
 
 
 class Workspace(threading.local):
-    """Memory that a thread uses again for each block. The system takes longer to give new memory than we to fill it."""
+    """Memory that a thread uses again and again. The system takes longer to give new memory than we to fill it."""
 
     def __init__(self) -> None:
         self.parts: dict[torch.dtype, torch.Tensor] = {}
+        self.factors: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def take(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """(size,), with whatever was left in it."""
@@ -109,6 +114,15 @@ class Workspace(threading.local):
             with torch.inference_mode(False):  # what is made within could not be written to without
                 self.parts[dtype] = torch.empty(size, dtype=dtype)
         return self.parts[dtype][:size]
+
+    def take_factors(self, n: int, B: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, B, D) float32 for the factors of `weighted_sums`, and the same flat. There are at most INDICES or B D."""
+        shape = (n, B, D)
+        if shape not in self.factors:
+            with torch.inference_mode(False):
+                factors = torch.empty(shape)
+                self.factors[shape] = factors, factors.flatten()
+        return self.factors[shape]
 
 
 WORKSPACE = Workspace()
@@ -124,10 +138,11 @@ def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 class FastInt8(FastProduct):
-    """Tables of D rows, one for each L outputs.
+    """Tables of D rows, one for each L outputs, one after another.
 
-    weight         (N / L, D, L + TRAILER) uint8: each row is q + ADDED, then 1 and -ADDED, which make q of it again
+    weight         (N / L D, L + TRAILER) uint8: each row is q + ADDED, then 1 and -ADDED, which make q of it again
     padded_scale   (N + spare,) float32; spare outputs fill the last table
+    scale          (N,), its part without them
     """
 
     most_rows = 8 if onednn.AVX512 else 16
@@ -136,29 +151,30 @@ class FastInt8(FastProduct):
         super().__init__(linears)
         D, N = self.in_features, self.out_features
         self.lanes = L = lanes_for(N)
-        scales = torch.cat([linear.scale for linear in linears])
-        self.padded_scale = F.pad(scales, (0, -N % L))
+        self.padded_scale = F.pad(torch.cat([linear.scale for linear in linears]), (0, -N % L))
+        self.scale = self.padded_scale[:N]
         q = linears[0].weight
         if len(linears) > 1:
             q = torch.cat([linear.weight for linear in linears])
         for linear in linears:
             drop(linear, "weight", "scale")
-        self.weight = torch.zeros(tables_for(N, L), D, L + TRAILER, dtype=torch.uint8)
-        for table, outputs in zip(self.weight, q.split(L), strict=True):
+        self.weight = torch.zeros(tables_for(N, L) * D, L + TRAILER, dtype=torch.uint8)
+        for table, outputs in zip(self.weight.split(D), q.split(L), strict=True):
             table[:, : len(outputs)] = outputs.view(torch.uint8).T ^ ADDED  # adds 128, modulo 256
         self.weight[..., L:] = torch.tensor([1.0, -ADDED]).view(torch.uint8)
 
-    def operator_product(self, x: torch.Tensor) -> torch.Tensor:
+    def operator_product(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         B, D = x.shape
-        at_once = max(1, INDICES // (B * D))  # tables of one call
-        x32 = x.float()
-        if at_once >= self.weight.shape[0]:
-            y = weighted_sums(self.weight, x32)
+        at_once = max(1, INDICES // (B * D)) * D  # rows of the tables of one call
+        if len(self.weight) <= at_once:
+            y = weighted_sums(self.weight, x)
         else:
-            parts = [weighted_sums(tables, x32) for tables in self.weight.split(at_once)]
+            parts = [weighted_sums(tables, x) for tables in self.weight.split(at_once)]
             y = torch.cat(parts, 1)
-        y = y * self.padded_scale
-        return y[:, : self.out_features].to(x.dtype)
+        if y.shape[1] > self.out_features:
+            y = y[:, : self.out_features]
+        y = y * self.scale if added is None else torch.addcmul(added, y, self.scale)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def float_product(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float16:  # x q would overflow
@@ -171,7 +187,7 @@ class FastInt8(FastProduct):
         D, L = self.in_features, self.lanes
         end = start + y.shape[1]
         n_tables = y.shape[1] // L
-        tables = self.weight[start // L : end // L]  # (n_tables, D, L + TRAILER)
+        tables = self.weight.view(-1, D, L + TRAILER)[start // L : end // L]
         scale = self.padded_scale[start:end]
         # Eight bytes at a time, since few numbers are quicker to move
         eight = tables.view(torch.int64)[..., : L // 8]  # (n_tables, D, L / 8)
@@ -189,14 +205,17 @@ class FastInt8(FastProduct):
 
 
 def weighted_sums(tables: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Of n tables (n, D, L + TRAILER), for x (B, D) float32: the sums of their rows, each times its x, (B, n L)."""
-    n, D, width = tables.shape
-    B = x.shape[0]
+    """Of n tables (n D, L + TRAILER), for x (B, D): the sums of their rows, each times its x, (B, n L) float32."""
+    B, D = x.shape
+    n = len(tables) // D
     indices, offsets = bags(n, B, D)
-    factors = x.expand(n, B, D).reshape(-1)
+    factors, flat = WORKSPACE.take_factors(n, B, D)
+    factors.copy_(x)
     sums = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-        tables.view(n * D, width), indices, offsets, per_sample_weights=factors
+        tables, indices, offsets, per_sample_weights=flat
     )  # (n B, L)
+    if B == 1:
+        return sums.view(1, -1)
     return sums.view(n, B, -1).transpose(0, 1).reshape(B, -1)
 
 
@@ -253,11 +272,14 @@ class FastInt4(FastProduct):
         vars(self).update(state)
         self.weight = pack_int4(self.weight)
 
-    def operator_product(self, x: torch.Tensor) -> torch.Tensor:
+    def operator_product(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.bfloat16(), self.weight, GROUP, self.groups
         )
-        return y[:, : self.out_features].to(x.dtype)
+        if y.shape[1] > self.out_features:
+            y = y[:, : self.out_features]
+        y = y.to(x.dtype)
+        return y if added is None else y + added
 
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
