@@ -145,14 +145,14 @@ class CpuBlock(FastBlock):
         B = len(x)
         H, K, d = self.sizes
         heads = self.qkv.of_rows(x).view(B, H + 2 * K, 1, d)
-        q_k = heads[:, : H + K]
+        q_k, v = heads.split((H + K, K), 1)
         if self.q_k_norm is not None:
             q_k = self.q_k_norm(q_k)
         cos, sin = rope
         q_k = torch.addcmul(q_k * cos, q_k.roll(d // 2, -1), sin)  # as llama.apply_rope
-        v = heads[:, H + K :]
-        keys, values = cache.update(q_k[:, H:], v, positions)  # (B, K, S, d)
-        q = q_k[:, :H].reshape(B, K, H // K, d)
+        q, k = q_k.split((H, K), 1)
+        keys, values = cache.update(k, v, positions)  # (B, K, S, d)
+        q = q.reshape(B, K, H // K, d)  # the heads that share a key become queries of one head
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self.scale)
         return y.flatten(1)
 
