@@ -123,7 +123,7 @@ class Agent:
         self.quantize = quantize
         self.steps = Steps(model)
         self.prefix_cache: PrefixCache | None = None
-        tokenizer.embedding_rows = len(model.embed_tokens.weight)  # encode refuses ids beyond it
+        tokenizer.embedding_rows = model.config.vocab_size  # encode refuses ids beyond it
 
     # Prompts
 
@@ -168,13 +168,13 @@ class Agent:
 
     def embed_pieces(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """Token ids and latents -> (T, D)."""
-        weight = self.model.embed_tokens.weight
+        like = self.model.norm.weight  # has the dtype and the device of the model
         embedded = []
         for piece in pieces:
             if piece.is_floating_point():
-                embedded.append(piece.to(weight))
+                embedded.append(piece.to(like))
             else:
-                embedded.append(self.model.embed(piece.to(weight.device)))
+                embedded.append(self.model.embed(piece.to(like.device)))
         return torch.cat(embedded)
 
     # Reading
@@ -300,9 +300,7 @@ class Agent:
         sends them on applies R_in once more (recurse.send_latents).
         """
         if m == 0:
-            return self.model.embed_tokens.weight.new_zeros(
-                len(prompts), 0, self.model.config.hidden_size
-            )
+            return self.model.norm.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
         link = self.inner_link
         assert link is not None, "System.check_links refuses a base model"
         h, positions, cache, _ = self.read(prompts, m, gradient=gradient, keep=not gradient)

@@ -137,9 +137,9 @@ class Gemma3(llama.Llama):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...) -> embeddings (..., D), scaled by sqrt(D)."""
-        w = self.embed_tokens.weight
-        scale = torch.tensor(w.shape[1] ** 0.5, dtype=w.dtype)  # rounded, as in transformers
-        return self.embed_tokens(ids) * scale.item()
+        x = self.embed_tokens(ids)
+        scale = torch.tensor(x.shape[-1] ** 0.5, dtype=x.dtype)  # rounded, as in transformers
+        return x * scale.item()
 
     def forward(
         self,

@@ -41,7 +41,7 @@ from .compat.folder import (
 from .compat.hub import download, names_in_repository
 from .config import DTYPES, Decoder, read_config
 from .link import InnerLink, OuterLink
-from .quantize import GROUP, QuantizedLinear, class_of, quantizable
+from .quantize import GROUP, HeadEmbedding, QuantizedLinear, class_of, quantizable
 
 AGENT_FILES = (  # and the weights
     "config.json",
@@ -189,7 +189,11 @@ def load_weights(
     if absent:
         raise InputError(absent_message(folder, absent, len(expected), shards))
     if model.config.tie_word_embeddings and quantizable(model.lm_head, quantize):
+        tied = model.lm_head.weight is model.embed_tokens.weight
         set_weight(model, HEAD, model.lm_head.weight, device, dtype, quantize)
+        head = model.get_submodule("lm_head")
+        if tied and isinstance(head, QuantizedLinear):
+            model.embed_tokens = HeadEmbedding(head, dtype)
     if quantize:
         warn_of_float_linears(model, folder, quantize)
 

@@ -5,8 +5,9 @@
                            offset z that puts the 16 values between min w and max w. A group takes a smaller s, which
                            clips its extremes, where that makes the sum of squared errors smaller
 
-Only the weights of linears are quantised, the head's too. Activations, norms, embeddings, biases and links keep their
-dtype. In int4, s and z are rounded to bfloat16 before q is chosen.
+Only the weights of linears are quantised, the head's too. Token embeddings that are tied to the head are read out of
+it. Activations, norms, other embeddings, biases and links keep their dtype. In int4, s and z are rounded to bfloat16
+before q is chosen.
 
 Here is the plain form: it makes the weight float again, block by block, and multiplies. fast/quantized.py has the fast
 one. Quantised weights are frozen; gradients go through the activations, so that links can be trained.
@@ -68,11 +69,15 @@ class QuantizedLinear(nn.Module):
         """Fill in the outputs from `start` to `end`, whose float weights (end - start, D) are given."""
         raise NotImplementedError
 
+    def rows(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The weights (n, D) of some outputs, as floats; a tensor (n,) has their numbers."""
+        raise NotImplementedError
+
     def dequantized(
         self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """The weights (end - start, D) of the outputs from `start` to `end`, as floats."""
-        raise NotImplementedError
+        return self.rows(slice(start, end), dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = FrozenProduct.apply(x, self)
@@ -101,12 +106,10 @@ class Int8Linear(QuantizedLinear):
         self.weight[start:end] = q.to(torch.int8)
         self.scale[start:end] = scale
 
-    def dequantized(
-        self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
+    def rows(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         # All weights of a row share its scale. Were it rounded to a narrow dtype, all would be wrong in the same way.
         wide = torch.promote_types(dtype, torch.float32)
-        w = self.weight[start:end].to(wide) * self.scale[start:end, None].to(wide)
+        w = self.weight[outputs].to(wide) * self.scale[outputs, None].to(wide)
         return w.to(dtype)
 
 
@@ -149,13 +152,11 @@ class Int4Linear(QuantizedLinear):
         self.scale[start:end] = scale[..., 0]
         self.offset[start:end] = offset[..., 0]
 
-    def dequantized(
-        self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
+    def rows(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         wide = torch.promote_types(dtype, torch.float32)
-        q = unpacked(self.weight[start:end]).to(wide).unflatten(1, (-1, GROUP))
-        scale = self.scale[start:end, :, None].to(wide)
-        offset = self.offset[start:end, :, None].to(wide)
+        q = unpacked(self.weight[outputs]).to(wide).unflatten(1, (-1, GROUP))
+        scale = self.scale[outputs, :, None].to(wide)
+        offset = self.offset[outputs, :, None].to(wide)
         w = (q - 8) * scale + offset
         return w.flatten(1).to(dtype)
 
@@ -201,6 +202,28 @@ class FrozenProduct(torch.autograd.Function):
 
 
 # In a decoder
+
+
+class HeadEmbedding(nn.Module):
+    """Token ids (...) -> embeddings (..., D), read out of the quantised head that they are tied to.
+
+    like   no numbers, in the dtype of the embeddings
+    """
+
+    like: torch.Tensor
+
+    def __init__(self, head: QuantizedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads = (head,)  # in a tuple, so that it is not registered a second time
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        head = self.heads[0]
+        rows = head.rows(ids.reshape(-1), self.like.dtype)
+        return rows.view(*ids.shape, head.in_features)
+
+    def extra_repr(self) -> str:
+        return "out of lm_head"
 
 
 def quantizable(module: nn.Module, kind: str | None) -> TypeGuard[nn.Linear]:

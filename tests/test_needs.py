@@ -25,6 +25,8 @@ from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import answering
 from minimas.fast.linear import MergedLinear, PackedLinear
 from minimas.link import OuterLink
+from minimas.load import load_model
+from minimas.quantize import named_weights
 from minimas.runs import needs
 from minimas.styles import STYLES
 
@@ -514,17 +516,19 @@ def test_bytes_of_a_quantised_linear(D, quantize, expected):
 
 
 @pytest.mark.parametrize("tied", (True, False))
-def test_a_head_that_is_quantised_is_a_copy(tied, tmp_path):
-    """The embedding keeps its dtype, and a tied head is no longer the same tensor."""
+def test_tied_embeddings_count_once(tied, tmp_path):
+    """With the head, in whatever form that is."""
     folder = checkpoints.make_agent(tmp_path, "llama", tie_word_embeddings=tied, hidden_size=64)
     model, _ = needs.decoder_without_weights(folder)
-    of_head = {mode: needs.weight_bytes(model.lm_head, mode) for mode in (None, "int8")}
-    of_rest = {
-        mode: sum(needs.weight_bytes(module, mode) for module in model.modules()) - of_head[mode]
-        for mode in (None, "int8")
-    }
-    counted = {mode: needs.decoder_bytes(model, mode) - of_rest[mode] for mode in (None, "int8")}
-    assert counted == {None: 0 if tied else of_head[None], "int8": of_head["int8"]}
+    for mode in (None, "int8", "int4"):
+        of_all = sum(needs.weight_bytes(module, mode) for module in model.modules())
+        of_embedding = needs.weight_bytes(model.embed_tokens, mode)
+        counted = needs.decoder_bytes(model, mode)
+        assert counted == (of_all - of_embedding if tied else of_all)
+        loaded = sum(
+            weight.nbytes for _, weight in named_weights(load_model(folder, quantize=mode))
+        )
+        assert counted == loaded
 
 
 def test_the_table_says_what_is_quantised(monkeypatch):

@@ -237,7 +237,7 @@ def test_every_family(agent_folder, family, kind):
     folder = agent_folder(family)
     plain = load_model(folder, quantize=kind)
     assert not any(isinstance(module, nn.Linear) for module in plain.modules())
-    assert plain.norm.weight.dtype == plain.embed_tokens.weight.dtype == torch.float32
+    assert plain.norm.weight.dtype == plain.embed(IDS).dtype == torch.float32
     truth = states_of(dequantized(plain))
     assert apart(states_of(plain), truth) < 2e-6
     fast = prepare(load_model(folder, quantize=kind))
@@ -301,13 +301,25 @@ def test_hooks(agent_folder, kind):
 
 @EACH_KIND
 @pytest.mark.parametrize("stored", (torch.float32, torch.bfloat16))
-def test_a_tied_head_is_a_quantised_copy(tmp_path, kind, stored):
+def test_tied_embeddings_are_read_out_of_the_head(tmp_path, kind, stored):
+    """In the plain and in the fast form: what the quantised head holds, and no float embedding is in memory."""
     folder = checkpoints.make_agent(tmp_path, "llama", dtype=stored, **WIDE)
-    model = load_model(folder, dtype=torch.float32, quantize=kind)
-    embedding = model.embed_tokens.weight
-    assert embedding.dtype == torch.float32
+    embedding = load_model(folder, dtype=torch.float32).embed_tokens.weight
     expected = class_of(kind).from_float(embedding.detach()).dequantized()
-    assert torch.equal(model.lm_head.dequantized(), expected)
+    model = load_model(folder, dtype=torch.float32, quantize=kind)
+    ids = torch.tensor([[0, 5, len(embedding) - 1], [130, 64, 63]])
+    for form in (model, prepare(model)):
+        assert torch.equal(form.embed(ids), expected[ids])
+        assert not any(name.startswith("embed_tokens") for name, _ in form.named_parameters())
+        assert form.embed(ids[:0]).shape == (0, 3, embedding.shape[1])
+    assert torch.equal(copy.deepcopy(model).embed(ids), expected[ids])
+
+
+@EACH_KIND
+def test_embeddings_that_are_not_tied_stay(tmp_path, kind):
+    folder = checkpoints.make_agent(tmp_path, "llama", tie_word_embeddings=False, **WIDE)
+    whole = load_model(folder).embed_tokens.weight
+    assert torch.equal(load_model(folder, quantize=kind).embed_tokens.weight, whole)
 
 
 def test_widths_that_groups_do_not_divide_stay_float(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
     python tools/quantized.py states FOLDER/AGENT DATA.jsonl --links FOLDER   states after k latent steps
     python tools/quantized.py loss FOLDER/AGENT DATA.jsonl                    the loss of published answers
+    python tools/quantized.py embedding FOLDER/AGENT DATA.jsonl               the same with and without float embeddings
     python tools/quantized.py texts RECORDS.jsonl OTHER.jsonl                 two runs of `evaluate` compared
 
 `python tools/own.py carried ... --quantize int8` measures what links pass between quantised agents.
@@ -135,6 +136,23 @@ def losses(system: minimas.System, rows: Sequence[dict]) -> list[float]:
     return found
 
 
+def embedding(args: argparse.Namespace) -> None:
+    """Print what it adds to the loss that tied embeddings are read out of the quantised head, instead of kept float."""
+    rows = read_rows(args.data, args.limit)
+    weight = load_single(args.agent, "float32").agents["agent"].model.embed_tokens.weight
+    whole = torch.nn.Embedding.from_pretrained(weight)
+    print("mode        loss   minus that with float embeddings")
+    for mode in ("int8", "int4"):
+        system = load_single(args.agent, mode)
+        agent = system.agents["agent"]
+        found = losses(system, rows)
+        agent.model.embed_tokens = whole
+        agent.drop_prefix()
+        kept = losses(system, rows)
+        added = [own - base for own, base in zip(found, kept, strict=True)]
+        print(f"{mode:<10}{statistics.fmean(found):7.4f}  {mean_with_interval(added)}", flush=True)
+
+
 # Texts
 
 
@@ -179,6 +197,11 @@ def main() -> None:
     one.add_argument("data", type=Path, help="a .jsonl file of questions and answers")
     one.add_argument("--limit", type=int, default=300, help="rows (default 300)")
     one.set_defaults(run=loss)
+    one = commands.add_parser("embedding")
+    one.add_argument("agent", help="the folder of a model whose embeddings are tied to its head")
+    one.add_argument("data", type=Path, help="a .jsonl file of questions and answers")
+    one.add_argument("--limit", type=int, default=30, help="rows (default 30)")
+    one.set_defaults(run=embedding)
     one = commands.add_parser("texts")
     one.add_argument("records", type=Path)
     one.add_argument("other", type=Path)

@@ -18,7 +18,7 @@ from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
 from ..llama import Rope
 from ..quantize import Int8Linear
 from .linear import Kernels, MergedLinear, few_rows
-from .norms import CpuNorm, KernelNorm, gain_of
+from .norms import KernelNorm
 
 # The activation of an MLP's gate, as a function and as our kernels call it
 ACTIVATIONS: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]] = {
@@ -82,14 +82,13 @@ class CpuBlock(FastBlock):
     """On a CPU in float32, for a block with softmax attention.
 
     The weights that a product reads push all else out of the CPU's caches. So whatever comes after it costs what it
-    takes to fetch its code, a view as much as a sum, and the number of operations is what counts: q and k are normed
-    and rotated as one, a product adds the residual itself, and nothing is converted that need not be.
+    takes to fetch its code, a view as much as a sum, and the number of operations is what counts: q and k are rotated
+    as one, a product adds the residual itself, and nothing is converted that need not be.
 
     sizes              H, K, d
     scale              of the scores
     qkv, gate_up       merged products, each a PackedLinear or a FastProduct
     o_proj, down_proj  products of one linear, likewise
-    q_k_norm           of each head of q and k, or None
     parts              the modules that the plain path calls, and that may have hooks
     """
 
@@ -108,11 +107,7 @@ class CpuBlock(FastBlock):
         self.gate_up = mlp.gate_up.packed
         self.down_proj = mlp.down_proj.forward
         self.act = ACTIVATIONS[type(mlp)]
-        self.q_k_norm = None
-        if hasattr(attention, "q_norm"):
-            q_gain = gain_of(attention.q_norm).expand(H, 1, d)
-            k_gain = gain_of(attention.k_norm).expand(K, 1, d)
-            self.q_k_norm = CpuNorm(torch.cat([q_gain, k_gain]), attention.q_norm.eps)
+        self.has_q_norm = hasattr(attention, "q_norm")
 
     def takes(self, x: torch.Tensor) -> bool:
         if x.dtype != torch.float32 or torch.is_grad_enabled():
@@ -146,8 +141,10 @@ class CpuBlock(FastBlock):
         H, K, d = self.sizes
         heads = self.qkv.of_rows(x).view(B, H + 2 * K, 1, d)
         q_k, v = heads.split((H + K, K), 1)
-        if self.q_k_norm is not None:
-            q_k = self.q_k_norm(q_k)
+        if self.has_q_norm:
+            q, k = q_k.split((H, K), 1)
+            attention = self.block.self_attn
+            q_k = torch.cat([attention.q_norm.forward(q), attention.k_norm.forward(k)], 1)
         cos, sin = rope
         q_k = torch.addcmul(q_k * cos, q_k.roll(d // 2, -1), sin)  # as llama.apply_rope
         q, k = q_k.split((H, K), 1)

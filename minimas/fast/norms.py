@@ -14,7 +14,7 @@ from .linear import Kernels
 
 def gain_of(norm: llama.RMSNorm) -> torch.Tensor:
     """What a normed vector is multiplied by, (D,) in float32 or wider."""
-    weight = upcast(norm.weight.detach())
+    weight = upcast(norm.weight)
     return 1 + weight if type(norm) is gemma.OffsetRMSNorm else weight
 
 
@@ -23,19 +23,26 @@ class CpuNorm:
 
     sqrt(mean(x^2) + eps) is hypot(||x||, sqrt(D eps)) / sqrt(D).
 
-    gain   (..., D), what the normed vector is multiplied by, times sqrt(D)
+    norm   the RMSNorm
+    root   sqrt(D)
     least  (), sqrt(D eps)
+    zero   ()
     """
 
-    def __init__(self, gain: torch.Tensor, eps: float) -> None:
-        D = gain.shape[-1]
-        self.gain = gain * math.sqrt(D)
-        self.least = gain.new_tensor(math.sqrt(D * eps))
+    def __init__(self, norm: llama.RMSNorm) -> None:
+        D = len(norm.weight)
+        like = gain_of(norm)
+        self.norm = norm
+        self.root = math.sqrt(D)
+        self.least = like.new_tensor(math.sqrt(D * norm.eps))
+        self.zero = like.new_tensor(0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         wide = upcast(x)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
-        y = wide * (self.gain / torch.hypot(length, self.least))
+        length = torch.hypot(length, self.least)
+        factor = torch.addcdiv(self.zero, gain_of(self.norm), length, value=self.root)  # (..., D)
+        y = wide * factor
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
@@ -49,7 +56,7 @@ class KernelNorm:
     """
 
     def __init__(self, norm: llama.RMSNorm, kernels: Kernels) -> None:
-        self.gain = gain_of(norm)
+        self.gain = gain_of(norm).detach()
         self.eps = norm.eps
         self.norm = norm
         self.kernels = kernels

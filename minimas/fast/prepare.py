@@ -24,7 +24,7 @@ from .linear import (
     drop_weight,
     kernels_for,
 )
-from .norms import CpuNorm, KernelNorm, gain_of
+from .norms import CpuNorm, KernelNorm
 from .quantized import FastProduct, fast_product, has_operator
 
 # A method that does nothing but apply some linears to one input: their names
@@ -52,7 +52,7 @@ KNOWN_ON_CPU -= {qwen.Block35, qwen.GatedAttention, qwen.GatedDeltaNet}
 
 def prepare(model: llama.Llama) -> llama.Llama:
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it."""
-    tied = model.lm_head.weight is model.embed_tokens.weight
+    tied = model.lm_head.weight is getattr(model.embed_tokens, "weight", None)
     kernels = kernels_for(model.norm.weight)
     merged: set[nn.Module] = set()
     for module in model.modules():
@@ -80,7 +80,7 @@ def prepare(model: llama.Llama) -> llama.Llama:
             if kernels is not None:
                 replace(module, "forward", KernelNorm(module, kernels))
             elif module.weight.device.type == "cpu":
-                replace(module, "forward", CpuNorm(gain_of(module), module.eps))
+                replace(module, "forward", CpuNorm(module))
     for block in model.layers:
         if kernels is None:
             if part_types(block) <= KNOWN_ON_CPU and has_products(block):
@@ -111,7 +111,9 @@ def prepare_quantized(linear: QuantizedLinear, kernels: Kernels | None) -> None:
     if kernels is not None and isinstance(linear, Int8Linear):
         replace(linear, "forward", KernelInt8([linear], kernels))
     elif has_operator(linear):
-        replace(linear, "forward", fast_product([linear]))
+        product = fast_product([linear])
+        replace(linear, "forward", product)
+        replace(linear, "rows", product.rows)
     elif linear.weight.device.type == "cpu":
         warn_once(
             f"this torch has no operator for {linear.kind} weights on this CPU: they are made float again at each "

@@ -79,6 +79,10 @@ class FastProduct:
         """For few rows: x (rows, D) -> x W' (rows, N), plus what is to be added, (N,) or (rows, N)."""
         raise NotImplementedError
 
+    def rows(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The weights (n, D) of the outputs with these numbers (n,), as floats."""
+        raise NotImplementedError
+
     def float_product(self, x: torch.Tensor) -> torch.Tensor:
         """The same for many rows, exact but for the rounding of x's dtype."""
         D, L = self.in_features, self.lanes
@@ -175,6 +179,13 @@ class FastInt8(FastProduct):
             y = y[:, : self.out_features]
         y = y * self.scale if added is None else torch.addcmul(added, y, self.scale)
         return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def rows(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        L = self.lanes
+        wide = torch.promote_types(dtype, torch.float32)
+        tables = self.weight.view(-1, self.in_features, L + TRAILER)
+        q = tables[outputs // L, :, outputs % L].to(wide) - ADDED  # (n, D)
+        return (q * self.scale[outputs, None]).to(dtype)
 
     def float_product(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float16:  # x q would overflow
@@ -280,6 +291,18 @@ class FastInt4(FastProduct):
             y = y[:, : self.out_features]
         y = y.to(x.dtype)
         return y if added is None else y + added
+
+    def rows(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        lanes = packed_lanes()
+        wide = torch.promote_types(dtype, torch.float32)
+        blocks = self.weight.view(-1, self.in_features, lanes // 2)
+        lane = outputs % lanes
+        pairs = blocks[outputs // lanes, :, lane % (lanes // 2)]  # (n, D)
+        is_lower = lane < lanes // 2
+        q = torch.where(is_lower[:, None], pairs & 15, pairs >> 4).to(wide) - 8
+        scale, offset = self.groups[:, outputs].to(wide).permute(2, 1, 0)  # (n, D / GROUP) each
+        w = q.unflatten(1, (-1, GROUP)) * scale[..., None] + offset[..., None]
+        return w.flatten(1).to(dtype)
 
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor

@@ -116,12 +116,10 @@ def empty_decoder(
 
 
 def decoder_bytes(model: Decoder, quantize: str | None, in_tables: bool = False) -> int:
-    """Of the weights of a decoder. A head that is tied to the embedding counts once, unless it is quantised."""
+    """Of the weights of a decoder. Embeddings that are tied to the head are read out of it."""
     total = sum(weight_bytes(module, quantize, in_tables) for module in model.modules())
-    head = model.lm_head
-    stays = not quantizable(head, quantize)
-    if model.config.tie_word_embeddings and stays:
-        total -= head.weight.nbytes
+    if model.config.tie_word_embeddings:
+        total -= model.embed_tokens.weight.nbytes
     return total
 
 
