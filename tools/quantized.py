@@ -24,6 +24,7 @@ from tqdm import tqdm
 import minimas
 from minimas.agent import Agent
 from minimas.evaluate.compare import difference
+from minimas.quantize import HeadEmbedding
 from minimas.train.losses import IGNORED, next_token_loss, teacher_forced
 
 MODES = ("float32", "bfloat16", "int8", "int4")  # the first is what the others are compared with
@@ -145,6 +146,10 @@ def embedding(args: argparse.Namespace) -> None:
     for mode in ("int8", "int4"):
         system = load_single(args.agent, mode)
         agent = system.agents["agent"]
+        if not isinstance(agent.model.embed_tokens, HeadEmbedding):
+            raise SystemExit(
+                f"the embeddings of {args.agent} are not tied to its head: expected an agent where they are"
+            )
         found = losses(system, rows)
         agent.model.embed_tokens = whole
         agent.drop_prefix()
