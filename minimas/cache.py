@@ -113,8 +113,8 @@ class KVCache:
         if positions.numel() == 1 and positions.device.type == "cpu":  # a GPU would be waited for
             p = int(positions)
             i = self.capacity if p < 0 else p
-            self.k[:, :, i : i + 1] = k
-            self.v[:, :, i : i + 1] = v
+            self.k.narrow(2, i, 1).copy_(k)
+            self.v.narrow(2, i, 1).copy_(v)
         else:
             indices = torch.where(positions < 0, self.capacity, positions)  # (B, T)
             write_at(self.k, indices, k)
