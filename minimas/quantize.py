@@ -69,7 +69,7 @@ class QuantizedLinear(nn.Module):
         """Fill in the outputs from `start` to `end`, whose float weights (end - start, D) are given."""
         raise NotImplementedError
 
-    def rows(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def weights_of(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The weights (n, D) of some outputs, as floats; a tensor (n,) has their numbers."""
         raise NotImplementedError
 
@@ -77,7 +77,7 @@ class QuantizedLinear(nn.Module):
         self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """The weights (end - start, D) of the outputs from `start` to `end`, as floats."""
-        return self.rows(slice(start, end), dtype)
+        return self.weights_of(slice(start, end), dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = FrozenProduct.apply(x, self)
@@ -106,7 +106,7 @@ class Int8Linear(QuantizedLinear):
         self.weight[start:end] = q.to(torch.int8)
         self.scale[start:end] = scale
 
-    def rows(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def weights_of(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         # All weights of a row share its scale. Were it rounded to a narrow dtype, all would be wrong in the same way.
         wide = torch.promote_types(dtype, torch.float32)
         w = self.weight[outputs].to(wide) * self.scale[outputs, None].to(wide)
@@ -152,7 +152,7 @@ class Int4Linear(QuantizedLinear):
         self.scale[start:end] = scale[..., 0]
         self.offset[start:end] = offset[..., 0]
 
-    def rows(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def weights_of(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         wide = torch.promote_types(dtype, torch.float32)
         q = unpacked(self.weight[outputs]).to(wide).unflatten(1, (-1, GROUP))
         scale = self.scale[outputs, :, None].to(wide)
@@ -207,20 +207,21 @@ class FrozenProduct(torch.autograd.Function):
 class HeadEmbedding(nn.Module):
     """Token ids (...) -> embeddings (..., D), read out of the quantised head that they are tied to.
 
-    like   no numbers, in the dtype of the embeddings
+    heads   the head alone, in a tuple, so that it is not registered a second time
+    like    (0,), whose dtype is that of the embeddings: `model.to(dtype)` changes it
     """
 
     like: torch.Tensor
 
     def __init__(self, head: QuantizedLinear, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads = (head,)  # in a tuple, so that it is not registered a second time
+        self.heads = (head,)
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         head = self.heads[0]
-        rows = head.rows(ids.reshape(-1), self.like.dtype)
-        return rows.view(*ids.shape, head.in_features)
+        weights = head.weights_of(ids.reshape(-1), self.like.dtype)
+        return weights.view(*ids.shape, head.in_features)
 
     def extra_repr(self) -> str:
         return "out of lm_head"

@@ -400,13 +400,11 @@ def prompts_of_a_run(ours, asked):
             turns.append((role, system.prompts_for(role, system.style.questions(asked), inbox)))
             for edge, _ in system.outer_links.items():
                 if edge[0] == role:
-                    w = system.agents[edge[1]].model.embed_tokens.weight
-                    inbox[edge] = (
-                        torch.randn(
-                            len(asked), ours.settings.latent_steps, w.shape[1], device=w.device
-                        ).to(w)
-                        * w.std()
-                    )
+                    hearer = system.agents[edge[1]]
+                    some = hearer.model.embed(torch.arange(1000, device=hearer.device))
+                    shape = (len(asked), ours.settings.latent_steps, some.shape[1])
+                    noise = torch.randn(shape, device=some.device).to(some)
+                    inbox[edge] = noise * some.std()
     return turns
 
 

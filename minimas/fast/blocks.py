@@ -1,8 +1,10 @@
 """A decoder block's step of one token per row, in few operations: CpuBlock, and KernelBlock in our kernels on CUDA.
 
-All else takes the plain path: chunks of several tokens, caches of training, and on a CPU a block with hooks inside.
+All else takes the plain path: chunks of several tokens, and gradients; on a CPU other dtypes than float32, and a block
+with hooks inside; on CUDA more than ROWS rows.
 
-Notation: B rows, D width, H query heads, K key/value heads, d head width.
+Notation: B rows, T tokens of a row, T' those that are asked for, D width, H query heads, K key/value heads, d head
+width, S stored keys.
 """
 
 from collections.abc import Callable
@@ -25,11 +27,11 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]] = {
     llama.MLP: F.silu,
     gemma.MLP: partial(F.gelu, approximate="tanh"),
 }
-NAMES: dict[type[nn.Module], str] = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}
+KERNEL_ACTIVATIONS: dict[type[nn.Module], str] = {llama.MLP: "silu", gemma.MLP: "gelu_tanh"}
 
 
 class FastBlock:
-    """What both forms have in common: a block, and the norms before and after its sublayers.
+    """What both forms have in common: a block, and the norms before and after its sublayers (CpuNorm or KernelNorm).
 
     block           the module whose forward this is
     attention_norm  before the attention or the Gated DeltaNet
@@ -59,7 +61,8 @@ class FastBlock:
     ) -> torch.Tensor:
         """The forward of the block: x (B, T, D) -> (B, T', D)."""
         if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not self.takes(x):
-            return type(self.block).forward(self.block, x, positions, rope, mask, cache)
+            plain = type(self.block).forward  # the block's own attribute is this object
+            return plain(self.block, x, positions, rope, mask, cache)
         return self.step(x[:, 0], positions, rope, mask, cache)[:, None]
 
     def takes(self, x: torch.Tensor) -> bool:
@@ -74,7 +77,7 @@ class FastBlock:
         mask: torch.Tensor | None,
         cache: LayerCache,
     ) -> torch.Tensor:
-        """One token per row, x (B, D) -> (B, D)."""
+        """One token per row, x (B, D) -> (B, D). cos and sin are (B, 1, 1, d), the mask (B, 1, 1, S) or None."""
         raise NotImplementedError
 
 
@@ -89,6 +92,8 @@ class CpuBlock(FastBlock):
     scale              of the scores
     qkv, gate_up       merged products, each a PackedLinear or a FastProduct
     o_proj, down_proj  products of one linear, likewise
+    act                the activation of the MLP's gate
+    has_q_norm         whether each head of q and k has a norm
     parts              the modules that the plain path calls, and that may have hooks
     """
 
@@ -140,7 +145,7 @@ class CpuBlock(FastBlock):
         B = len(x)
         H, K, d = self.sizes
         heads = self.qkv.of_rows(x).view(B, H + 2 * K, 1, d)
-        q_k, v = heads.split((H + K, K), 1)
+        q_k, v = heads.split((H + K, K), 1)  # (B, H + K, 1, d) and (B, K, 1, d)
         if self.has_q_norm:
             q, k = q_k.split((H, K), 1)
             attention = self.block.self_attn
@@ -149,13 +154,15 @@ class CpuBlock(FastBlock):
         q_k = torch.addcmul(q_k * cos, q_k.roll(d // 2, -1), sin)  # as llama.apply_rope
         q, k = q_k.split((H, K), 1)
         keys, values = cache.update(k, v, positions)  # (B, K, S, d)
-        q = q.reshape(B, K, H // K, d)  # the heads that share a key become queries of one head
+        q = q.reshape(B, K, H // K, d)  # heads that share a key become queries of one head
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self.scale)
-        return y.flatten(1)
+        return y.flatten(1)  # of (B, K, H / K, d)
 
     def add(self, x: torch.Tensor, y: torch.Tensor, product: Any, norm: Any) -> torch.Tensor:
         """x + W y, or x + norm(W y)."""
-        return product.of_rows(y, x) if norm is None else x + norm(product.of_rows(y))
+        if norm is None:
+            return product.of_rows(y, residual=x)
+        return x + norm(product.of_rows(y))
 
 
 class KernelBlock(FastBlock):
@@ -170,7 +177,7 @@ class KernelBlock(FastBlock):
     def __init__(self, block: Any, kernels: Kernels) -> None:
         super().__init__(block)
         self.kernels = kernels
-        self.act = NAMES[type(block.mlp)]
+        self.act = KERNEL_ACTIVATIONS[type(block.mlp)]
         self.done: torch.Tensor | None = None
         if hasattr(block, "self_attn"):
             K = block.self_attn.k_proj.out_features // block.self_attn.d

@@ -125,7 +125,7 @@ def can_merge(linears: Sequence[nn.Module], kernels: "Kernels | None") -> bool:
     if len({linear.bias is None for linear in linears}) > 1:
         return False
     if not isinstance(first, QuantizedLinear):
-        return True
+        return type(first) is nn.Linear  # a subclass may compute something else
     if kernels is not None:
         return isinstance(first, Int8Linear)
     return has_operator(first)

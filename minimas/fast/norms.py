@@ -19,14 +19,16 @@ def gain_of(norm: llama.RMSNorm) -> torch.Tensor:
 
 
 class CpuNorm:
-    """The forward of an RMSNorm in four of torch's operations: x (..., D) -> (..., D). F.rms_norm takes more on a CPU.
+    """The forward of an RMSNorm in four of torch's operations (an OffsetRMSNorm: five). F.rms_norm takes more on a CPU.
+
+    x (..., D) -> (..., D), by the weight that the norm has at that time.
 
     sqrt(mean(x^2) + eps) is hypot(||x||, sqrt(D eps)) / sqrt(D).
 
     norm   the RMSNorm
     root   sqrt(D)
     least  (), sqrt(D eps)
-    zero   ()
+    zero   (), to which addcdiv adds
     """
 
     def __init__(self, norm: llama.RMSNorm) -> None:

@@ -46,13 +46,20 @@ NORMS: set[type[nn.Module]] = {llama.RMSNorm, gemma.OffsetRMSNorm}
 BLOCKS: set[type[nn.Module]] = {llama.Block, gemma.Block, qwen.Block35}
 # What a block may consist of to take its steps in our kernels, or in fewer operations on a CPU
 KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, Int8Linear, nn.Conv1d}
-KNOWN_ON_CPU = {*BLOCKS, *MERGED, *NORMS, nn.Linear, Int8Linear, Int4Linear}
-KNOWN_ON_CPU -= {qwen.Block35, qwen.GatedAttention, qwen.GatedDeltaNet}
+# Those of Qwen3.5 have more parts than CpuBlock computes.
+KNOWN_ON_CPU = {
+    *(llama.Block, gemma.Block),
+    *(llama.Attention, gemma.Attention, qwen.Qwen3Attention),
+    *(llama.MLP, gemma.MLP),
+    *NORMS,
+    *(nn.Linear, Int8Linear, Int4Linear),
+}
 
 
 def prepare(model: llama.Llama) -> llama.Llama:
     """Put a frozen decoder on the fast path, in place, one weight at a time; returns it."""
-    tied = model.lm_head.weight is getattr(model.embed_tokens, "weight", None)
+    embedding = getattr(model.embed_tokens, "weight", None)  # a HeadEmbedding has none
+    tied = model.lm_head.weight is embedding
     kernels = kernels_for(model.norm.weight)
     merged: set[nn.Module] = set()
     for module in model.modules():
@@ -69,7 +76,7 @@ def prepare(model: llama.Llama) -> llama.Llama:
             continue
         if isinstance(module, QuantizedLinear):
             prepare_quantized(module, kernels)
-        elif isinstance(module, nn.Linear) and onednn.can_multiply(module.weight):
+        elif type(module) is nn.Linear and onednn.can_multiply(module.weight):
             keep = tied and module is model.lm_head  # the embedding needs this weight as it is
             replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
             if not keep:
@@ -113,7 +120,7 @@ def prepare_quantized(linear: QuantizedLinear, kernels: Kernels | None) -> None:
     elif has_operator(linear):
         product = fast_product([linear])
         replace(linear, "forward", product)
-        replace(linear, "rows", product.rows)
+        replace(linear, "weights_of", product.weights_of)
     elif linear.weight.device.type == "cpu":
         warn_once(
             f"this torch has no operator for {linear.kind} weights on this CPU: they are made float again at each "
@@ -122,7 +129,7 @@ def prepare_quantized(linear: QuantizedLinear, kernels: Kernels | None) -> None:
 
 
 def free_unused_memory() -> None:
-    """Give memory back to the system that glibc keeps: moving weights of some megabytes leaves holes between others."""
+    """Return to the system what glibc keeps of freed memory: moving weights of some megabytes leaves holes."""
     if sys.platform != "linux":
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

@@ -5,7 +5,7 @@ For few rows the cost is reading the weights, and an operator reads them as they
     int8   the weighted sum of rows of a quantised embedding table, which torch has for recommender systems. W x is the
            sum of W's columns, each times its x. It computes in float32
     int4   torch's product with 4-bit weights. It wants bfloat16 activations (with float32 ones it is several times
-           slower), so x is rounded for the product, and what comes out is put back into x's dtype
+           slower), so x is rounded for the product, and so is what comes out, before it is put back into x's dtype
 
 For many rows the cost is arithmetic. The weights are then made float, block by block; x is not rounded.
 
@@ -67,8 +67,11 @@ class FastProduct:
 
     def of_rows(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """x (rows, D) and perhaps a residual (rows, N) -> x W' + b plus the residual, (rows, N)."""
-        added = self.bias if residual is None else residual
-        if residual is not None and self.bias is not None:
+        if residual is None:
+            added = self.bias
+        elif self.bias is None:
+            added = residual
+        else:
             added = residual + self.bias
         if 0 < len(x) <= self.most_rows and x.dtype != torch.float64:
             return self.operator_product(x, added)
@@ -79,12 +82,12 @@ class FastProduct:
         """For few rows: x (rows, D) -> x W' (rows, N), plus what is to be added, (N,) or (rows, N)."""
         raise NotImplementedError
 
-    def rows(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def weights_of(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The weights (n, D) of the outputs with these numbers (n,), as floats."""
         raise NotImplementedError
 
     def float_product(self, x: torch.Tensor) -> torch.Tensor:
-        """The same for many rows, exact but for the rounding of x's dtype."""
+        """For many rows: x (rows, D) -> x W' (rows, N), exact but for the rounding of x's dtype."""
         D, L = self.in_features, self.lanes
         outputs = tables_for(self.out_features, L) * L  # with spare ones
         at_once = max(1, BLOCK // (D * L)) * L  # outputs of a block
@@ -101,7 +104,7 @@ class FastProduct:
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
-        """x W' of the outputs from `start` on, into y (rows, n); q and w (D, n) are memory for D n weights."""
+        """x W' of the outputs from `start` on, into y (rows, n). q (D, n) uint8 and w (D, n) are memory for their weights."""
         raise NotImplementedError
 
 
@@ -115,16 +118,18 @@ class Workspace(threading.local):
     def take(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """(size,), with whatever was left in it."""
         if dtype not in self.parts or len(self.parts[dtype]) < size:
-            with torch.inference_mode(False):  # what is made within could not be written to without
+            with torch.inference_mode(
+                False
+            ):  # a tensor made in it could not be written to outside of it
                 self.parts[dtype] = torch.empty(size, dtype=dtype)
         return self.parts[dtype][:size]
 
     def take_factors(self, n: int, B: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, B, D) float32 for the factors of `weighted_sums`, and the same flat. There are at most INDICES or B D."""
+        """(n, B, D) float32 for the factors of `weighted_sums`, and the same flat. n B D <= INDICES, unless n is 1."""
         shape = (n, B, D)
         if shape not in self.factors:
             with torch.inference_mode(False):
-                factors = torch.empty(shape)
+                factors = torch.empty(shape, dtype=torch.float32)
                 self.factors[shape] = factors, factors.flatten()
         return self.factors[shape]
 
@@ -144,7 +149,8 @@ def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 class FastInt8(FastProduct):
     """Tables of D rows, one for each L outputs, one after another.
 
-    weight         (N / L D, L + TRAILER) uint8: each row is q + ADDED, then 1 and -ADDED, which make q of it again
+    weight         (tables D, L + TRAILER) uint8, for each input of each table a row: q + ADDED of L outputs, then 1 and
+                   -ADDED, which make q of it again
     padded_scale   (N + spare,) float32; spare outputs fill the last table
     scale          (N,), its part without them
     """
@@ -165,7 +171,8 @@ class FastInt8(FastProduct):
         self.weight = torch.zeros(tables_for(N, L) * D, L + TRAILER, dtype=torch.uint8)
         for table, outputs in zip(self.weight.split(D), q.split(L), strict=True):
             table[:, : len(outputs)] = outputs.view(torch.uint8).T ^ ADDED  # adds 128, modulo 256
-        self.weight[..., L:] = torch.tensor([1.0, -ADDED]).view(torch.uint8)
+        trailer = torch.tensor([1, -ADDED], dtype=torch.float32)
+        self.weight[:, L:] = trailer.view(torch.uint8)
 
     def operator_product(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         B, D = x.shape
@@ -180,7 +187,7 @@ class FastInt8(FastProduct):
         y = y * self.scale if added is None else torch.addcmul(added, y, self.scale)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def rows(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def weights_of(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         L = self.lanes
         wide = torch.promote_types(dtype, torch.float32)
         tables = self.weight.view(-1, self.in_features, L + TRAILER)
@@ -292,14 +299,16 @@ class FastInt4(FastProduct):
         y = y.to(x.dtype)
         return y if added is None else y + added
 
-    def rows(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def weights_of(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         lanes = packed_lanes()
         wide = torch.promote_types(dtype, torch.float32)
         blocks = self.weight.view(-1, self.in_features, lanes // 2)
         lane = outputs % lanes
-        pairs = blocks[outputs // lanes, :, lane % (lanes // 2)]  # (n, D)
+        halves = blocks[
+            outputs // lanes, :, lane % (lanes // 2)
+        ]  # (n, D), bytes with two outputs each
         is_lower = lane < lanes // 2
-        q = torch.where(is_lower[:, None], pairs & 15, pairs >> 4).to(wide) - 8
+        q = torch.where(is_lower[:, None], halves & 15, halves >> 4).to(wide) - 8
         scale, offset = self.groups[:, outputs].to(wide).permute(2, 1, 0)  # (n, D / GROUP) each
         w = q.unflatten(1, (-1, GROUP)) * scale[..., None] + offset[..., None]
         return w.flatten(1).to(dtype)
@@ -317,8 +326,8 @@ class FastInt4(FastProduct):
         y.copy_(product(x, w))
 
 
-# The packed layout of int4: blocks of 32 or 64 outputs. In each, for each input, the lower four bits of its bytes are
-# the first half of the outputs, and the upper four the other half.
+# The packed layout of int4: blocks of 32 or 64 outputs (`lanes`), each with lanes / 2 bytes for each input. Byte j has
+# output j of the block in its lower four bits, and output j + lanes / 2 in its upper four.
 
 NIBBLES = 0x0F0F0F0F0F0F0F0F  # the lower four bits of each of eight bytes
 
@@ -343,7 +352,7 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
 
 
 def packed_by_inputs(packed: torch.Tensor, lanes: int, q: torch.Tensor) -> torch.Tensor:
-    """Packed weights (n, D / 2) -> q + 8, from 0 to 15, (D, n) uint8, in place. n is a multiple of LANES."""
+    """Packed weights (n, D / 2) -> q + 8, from 0 to 15, written into q (D, n) uint8. n is a multiple of LANES."""
     eight = packed.view(torch.int64).view(len(packed) // lanes, -1, lanes // 16)
     eight = eight.transpose(0, 1)  # (D, n / lanes, lanes / 16)
     halves = q.view(torch.int64).view(*eight.shape[:2], 2, lanes // 16)
