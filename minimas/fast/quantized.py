@@ -104,7 +104,7 @@ class FastProduct:
     def multiply(
         self, x: torch.Tensor, start: int, q: torch.Tensor, w: torch.Tensor, y: torch.Tensor
     ) -> None:
-        """x W' of the outputs from `start` on, into y (rows, n). q (D, n) uint8 and w (D, n) are memory for their weights."""
+        """x W' of the outputs from `start` on, into y (rows, n); q (D, n) uint8 and w (D, n) are memory for weights."""
         raise NotImplementedError
 
 
