@@ -306,13 +306,13 @@ def test_tied_embeddings_are_read_out_of_the_head(tmp_path, kind, stored):
     folder = checkpoints.make_agent(tmp_path, "llama", dtype=stored, **WIDE)
     embedding = load_model(folder, dtype=torch.float32).embed_tokens.weight
     expected = class_of(kind).from_float(embedding.detach()).dequantized()
-    model = load_model(folder, dtype=torch.float32, quantize=kind)
+    plain, fast = (load_model(folder, dtype=torch.float32, quantize=kind) for _ in range(2))
     ids = torch.tensor([[0, 5, len(embedding) - 1], [130, 64, 63]])
-    for form in (model, prepare(model)):
+    for form in (plain, prepare(fast)):
         assert torch.equal(form.embed(ids), expected[ids])
         assert not any(name.startswith("embed_tokens") for name, _ in form.named_parameters())
         assert form.embed(ids[:0]).shape == (0, 3, embedding.shape[1])
-    assert torch.equal(copy.deepcopy(model).embed(ids), expected[ids])
+        assert torch.equal(copy.deepcopy(form).embed(ids), expected[ids])
 
 
 @EACH_KIND

@@ -53,8 +53,10 @@ class KernelNorm:
 
     x and the residual are (..., D), and so is the result.
 
-    norm  the RMSNorm, whose own forward serves where gradients are asked for
-    gain  (D,) float32, what the normed vector is multiplied by
+    norm     the RMSNorm, whose own forward serves where gradients are asked for
+    gain     (D,) float32, what the normed vector was multiplied by when this was made
+    eps      of the norm
+    kernels  those that compute it
     """
 
     def __init__(self, norm: llama.RMSNorm, kernels: Kernels) -> None:

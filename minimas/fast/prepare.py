@@ -48,11 +48,17 @@ BLOCKS: set[type[nn.Module]] = {llama.Block, gemma.Block, qwen.Block35}
 KNOWN = {*BLOCKS, *MERGED, *NORMS, nn.Linear, Int8Linear, nn.Conv1d}
 # Those of Qwen3.5 have more parts than CpuBlock computes.
 KNOWN_ON_CPU = {
-    *(llama.Block, gemma.Block),
-    *(llama.Attention, gemma.Attention, qwen.Qwen3Attention),
-    *(llama.MLP, gemma.MLP),
+    llama.Block,
+    llama.Attention,
+    llama.MLP,
+    gemma.Block,
+    gemma.Attention,
+    gemma.MLP,
+    qwen.Qwen3Attention,
     *NORMS,
-    *(nn.Linear, Int8Linear, Int4Linear),
+    nn.Linear,
+    Int8Linear,
+    Int4Linear,
 }
 
 

@@ -118,9 +118,8 @@ class Workspace(threading.local):
     def take(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """(size,), with whatever was left in it."""
         if dtype not in self.parts or len(self.parts[dtype]) < size:
-            with torch.inference_mode(
-                False
-            ):  # a tensor made in it could not be written to outside of it
+            # A tensor made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
                 self.parts[dtype] = torch.empty(size, dtype=dtype)
         return self.parts[dtype][:size]
 
@@ -304,9 +303,8 @@ class FastInt4(FastProduct):
         wide = torch.promote_types(dtype, torch.float32)
         blocks = self.weight.view(-1, self.in_features, lanes // 2)
         lane = outputs % lanes
-        halves = blocks[
-            outputs // lanes, :, lane % (lanes // 2)
-        ]  # (n, D), bytes with two outputs each
+        # (n, D), bytes with two outputs each
+        halves = blocks[outputs // lanes, :, lane % (lanes // 2)]
         is_lower = lane < lanes // 2
         q = torch.where(is_lower[:, None], halves & 15, halves >> 4).to(wide) - 8
         scale, offset = self.groups[:, outputs].to(wide).permute(2, 1, 0)  # (n, D / GROUP) each
