@@ -1,7 +1,7 @@
 """What each agent reads: prompts.json, filled in for a question, with slots left open for what other agents send.
 
 The strings are interface data: the released links were trained with exactly these. A prompt is a list of pieces, text
-or Slot, and stays one until it is embedded, so that nothing in a question can pass for a field or a slot.
+or Slot, and stays one until it is embedded. So nothing in a question or in a user's system message can pass for a slot.
 """
 
 import re
@@ -154,8 +154,21 @@ def prompt(
     }
     texts = {"question": text, "fn_name": question.fn_name or ""}
     usual_system = "system_deliberation" if section == "deliberation" else "system"
-    system = strings.get("system", PROMPTS[usual_system])
+    system_template = strings.get("system", PROMPTS[usual_system])
+    system = joined(fill(system_template, templates, texts))
     return system, fill(template, templates, texts)
+
+
+def joined(pieces: list[PromptPiece]) -> str:
+    """The pieces of a system text as one text. InputError if a slot is among them: a system text hears nobody."""
+    texts = []
+    for piece in pieces:
+        if isinstance(piece, Slot):
+            raise InputError(
+                f"the system text has a slot for {piece.role}: move it into the prompt of a role that hears {piece.role}"
+            )
+        texts.append(piece)
+    return "".join(texts)
 
 
 def answer_retry(section: str | dict[str, str], task: str) -> str | None:
@@ -180,8 +193,8 @@ def wrap(
             "the chat template leaves out the user message: minimas needs one that shows a message's text"
         )
     slots = [piece for piece in pieces if isinstance(piece, Slot)]
-    mark = unused_mark([piece for piece in pieces if isinstance(piece, str)])
-    user = "".join(mark if isinstance(piece, Slot) else piece for piece in pieces)
+    mark = unused_mark([system, with_slots_as("\n", pieces)])
+    user = with_slots_as(mark, pieces)
     texts = tokenizer.chat(system, user, date).split(mark)
     if len(texts) != len(slots) + 1:
         raise InputError(
@@ -192,6 +205,11 @@ def wrap(
     for slot, text in zip(slots, texts[1:], strict=True):
         wrapped += [slot, text]
     return [piece for piece in wrapped if piece != ""]
+
+
+def with_slots_as(mark: str, pieces: list[PromptPiece]) -> str:
+    """The pieces as one text, with a mark for each slot."""
+    return "".join(mark if isinstance(piece, Slot) else piece for piece in pieces)
 
 
 def unused_mark(texts: list[str]) -> str:

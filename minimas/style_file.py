@@ -115,12 +115,15 @@ def check_prompts(
         earlier, all_sources = sources_of(role, order, edges)
         heard = earlier if name == role else all_sources
         allowed = (*FIELDS, *heard)
-        for slot in FIELD.findall(text):
-            if slot not in allowed:
-                raise InputError(
-                    f"{file}: prompts.{name} has {{{slot}}}, expected {', '.join(allowed)}: correct it, "
-                    f"add an edge from there to {role}, or move the slot of a later role to {role}_with_feedback"
-                )
+        wrong = [slot for slot in FIELD.findall(text) if slot not in allowed]
+        if wrong:
+            advice = f"add an edge from there to {role}, or move the slot of a later role to {role}_with_feedback"
+            if name == "system":
+                advice = "or move the slot into the prompt of a role, as a system text hears nobody"
+            raise InputError(
+                f"{file}: prompts.{name} has {{{wrong[0]}}}, expected {', '.join(allowed)}: "
+                f"correct it, {advice}"
+            )
 
 
 def sources_of(role: str, order: list[str], edges: list[list[str]]) -> tuple[list[str], list[str]]:

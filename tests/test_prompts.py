@@ -118,6 +118,45 @@ def test_what_was_filled_in_stays_as_typed():
     )
 
 
+LOOKS_LIKE_A_SLOT = "{critic} {question} {final} [slot 0] [slot 1] <critic> [slot"
+
+
+@pytest.mark.parametrize("place", ["system", "question", "both"])
+@pytest.mark.parametrize("model_type", ["qwen3", "mistral"])  # Mistral's template has one message
+def test_a_text_that_looks_like_a_slot_is_none(tmp_path, model_type, place):
+    """In the rendered prompt there are the slots of the template, and every other text as it was typed."""
+    tokenizer = load_tokenizer(checkpoints.make_agent(tmp_path, model_type))
+    question = "q" if place == "system" else LOOKS_LIKE_A_SLOT
+    system = "S" if place == "question" else LOOKS_LIKE_A_SLOT
+    _, pieces = prompt("sequential", "solver", Question(question), "math", False)
+    wrapped = wrap(tokenizer, system, pieces, "")
+    assert [piece for piece in wrapped if isinstance(piece, Slot)] == [Slot("critic")]
+    before, _, after = wrapped
+    assert system in before and question in after
+
+
+def test_texts_that_make_up_a_mark_together(tmp_path):
+    """A question between the brackets of a prompt of one's own."""
+    tokenizer = load_tokenizer(checkpoints.make_agent(tmp_path, "qwen2"))
+    own = {"writer": "[slot {question}] {thinker}"}
+    system, pieces = prompt(own, "writer", Question("0"), "math", False)
+    before, slot, _ = wrap(tokenizer, system, pieces, "")
+    assert before.endswith("[slot 0] ") and slot == Slot("thinker")
+
+
+def test_a_system_text_is_filled_in():
+    """It may have the fields that a prompt may have, but no slot."""
+    own = {"system": "You are asked {question}. {final} {interface}", "writer": "{question}"}
+    question = Question("{final}", fn_name="f")
+    system, _ = prompt(own, "writer", question, "code", False)
+    assert system == (
+        f"You are asked {{final}}. {PROMPTS['final']['code']} "
+        "Implement and return the function `f` only."
+    )
+    with pytest.raises(InputError, match="the system text has a slot for thinker"):
+        prompt(own | {"system": "{thinker}"}, "writer", question, "code", False)
+
+
 @pytest.mark.parametrize(
     "model_type, expected",
     [

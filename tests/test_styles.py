@@ -180,6 +180,10 @@ def test_without_links_text_passes_and_latents_name_the_command(folder):
         ({"prompts": OWN["prompts"] | {"critic": "{writer}"}}, "prompts.critic has {writer}"),
         ({"prompts": OWN["prompts"] | {"critic": "{solver}"}}, "prompts.critic has {solver}"),
         ({"prompts": OWN["prompts"] | {"author": "x"}}, "prompts.author is 'x'"),
+        (
+            {"prompts": OWN["prompts"] | {"system": "{question} {critic}"}},
+            "prompts.system has {critic}.* a system text hears nobody",
+        ),
         ({"temprature": 1}, "key 'temprature' is not known"),
         ({"latent_steps": "many"}, "latent_steps is 'many'"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
