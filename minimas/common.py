@@ -1,4 +1,4 @@
-"""Small things that every module may use: errors, warnings, checks of text and JSON, files.
+"""Small things that every module may use: errors, warnings, checks of numbers, text and JSON, files.
 
 It imports nothing but the standard library, so that `import minimas` stays light.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,21 @@ def check_known(what: str, found: Iterable[object], known: Iterable[str]) -> Non
     for name in found:
         if name not in known:
             raise InputError(f"{what} {name!r} is not known, expected one of {', '.join(known)}")
+
+
+def check_whole(name: object, value: object, least: int) -> None:
+    """InputError unless a value is a whole number, `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name} is {value!r:.80}, expected a whole number from {least} up")
+
+
+def check_number(name: object, value: object, least: float) -> None:
+    """InputError unless a value is a finite number, `least` or more."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        too_small = value < least
+        if not too_small and value <= sys.float_info.max:  # a NaN is neither
+            return
+    raise InputError(f"{name} is {value!r:.80}, expected a number from {least} up")
 
 
 def no_op(*_: object) -> None:

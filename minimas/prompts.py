@@ -165,7 +165,8 @@ def joined(pieces: list[PromptPiece]) -> str:
     for piece in pieces:
         if isinstance(piece, Slot):
             raise InputError(
-                f"the system text has a slot for {piece.role}: move it into the prompt of a role that hears {piece.role}"
+                f"the system text has a slot for {piece.role}, but it hears nobody: "
+                "move the slot into the prompt of a role"
             )
         texts.append(piece)
     return "".join(texts)

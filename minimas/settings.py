@@ -3,12 +3,11 @@
 Four defaults are the style's own. `completed` fills them in and checks all values.
 """
 
-import sys
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
-from .common import InputError, check_known, warn_once
+from .common import InputError, check_known, check_number, check_whole, warn_once
 from .sandbox.tools import TOOLS
 from .styles import Style
 from .tokenizer import DATE
@@ -185,28 +184,16 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
         check_whole("top_k", settings.top_k, 0)
     check_whole("batch_size", settings.batch_size, 1)
     check_whole("rollouts", settings.rollouts, 1)
-    check_temperature(settings.temperature)
+    check_number("temperature", settings.temperature, 0)
     check_top_p(settings.top_p)
     check_known("channel", [settings.channel], CHANNELS)
     check_hear(settings, style)
     check_tools(settings.tools, style)
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """InputError unless a setting is a whole number, `least` or more."""
-    if not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name} is {value!r}, expected a whole number from {least} up")
-
-
-def check_temperature(value: object) -> None:
-    """InputError unless it is a finite number from 0 up."""
-    if not isinstance(value, Real) or value < 0 or not value <= sys.float_info.max:
-        raise InputError(f"temperature is {value!r}, expected a number from 0 up")
-
-
 def check_top_p(value: object) -> None:
     """InputError unless it is a probability above 0."""
-    if not isinstance(value, Real) or value <= 0 or not value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or value <= 0 or not value <= 1:
         raise InputError(f"top_p is {value!r}, expected more than 0 and at most 1")
 
 

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .common import InputError
-from .prompts import FIELD, FIELDS, PROMPTS
+from .common import InputError, check_known, check_number, check_whole
+from .prompts import FIELD, FIELDS, PROMPTS, TASKS
 
 KEYS: dict[str, type | tuple[type, ...]] = {  # and the JSON types that each may have
     "order": list,
@@ -18,6 +18,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {  # and the JSON types that each may
     "links": (str, type(None)),
 }
 FLAGS = ("calls_tools", "links_by_task")
+WHOLE = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1}  # and the least value of each
 
 # Names that mean something else in a prompt or a folder, and so cannot be roles
 TAKEN = (*FIELDS, "system", "links", "answer_retry")
@@ -26,6 +27,7 @@ TAKEN = (*FIELDS, "system", "links", "answer_retry")
 def check_entry(file: Path, entry: dict[str, Any]) -> None:
     """InputError unless an entry in the form of styles.json holds together."""
     check_types(file, entry)
+    check_defaults(file, entry)
     order, edges, prompts = entry["order"], entry["edges"], entry["prompts"]
     check_order(file, order)
     check_edges(file, edges, order)
@@ -38,13 +40,25 @@ def check_entry(file: Path, entry: dict[str, Any]) -> None:
 
 
 def check_types(file: Path, entry: dict[str, Any]) -> None:
-    """Each key has a value of its type. A key that may be left out may also be null."""
+    """Each key of KEYS and FLAGS has a value of its type. One that may be left out may also be null."""
     types = KEYS | dict.fromkeys(FLAGS, (bool, type(None)))
     for key, allowed in types.items():
         if not isinstance(entry.get(key), allowed):
             raise InputError(
                 f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form"
             )
+
+
+def check_defaults(file: Path, entry: dict[str, Any]) -> None:
+    """Each number is in its range, and the task is known, unless it is null or left out."""
+    given = {key: value for key, value in entry.items() if value is not None}
+    for key, least in WHOLE.items():
+        if key in given:
+            check_whole(f"{file}: {key}", given[key], least)
+    if "temperature" in given:
+        check_number(f"{file}: temperature", given["temperature"], 0)
+    if "task" in given:
+        check_known(f"{file}: task", [given["task"]], TASKS)
 
 
 def check_order(file: Path, order: list[Any]) -> None:

@@ -190,7 +190,7 @@ def check_question(text: object) -> None:
 def style_from(entry: dict[str, Any], file: Path) -> Style:
     """The Style of an entry in the form of styles.json; folders of agents and links are relative to the file.
 
-    InputError names the key that is wrong.
+    InputError names the key that is wrong. A default that is null is left to the Style.
     """
     check_known(f"{file}: key", entry, [*KEYS, *DEFAULTS])
     check_entry(file, entry)
@@ -202,7 +202,7 @@ def style_from(entry: dict[str, Any], file: Path) -> Style:
         edges=named_edges(file, entry["edges"]),
         checkpoints={name: beside(file, source) for name, source in sources.items()},
         prompts=entry["prompts"],
-        **{name: entry[name] for name in DEFAULTS if name in entry},
+        **{name: entry[name] for name in DEFAULTS if entry.get(name) is not None},
     )
 
 

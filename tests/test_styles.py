@@ -185,17 +185,35 @@ def test_without_links_text_passes_and_latents_name_the_command(folder):
             "prompts.system has {critic}.* a system text hears nobody",
         ),
         ({"temprature": 1}, "key 'temprature' is not known"),
-        ({"latent_steps": "many"}, "latent_steps is 'many'"),
-        ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"task": "maths"}, "task 'maths' is not known"),
+        ({"latent_steps": "many"}, "latent_steps is 'many', expected a whole number from 0 up"),
+        ({"latent_steps": True}, "latent_steps is True"),
+        ({"rounds": "many"}, "rounds is 'many', expected a whole number from 1 up"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
+        ({"temperature": "hot"}, "temperature is 'hot', expected a number from 0 up"),
+        ({"temperature": [1]}, "temperature is \\[1\\]"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"task": "maths"}, "task 'maths' is not known, expected one of math, choice, code"),
+        ({"task": ["math"]}, "task \\['math'\\] is not known"),
     ],
 )
 def test_a_wrong_file_is_refused_by_key(folder, changes, complaint):
-    with pytest.raises(InputError, match=complaint):
-        file = write(folder, **changes)
-        style = style_named(str(file))
-        minimas.Settings().completed(style)
-        minimas.load_mas_system(file, device="cpu")
+    file = write(folder, **changes)
+    with pytest.raises(InputError, match=complaint) as told:
+        style_named(str(file))
+    assert str(file) in str(told.value)
+
+
+def test_a_key_that_may_be_left_out_may_be_null(folder):
+    keys = ("links", "rounds", "latent_steps", "max_new_tokens", "temperature", "task")
+    flags = ("calls_tools", "links_by_task")
+    entry = {key: value for key, value in OWN.items() if key not in keys}
+    file = folder / "own.json"
+    file.write_text(json.dumps(entry))
+    without = style_named(file)
+    file.write_text(json.dumps(entry | dict.fromkeys(keys + flags)))
+    assert style_named(file) == without
+    assert (without.rounds, without.task, without.calls_tools) == (3, "math", False)
 
 
 def test_single(folder, monkeypatch, capsys):
@@ -344,9 +362,12 @@ def test_completed_settings_have_all_of_the_styles_values():
         ({"latent_steps": -1}, "latent_steps is -1, expected a whole number from 0 up"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a whole number from 1 up"),
         ({"top_k": -1}, "top_k is -1, expected a whole number from 0 up"),
+        ({"latent_steps": True}, "latent_steps is True, expected a whole number from 0 up"),
         ({"batch_size": None}, "batch_size is None, expected a whole number from 1 up"),
         ({"rollouts": 0}, "rollouts is 0, expected a whole number from 1 up"),
         ({"temperature": float("nan")}, "temperature is nan, expected a number from 0 up"),
+        ({"temperature": True}, "temperature is True, expected a number from 0 up"),
+        ({"top_p": True}, "top_p is True, expected more than 0 and at most 1"),
         ({"top_p": 0}, "top_p is 0, expected more than 0 and at most 1"),
         ({"top_p": "high"}, "top_p is 'high', expected more than 0 and at most 1"),
         ({"channel": "radio"}, "channel 'radio' is not known"),

@@ -21,9 +21,9 @@ from ..commands.options import (
     make_parser,
     origin_of,
 )
-from ..common import InputError, warn
+from ..common import InputError, check_whole, warn
 from ..runs.needs import check_memory
-from ..settings import Settings, check_tools, check_whole, hears_others
+from ..settings import Settings, check_tools, hears_others
 from ..styles import Origin, style_named
 from ..system import load_mas_system
 from .protocol import NO_OTHER, Served
