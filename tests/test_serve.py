@@ -592,6 +592,15 @@ def test_pages_of_others(tiny, client):
         assert response.headers["access-control-allow-origin"] == "http://chat.test"
 
 
+@pytest.mark.parametrize("allowed", ["MyServer.local", "myserver.local"])
+@pytest.mark.parametrize("asked", ["MyServer.local", "myserver.local:8000"])
+def test_the_case_of_a_host_does_not_matter(tiny, allowed, asked):
+    made, _ = client_of(tiny, hosts=[*LOOPBACK, allowed])
+    with made:
+        assert made.get("/v1/models", headers={"host": asked}).status_code == 200
+        error_of(made.get("/v1/models", headers={"host": "other.local"}), 403)
+
+
 def test_tools_are_for_whoever_starts_the_server():
     """No field of a body chooses them."""
     from minimas.serve.protocol import FIELDS
@@ -775,12 +784,14 @@ def test_two_styles(monkeypatch, tmp_path, tiny):
 
 
 def test_who_may_reach_it(monkeypatch, capsys):
-    assert served_by(monkeypatch).hosts == set(LOOPBACK) | {"127.0.0.1"}
+    assert set(served_by(monkeypatch).hosts) == set(LOOPBACK)
     assert capsys.readouterr().err == ""
     assert served_by(monkeypatch, "--host", "0.0.0.0").hosts is None
     assert "whoever can reach 0.0.0.0 may ask" in capsys.readouterr().err
     app = served_by(monkeypatch, "--host", "0.0.0.0", "--allow-host", "my.test", "--api-key", "k")
-    assert {"my.test", "localhost"} <= app.hosts and capsys.readouterr().err == ""
+    assert {"my.test", "localhost"} <= set(app.hosts) and capsys.readouterr().err == ""
+    assert set(served_by(monkeypatch, "--host", "LocalHost").hosts) == set(LOOPBACK)
+    assert capsys.readouterr().err == ""
     assert served_by(monkeypatch, "--allow-origin", "http://x.test/").origins == ["http://x.test"]
     monkeypatch.setenv("MINIMAS_API_KEY", "k")
     assert served_by(monkeypatch).key == "k"

@@ -87,7 +87,8 @@ def serve(
         raise InputError(
             "the API key is empty: give --api-key or MINIMAS_API_KEY a value, or neither"
         )
-    if key is None and args.host not in LOOPBACK:
+    on_loopback = args.host.lower() in LOOPBACK
+    if key is None and not on_loopback:
         warn(f"whoever can reach {args.host} may ask: give --api-key, or listen on 127.0.0.1")
     with listener(args.host, args.port) as sock:
         served = {}
@@ -99,7 +100,7 @@ def serve(
         gc.freeze()
         batches = Batches(served, args.batch_size, args.wait / 1000, args.queue)
         hosts = None
-        if args.host in LOOPBACK or args.allow_host:
+        if on_loopback or args.allow_host:
             hosts = {*LOOPBACK, args.host, *args.allow_host}
         app = App(batches, key, args.allow_origin, hosts)
         host, port = sock.getsockname()[:2]

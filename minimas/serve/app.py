@@ -36,7 +36,7 @@ class App:
 
     key      that a client must have; None asks for none
     origins  of pages that browsers may let ask, besides our own; "*" is any
-    hosts    names under which it may be asked; None is any
+    hosts    names under which it may be asked, in any case; None is any
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class App:
         self.batches = batches
         self.key = key
         self.origins = [origin.rstrip("/") for origin in origins]
-        self.hosts = hosts
+        self.hosts = None if hosts is None else [name.lower() for name in hosts]
 
     def starlette(self) -> Starlette:
         """The ASGI application."""
@@ -147,7 +147,7 @@ class App:
 
 
 def host_of(request: Request) -> str | None:
-    """The name by which the server was reached."""
+    """The name by which the server was reached, in lower case."""
     host = request.headers.get("host", "")
     try:
         return urlsplit(f"//{host}").hostname
