@@ -48,7 +48,7 @@ GEMMA_LIKE = {
 QWEN35_LAYERS = frozenset({"linear_attention", "full_attention"})
 FAMILIES = {
     "llama": Family(llama.Llama, llama.Config, LLAMA_LIKE),
-    "mistral": Family(llama.Llama, mistral.Config, LLAMA_LIKE),
+    "mistral": Family(mistral.Mistral, mistral.Config, LLAMA_LIKE),
     "qwen2": Family(qwen.Qwen2, qwen.Config, QWEN2_LIKE),
     "qwen3": Family(qwen.Qwen3, qwen.Config3, LLAMA_LIKE),
     "qwen3_5_text": Family(qwen.Qwen35, qwen.Config35, LLAMA_LIKE, QWEN35_LAYERS),

@@ -1,7 +1,7 @@
 """Mistral, equal to transformers' MistralForCausalLM.
 
 What differs from Llama: every layer attends to a sliding window, config.json's sliding_window (null means none), so
-that its cache never holds more than that. Nothing else: the decoder is llama.Llama.
+that its cache never holds more than that. Nothing else: the weights and the arithmetic are Llama's.
 """
 
 from collections.abc import Sequence
@@ -20,3 +20,9 @@ class Config(llama.Config):
     @property
     def windows(self) -> Sequence[int | None]:
         return [self.sliding_window] * self.num_hidden_layers
+
+
+class Mistral(llama.Llama):
+    """The decoder: Llama, whose make_cache and masks follow `Config.windows`. So a query sees only its window."""
+
+    config: Config

@@ -2,7 +2,7 @@
 
 What differs from Llama:
     Qwen2, 2.5   the q, k and v projections carry a bias; layers that config.json marks so attend to a sliding window
-    Qwen3        q and k go through an RMSNorm of their own, per head, before the rotation
+    Qwen3        q and k go through an RMSNorm of their own, per head, before the rotation; windows as in Qwen2
     Qwen3.5      norms scale by 1 + w, as Gemma's do (but not the one inside the Gated DeltaNet);
                  three layers of four replace attention by a Gated DeltaNet, whose state does not grow with the text;
                  in the others the attention's output is gated, and only a quarter of each head is rotated
@@ -91,14 +91,22 @@ class Qwen3Attention(Attention):
         return self.q_norm(q), self.k_norm(k), v
 
 
-def Qwen2(config: Config) -> Llama:
-    """The decoder of Qwen2 and Qwen2.5: a Llama with another attention."""
-    return Llama(config, attention=qwen2_attention)
+class Qwen2(Llama):
+    """The decoder of Qwen2 and Qwen2.5: Llama with a bias on q, k and v, and windows in the layers that have one."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, attention=qwen2_attention)
 
 
-def Qwen3(config: Config) -> Llama:
-    """The decoder of Qwen3: a Llama with another attention."""
-    return Llama(config, attention=Qwen3Attention)
+class Qwen3(Llama):
+    """The decoder of Qwen3: Llama with a norm on each head of q and k, and windows as in Qwen2."""
+
+    config: Config3
+
+    def __init__(self, config: Config3) -> None:
+        super().__init__(config, attention=Qwen3Attention)
 
 
 # Qwen3.5: the parts that are new.

@@ -86,18 +86,8 @@ def test_every_weight_is_there_under_its_name(folders, style):
             name for name, _ in agent.model.named_parameters(remove_duplicate=False)
         }
         assert all(tensor.numel() for tensor in state.values()), role
-        again = type(agent.model)(agent.model.config, *attention_of(agent.model))
+        again = type(agent.model)(agent.model.config)
         again.load_state_dict(state)
-
-
-def attention_of(model):
-    """What `Qwen2` and `Qwen3` give to Llama besides the config: the class, or the function, of the attention."""
-    if type(model) is not minimas.agent.Llama:
-        return ()
-    attention = model.layers[0].self_attn
-    if attention.q_proj.bias is not None:
-        return (minimas.qwen.qwen2_attention,)
-    return (type(attention),)
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -210,6 +200,8 @@ def test_what_is_shown_fits_a_screen(tiny, donor):
         lines = repr(shown).split("\n")
         assert len(lines) <= 25 and max(map(len, lines)) <= 240
     assert all(role in repr(tiny) for role in tiny.style.order) and "float32 on cpu" in repr(tiny)
+    for role, family in (("planner", "Qwen3"), ("critic", "Llama"), ("solver", "Qwen2")):
+        assert f"{role}: {family}, 2 layers" in repr(tiny)
     assert "planner" in donor._repr_html_() and donor._repr_html_().startswith("<iframe srcdoc=")
     (bare,) = tiny.run(["7 +5"])
     assert bare._repr_html_().startswith("<pre>")

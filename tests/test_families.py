@@ -9,7 +9,8 @@ from checkpoints import GOLDENS, IDS
 from safetensors.torch import load_file
 
 from minimas.cache import WindowCache, causal_mask
-from minimas.llama import attend, attention_formula
+from minimas.config import FAMILIES
+from minimas.llama import Llama, attend, attention_formula
 from minimas.load import load_model
 
 VARIANTS = pytest.mark.parametrize("name", checkpoints.VARIANTS)
@@ -33,6 +34,11 @@ def assert_close(ours, theirs, tolerance=1e-4):
     for key in ours:
         assert ours[key].shape == theirs[key].shape
         assert (ours[key].float() - theirs[key]).abs().max() < tolerance, key
+
+
+def test_each_family_has_a_decoder_of_its_own():
+    decoders = {family.decoder for family in FAMILIES.values()}
+    assert len(decoders) == len(FAMILIES) and all(issubclass(one, Llama) for one in decoders)
 
 
 @VARIANTS
