@@ -11,7 +11,7 @@ except chat templates, which run in a sandbox.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,8 +156,8 @@ def load_weights(
 ) -> None:
     """Stream the weights of a folder into `model`, which was built on the meta device, one tensor at a time.
 
-    quantize   int8 or int4: a linear becomes quantised as soon as its weight arrives. A head that may be tied does so
-               at the end, as the embeddings may need its weight
+    quantize   int8 or int4: a linear becomes quantised as soon as its weight arrives, but a head that may be tied only
+               at the end
     Raises InputError on a damaged file, and on a tensor that is missing, unknown, in two places, or not of the shape
     that config.json makes it.
     """
@@ -165,37 +165,44 @@ def load_weights(
     shards = shard_of(folder)
     loaded: dict[str, str] = {}  # a parameter -> the file that it came from
     for shard, file in weight_files(folder).items():
-        check_no_pointer(file)
-        try:
-            with safe_open(file, framework="pt", backend="pread") as tensors:
-                for key in tensors.keys():  # noqa: SIM118, it is no dict
-                    name = parameter_name(key)
-                    if name is None or shards.get(key, shard) != shard:
-                        continue  # of no use here, or a stale copy: the index names another shard
-                    tensor = checked_tensor(file, key, tensors.get_tensor(key), expected.get(name))
-                    before = weights_at(model, name) if name in loaded else None
-                    # The embeddings may need the float weight of such a head, so it is quantised at the end.
-                    may_be_tied = name == HEAD and model.config.tie_word_embeddings
-                    kind = None if may_be_tied else quantize
-                    set_weight(model, name, tensor, device, dtype, kind)
-                    if before is not None and not same(before, weights_at(model, name)):
-                        raise stored_twice(folder, name, [loaded[name], shard])
-                    loaded[name] = shard
-        except SafetensorError as e:
-            raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
+        for name, tensor in tensors_of(shard, file, shards, expected):
+            before = weights_at(model, name) if name in loaded else None
+            is_quantised_later = name == HEAD and model.config.tie_word_embeddings
+            kind = None if is_quantised_later else quantize
+            set_weight(model, name, tensor, device, dtype, kind)
+            if before is not None and not same(before, weights_at(model, name)):
+                raise stored_twice(folder, name, [loaded[name], shard])
+            loaded[name] = shard
     absent = set(expected) - set(loaded)
     if model.config.tie_word_embeddings:
         absent = tie_head(model, absent)
     if absent:
         raise InputError(absent_message(folder, absent, len(expected), shards))
-    if model.config.tie_word_embeddings and quantizable(model.lm_head, quantize):
-        tied = model.lm_head.weight is model.embed_tokens.weight
-        set_weight(model, HEAD, model.lm_head.weight, device, dtype, quantize)
-        head = model.get_submodule("lm_head")
-        if tied and isinstance(head, QuantizedLinear):
-            model.embed_tokens = HeadEmbedding(head, dtype)
     if quantize:
+        quantize_head(model, device, dtype, quantize)
         warn_of_float_linears(model, folder, quantize)
+
+
+def tensors_of(
+    shard: str, file: Path, shards: Mapping[str, str], expected: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """(a parameter's name, its tensor) for each tensor of a file that the decoder has a use for, one at a time.
+
+    shards     {tensor: the shard that holds it}, as `shard_of` returns it; a copy in another shard is stale
+    expected   {parameter: a tensor of its shape}
+    Raises InputError on a damaged file, and on a tensor that is unknown or of another shape.
+    """
+    check_no_pointer(file)
+    try:
+        with safe_open(file, framework="pt", backend="pread") as tensors:
+            for key in tensors.keys():  # noqa: SIM118, it is no dict
+                name = parameter_name(key)
+                is_stale = shards.get(key, shard) != shard
+                if name is not None and not is_stale:
+                    tensor = tensors.get_tensor(key)
+                    yield name, checked_tensor(file, key, tensor, expected.get(name))
+    except SafetensorError as e:
+        raise InputError(f"{file} is damaged or cut short ({e}): fetch it again") from e
 
 
 def set_weight(
@@ -241,6 +248,23 @@ def stored_twice(folder: Path, name: str, files: list[str]) -> InputError:
         f"{folder}: {name} is stored twice, in {' and '.join(sorted(set(files)))}, with different numbers, "
         "and no index says which one is meant: fetch the folder again"
     )
+
+
+def quantize_head(
+    model: Decoder, device: torch.device | str, dtype: torch.dtype, kind: str
+) -> None:
+    """Quantise a head that may be tied, if it can be. If it is tied, the embeddings are read out of it from then on.
+
+    Such a head is float until all weights have arrived: `tie_head` compares it with the embeddings, or gives them its
+    weight. Any other head is quantised before.
+    """
+    if not quantizable(model.lm_head, kind):
+        return
+    tied = model.lm_head.weight is model.embed_tokens.weight
+    set_weight(model, HEAD, model.lm_head.weight, device, dtype, kind)
+    head = model.get_submodule("lm_head")
+    if tied and isinstance(head, QuantizedLinear):
+        model.embed_tokens = HeadEmbedding(head, dtype)
 
 
 def warn_of_float_linears(model: Decoder, folder: Path, kind: str) -> None:
