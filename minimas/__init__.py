@@ -17,7 +17,9 @@ def _runs_a_command() -> bool:
     """Whether Python was started for a command of minimas: `python -m minimas...`, or the script `minimas`."""
     if not sys.orig_argv or not getattr(sys, "argv", None):  # Python is embedded in another program
         return False
-    started = sys.orig_argv[-len(sys.argv) :][0]  # the module or the script, before its arguments
+    # Both lists end with the same arguments, unless the program has put others into sys.argv.
+    place = max(0, len(sys.orig_argv) - len(sys.argv))
+    started = sys.orig_argv[place]  # the module or the script, before its arguments
     if sys.argv[0] == "-m":  # Python says so until it has found the module
         package = started.partition(".")[0]
         written_together = package.startswith("-") and package.endswith("mminimas")  # -mminimas.x

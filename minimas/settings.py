@@ -30,6 +30,8 @@ def setting(
 ) -> Any:
     """A field of a dataclass of settings: its default, and what the --help of a command says of it.
 
+    The option of a field that is True by default is --no-NAME, and its help begins with "do not".
+
     range       of a number, in words: "above 0" or "from 0 up"
     trainings   those that have a use for it (train/settings.py), if not all have
     more        what argparse takes besides: `metavar`, `choices`
@@ -82,7 +84,7 @@ class Settings:
     seed: int = setting(42, "seed of all random numbers")
     rollouts: int = setting(1, "texts per question, from the same latents")
     batch_size: int = setting(8, "questions at once")
-    retry: bool = setting(True, "do not ask again when a text holds no answer")
+    retry: bool = setting(True, "ask again when a text holds no answer")
     channel: str = setting("latent", "what agents send: latent, or text for comparison")
     hear: str = setting(
         "own",

@@ -29,7 +29,7 @@ class Tokenizer:
 
     fast            a tokenizers.Tokenizer
     named           its special tokens by name, {"eos_token": "</s>", ...}
-    template        Jinja text
+    template        the compiled chat template; template_text is its Jinja text
     clean_up        decode removes spaces before punctuation, as older tokenizers ask for
     embedding_rows  how many embeddings its Agent has, which sets this: encode refuses higher ids; None: it refuses none
     """

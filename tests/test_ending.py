@@ -115,6 +115,12 @@ def test_a_program_that_imports_minimas_keeps_its_handlers():
     assert done.stdout == "True False\n"
 
 
+def test_a_program_that_has_more_arguments_than_it_was_started_with():
+    code = "import sys; sys.argv = ['x'] * 9; import minimas; print(minimas.runs_a_command)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_a_command_in_another_program_gives_its_handlers_back(capsys):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     streams = sys.stdout, sys.stderr, sys.unraisablehook

@@ -167,7 +167,11 @@ def add_settings(
         given: dict[str, Any] = {"default": one.default, **said}
         if one.default is True:
             option = "--no-" + name.replace("_", "-")
-            given |= {"action": "store_false", "dest": name}
+            given |= {
+                "action": "store_false",
+                "dest": name,
+                "help": f"do not {one.metadata['help']}",
+            }
         elif one.default is False:
             given["action"] = "store_true"
         else:

@@ -28,12 +28,8 @@ from ..styles import Origin, style_named
 from ..system import load_mas_system
 from .protocol import NO_OTHER, Served
 
-IN_REQUESTS = (
-    "rounds",
-    "latent_steps",
-    "channel",
-    "hear",
-)  # settings that a request may choose as well
+# Settings that a request may choose as well
+IN_REQUESTS = ("rounds", "latent_steps", "channel", "hear")
 
 
 def run() -> None:
