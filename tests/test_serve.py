@@ -32,7 +32,8 @@ from minimas.generate import Batch
 from minimas.serve import app as app_module
 from minimas.serve.__main__ import main
 from minimas.serve.app import LOOPBACK, App
-from minimas.serve.batches import Batches, Job, Text
+from minimas.serve.batches import Batches
+from minimas.serve.job import Job, Text
 
 CHAINS = ["7 +5 *3 -4 +8 *7 -1 +6", "1 +1 *3", "3 *7 *9", "2 *9 +4 *3 -5"]
 URL = "http://127.0.0.1:8000"

@@ -21,7 +21,8 @@ from starlette.routing import Route
 
 from ..common import InputError, parse_json
 from . import protocol
-from .batches import Batches, Item, Job
+from .batches import Batches
+from .job import Item, Job
 from .protocol import Refused
 
 MAX_BODY = 1 << 20  # bytes

@@ -131,31 +131,22 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
         questions = [question_in(body, style)] if is_chat else questions_in(body, style)
     except InputError as e:
         raise Refused(400, str(e)) from e
+    if hears_others(settings):
+        raise Refused(400, NO_OTHER, "hear")
     n = value(body, "n", (int,), 1)
     texts = n * len(questions)
     if texts > MAX_TEXTS:
         raise Refused(400, f"{texts} texts are asked for, expected at most {MAX_TEXTS}")
-    if hears_others(settings):
-        raise Refused(400, NO_OTHER, "hear")
-    traced = value(body, "trace", (bool,), False)
-    if traced and settings.channel == "text":
-        raise Refused(400, "a trace shows latents, and on the text channel there are none", "trace")
-    if traced and texts > MAX_TRACES:
-        message = f"traces of {texts} texts are asked for, expected at most {MAX_TRACES}"
-        raise Refused(400, message, "trace")
-    stop = tuple(filter(None, strings_in(body, "stop")))
-    if len(stop) > MAX_STOPS:
-        raise Refused(400, f"stop has {len(stop)} strings, expected at most {MAX_STOPS}", "stop")
     options = value(body, "stream_options", (dict,), {})
     return Asked(
         model,
         questions,
         settings,
         n,
-        stop=stop,
+        stop=stops_in(body),
         stream=value(body, "stream", (bool,), False),
         usage=value(options, "include_usage", (bool,), False),
-        traced=traced,
+        traced=is_traced(body, settings, texts),
         is_chat=is_chat,
     )
 
@@ -191,6 +182,25 @@ def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> Compl
             raise Refused(400, message, name)
         chosen[setting] = found
     return Settings(**chosen).completed(style)
+
+
+def is_traced(body: dict[str, Any], settings: CompletedSettings, texts: int) -> bool:
+    """Whether the traces of this many texts are wanted; Refused if there can be none of them."""
+    traced = value(body, "trace", (bool,), False)
+    if traced and settings.channel == "text":
+        raise Refused(400, "a trace shows latents, and on the text channel there are none", "trace")
+    if traced and texts > MAX_TRACES:
+        message = f"traces of {texts} texts are asked for, expected at most {MAX_TRACES}"
+        raise Refused(400, message, "trace")
+    return traced
+
+
+def stops_in(body: dict[str, Any]) -> tuple[str, ...]:
+    """The stop strings, without those that are empty; Refused if there are too many."""
+    stops = tuple(stop for stop in strings_in(body, "stop") if stop)
+    if len(stops) > MAX_STOPS:
+        raise Refused(400, f"stop has {len(stops)} strings, expected at most {MAX_STOPS}", "stop")
+    return stops
 
 
 def strings_in(body: dict[str, Any], name: str) -> list[str]:
