@@ -7,7 +7,7 @@ What differs from Llama:
     five layers of six attend to a sliding window and rotate by a base of their own; the sixth sees all
     the MLP's gate is a GELU (tanh form)
 
-Notation as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys.
+Notation as in llama.py: B batch, T tokens, T' of them asked for, D width, d head width.
 """
 
 from collections.abc import Sequence

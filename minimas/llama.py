@@ -6,8 +6,9 @@ a block, rotary positions (with Llama 3.1's frequency scaling), grouped-query at
 The model takes embeddings and returns hidden states after the final norm; the vocabulary is a separate call. A latent
 agent needs exactly this split: it is fed with embeddings that correspond to no token, and never asks for a token.
 
-Notation: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys.
-T' is the number of the last tokens that are asked for, T unless the caller wants fewer.
+Notation: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S positions that a cache has room
+for, `keys` those that the attention of a layer sees. T' is the number of the last tokens that are asked for, T unless
+the caller wants fewer.
 """
 
 import math
@@ -121,15 +122,15 @@ def attention_formula(
 ) -> torch.Tensor:
     """Softmax attention as a formula, softmax(q k' / sqrt(d)) v. `attend` computes the same, faster.
 
-    q (B, H, T, d), k and v (B, K, S, d), mask (B, 1, T, S) -> (B, T, H d)
+    q (B, H, T, d), k and v (B, K, keys, d), mask (B, 1, T, keys) -> (B, T, H d)
     scale is 1 / sqrt(d). The mask is True where a query may see a key.
     """
     group = q.shape[1] // k.shape[1]  # query heads that share a key/value head
-    k = k.repeat_interleave(group, 1)  # (B, H, S, d)
-    v = v.repeat_interleave(group, 1)  # (B, H, S, d)
-    scores = q @ k.mT * scale  # (B, H, T, S)
+    k = k.repeat_interleave(group, 1)  # (B, H, keys, d)
+    v = v.repeat_interleave(group, 1)  # (B, H, keys, d)
+    scores = q @ k.mT * scale  # (B, H, T, keys)
     scores = scores.masked_fill(~mask, -torch.inf)  # a key that is not seen weighs 0
-    weights = scores.softmax(-1)  # (B, H, T, S)
+    weights = scores.softmax(-1)  # (B, H, T, keys)
     y = weights @ v  # (B, H, T, d)
     return y.transpose(1, 2).flatten(2)  # (B, T, H d)
 
@@ -137,10 +138,12 @@ def attention_formula(
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Softmax attention of q (B, H, T, d) over k and v (B, K, S, d), each shared by H / K query heads -> (B, T', H d).
+    """Softmax attention of q (B, H, T, d) over k and v (B, K, keys, d) -> (B, T', H d), in torch's fast operator.
 
-    mask (B, 1, T', S) comes from cache.masks and has a row for each of the last T' queries; the others are not
-    computed. None is plain causal attention without padding: of S = T tokens, or of one token that sees all S.
+    H / K query heads share each head of k and v.
+    mask (B, 1, T', keys) comes from cache.masks and has a row for each of the last T' queries; the others are not
+    computed. None is plain causal attention without padding: of T tokens over their own keys, or of one token that sees
+    all keys.
     """
     if mask is None and q.shape[2] > 1:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
@@ -153,8 +156,8 @@ def attend(
         q = q.reshape(B, K, H // K, d)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return y.flatten(1)[:, None]  # (B, 1, H d)
-    k = k.repeat_interleave(H // K, 1)  # (B, H, S, d)
-    v = v.repeat_interleave(H // K, 1)  # (B, H, S, d)
+    k = k.repeat_interleave(H // K, 1)  # (B, H, keys, d)
+    v = v.repeat_interleave(H // K, 1)  # (B, H, keys, d)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (B, H, T', d)
     return y.transpose(1, 2).flatten(2)  # (B, T', H d)
 
@@ -193,7 +196,7 @@ class Attention(nn.Module):
         q, k, v = self.heads(x)
         q = apply_rope(q, rope)
         k = apply_rope(k, rope)
-        k, v = cache.update(k, v, positions)  # (B, K, S, d)
+        k, v = cache.update(k, v, positions)  # (B, K, keys, d)
         y = attend(q, k, v, mask, self.scale)  # (B, T', H d)
         return self.o_proj(y)
 

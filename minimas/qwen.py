@@ -7,8 +7,9 @@ What differs from Llama:
                  three layers of four replace attention by a Gated DeltaNet, whose state does not grow with the text;
                  in the others the attention's output is gated, and only a quarter of each head is rotated
 
-Notation as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S stored keys;
-in the Gated DeltaNet as in delta.py: H heads of v, d_k and d_v the widths of a key and a value head.
+Notation as in llama.py: B batch, T tokens, D width, H query heads, K key/value heads, d head width, S positions that a
+cache has room for, `keys` those that the attention of a layer sees. In the Gated DeltaNet as in delta.py: H heads of v,
+d_k and d_v the widths of a key and a value head.
 """
 
 from collections.abc import Sequence
@@ -169,7 +170,7 @@ class GatedAttention(Attention):
         v = split_heads(v, self.d)
         q = apply_partial_rope(self.q_norm(q), rope)
         k = apply_partial_rope(self.k_norm(k), rope)
-        k, v = cache.update(k, v, positions)  # (B, K, S, d)
+        k, v = cache.update(k, v, positions)  # (B, K, keys, d)
         y = attend(q, k, v, mask, self.scale)  # (B, T', H d)
         gate = gate.transpose(1, 2).flatten(2)  # (B, T, H d)
         gate = gate[:, -y.shape[1] :]  # (B, T', H d)

@@ -13,11 +13,11 @@ from minimas.settings import Settings
 
 
 @contextmanager
-def running(system, batch_size=8, seconds=0.01, most=256, settings=None, **options):
+def running(system, batch_size=8, wait=0.01, limit=256, settings=None, **options):
     """The address of a server of `system`, as model tiny. settings: of requests that ask for none; options: of App."""
     settings = Settings(batch_size=batch_size, **settings or {})
     app = App(
-        Batches({"tiny": Served(system, settings)}, batch_size, seconds, most),
+        Batches({"tiny": Served(system, settings)}, batch_size, wait, limit),
         hosts=LOOPBACK,
         **options,
     )

@@ -46,9 +46,9 @@ def tiny():
     return minimas.load_mas_system("tiny", device="cpu", fast=True)
 
 
-def client_of(system, batch_size=8, seconds=0.0, most=64, **options):
+def client_of(system, batch_size=8, wait=0.0, limit=64, **options):
     served = {"tiny": Served(system, Settings(batch_size=batch_size))}
-    batches = Batches(served, batch_size, seconds, most)
+    batches = Batches(served, batch_size, wait, limit)
     app = App(batches, **{"hosts": LOOPBACK} | options)
     return TestClient(app.starlette(), base_url=URL, raise_server_exceptions=False), batches
 
@@ -321,7 +321,7 @@ def test_the_tiny_system_reads_the_last_question_only(tiny):
 
 def test_requests_that_arrive_together_are_one_batch(tiny, monkeypatch):
     """Each is answered as alone, and with those that agree with it in all that is chosen for a batch."""
-    made, _ = client_of(tiny, batch_size=4, seconds=20)
+    made, _ = client_of(tiny, batch_size=4, wait=20)
     batches, write = [], tiny.write
 
     def counted(questions, settings, **options):
@@ -364,7 +364,7 @@ class Gate:
 
 
 def test_a_full_queue(tiny, monkeypatch):
-    made, batches = client_of(tiny, batch_size=1, most=2)
+    made, batches = client_of(tiny, batch_size=1, limit=2)
     gate = Gate(tiny, monkeypatch)
     with made, ThreadPoolExecutor(4) as pool:
         running = pool.submit(made.post, CHAT, json=body())
@@ -381,7 +381,7 @@ def test_a_full_queue(tiny, monkeypatch):
 
 def test_what_fails_in_a_batch_fails_alone(tiny, monkeypatch):
     """As an InputError of one question does that is found when prompts are read."""
-    made, batches = client_of(tiny, batch_size=3, seconds=20)
+    made, batches = client_of(tiny, batch_size=3, wait=20)
     prompts_for = tiny.prompts_for
 
     def picky(role, questions, *args):
@@ -398,7 +398,7 @@ def test_what_fails_in_a_batch_fails_alone(tiny, monkeypatch):
 
 def test_what_fails_after_a_text_was_sent_says_nothing_of_others(tiny, monkeypatch):
     """The one that got nothing is answered alone, whichever of them arrived first."""
-    made, _ = client_of(tiny, batch_size=2, seconds=20)
+    made, _ = client_of(tiny, batch_size=2, wait=20)
     write = tiny.write
 
     def broken(questions, settings, **options):
@@ -684,7 +684,7 @@ def test_a_client_that_leaves_frees_its_row(monkeypatch):
         return take_steps(self, *args)
 
     monkeypatch.setattr(Batch, "take_steps", counted)
-    with running(system, batch_size=2, seconds=1.0) as url:
+    with running(system, batch_size=2, wait=1.0) as url:
         port = int(url.rpartition(":")[2])
         text = body(max_tokens=600, stream=True, rounds=1)
         leaving, staying = raw(port, post(text)), raw(port, post(text))

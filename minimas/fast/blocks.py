@@ -4,7 +4,7 @@ All else takes the plain path: chunks of several tokens, and gradients; on a CPU
 with hooks inside; on CUDA more than ROWS rows.
 
 Notation: B rows, T tokens of a row, T' those that are asked for, D width, H query heads, K key/value heads, d head
-width, S stored keys.
+width, `keys` the positions that the attention of a layer sees.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class FastBlock:
         mask: torch.Tensor | None,
         cache: LayerCache,
     ) -> torch.Tensor:
-        """One token per row, x (B, D) -> (B, D). cos and sin are (B, 1, 1, d), the mask (B, 1, 1, S) or None."""
+        """One token per row, x (B, D) -> (B, D). cos and sin are (B, 1, 1, d), the mask (B, 1, 1, keys) or None."""
         raise NotImplementedError
 
 
@@ -153,7 +153,7 @@ class CpuBlock(FastBlock):
         cos, sin = rope
         q_k = torch.addcmul(q_k * cos, q_k.roll(d // 2, -1), sin)  # as llama.apply_rope
         q, k = q_k.split((H, K), 1)
-        keys, values = cache.update(k, v, positions)  # (B, K, S, d)
+        keys, values = cache.update(k, v, positions)  # (B, K, keys, d)
         q = q.reshape(B, K, H // K, d)  # heads that share a key become queries of one head
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self.scale)
         return y.flatten(1)  # of (B, K, H / K, d)
