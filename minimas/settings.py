@@ -6,7 +6,7 @@ Four defaults are the style's own. `completed` fills them in and checks all valu
 import sys
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from .common import InputError, check_known, warn_once
 from .sandbox.tools import TOOLS
@@ -18,6 +18,7 @@ CHANNELS = ("latent", "text")
 HEARD = ("own", "other", "none", "noise", "shuffled")  # hear.py says what each is
 
 
+MOST = 10**9  # of anything that is counted: more would run for ever, and not fit where torch counts
 NOT_FOR_ARGPARSE = ("range", "trainings")  # what a field says besides
 
 
@@ -97,7 +98,7 @@ class Settings:
 
     def completed(self, style: Style) -> "CompletedSettings":
         """The same with the values of a Style filled in; InputError names a setting that is out of range."""
-        values = dict(vars(self))
+        values = {one.name: as_python(getattr(self, one.name)) for one in fields(Settings)}
         for name in OF_THE_STYLE:
             if values[name] is None:
                 values[name] = getattr(style, name)
@@ -176,6 +177,13 @@ def hears_others(settings: Settings) -> bool:
 # Checks
 
 
+def as_python(value: Any) -> Any:
+    """A number of numpy as one of Python, which a file of JSON takes; all else as it is."""
+    if isinstance(value, Real) and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
 def check_settings(settings: CompletedSettings, style: Style) -> None:
     """InputError names the first setting that is out of range, or that the style has no use for."""
     check_whole("rounds", settings.rounds, 1)
@@ -185,6 +193,9 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
         check_whole("top_k", settings.top_k, 0)
     check_whole("batch_size", settings.batch_size, 1)
     check_whole("rollouts", settings.rollouts, 1)
+    check_whole("seed", settings.seed, None)
+    check_type("retry", settings.retry, bool, "True or False")
+    check_type("date", settings.date, str, "a text")
     check_temperature(settings.temperature)
     check_top_p(settings.top_p)
     check_known("channel", [settings.channel], CHANNELS)
@@ -192,21 +203,39 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
     check_tools(settings.tools, style)
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """InputError unless a setting is a whole number, `least` or more."""
-    if not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name} is {value!r}, expected a whole number from {least} up")
+def check_whole(name: str, value: object, least: int | None) -> None:
+    """InputError unless a setting is a whole number from `least` to MOST; None sets no limits."""
+    expected = "a whole number" if least is None else f"a whole number from {least} up"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r}, expected {expected}")
+    if least is None:
+        return
+    if int(value) < least:
+        raise InputError(f"{name} is {value!r}, expected {expected}")
+    if int(value) > MOST:
+        raise InputError(f"{name} is {value!r}, expected at most {MOST}")
+
+
+def check_type(name: str, value: object, type_: type, expected: str) -> None:
+    """InputError unless a setting is of this type."""
+    if not isinstance(value, type_):
+        raise InputError(f"{name} is {value!r}, expected {expected}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a setting is a number, which True and False are not here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_temperature(value: object) -> None:
     """InputError unless it is a finite number from 0 up."""
-    if not isinstance(value, Real) or value < 0 or not value <= sys.float_info.max:
+    if not is_number(value) or value < 0 or not value <= sys.float_info.max:
         raise InputError(f"temperature is {value!r}, expected a number from 0 up")
 
 
 def check_top_p(value: object) -> None:
     """InputError unless it is a probability above 0."""
-    if not isinstance(value, Real) or value <= 0 or not value <= 1:
+    if not is_number(value) or value <= 0 or not value <= 1:
         raise InputError(f"top_p is {value!r}, expected more than 0 and at most 1")
 
 

@@ -640,3 +640,30 @@ def test_the_plot_of_a_system_has_the_curves_of_all_parts(tmp_path, monkeypatch,
     run_command(monkeypatch, "system", *without, "--out", out, "--plot", tmp_path / "none.svg")
     assert "is not written: no step was taken" in capsys.readouterr().err
     assert not (tmp_path / "none.svg").exists()
+
+
+def test_gradients_that_the_caller_turned_off(system, examples):
+    settings = replace(FEW, steps=2)
+    expected = losses_of(train_outer, system, examples, settings)
+    with torch.no_grad():
+        assert losses_of(train_outer, system, examples, settings) == expected
+    with torch.inference_mode():
+        assert losses_of(train_outer, system, examples, settings) == expected
+
+
+def test_outer_links_do_not_go_among_the_agents(examples, tmp_path, monkeypatch, capsys):
+    """Here into the folder of the system that they start from."""
+    shutil.copytree(Path(minimas.__file__).parent / "tiny", tmp_path / "ck")
+    before = sorted(tmp_path.rglob("*"))
+    args = [*COMMON, "--checkpoint", tmp_path / "ck", "--init", "random", "--out", tmp_path / "ck"]
+    with pytest.raises(InputError, match="is, holds or lies in the folder of planner"):
+        run_command(monkeypatch, "outer", *args)
+    system = minimas.load_mas_system("tiny", checkpoints=tmp_path / "ck", device="cpu")
+    with pytest.raises(InputError, match="is, holds or lies in the folder of planner"):
+        train_outer(system, examples, FEW, out=tmp_path / "ck")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_more_than_can_be_counted(system, examples):
+    with pytest.raises(InputError, match=r"--batch-size is 10+, expected at most 1000000000"):
+        train_outer(system, examples, TrainSettings(batch_size=10**20), progress=False)

@@ -227,8 +227,8 @@ def main() -> None:
     plan = plan_of(arguments())
     args = plan.args
     processes = launched()
-    if args.what == "system":
-        check_apart(args.out, plan.sources)
+    if args.what != "inner":
+        check_apart(args.out, {role: plan.sources[role] for role in plan.style.order})
     locks = locks_of(args.what, args.out, plan.style, lent=True)  # to the function that trains
     if args.plot:
         locks.append(Lock("--plot", args.plot))

@@ -60,7 +60,7 @@ def check_out(out: Path) -> None:
 
 
 def check_apart(out: Path, sources: Mapping[str, str | Path]) -> None:
-    """InputError if a system would be written over the agents that it is made from."""
+    """InputError if links or a system would be written among the files of the agents that they are made from."""
     place = out.resolve()
     for role, base in sources.items():
         folder = local_path(base).resolve()

@@ -29,7 +29,7 @@ from ..styles import Style
 from ..system import System
 from ..turn import Edge
 from .examples import TrainExample, check_limit, load_examples
-from .folders import check_new_or_resumed, check_out, files_of, locks_of
+from .folders import check_apart, check_new_or_resumed, check_out, files_of, locks_of
 from .held_out import HeldOut, without
 from .loop import Run, adamw, batch_of, fit
 from .losses import InnerLoss, Objective, OuterLoss, checkpoint_activations
@@ -128,7 +128,7 @@ def train_inner(
     training = new_training(
         "inner", role, system, examples, settings, out, resume, progress, callback
     )
-    with output_held(training), system.lock:
+    with output_held(training), system.lock, gradients():
         return learn_inner_link(training)
 
 
@@ -155,7 +155,7 @@ def train_outer(
         "outer", None, system, examples, settings, out, resume, progress, callback
     )
     check_best(training)
-    with output_held(training), system.lock:
+    with output_held(training), system.lock, gradients():
         return learn_outer_links(training, objective)
 
 
@@ -178,10 +178,17 @@ def new_training(
     folder = None if out is None else output_path(out)
     if folder is not None:
         check_out(folder)
+        if what == "outer":
+            check_apart(folder, sources_of(system))
     known_examples = examples_of(what, role, completed, system.style, system.task, examples)
     return Training(
         what, role, system, completed, known_examples, folder, resume, progress, callback
     )
+
+
+def sources_of(system: System) -> dict[str, str | Path]:
+    """{role: where its agent was loaded from}, of those that were."""
+    return {role: agent.source for role, agent in system.agents.items() if agent.source is not None}
 
 
 @contextmanager
@@ -594,6 +601,13 @@ def links_kept_on_error(system: System) -> Iterator[None]:
             weight.grad = None
             weight.requires_grad_(requires_grad)
         raise
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Within, gradients are computed, also where the caller has turned them off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

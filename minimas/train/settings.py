@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from typing import Any, get_args
 
 from ..common import InputError
-from ..settings import CompletedSettings, Settings, setting, setting_of
+from ..settings import MOST, CompletedSettings, Settings, as_python, setting, setting_of
 from ..styles import Style
 
 TRAININGS = ("inner", "outer", "system")
@@ -142,7 +142,7 @@ class TrainSettings:
         self.check(what)
         if what in OUTER:
             check_edges("the style", style)
-        values = {one.name: plain(getattr(self, one.name)) for one in fields(TrainSettings)}
+        values = {one.name: as_python(getattr(self, one.name)) for one in fields(TrainSettings)}
         if values["steps"] is None:
             values["steps"] = 0 if what == "system" else STEPS
         if values["init"] is None:
@@ -242,18 +242,13 @@ def check_value(one: Field, value: Any) -> None:
         check_range(option, value, expected)
 
 
-def plain(value: Any) -> Any:
-    """A number of numpy as one of Python, which a file of JSON takes; all else as it is."""
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
 def check_range(option: str, value: float, expected: str) -> None:
     """InputError if a number is not finite, or not in the range that is expected."""
     enough = value >= 0 if expected == "from 0 up" else value > 0
     if not enough or value == math.inf:
         raise InputError(f"{option} is {value}, expected a finite number {expected}")
+    if value > MOST:
+        raise InputError(f"{option} is {value}, expected at most {MOST}")
 
 
 # What else is checked before anything is loaded

@@ -28,6 +28,7 @@ from .links import (
     Training,
     check_objective,
     examples_of,
+    gradients,
     kept_rows,
     learn_inner_link,
     learn_outer_links,
@@ -103,7 +104,7 @@ def train_system(
         system = load_to_train(known_style, base, task, new_link=True, **options)
         learn_inner_link(Training("inner", role, system, inner_settings, own, made[role], **shared))
 
-    with held(locks_of("system", folder, known_style), rank):
+    with held(locks_of("system", folder, known_style), rank), gradients():
         if rank == 0:
             name = task_of_links(known_style, task)
             check_new_or_resumed("system", folder, known_style, name, resume)
