@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     import torch
 
+MOST = 10**9  # of anything that is counted: more would run for ever, and not fit where torch counts
 # The kinds of weights that linears may have instead of floats (quantize.py)
 QUANTIZED = ("int8", "int4")
 JSON_TYPES = {
@@ -44,19 +45,28 @@ def check_known(what: str, found: Iterable[object], known: Iterable[str]) -> Non
             raise InputError(f"{what} {name!r} is not known, expected one of {', '.join(known)}")
 
 
-def check_whole(name: object, value: object, least: int) -> None:
-    """InputError unless a value is a whole number, `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name} is {value!r:.80}, expected a whole number from {least} up")
+def check_whole(name: object, value: object, least: int | None) -> None:
+    """InputError unless a value is a whole number from `least` to MOST; None sets no limits."""
+    expected = "a whole number" if least is None else f"a whole number from {least} up"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r:.80}, expected {expected}")
+    if least is None:
+        return
+    if int(value) < least:
+        raise InputError(f"{name} is {value!r}, expected {expected}")
+    if int(value) > MOST:
+        raise InputError(f"{name} is {value!r}, expected at most {MOST}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, which True and False are not here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_number(name: object, value: object, least: float) -> None:
     """InputError unless a value is a finite number, `least` or more."""
-    if isinstance(value, Real) and not isinstance(value, bool):
-        too_small = value < least
-        if not too_small and value <= sys.float_info.max:  # a NaN is neither
-            return
-    raise InputError(f"{name} is {value!r:.80}, expected a number from {least} up")
+    if not is_number(value) or value < least or not value <= sys.float_info.max:
+        raise InputError(f"{name} is {value!r:.80}, expected a number from {least} up")
 
 
 def no_op(*_: object) -> None:

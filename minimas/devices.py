@@ -14,12 +14,12 @@ def usable_device(name: torch.device | str | None) -> torch.device:
     """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name or default)
+        device = torch.device(default if name is None else name)
         torch.zeros(1, device=device).item()  # a number that is really there: `meta` has none
     except (RuntimeError, AssertionError, TypeError, ImportError) as e:
-        raise InputError(
-            f"device {str(name)!r} cannot be used ({str(e).splitlines()[0]}): try cpu or cuda"
-        ) from e
+        reason = str(e).splitlines()[0].partition(". ")[0]  # torch goes on for pages
+        others = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise InputError(f"device {str(name)!r} cannot be used ({reason}): try {others}") from e
     return device
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
-from .common import InputError, check_known, check_number, check_whole, warn_once
+from .common import InputError, check_known, check_number, check_whole, is_number, warn_once
 from .sandbox.tools import TOOLS
 from .styles import Style
 from .tokenizer import DATE
@@ -15,8 +15,6 @@ from .tokenizer import DATE
 OF_THE_STYLE = ("rounds", "latent_steps", "max_new_tokens", "temperature")
 CHANNELS = ("latent", "text")
 HEARD = ("own", "other", "none", "noise", "shuffled")  # hear.py says what each is
-
-
 NOT_FOR_ARGPARSE = ("range", "trainings")  # what a field says besides
 
 
@@ -98,7 +96,7 @@ class Settings:
 
     def completed(self, style: Style) -> "CompletedSettings":
         """The same with the values of a Style filled in; InputError names a setting that is out of range."""
-        values = dict(vars(self))
+        values = {one.name: as_python(getattr(self, one.name)) for one in fields(Settings)}
         for name in OF_THE_STYLE:
             if values[name] is None:
                 values[name] = getattr(style, name)
@@ -177,6 +175,13 @@ def hears_others(settings: Settings) -> bool:
 # Checks
 
 
+def as_python(value: Any) -> Any:
+    """A number of numpy as one of Python, which a file of JSON takes; all else as it is."""
+    if isinstance(value, Real) and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
 def check_settings(settings: CompletedSettings, style: Style) -> None:
     """InputError names the first setting that is out of range, or that the style has no use for."""
     check_whole("rounds", settings.rounds, 1)
@@ -186,6 +191,9 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
         check_whole("top_k", settings.top_k, 0)
     check_whole("batch_size", settings.batch_size, 1)
     check_whole("rollouts", settings.rollouts, 1)
+    check_whole("seed", settings.seed, None)
+    check_type("retry", settings.retry, bool, "True or False")
+    check_type("date", settings.date, str, "a text")
     check_number("temperature", settings.temperature, 0)
     check_top_p(settings.top_p)
     check_known("channel", [settings.channel], CHANNELS)
@@ -193,9 +201,15 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
     check_tools(settings.tools, style)
 
 
+def check_type(name: str, value: object, type_: type, expected: str) -> None:
+    """InputError unless a setting is of this type."""
+    if not isinstance(value, type_):
+        raise InputError(f"{name} is {value!r}, expected {expected}")
+
+
 def check_top_p(value: object) -> None:
     """InputError unless it is a probability above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or value <= 0 or not value <= 1:
+    if not is_number(value) or value <= 0 or not value <= 1:
         raise InputError(f"top_p is {value!r}, expected more than 0 and at most 1")
 
 

@@ -10,7 +10,7 @@ import torch
 
 import minimas
 from minimas.train.examples import load_examples
-from minimas.train.ridge import read
+from minimas.train.ridge import read_replies
 from minimas.train.tiny import turns
 
 
@@ -52,12 +52,13 @@ def test_links_of_the_tiny_planner():
     agent, trained = system.agents["planner"], system.agents["planner"].inner_link
     examples = load_examples("tiny", system.style, system.style.order, limit=64)
     links = alignment.links_of(
-        agent, read(system, "planner", [one.turn(system.style, "planner") for one in examples])
+        agent,
+        read_replies(system, "planner", [one.turn(system.style, "planner") for one in examples]),
     )
     assert agent.inner_link is trained
     held_out = turns(random.Random(0), "planner", 64, split="test")
     readings, prompts = (
-        read(system, "planner", held_out),
+        read_replies(system, "planner", held_out),
         alignment.prompts_of(system, "planner", held_out),
     )
     cosines = {

@@ -15,7 +15,7 @@ from fake_cuda import FakeCUDA
 from shared import ASKED, CUDA, LINKS, OPTIONS, SCRIPTS, assert_same, load, scripted, states
 
 import minimas
-from minimas import gemma, llama
+from minimas import InputError, gemma, llama
 from minimas.fast import graphs as graphs_module
 from minimas.fast import onednn
 from minimas.fast.blocks import CpuBlock
@@ -98,6 +98,46 @@ def test_steps_on_a_cpu(name, tmp_path, monkeypatch):
         assert (fast - plain).abs().max() < 1e-5 * plain.abs().max()
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def test_hooks_on_every_module(tmp_path):
+    """torch calls those that are registered for all modules. In the fast form they see what is not merged."""
+    model = prepare(load_model(checkpoints.make_agent(tmp_path, "llama")))
+    fired = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: fired.append(type(module))
+    )
+    try:
+        model(model.embed(IDS[:, :1]), torch.zeros(1, 1, dtype=torch.long), model.make_cache(1, 1))
+    finally:
+        hook.remove()
+    assert fired.count(llama.Attention) == fired.count(llama.MLP) == len(model.layers)
+
+
+@pytest.mark.parametrize("name", ["self_attn.o_proj", "self_attn.q_proj", "input_layernorm", "mlp"])
+@pytest.mark.parametrize("n", [1, 2])
+@torch.no_grad()
+def test_a_module_that_is_replaced(name, n, tmp_path):
+    """The fast form would go on with the old one in some steps."""
+    model = prepare(load_model(checkpoints.make_agent(tmp_path, "llama")))
+    positions = torch.arange(n)[None]
+    x = model.embed(IDS[:, :n])
+    model(x, positions, model.make_cache(1, n))
+    old = model.layers[1].get_submodule(name)
+    model.layers[1].set_submodule(name, torch.nn.Identity())
+    with pytest.raises(InputError, match="a module of a block was replaced.*fast=False"):
+        model(x, positions, model.make_cache(1, n))
+    model.layers[1].set_submodule(name, old)
+    again = copy.deepcopy(model)
+    again(x, positions, again.make_cache(1, n))
+
+
+def test_hooks_that_would_never_fire(tmp_path):
+    model = load_model(checkpoints.make_agent(tmp_path, "llama"))
+    model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: None)
+    with pytest.raises(InputError, match="a hook would not fire: load the system with fast=False"):
+        prepare(model)
 
 
 class ClippedAttention(llama.Attention):

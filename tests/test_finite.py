@@ -74,7 +74,7 @@ def test_one_row_of_a_batch_is_enough(system):
 def test_no_link_starts_from_states_that_are_not_finite(system):
     spoil(system.agents["planner"].model.norm.weight)
     with pytest.raises(InputError, match="the states of planner are not finite"):
-        ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1 and 2")])
+        ridge.read_replies(system, "planner", [TargetTurn(Question("1?"), {}, "1 and 2")])
 
 
 @pytest.mark.parametrize(

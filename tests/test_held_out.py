@@ -16,7 +16,7 @@ from minimas.link import OuterLink
 from minimas.settings import Settings
 from minimas.train import TrainSettings, links, load_examples, loop, train_outer, train_system
 from minimas.train import __main__ as module
-from minimas.train.held_out import HeldOut, token_losses, without
+from minimas.train.held_out import HeldOut, losses_by_hearing, without
 from minimas.train.losses import OuterLoss
 
 FEW = TrainSettings(
@@ -68,7 +68,7 @@ def test_losses_are_those_of_what_is_heard(loaded, examples, batch_size):
     examples = examples[:6]
     settings = Settings(rounds=2, latent_steps=5).completed(loaded.style)
     values = ("none", "other", "planner>critic=other", "noise", "own")
-    found = token_losses(loaded, examples, settings, values, batch_size)
+    found = losses_by_hearing(loaded, examples, settings, values, batch_size)
     assert list(found) == list(values)
     questions = [example.question for example in examples]
     for value in values:
@@ -108,7 +108,7 @@ def ending_of(agent):
 
 def test_the_own_loss_is_what_links_learn(loaded, examples):
     settings = Settings(rounds=2, latent_steps=3).completed(loaded.style)
-    found = token_losses(loaded, examples, settings, ("own",), 12)["own"]
+    found = losses_by_hearing(loaded, examples, settings, ("own",), 12)["own"]
     loss = OuterLoss(loaded, settings)(examples)
     loss_of_rows = torch.stack([losses.mean() for losses in found])
     assert loss_of_rows.mean().item() == pytest.approx(loss.item(), abs=1e-5)
@@ -129,15 +129,17 @@ def unbroken(tmp_path_factory, examples):
 
 def test_what_is_measured_and_when(unbroken, system, examples):
     measured = {line["step"]: line for line in lines(unbroken) if "held_out_own" in line}
-    assert list(measured) == [2, 4, 6]
-    for line in lines(unbroken):
+    assert list(measured) == [0, 2, 4, 6]
+    first, *others = lines(unbroken)
+    assert list(first) == ["step", *COLUMNS]
+    for line in others:
         assert list(line)[:6] == [
             *("step", "loss", "lr", "gradient_norm", "tokens_per_second", "seconds")
         ]
         assert list(line)[6:] == (COLUMNS if line["step"] in measured else [])
     system.outer_links.update(links_in(unbroken, system))
     settings = FEW.completed("outer", system.style).of_the_recursion(system.style)
-    found = token_losses(system, examples[-4:], settings)
+    found = losses_by_hearing(system, examples[-4:], settings)
     for value, losses in found.items():
         mean = sum(row.mean().item() for row in losses) / 4
         assert measured[6][f"held_out_{value}"] == pytest.approx(mean, abs=0.02), (
@@ -157,7 +159,7 @@ def test_the_rows_are_left_out_and_nothing_else_changes(unbroken, system, exampl
     settings = replace(FEW, held_out=0)
     train_outer(system, examples[:-4], settings, out=tmp_path / "a", progress=False)
     assert same(state(unbroken)["links"], state(tmp_path / "a")["links"])
-    losses = lambda folder: [line["loss"] for line in lines(folder)]
+    losses = lambda folder: [line["loss"] for line in lines(folder) if line["step"]]
     assert losses(unbroken) == losses(tmp_path / "a")
     assert not any(column in line for line in lines(tmp_path / "a") for column in COLUMNS)
 
@@ -190,7 +192,7 @@ def test_a_training_that_is_resumed_is_the_same(unbroken, system, examples, tmp_
 
 def test_the_best_links_are_those_of_the_lowest_own_loss(system, examples, tmp_path, monkeypatch):
     """Here the losses are made to fall and rise again."""
-    made = iter([3.0, 1.0, 2.0])
+    made = iter([4.0, 3.0, 1.0, 2.0])
     kept = {}
     measure = HeldOut.measure
 
@@ -200,7 +202,7 @@ def test_the_best_links_are_those_of_the_lowest_own_loss(system, examples, tmp_p
             for value, loss in zip(("own", "other", "none"), [next(made), 5.0, 6.0])
         }
 
-    monkeypatch.setitem(HeldOut.measure.__globals__, "token_losses", scripted)
+    monkeypatch.setitem(HeldOut.measure.__globals__, "losses_by_hearing", scripted)
 
     def note(metrics):
         kept[metrics["step"]] = {
@@ -224,9 +226,41 @@ def test_a_callback_gets_the_losses_without_a_folder(system, examples, capsys):
     found = []
     train_outer(system, examples, replace(FEW, steps=3), progress=False, callback=found.append)
     assert [set(COLUMNS) <= metrics.keys() for metrics in found] == [False, True, True]
-    said = capsys.readouterr().err.splitlines()
-    own = found[-1]["held_out_own"]
-    assert said[-1].startswith(f"step 3: held-out loss {own:.4f} own, ") and len(said) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_the_losses_are_said_beside_the_bar(system, examples, capsys):
+    found = []
+    train_outer(system, examples, replace(FEW, steps=1), callback=found.append)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in said] == ["step 0", "step 1"]
+    assert f"held-out loss {found[-1]['held_out_own']:.4f} own, " in said[1]
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_start_is_measured_and_may_be_the_best(system, examples, tmp_path, monkeypatch, steps):
+    """Here each later loss is made to be higher."""
+    made = iter([1.0, 2.0, 3.0, 4.0])
+
+    def scripted(*args, **more):
+        own = next(made)
+        return {"own": [torch.tensor([own])], "other": [torch.tensor([5.0])]}
+
+    monkeypatch.setitem(HeldOut.measure.__globals__, "losses_by_hearing", scripted)
+    out = tmp_path / "links"
+    settings = replace(FEW, steps=steps, best=True)
+    train_outer(system, examples, settings, out=out, progress=False)
+    assert loop.read_metrics(out / "metrics.jsonl")[0] == {
+        "step": 0,
+        "held_out_own": 1.0,
+        "held_out_other": 5.0,
+    }
+    assert state(out)["steppers"][-1] == {"best": 1.0}
+    start = tmp_path / "start"
+    train_outer(system, examples, replace(FEW, steps=0), out=start, progress=False)
+    for edge, link in links_in(out / "best", system).items():
+        for name, weight in links_in(start, system)[edge].state_dict().items():
+            assert torch.equal(weight, link.state_dict()[name]), (edge, name)
 
 
 def test_teacher_forced_links_are_measured_as_they_answer(system, examples):
@@ -243,7 +277,7 @@ def test_the_command_and_its_plot(tmp_path, monkeypatch, capsys):
     args += ["--out", str(tmp_path / "links"), "--plot", str(tmp_path / "p.svg")]
     monkeypatch.setattr(sys, "argv", ["train", *args])
     command(module.main)
-    assert capsys.readouterr().err.count("held-out loss") == 2
+    assert capsys.readouterr().err.count("held-out loss") == 3
     drawn = (tmp_path / "p.svg").read_text()
     assert "held-out loss, outer of tiny" in drawn
     assert all(f">{value}<" in drawn for value in ("own", "other", "none"))

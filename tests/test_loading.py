@@ -562,6 +562,8 @@ def test_links_of_other_agents(tmp_path):
         ({"dtype": "float33"}, "float33"),
         ({"device": "tpu"}, "tpu"),
         ({"device": "hpu"}, "'hpu' cannot be used"),
+        ({"device": "mps"}, r"'mps' cannot be used \(Could not run [^ ]* with .{,60}\): try cpu$"),
+        ({"device": ""}, "'' cannot be used"),
         ({"device": "privateuseone"}, "'privateuseone' cannot be used"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"checkpoints": {"judge": "x"}}, "'judge'.*planner, critic, solver"),

@@ -360,7 +360,9 @@ def test_ridge_start_is_the_regression(folders, longest):
         longest = 12 + len(
             planner.tokens(system.prompts_for("planner", [turns[-1].question], {})[0])[0]
         )
-    ridge.set_outer_link(system, edge, ridge.read(system, "planner", turns, longest), strength=0.05)
+    ridge.set_outer_link(
+        system, edge, ridge.read_replies(system, "planner", turns, longest), strength=0.05
+    )
     xs, ys = [], []
     for turn in turns:
         h, ids = losses.forced_turns(system, "planner", [turn], longest)
@@ -394,7 +396,7 @@ def test_inner_ridge_is_the_regression(folders, dtype, bound):
         system.agents["planner"],
         [TargetTurn(Question(f"{n} + {n}?"), {}, f"{n} and {n} is {2 * n}.") for n in range(20)],
     )
-    readings = ridge.read(system, "planner", turns)
+    readings = ridge.read_replies(system, "planner", turns)
     ridge.set_inner_link(planner, readings, strength=0.05)
     h, y = (
         torch.cat([reading.h for reading in readings]),
@@ -426,7 +428,9 @@ def test_ridge_start_of_one_token_is_finite(folders, count):
     """With 99 equal rows, rounding makes their variance negative unless it is clamped."""
     system, edge = load(folders), ("planner", "critic")
     ridge.set_outer_link(
-        system, edge, ridge.read(system, "planner", [TargetTurn(Question("1?"), {}, "1")] * count)
+        system,
+        edge,
+        ridge.read_replies(system, "planner", [TargetTurn(Question("1?"), {}, "1")] * count),
     )
     h = torch.randn(3, system.agents["planner"].model.config.hidden_size)
     one = system.agents["critic"].model.embed(
@@ -446,7 +450,7 @@ def test_ridge_alone_carries_the_tiny_system():
         ridge.set_outer_link(
             system,
             edge,
-            ridge.read(system, edge[0], tiny.turns(random.Random(str(edge)), edge[0], 100)),
+            ridge.read_replies(system, edge[0], tiny.turns(random.Random(str(edge)), edge[0], 100)),
         )
     assert tiny.accuracy(system, chains, rounds=3)["percent"] > 75
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 import minimas
@@ -41,6 +42,12 @@ def test_top_p_keeps_the_fewest_that_reach_it():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     for top_p, count in (0.4, 1), (0.5001, 2), (0.79, 2), (0.81, 3), (1.0, 4):
         assert (frequencies(logits, 1.0, 0, top_p) > 0).sum() == count, top_p
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-37, 1e-45, 5e-324])
+def test_a_temperature_near_zero_takes_the_best(temperature):
+    logits = torch.tensor([[30.0, -20.0, 31.0, 0.0]])
+    assert sample(logits, torch.tensor([0.99]), temperature, 0, 0.95).tolist() == [2]
 
 
 def test_greedy():

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
@@ -355,6 +356,13 @@ def test_completed_settings_have_all_of_the_styles_values():
     assert settings.completed(STYLES["tiny"]) == settings
 
 
+def test_numbers_of_numpy_become_those_of_python():
+    given = minimas.Settings(rounds=np.int64(2), temperature=np.float32(0.5), seed=np.int32(-1))
+    settings = given.completed(STYLES["tiny"])
+    values = settings.rounds, settings.temperature, settings.seed
+    assert values == (2, 0.5, -1) and [type(value) for value in values] == [int, float, int]
+
+
 @pytest.mark.parametrize(
     "options, complaint",
     [
@@ -365,6 +373,12 @@ def test_completed_settings_have_all_of_the_styles_values():
         ({"latent_steps": True}, "latent_steps is True, expected a whole number from 0 up"),
         ({"batch_size": None}, "batch_size is None, expected a whole number from 1 up"),
         ({"rollouts": 0}, "rollouts is 0, expected a whole number from 1 up"),
+        ({"rounds": True}, "rounds is True, expected a whole number from 1 up"),
+        ({"latent_steps": 10**20}, r"latent_steps is 10+, expected at most 1000000000"),
+        ({"seed": "abc"}, "seed is 'abc', expected a whole number"),
+        ({"seed": 1.5}, "seed is 1.5, expected a whole number"),
+        ({"retry": "no"}, "retry is 'no', expected True or False"),
+        ({"date": 5}, "date is 5, expected a text"),
         ({"temperature": float("nan")}, "temperature is nan, expected a number from 0 up"),
         ({"temperature": True}, "temperature is True, expected a number from 0 up"),
         ({"top_p": True}, "top_p is True, expected more than 0 and at most 1"),

@@ -445,7 +445,7 @@ def test_a_second_signal_ends_at_once(terminated, monkeypatch):
         monkeypatch.setattr(loop, "ECHO_ALONE", 0)
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("it went on")
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(loop, "rank_and_world", lambda: (0, 2))
     with loop.Ending() as ending:
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGTERM)
@@ -975,10 +975,10 @@ def test_a_system_in_one_command(steps, tmp_path, monkeypatch, capsys):
     in closed form each agent reads its texts once.
     """
     args, reads = [*base_style(tmp_path), *steps], []
-    read = links.read
+    read = links.read_replies
     monkeypatch.setattr(
         links,
-        "read",
+        "read_replies",
         lambda system, role, *more: (reads.append(role), read(system, role, *more))[1],
     )
     printed = run(monkeypatch, capsys, *args, "--out", tmp_path / "out").out

@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,8 @@ from minimas.runs.lock import Lock, held
 from minimas.styles import STYLES
 from minimas.train import (
     TrainSettings,
+    folders,
+    links,
     load_examples,
     train_inner,
     train_outer,
@@ -510,3 +513,157 @@ def test_records_of_a_trained_system_would_name_other_links(tmp_path):
     with pytest.raises(InputError, match="trained after it was loaded"):
         evaluate(system, "tiny", limit=4, progress=False, out=tmp_path / "r.jsonl")
     assert not list(tmp_path.iterdir())
+
+
+# Faults that a cold reader found
+
+
+@pytest.mark.parametrize("failing", ["callback", "resume"])
+def test_an_error_leaves_links_and_weights_as_they_were(system, examples, tmp_path, failing):
+    """Also those of init="checkpoint", which learn in place."""
+    system.trained = False  # whatever other tests did
+    links = [*system.outer_links.values(), system.agents["planner"].inner_link]
+    links[0].bfloat16()
+    before = [{name: w.clone() for name, w in link.state_dict().items()} for link in links]
+
+    def broken(metrics):
+        if metrics["step"] == 2:
+            raise RuntimeError("broken")
+
+    settings = replace(FEW, init="checkpoint")
+    if failing == "callback":
+        with pytest.raises(RuntimeError, match="broken"):
+            train_outer(system, examples, settings, progress=False, callback=broken)
+        inner = TrainSettings(steps=3, batch_size=4, init="checkpoint")
+        with pytest.raises(RuntimeError, match="broken"):
+            train_inner(system, "planner", examples, inner, progress=False, callback=broken)
+    else:
+        (tmp_path / "training.pt").write_bytes(b"damaged")
+        with pytest.raises(InputError, match="is damaged"):
+            train_outer(system, examples, settings, out=tmp_path, resume=True, progress=False)
+    for link, weights in zip(links, before, strict=True):
+        assert_same(dict(link.state_dict()), weights)
+        assert {name: w.dtype for name, w in link.state_dict().items()} == {
+            name: w.dtype for name, w in weights.items()
+        }
+        assert not any(weight.requires_grad for weight in link.parameters())
+    assert not system.trained, "its files still have these links"
+
+
+@pytest.mark.parametrize("inner_steps", [0, 1])
+def test_a_system_needs_rows_that_are_not_held_out(tmp_path, inner_steps):
+    settings = TrainSettings(held_out=5, inner_steps=inner_steps)
+    with pytest.raises(InputError, match="--held-out is 5, and there are 5 rows"):
+        train_system("tiny", "tiny", settings, out=tmp_path / "out", limit=5, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_objective_may_call_a_model_by_keywords(system, examples, tmp_path):
+    def objective(turns, states, tokens, examples):
+        model = system.agents["solver"].model
+        x = states[:1, :1].detach()
+        positions = torch.zeros(1, 1, dtype=torch.long)
+        model(x, positions=positions, cache=model.make_cache(1, 1), last=1)
+        return states.square().mean()
+
+    train_outer(
+        system, examples, replace(FEW, steps=1), out=tmp_path, objective=objective, progress=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(keep_activations="no"), "--keep-activations is 'no', expected True or False"),
+        (dict(date=5), "--date is 5, expected a text"),
+        (dict(lr=True), "--lr is True, expected a number"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_type(system, examples, given, message):
+    with pytest.raises(InputError, match=message):
+        train_outer(system, examples, TrainSettings(**given), progress=False)
+
+
+def test_numbers_of_numpy(system, examples, tmp_path):
+    settings = replace(FEW, steps=np.int64(1), lr=np.float32(1e-3))
+    train_outer(system, examples, settings, out=tmp_path, progress=False)
+    assert (tmp_path / "training.pt").exists()
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one(limit):
+    with pytest.raises(InputError, match=f"--limit is {limit}, expected a finite number above 0"):
+        load_examples("tiny", "tiny", limit=limit)
+
+
+def test_texts_that_are_no_tuple(system, examples):
+    wrong = [*examples, replace(examples[0], texts={"solver": "c+5=7"})]
+    with pytest.raises(InputError, match=r"has the text 'c\+5=7' for solver, expected a tuple"):
+        train_outer(system, wrong, replace(FEW, init="random"), progress=False)
+
+
+def test_what_was_read_is_let_go_of(system, examples, monkeypatch):
+    known = []
+    learn = links.learn
+    monkeypatch.setattr(
+        links,
+        "learn",
+        lambda training, *rest: (known.append(dict(training.known)), learn(training, *rest)),
+    )
+    train_outer(system, examples, replace(FEW, steps=1, init="ridge"), progress=False)
+    assert known == [{}]
+
+
+def test_a_damaged_manifest_is_found_before_training(tmp_path):
+    out = tmp_path / "links"
+    out.mkdir()
+    for text in "{", "[]", '{"tasks": []}':
+        (out / "outerlink_config.json").write_text(text)
+        with pytest.raises(InputError, match="outerlink_config.json"):
+            folders.check_folder(out, inner=False, task="math", resume=False)
+    (out / "outerlink_config.json").write_text('{"tasks": {}}')
+    folders.check_folder(out, inner=False, task="math", resume=False)
+
+
+def test_the_plot_of_a_system_has_the_curves_of_all_parts(tmp_path, monkeypatch, capsys):
+    plot = tmp_path / "loss.svg"
+    options = ["--style", "tiny", "--data", "tiny", "--device", "cpu", "--limit", "12"]
+    options += ["--inner-steps", "2", "--steps", "2", "--latent-steps", "2", "--rounds", "1"]
+    run_command(monkeypatch, "system", *options, "--out", tmp_path / "out", "--plot", plot)
+    drawn = plot.read_text()
+    for part in "inner of tiny, planner", "inner of tiny, solver", "outer of tiny, links":
+        assert f"loss, {part}" in drawn
+    capsys.readouterr()
+    out = tmp_path / "without"
+    without = [*options, "--steps", "0", "--inner-steps", "0"]
+    run_command(monkeypatch, "system", *without, "--out", out, "--plot", tmp_path / "none.svg")
+    assert "is not written: no step was taken" in capsys.readouterr().err
+    assert not (tmp_path / "none.svg").exists()
+
+
+def test_gradients_that_the_caller_turned_off(system, examples):
+    settings = replace(FEW, steps=2)
+    expected = losses_of(train_outer, system, examples, settings)
+    with torch.no_grad():
+        assert losses_of(train_outer, system, examples, settings) == expected
+    with torch.inference_mode():
+        assert losses_of(train_outer, system, examples, settings) == expected
+
+
+def test_outer_links_do_not_go_among_the_agents(examples, tmp_path, monkeypatch, capsys):
+    """Here into the folder of the system that they start from."""
+    shutil.copytree(Path(minimas.__file__).parent / "tiny", tmp_path / "ck")
+    before = sorted(tmp_path.rglob("*"))
+    args = [*COMMON, "--checkpoint", tmp_path / "ck", "--init", "random", "--out", tmp_path / "ck"]
+    with pytest.raises(InputError, match="is, holds or lies in the folder of planner"):
+        run_command(monkeypatch, "outer", *args)
+    system = minimas.load_mas_system("tiny", checkpoints=tmp_path / "ck", device="cpu")
+    with pytest.raises(InputError, match="is, holds or lies in the folder of planner"):
+        train_outer(system, examples, FEW, out=tmp_path / "ck")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_more_than_can_be_counted(system, examples):
+    with pytest.raises(InputError, match=r"--batch-size is 10+, expected at most 1000000000"):
+        train_outer(system, examples, TrainSettings(batch_size=10**20), progress=False)

@@ -27,7 +27,7 @@ from minimas.link import InnerLink, OuterLink
 from minimas.load import load_inner_link
 from minimas.tiny.task import questions
 from minimas.train.examples import load_examples
-from minimas.train.ridge import read, set_inner_link, set_outer_link, start_gain
+from minimas.train.ridge import read_replies, set_inner_link, set_outer_link, start_gain
 from minimas.train.tiny import accuracy, turns
 
 ROWS, HELD_OUT, PROMPTS, STEPS = (
@@ -144,10 +144,13 @@ def tiny(args):
     for role, agent in system.agents.items():
         given = [example.turn(system.style, role, r) for example in examples for r in (1, 2, 3)]
         held_out = turns(random.Random(f"held out {role}"), role, TURNS, split="test")
-        fitting[role], prompts = read(system, role, given), prompts_of(system, role, held_out)
+        fitting[role], prompts = (
+            read_replies(system, role, given),
+            prompts_of(system, role, held_out),
+        )
         links[role] = {"trained": agent.inner_link} | links_of(agent, fitting[role])
         readings, texts = (
-            read(system, role, held_out),
+            read_replies(system, role, held_out),
             greedy_texts(agent, prompts, 5),
         )  # a note is five tokens
         figures[role] = {
@@ -187,10 +190,10 @@ def real(args):
         ]
         for file, limit in ((args.fit, args.rows), (args.held_out, HELD_OUT))
     )
-    D, links = agent.model.config.hidden_size, links_of(agent, read(system, "agent", fit))
+    D, links = agent.model.config.hidden_size, links_of(agent, read_replies(system, "agent", fit))
     if args.trained:
         links = {"trained": load_inner_link(args.trained, "math", D, "cpu", torch.float32)} | links
-    readings = read(system, "agent", held_out)
+    readings = read_replies(system, "agent", held_out)
     prompts = prompts_of(system, "agent", held_out[:PROMPTS])
     texts, shown = greedy_texts(agent, prompts, STEPS + 1), [k for k in (1, 2, 4, 8, 16)]
     print(f"{'link':<16}{'cosine':>8}" + "".join(f"{f'k={k}':>7}" for k in shown) + f"{'mean':>7}")

@@ -31,7 +31,7 @@ from minimas.evaluate.report import interval
 from minimas.settings import CompletedSettings, Settings
 from minimas.system import Result, System, load_agent
 from minimas.train.examples import TrainExample, load_examples
-from minimas.train.held_out import token_losses
+from minimas.train.held_out import losses_by_hearing
 from minimas.train.loop import Run, adamw, batch_of, fit
 from minimas.train.losses import next_token_loss, reply_ending, row_losses, teacher_forced
 
@@ -228,7 +228,7 @@ def losses(
     """{value: for each row the losses of its answer's tokens}, as the last agent hears `value`."""
     examples = load_examples(rows, system.style, system.style.order[-1:], answer_first=True)
     hears = {value: heard(system, value) for value in values}
-    found = token_losses(system, examples, settings, list(hears.values()), size, progress=True)
+    found = losses_by_hearing(system, examples, settings, list(hears.values()), size, progress=True)
     return {value: found[hear] for value, hear in hears.items()}
 
 

@@ -27,7 +27,7 @@ from minimas.evaluate.compare import difference
 from minimas.quantize import HeadEmbedding
 from minimas.train.losses import IGNORED, next_token_loss, teacher_forced
 
-MODES = ("float32", "bfloat16", "int8", "int4")  # the first is what the others are compared with
+MODES = ("float32", "bfloat16", "int8", "int4")
 SHOWN_STEPS = (1, 8, 32)
 AT_ONCE = 8  # questions in a batch
 
@@ -47,6 +47,14 @@ def read_rows(file: Path, limit: int) -> list[dict]:
     """The first rows of a .jsonl file."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[:limit]]
+
+
+def modes_of(text: str) -> list[str]:
+    """What `--modes` names. float32 comes first: the others are compared with it."""
+    named = text.split(",")
+    if unknown := [mode for mode in named if mode not in MODES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: expected some of {', '.join(MODES)}")
+    return ["float32", *(mode for mode in named if mode != "float32")]
 
 
 def prompts_of(system: minimas.System, rows: Sequence[dict]) -> list:
@@ -72,7 +80,7 @@ def states(args: argparse.Namespace) -> None:
     rows = read_rows(args.data, args.limit)
     exact: torch.Tensor | None = None
     print("mode      " + "".join(f"  k={k:<2} mean   least" for k in SHOWN_STEPS))
-    for mode in MODES:
+    for mode in args.modes:
         system = load_single(args.agent, mode)
         agent = system.agents["agent"]
         agent.inner_link = inner_link(args.links, agent)
@@ -115,7 +123,7 @@ def loss(args: argparse.Namespace) -> None:
     rows = read_rows(args.data, args.limit)
     exact: list[float] = []
     print("mode        loss   minus float32")
-    for mode in MODES:
+    for mode in args.modes:
         system = load_single(args.agent, mode)
         found = losses(system, rows)
         exact = exact or found
@@ -202,6 +210,13 @@ def main() -> None:
     one.add_argument("data", type=Path, help="a .jsonl file of questions and answers")
     one.add_argument("--limit", type=int, default=300, help="rows (default 300)")
     one.set_defaults(run=loss)
+    for command in commands.choices.values():
+        command.add_argument(
+            "--modes",
+            type=modes_of,
+            default=list(MODES),
+            help=f"what is measured beside float32, separated by commas (default {','.join(MODES)})",
+        )
     one = commands.add_parser("embedding")
     one.add_argument("agent", help="the folder of a model whose embeddings are tied to its head")
     one.add_argument("data", type=Path, help="a .jsonl file of questions and answers")

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules import module as every_module
 
 from .. import gemma, llama
 from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
+from ..common import InputError
 from ..llama import Rope
 from ..quantize import Int8Linear
 from .linear import Kernels, MergedLinear, few_rows
@@ -34,6 +36,7 @@ class FastBlock:
     """What both forms have in common: a block, and the norms before and after its sublayers (CpuNorm or KernelNorm).
 
     block           the module whose forward this is
+    parts           of each module within it: the one that holds it, its name there, and itself
     attention_norm  before the attention or the Gated DeltaNet
     mlp_norm        before the MLP
     of_attention    Gemma only: of what the attention returns
@@ -42,6 +45,7 @@ class FastBlock:
 
     def __init__(self, block: Any) -> None:
         self.block = block
+        self.parts = parts_of(block)
         self.attention_norm = block.input_layernorm.forward
         self.mlp_norm = block.post_attention_layernorm.forward
         self.of_attention = None
@@ -59,7 +63,12 @@ class FastBlock:
         mask: torch.Tensor | None,
         cache: LayerCache,
     ) -> torch.Tensor:
-        """The forward of the block: x (B, T, D) -> (B, T', D)."""
+        """The forward of the block: x (B, T, D) -> (B, T', D); InputError if a module in it is not the one it was."""
+        if any(holder.get(name) is not part for holder, name, part in self.parts):
+            raise InputError(
+                "a module of a block was replaced, whose weights the fast form has in another layout: "
+                "load the system with fast=False"
+            )
         if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not self.takes(x):
             plain = type(self.block).forward  # the block's own attribute is this object
             return plain(self.block, x, positions, rope, mask, cache)
@@ -81,6 +90,15 @@ class FastBlock:
         raise NotImplementedError
 
 
+def parts_of(module: nn.Module) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
+    """The modules within a module: the dict of the one that holds it, its name there, and itself."""
+    parts = []
+    for holder in module.modules():
+        for name, part in holder.named_children():
+            parts.append((holder._modules, name, part))
+    return parts
+
+
 class CpuBlock(FastBlock):
     """On a CPU in float32, for a block with softmax attention.
 
@@ -94,7 +112,6 @@ class CpuBlock(FastBlock):
     o_proj, down_proj  products of one linear, likewise
     act                the activation of the MLP's gate
     has_q_norm         whether each head of q and k has a norm
-    parts              the modules that the plain path calls, and that may have hooks
     """
 
     def __init__(self, block: Any) -> None:
@@ -104,7 +121,6 @@ class CpuBlock(FastBlock):
         d = attention.d
         H = attention.q_proj.out_features // d
         K = attention.k_proj.out_features // d
-        self.parts = [part for part in block.modules() if part is not block]
         self.sizes = H, K, d
         self.scale = attention.scale
         self.qkv = attention.qkv.packed
@@ -117,7 +133,9 @@ class CpuBlock(FastBlock):
     def takes(self, x: torch.Tensor) -> bool:
         if x.dtype != torch.float32 or torch.is_grad_enabled():
             return False
-        return not any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
+        if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+            return False
+        return not any(part._forward_hooks or part._forward_pre_hooks for _, _, part in self.parts)
 
     def step(
         self,

@@ -152,7 +152,9 @@ HOOKS = (
 
 
 def refuse_hooks(module: nn.Module) -> None:
-    """Refuse hooks on a module that the fast form does not call, so that none would ever fire."""
+    """Refuse hooks on a module that the fast form does not call, also those that it has: none would ever fire."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        no_hook()
     for method in HOOKS:
         replace(module, method, no_hook)
 

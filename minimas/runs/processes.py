@@ -146,6 +146,15 @@ def shared_store() -> Any:
     return store
 
 
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process in its group of torch.distributed, and how many there are: 0 and 1 without one."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
 def wait_for_all(group: Any = None) -> None:
     """Return when all processes of the run have called this; InputError if one of them has ended."""
     import torch

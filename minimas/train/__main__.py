@@ -11,6 +11,7 @@ The options become TrainSettings, and a training is one call: of train_inner, tr
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,19 +28,20 @@ from ..commands.options import (
     names,
     pairs,
 )
-from ..common import InputError, check_known, local_path
+from ..common import InputError, check_known, local_path, warn, write_atomic
 from ..prompts import TASKS
 from ..runs.lock import Lock, held
 from ..runs.outputs import output_path, writable_file
+from ..runs.plot import save_charts
 from ..runs.processes import join, launched, leave
 from ..styles import Style, style_named
+from .examples import check_limit
 from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
 from .settings import (
     TRAININGS,
     CompletedTrainSettings,
     TrainSettings,
     check_edges,
-    check_range,
     check_role,
     trainings_of,
 )
@@ -180,8 +182,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     settings.check(args.what)
     if args.role is not None and args.what != "inner":
         raise InputError(f"--role means nothing for `train {args.what}`: leave it out")
-    if args.limit is not None:
-        check_range("--limit", args.limit, "above 0")
+    check_limit(args.limit)
     style = style_named(args.style)
     task = args.task or style.task
     check_known("task", [task], TASKS)
@@ -226,8 +227,8 @@ def main() -> None:
     plan = plan_of(arguments())
     args = plan.args
     processes = launched()
-    if args.what == "system":
-        check_apart(args.out, plan.sources)
+    if args.what != "inner":
+        check_apart(args.out, {role: plan.sources[role] for role in plan.style.order})
     locks = locks_of(args.what, args.out, plan.style, lent=True)  # to the function that trains
     if args.plot:
         locks.append(Lock("--plot", args.plot))
@@ -294,16 +295,21 @@ def train(plan: Plan, device: str | None) -> dict[str, float]:
 
 def report(plan: Plan, in_names: str | None, losses: dict[str, float]) -> None:
     """Plot the loss, and print what was trained; in_names is the task in the names of files."""
-    from .loop import plot_loss
+    from .loop import charts_of
 
     args = plan.args
+    charts = []
     for part in parts_in_order(plan):
         title = f"{part.what} of {args.style}"
-        if args.plot:
-            plot_loss(args.plot, part.folder, in_names, title, args.data)
         name = part.role or "links"
+        if args.plot:
+            charts += charts_of(part.folder, in_names, f"{title}, {name}", args.data)
         loss = f", loss {losses[name]:.4f}" if name in losses else ""
         print(f"{title}: {part.steps} steps{loss}; --checkpoint {name}={part.folder}")
+    if charts:
+        write_atomic(args.plot, partial(save_charts, charts=charts))
+    elif args.plot:
+        warn(f"--plot {args.plot} is not written: no step was taken, so that there is no loss")
     if args.what == "system":
         print(f"system of {args.style}: --checkpoint {args.out}")
 

@@ -18,6 +18,7 @@ from ..runs.formats import SUFFIXES
 from ..runs.rows import Row, file_rows, is_file_name, numbered, parquet_rows, text_of
 from ..styles import Style, style_named
 from ..tiny.task import lessons
+from .settings import check_range
 
 # section of prompts.json -> role -> columns, of which the first that is there and not empty is taken
 TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
@@ -78,6 +79,7 @@ def load_examples(
     warn          called with a warning if rows are left out because their question or a text is empty
     Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
     """
+    check_limit(limit)
     if not isinstance(style, Style):
         style = style_named(style)
     roles = style.order if roles is None else roles
@@ -105,6 +107,12 @@ def load_examples(
             "give other data, or name its columns with --columns"
         )
     return examples
+
+
+def check_limit(limit: int | None) -> None:
+    """InputError unless the number of rows to read is None or above 0."""
+    if limit is not None:
+        check_range("--limit", limit, "above 0")
 
 
 def candidate_columns(

@@ -3,10 +3,15 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..common import InputError, local_path
+from ..common import InputError, entry, local_path, read_json
 from ..runs.lock import Lock
 from ..styles import Style
+
+# Of links for each task, in the folder of an agent and in that of outer links
+INNER_MANIFEST = "innerlink_config.json"
+OUTER_MANIFEST = "outerlink_config.json"
 
 
 def suffix(task: str | None) -> str:
@@ -20,6 +25,13 @@ def files_of(folder: Path, task: str | None) -> tuple[Path, Path]:
     The metrics are there from the start: with them, but without a state, a training was killed before it kept one.
     """
     return folder / f"training{suffix(task)}.pt", folder / f"metrics{suffix(task)}.jsonl"
+
+
+def tasks_of(manifest: Path) -> dict[str, Any]:
+    """{task: its links} of a manifest, {} if it is not there; InputError if it is damaged."""
+    if not manifest.exists():
+        return {}
+    return entry(manifest, read_json(manifest), "tasks", type_=dict)
 
 
 def parts_of(out: Path, style: Style) -> dict[str, Path]:
@@ -48,7 +60,7 @@ def check_out(out: Path) -> None:
 
 
 def check_apart(out: Path, sources: Mapping[str, str | Path]) -> None:
-    """InputError if a system would be written over the agents that it is made from."""
+    """InputError if links or a system would be written among the files of the agents that they are made from."""
     place = out.resolve()
     for role, base in sources.items():
         folder = local_path(base).resolve()
@@ -74,6 +86,8 @@ def check_new_or_resumed(
 
 def check_folder(out: Path, inner: bool, task: str | None, resume: bool) -> None:
     """InputError if a folder holds an inner link or outer links, or a training that is not to be continued."""
+    if task:
+        tasks_of(out / (INNER_MANIFEST if inner else OUTER_MANIFEST))  # it will be added to
     if any(file.exists() for file in files_of(out, task)):
         if not resume:
             raise InputError(

@@ -6,11 +6,10 @@ The loss of an answer is measured three times, as agents hear their own latents,
 Latents are those of inference: agents think, also where links learn on given texts. For `other` and `none` nobody needs
 to think, because nobody hears it. Nothing here takes random numbers, so a training is not changed by being watched.
 
-Notation: B rows in a batch, n tokens of an answer, N tokens of the longest answer in a batch.
+Notation: B rows in a batch, n tokens of an answer or of all answers in a batch, N tokens of the longest one.
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,13 +25,13 @@ from ..settings import CompletedSettings, heard_along, hears_others
 from ..system import System
 from ..turn import Turn
 from .examples import TrainExample
-from .losses import IGNORED, MAX_POSITIONS, TokenLoss, teacher_forced
+from .losses import IGNORED, MAX_POSITIONS, teacher_forced, token_losses
 
 HEARD = ("own", "other", "none")
 
 
 @torch.no_grad()
-def token_losses(
+def losses_by_hearing(
     system: System,
     examples: Sequence[TrainExample],
     settings: CompletedSettings,
@@ -91,7 +90,7 @@ def batch_losses(
     hearing: Hearing,
     longest: int,
 ) -> tuple[list[torch.Tensor], Messages]:
-    """(token_losses of one batch, what its agents sent)."""
+    """(losses_by_hearing of one batch for one value, what its agents sent)."""
     last = system.style.order[-1]
     agent = system.agents[last]
     questions = [example.question for example in examples]
@@ -105,9 +104,9 @@ def batch_losses(
         turns.append(turn)
     replies = [example.text(last, settings.rounds) for example in examples]
     h, ids = teacher_forced(agent, turns[-1].prompts, replies, longest)
-    kept = ids != IGNORED  # (B, N)
-    losses = TokenLoss.apply(h[:, :-1][kept], ids[kept], agent.model.lm_head)
-    return list(losses.split(kept.sum(1).tolist())), sent
+    losses = token_losses(agent, h[:, :-1], ids)  # (n,)
+    lengths = (ids != IGNORED).sum(1)  # (B,)
+    return list(losses.split(lengths.tolist())), sent
 
 
 def nobody_is_heard(system: System, settings: CompletedSettings) -> bool:
@@ -126,7 +125,7 @@ def no_thought(system: System) -> Callable[[int, str, list[Prompt]], torch.Tenso
 
 
 class HeldOut:
-    """Measures the rows that a training leaves out, every so many steps and after the last one.
+    """Measures the rows that a training leaves out: before the first step, every so many, and after the last one.
 
     best       the lowest own loss so far; it is part of the state that a training resumes from
     keep_best  writes the links of that step, if that is wanted
@@ -159,11 +158,13 @@ class HeldOut:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
 
-    def measure(self, step: int) -> dict[str, float]:
-        """{held_out_own, held_out_other, held_out_none: mean loss per token of the rows}; {} if it is not time."""
-        if step % self.every and step != self.steps:
-            return {}
-        found = token_losses(
+    def is_due(self, step: int) -> bool:
+        """Whether the rows are measured after `step` steps."""
+        return step % self.every == 0 or step == self.steps
+
+    def measure(self) -> dict[str, float]:
+        """{own, other, none: the mean over rows of each row's mean loss per token}; keeps links that are the best."""
+        found = losses_by_hearing(
             self.system,
             self.examples,
             self.settings,
@@ -174,12 +175,10 @@ class HeldOut:
         for value, rows in found.items():
             of_rows = torch.stack([losses.mean() for losses in rows])
             means[value] = of_rows.mean().item()
-        shown = ", ".join(f"{mean:.4f} {value}" for value, mean in means.items())
-        tqdm.write(f"step {step}: held-out loss {shown}", file=sys.stderr)
         if means["own"] < self.best:
             self.best = means["own"]
             self.keep_best()
-        return {f"held_out_{value}": mean for value, mean in means.items()}
+        return means
 
 
 def without(examples: Sequence[TrainExample], held: Sequence[TrainExample]) -> list[TrainExample]:

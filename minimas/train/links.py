@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -24,16 +24,23 @@ from ..quantize import named_weights
 from ..runs.dependencies import EDGE, depends_on, digest
 from ..runs.lock import held
 from ..runs.outputs import output_path
-from ..runs.processes import wait_for_all
+from ..runs.processes import rank_and_world, wait_for_all
 from ..styles import Style
 from ..system import System
 from ..turn import Edge
-from .examples import TrainExample, load_examples
-from .folders import check_new_or_resumed, check_out, files_of, locks_of
+from .examples import TrainExample, check_limit, load_examples
+from .folders import check_apart, check_new_or_resumed, check_out, files_of, locks_of
 from .held_out import HeldOut, without
 from .loop import Run, adamw, batch_of, fit
 from .losses import InnerLoss, Objective, OuterLoss, checkpoint_activations
-from .ridge import Reading, new_outer_links, read, set_inner_link, set_outer_link, start_gain
+from .ridge import (
+    ReadReply,
+    new_outer_links,
+    read_replies,
+    set_inner_link,
+    set_outer_link,
+    start_gain,
+)
 from .save import copy_agent, save_inner_link, save_outer_links
 from .settings import CompletedTrainSettings, TrainSettings, check_role, roles_with_texts
 
@@ -45,7 +52,7 @@ BEST = "best"
 
 Examples = str | Path | Iterable[TrainExample] | Iterable[Mapping[str, Any]]
 Callback = Callable[[dict[str, Any]], object]
-Known = dict[tuple[str, str], list[Reading]]  # what agents have read already, by role and texts
+Known = dict[tuple[str, str], list[ReadReply]]  # what agents have read already, by role and texts
 
 
 @dataclass
@@ -113,15 +120,15 @@ def train_inner(
     The agent has the new link from the start of the training: if that is broken off, it keeps what was learned so far.
     With init="checkpoint" it is the link that it had, and else a new one. It learns in float32; its file is rounded to
     bfloat16. The agents stay as they are, and so does torch's random generator on the CPU. In a group of processes
-    (torch.distributed) each takes its share of every step.
-    Raises InputError on what cannot be used, and if a loss is not finite. After any error the system has the links of
-    before.
+    (torch.distributed) each adds batches of its own to every step.
+    Raises InputError on what cannot be used, and if a loss is not finite. After any error the system has the links and
+    weights of before.
     """
     check_role(role, system.style)
-    training = new_training("inner", role, system, examples, settings, out, resume)
-    training.progress = progress
-    training.callback = callback
-    with output_held(training), system.lock:
+    training = new_training(
+        "inner", role, system, examples, settings, out, resume, progress, callback
+    )
+    with output_held(training), system.lock, gradients():
         return learn_inner_link(training)
 
 
@@ -144,11 +151,11 @@ def train_outer(
     All else is as in train_inner: the system has the new links from the start of the training.
     """
     check_objective(objective, settings or TrainSettings())
-    training = new_training("outer", None, system, examples, settings, out, resume)
+    training = new_training(
+        "outer", None, system, examples, settings, out, resume, progress, callback
+    )
     check_best(training)
-    training.progress = progress
-    training.callback = callback
-    with output_held(training), system.lock:
+    with output_held(training), system.lock, gradients():
         return learn_outer_links(training, objective)
 
 
@@ -160,6 +167,8 @@ def new_training(
     settings: TrainSettings | None,
     out: str | Path | None,
     resume: bool,
+    progress: bool,
+    callback: Callback,
 ) -> Training:
     """A Training of what a caller gave; InputError if it cannot be used."""
     completed = (settings or TrainSettings()).completed(what, system.style)
@@ -169,8 +178,17 @@ def new_training(
     folder = None if out is None else output_path(out)
     if folder is not None:
         check_out(folder)
+        if what == "outer":
+            check_apart(folder, sources_of(system))
     known_examples = examples_of(what, role, completed, system.style, system.task, examples)
-    return Training(what, role, system, completed, known_examples, folder, resume)
+    return Training(
+        what, role, system, completed, known_examples, folder, resume, progress, callback
+    )
+
+
+def sources_of(system: System) -> dict[str, str | Path]:
+    """{role: where its agent was loaded from}, of those that were."""
+    return {role: agent.source for role, agent in system.agents.items() if agent.source is not None}
 
 
 @contextmanager
@@ -237,44 +255,61 @@ def examples_of(
 ) -> list[TrainExample]:
     """TrainExamples as they are, or read from data; InputError if one lacks a text that this training needs.
 
-    columns, limit   as in load_examples
+    columns, limit   as in load_examples; TrainExamples have no columns
     """
     roles = roles_with_texts(what, role, settings, style)
-    rows = data_or_rows(given)
-    # The name of a data set has none.
-    examples = [one for one in rows if isinstance(one, TrainExample)]
-    if not examples or len(examples) < len(rows):
-        rank, _ = rank_and_world()
-        return load_examples(
-            rows,
-            style,
-            roles,
-            columns,
-            task,
-            limit,
-            answer_first=what == "outer",
-            warn=warn if rank == 0 else no_op,
-        )
-    examples = examples[:limit]
-    for number, example in enumerate(examples, 1):
-        missing = [needed for needed in roles if not example.texts.get(needed)]
-        if missing:
-            raise InputError(
-                f"example {number} has no text for {missing[0]}, and this training needs those of {', '.join(roles)}: "
-                "give them (load_examples reads those of all roles)"
-            )
-    return examples
+    check_limit(limit)
+    rows = kept_rows(given)
+    if are_examples(rows):
+        examples = rows[:limit]
+        for number, example in enumerate(examples, 1):
+            check_texts(example, number, roles)
+        return examples
+    rank, _ = rank_and_world()
+    return load_examples(
+        rows,
+        style,
+        roles,
+        columns,
+        task,
+        limit,
+        answer_first=what == "outer",
+        warn=warn if rank == 0 else no_op,
+    )
 
 
-def data_or_rows(given: Examples) -> str | list[Any]:
-    """The name of a data set, or a list of rows, of what a caller gave; InputError if it is neither."""
+def kept_rows(given: Examples) -> str | Path | list[Any]:
+    """What a caller gave, to be read more than once; InputError if it is neither rows nor the name of a data set."""
     if isinstance(given, (str, Path)):
-        return str(given)
+        return given
     if not isinstance(given, Iterable):
         raise InputError(
             f"examples is {given!r:.80}, expected a list of rows or TrainExamples, or the name of a data set"
         )
     return list(given)
+
+
+def are_examples(rows: str | Path | list[Any]) -> TypeGuard[list[TrainExample]]:
+    """Whether rows, or the name of a data set, are TrainExamples already."""
+    if isinstance(rows, (str, Path)) or not rows:
+        return False
+    return all(isinstance(row, TrainExample) for row in rows)
+
+
+def check_texts(example: TrainExample, number: int, roles: Sequence[str]) -> None:
+    """InputError unless a TrainExample, the number-th, has a tuple of texts for each of the roles."""
+    for role in roles:
+        texts = example.texts.get(role)
+        if isinstance(texts, str):
+            raise InputError(
+                f"example {number} has the text {texts!r:.40} for {role}, expected a tuple of texts, one for each "
+                "round: give (text,)"
+            )
+        if not texts:
+            raise InputError(
+                f"example {number} has no text for {role}, and this training needs those of {', '.join(roles)}: "
+                "give them (load_examples reads those of all roles)"
+            )
 
 
 def check_objective(objective: Objective | None, settings: TrainSettings) -> None:
@@ -291,16 +326,19 @@ def check_best(training: Training) -> None:
         raise InputError("best keeps links in a folder: give out, too")
 
 
-def hold_out(training: Training) -> list[TrainExample]:
-    """Take the last rows, which are only measured, out of a training; InputError if no other is left to learn from."""
-    n = training.settings.held_out
-    rows = len(training.examples)
-    held = training.examples[rows - n :] if n <= rows else []
-    left = without(training.examples, held)
-    if n > rows or not left:
-        raise InputError(f"--held-out is {n}, and there are {rows} rows: leave some to learn from")
-    training.examples = left
-    return held
+def split_held_out(
+    examples: list[TrainExample], n: int
+) -> tuple[list[TrainExample], list[TrainExample]]:
+    """(rows to learn from, the last n rows, which are only measured); InputError if none is left to learn from."""
+    cut = len(examples) - n
+    if cut > 0:
+        held = examples[cut:]
+        learned = without(examples[:cut], held)
+        if learned:
+            return learned, held
+    raise InputError(
+        f"--held-out is {n}, and there are {len(examples)} rows: leave some to learn from"
+    )
 
 
 # The links
@@ -328,17 +366,18 @@ def learn_inner_link(training: Training) -> InnerLink:
         if settings.init == "random":
             start_gain(link, agent)
         if settings.init == "ridge" and not training.is_begun():
-            set_inner_link(agent, readings_of(training, role))
+            set_inner_link(agent, replies_of(training, role))
         turns = [example.turn(system.style, role) for example in training.examples]
         loss = InnerLoss(system, role, settings.mse, settings.max_length, settings.date)
-        save: Callable[[], None] = no_op
+        run = None
         if out is not None and agent.source is not None:
             rank, _ = rank_and_world()
             if rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 copy_agent(agent.source, system.task, out)
             save = partial(save_inner_link, out, system.style, training.task, link)
-        learn(training, loss, save, turns, dependencies(training, {role: agent}, turns))
+            run = run_of(training, loss, save, dependencies(training, {role: agent}, turns))
+        learn(training, loss, turns, run)
     return link
 
 
@@ -361,46 +400,43 @@ def learn_outer_links(
     style = system.style
     settings = training.settings
     out = training.out
-    held = hold_out(training)
+    learned, held = split_held_out(training.examples, settings.held_out)
+    training.examples = learned
     with seeded(settings.seed), links_kept_on_error(system):
-        links = starting_outer_links(training)
-        recursion = settings.of_the_recursion(style)
-        System(style, system.agents, dict(links), system.task).check_links(recursion)
-        system.outer_links.update(links)
-        if settings.init == "ridge" and not training.is_begun():
-            for edge in style.edges:
-                set_outer_link(system, edge, readings_of(training, edge[0]))
+        links = start_outer_links(training)
         loss = OuterLoss(
             system,
-            recursion,
+            settings.of_the_recursion(style),
             teacher=settings.latents == "teacher",
             other_rounds=settings.supervise_all,
             longest=settings.max_length,
             objective=objective,
         )
-        used = training.examples if objective else with_texts_used(training, training.examples)
-        depends = dependencies(training, system.agents, used, name_of(objective))
-        save: Callable[[], None] = no_op
+        run = None
         keep_best: Callable[[], None] = no_op
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             save = partial(save_outer_links, out, style, training.task, links)
+            used = learned if objective else with_texts_used(training, learned)
+            depends = dependencies(training, system.agents, used, name_of(objective))
+            if held:
+                depends["held_out_hash"] = digest(with_texts_used(training, held))
+            run = run_of(training, loss, save, depends)
             if settings.best:
                 keep_best = partial(save_outer_links, out / BEST, style, training.task, links)
         held_out = None
         if held:
-            depends["held_out_hash"] = digest(with_texts_used(training, held))
             held_out = HeldOut(
                 system,
                 held,
-                recursion,
+                settings.of_inference(style),
                 settings.steps,
                 settings.save_every,
                 settings.batch_size,
                 settings.max_length,
                 keep_best,
             )
-        learn(training, loss, save, training.examples, depends, held_out)
+        learn(training, loss, learned, run, held_out)
     return links
 
 
@@ -414,7 +450,23 @@ def with_texts_used(training: Training, given: Sequence[TrainExample]) -> list[T
     return examples
 
 
-def starting_outer_links(training: Training) -> dict[Edge, OuterLink]:
+def start_outer_links(training: Training) -> dict[Edge, OuterLink]:
+    """Give a system the outer links that are to be trained, and return them; InputError if it lacks an inner link."""
+    system = training.system
+    style = system.style
+    settings = training.settings
+    links = outer_links_of(training)
+    completed = System(style, system.agents, dict(links), system.task)
+    completed.check_links(settings.of_the_recursion(style))
+    system.outer_links.update(links)
+    if settings.init == "ridge" and not training.is_begun():
+        for edge in style.edges:
+            set_outer_link(system, edge, replies_of(training, edge[0]))
+    training.known.clear()  # what was read takes memory, and no step needs it
+    return links
+
+
+def outer_links_of(training: Training) -> dict[Edge, OuterLink]:
     """The outer links to train: the system's own in float32, or new ones."""
     system = training.system
     if training.settings.init == "checkpoint":
@@ -435,7 +487,7 @@ def starting_outer_links(training: Training) -> dict[Edge, OuterLink]:
     return new_outer_links(system.style.edges, system.agents)
 
 
-def readings_of(training: Training, role: str) -> list[Reading]:
+def replies_of(training: Training, role: str) -> list[ReadReply]:
     """What `role` reads in all its turns of the first examples; it is read once for all links, and kept in `known`."""
     settings = training.settings
     turns = []
@@ -444,7 +496,7 @@ def readings_of(training: Training, role: str) -> list[Reading]:
             turns.append(one.turn(training.system.style, role, r))
     key = role, digest(tuple(turns))
     if key not in training.known:
-        training.known[key] = read(
+        training.known[key] = read_replies(
             training.system,
             role,
             turns,
@@ -458,43 +510,52 @@ def readings_of(training: Training, role: str) -> list[Reading]:
 # Learning
 
 
-def learn(
+def run_of(
     training: Training,
     loss: InnerLoss | OuterLoss,
     save_links: Callable[[], None],
-    rows: Sequence,
     depends: dict[str, Any],
+) -> Run:
+    """The Run that keeps a training in its folder."""
+    assert training.out is not None
+    rank, _ = rank_and_world()
+    return Run(
+        training.out,
+        training.task,
+        depends,
+        training.system.agents,
+        loss,
+        save_links,
+        training.settings.save_every,
+        rank,
+    )
+
+
+def learn(
+    training: Training,
+    loss: InnerLoss | OuterLoss,
+    rows: Sequence,
+    run: Run | None = None,
     held_out: HeldOut | None = None,
 ) -> None:
     """Take the steps of a training on rows, and leave the system as it was but for its links."""
     settings = training.settings
     training.system.trained = True
     rank, world = rank_and_world()
+
+    def loss_at(step: int, part: int) -> torch.Tensor:
+        number = (step * settings.accumulate + part) * world + rank
+        return loss(batch_of(rows, settings.seed, number, settings.batch_size))
+
+    def callback(metrics: dict[str, Any]) -> None:
+        training.callback({"what": training.what, "role": training.role, **metrics})
+
     with ExitStack() as undo:
         undo.callback(loss.requires_grad_, False)
+        if run is not None:
+            undo.enter_context(run.counting())
         if not settings.keep_activations:
             undo.callback(checkpoint_activations(training.system))
-        run = None
-        if training.out is not None:
-            run = Run(
-                training.out,
-                training.task,
-                depends,
-                training.system.agents,
-                loss,
-                save_links,
-                settings.save_every,
-                rank,
-            )
-            undo.callback(run.close)
-
-        def loss_at(step: int, part: int) -> torch.Tensor:
-            number = (step * settings.accumulate + part) * world + rank
-            return loss(batch_of(rows, settings.seed, number, settings.batch_size))
-
-        def callback(metrics: dict[str, Any]) -> None:
-            training.callback({"what": training.what, "role": training.role, **metrics})
-
         fit(
             loss_at,
             [adamw(loss, settings.lr)],
@@ -516,9 +577,17 @@ def learn(
 
 @contextmanager
 def links_kept_on_error(system: System) -> Iterator[None]:
-    """After an error the system has the links again that it had before; after Ctrl-C it keeps those that learned."""
+    """After an error the system has the links and weights again that it had before.
+
+    After Ctrl-C it keeps those that learned.
+    """
     inner_links = {role: agent.inner_link for role, agent in system.agents.items()}
     outer_links = dict(system.outer_links)
+    trained = system.trained
+    weights = []
+    for link in (*inner_links.values(), *outer_links.values()):
+        for weight in link.parameters() if link is not None else ():
+            weights.append((weight, weight.detach().clone(), weight.requires_grad))
     try:
         yield
     except Exception:
@@ -526,7 +595,19 @@ def links_kept_on_error(system: System) -> Iterator[None]:
             system.agents[role].inner_link = link
         system.outer_links.clear()
         system.outer_links.update(outer_links)
+        system.trained = trained
+        for weight, before, requires_grad in weights:
+            weight.data = before  # in its dtype, which training changes
+            weight.grad = None
+            weight.requires_grad_(requires_grad)
         raise
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Within, gradients are computed, also where the caller has turned them off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager
@@ -535,13 +616,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def rank_and_world() -> tuple[int, int]:
-    """The number of this process in its group, and how many there are."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 # What weights depend on

@@ -7,15 +7,15 @@ a step depends on, so that a training that was killed resumes to the same weight
 import json
 import math
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,13 +23,12 @@ from tqdm import tqdm
 from ..agent import Agent
 from ..common import InputError, Terminated, no_op, warn, write_atomic
 from ..runs.dependencies import unchanged
-from ..runs.plot import save_charts
+from ..runs.plot import Chart
+from ..runs.processes import rank_and_world
 from .folders import files_of
+from .held_out import HEARD, HeldOut
 from .save import write_state
 from .settings import TrainSettings
-
-if TYPE_CHECKING:
-    from .held_out import HeldOut
 
 # The order of the rows
 
@@ -73,10 +72,11 @@ def read_metrics(file: Path) -> dict[int, dict]:
 class Run:
     """The folder of a training: training.pt, from which it resumes; metrics.jsonl, one line per step; and the links.
 
-    settings     all that the weights depend on: a training resumes only under the same settings
-    agents       {role: Agent}: the positions that they read are counted from now on
-    objective    the module whose parameters are trained
-    save_links   writes the links to the folder
+    dependencies  all that the weights depend on: a training resumes only if it is the same
+    agents        {role: Agent}: the positions that they read are counted within `counting`
+    loss          the module whose parameters are trained
+    save_links    writes the links to the folder
+    resumed       what else goes on from the last state: optimizers, schedules and the best held-out loss
     In a group of processes only rank 0 writes.
     """
 
@@ -84,61 +84,65 @@ class Run:
         self,
         folder: Path,
         task: str | None,
-        settings: Mapping[str, Any],
+        dependencies: Mapping[str, Any],
         agents: Mapping[str, Agent],
-        objective: torch.nn.Module,
+        loss: torch.nn.Module,
         save_links: Callable[[], None],
         save_every: int,
         rank: int = 0,
     ) -> None:
         self.state_file, self.metrics_file = files_of(folder, task)
-        self.settings = settings
-        self.objective = objective
+        self.dependencies = dependencies
+        self.agents = agents
+        self.loss = loss
         self.save_links = save_links
-        self.steps: int = settings["steps"]
+        self.steps: int = dependencies["steps"]
         self.save_every = save_every
         self.rank = rank
-        self.steppers: list[Any] = []  # optimizers and schedules
+        self.resumed: list[Any] = []
         self.positions = 0  # that agents have read since the last step
         self.started = time.perf_counter()  # when the last step ended
 
-        self.hooks = [
-            agent.model.register_forward_pre_hook(self.count) for agent in agents.values()
-        ]
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Within, the positions that agents read are counted."""
+        hooks = []
+        for agent in self.agents.values():
+            hooks.append(agent.model.register_forward_pre_hook(self.count, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-    def count(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    def count(self, model: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A hook before a model's forward(x, positions, ...)."""
-        positions = args[1]
+        positions = named["positions"] if "positions" in named else args[1]
         self.positions += positions.numel()
-
-    def close(self) -> None:
-        """Stop counting."""
-        for hook in self.hooks:
-            hook.remove()
 
     def saved_state(self) -> dict[str, Any]:
         """The last state that was saved; InputError if it is damaged, or that of a training under other settings."""
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            settings, _ = state["settings"], state["steppers"]
+            dependencies, _ = state["settings"], state["steppers"]
         except Exception as e:  # a damaged file can raise anything
             raise InputError(
                 f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
                 "delete it to begin this training anew with --resume, or give another --out"
             ) from e
-        unchanged(self.state_file, settings, self.settings, "--out")
+        unchanged(self.state_file, dependencies, self.dependencies, "--out")
         return state
 
-    def resume(self, steppers: Sequence[Any]) -> int:
-        """Put links, optimizers, schedules and metrics back to the last state -> its step; 0 if none was saved."""
-        self.steppers = list(steppers)
+    def resume(self, resumed: Sequence[Any]) -> int:
+        """Put links, what is `resumed`, and metrics back to the last state -> its step; 0 if none was saved."""
+        self.resumed = list(resumed)
         step = 0
         if self.state_file.exists():
             state = self.saved_state()
             step = state["step"]
-            self.objective.load_state_dict(state["links"])
-            for stepper, saved in zip(steppers, state["steppers"], strict=True):
-                stepper.load_state_dict(saved)
+            self.loss.load_state_dict(state["links"])
+            for one, saved in zip(resumed, state["steppers"], strict=True):
+                one.load_state_dict(saved)
             torch.set_rng_state(state["random"])
         if self.rank == 0:
             self.keep_metrics(step)
@@ -160,47 +164,53 @@ class Run:
 
     def record_step(self, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step, and the state every save_every steps; the next step begins now."""
-        if self.rank == 0:
-            with open(self.metrics_file, "a") as out:
-                out.write(json.dumps(metrics) + "\n")
+        self.write_metrics(metrics)
         step = int(metrics["step"])
         if step % self.save_every == 0 or step == self.steps:
             self.save(step)
         self.started = time.perf_counter()
         self.positions = 0
 
+    def write_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add a line to the file of metrics."""
+        if self.rank == 0:
+            with open(self.metrics_file, "a") as out:
+                out.write(json.dumps(metrics) + "\n")
+
     def save(self, step: int) -> None:
         """Write the links and the state after `step` steps."""
         if self.rank > 0:
             return
         state = {
-            "settings": self.settings,
+            "settings": self.dependencies,
             "step": step,
-            "links": self.objective.state_dict(),
+            "links": self.loss.state_dict(),
             "random": torch.get_rng_state(),
-            "steppers": [stepper.state_dict() for stepper in self.steppers],
+            "steppers": [one.state_dict() for one in self.resumed],
         }
         self.save_links()  # before the state: if killed in between, --resume takes the steps and writes the links again
         write_atomic(self.state_file, lambda file: write_state(state, file))
 
 
-def plot_loss(plot: Path, folder: Path, task: str | None, title: str, data: str) -> None:
-    """Draw the loss curve of the training in a folder, unless it has taken no step; `data` is its name in the key."""
+def charts_of(folder: Path, task: str | None, title: str, data: str) -> list[Chart]:
+    """The charts of the losses of the training in a folder; none if it has no losses. `data` is its name in the key."""
     _, metrics_file = files_of(folder, task)
     metrics = read_metrics(metrics_file)
-    curve = [(step, line["loss"]) for step, line in metrics.items()]
-    held_out: dict[str, list[tuple[float, float]]] = {}
-    for value in ("own", "other", "none"):
-        name = f"held_out_{value}"
-        held_out[value] = [(step, line[name]) for step, line in metrics.items() if name in line]
-    if curve:
-        charts = [(f"loss, {title}", "steps", {data: means_of(curve)})]
-        if held_out["own"]:
-            charts.append((f"held-out loss, {title}", "steps", held_out))
-        write_atomic(plot, partial(save_charts, charts=charts))
+    charts: list[Chart] = []
+    if curve := curve_of(metrics, "loss"):
+        charts.append((f"loss, {title}", "steps", {data: means_of(curve)}))
+    held_out = {value: curve_of(metrics, f"held_out_{value}") for value in HEARD}
+    if held_out["own"]:
+        charts.append((f"held-out loss, {title}", "steps", held_out))
+    return charts
 
 
-def means_of(curve: Sequence[tuple[int, float]], most: int = 400) -> list[tuple[float, float]]:
+def curve_of(metrics: Mapping[int, Mapping[str, float]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of the lines of metrics that have a value of this name."""
+    return [(step, line[name]) for step, line in metrics.items() if name in line]
+
+
+def means_of(curve: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
     """At most `most` points of a curve of (step, loss): each is the mean of as many neighbours."""
     size = math.ceil(len(curve) / most)
     means = []
@@ -229,7 +239,7 @@ def fit(
     run: Run | None = None,
     progress: bool = True,
     callback: Callable[[dict[str, Any]], object] = no_op,
-    held_out: "HeldOut | None" = None,
+    held_out: HeldOut | None = None,
 ) -> list[float]:
     """Take `steps` steps down the mean over parts of loss_at(step, part); returns the losses.
 
@@ -238,7 +248,7 @@ def fit(
     run       a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
     progress  show a bar on stderr
     callback  called after each step with its step, loss, lr and gradient_norm
-    held_out  measures rows that are left out; what it finds is part of a step's metrics
+    held_out  measures rows that are left out, before the first step too; what it finds is part of a step's metrics
     Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` saves the last state.
     Ctrl-C, SIGTERM and SIGHUP end it after the step, whose state `run` saves: KeyboardInterrupt or Terminated.
     """
@@ -248,6 +258,12 @@ def fit(
     first = run.resume(resumed) if run else 0
     quiet = run is not None and run.rank > 0
     hidden = quiet or not progress
+    if held_out is not None and quiet:
+        held_out = None  # rank 0 measures for all
+    if held_out is not None and first == 0:
+        start = measured(held_out, 0, hidden)
+        if run:
+            run.write_metrics({"step": 0, **start})
     ending = Ending(quiet) if run else None
     losses: list[float] = []
     with (
@@ -256,13 +272,7 @@ def fit(
     ):
         for step in bar:
             loss, norm = set_gradients(loss_at, step, parts, optimizers, clip)
-            if not math.isfinite(loss + norm):
-                if run:
-                    run.save(step)
-                raise InputError(
-                    f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are "
-                    "kept: start from them with a lower --lr and another --out, at step 1 with --dtype float32"
-                )
+            check_finite_step(step, loss, norm, run)
             lr = float(schedules[0].get_last_lr()[0])
             for stepper in steppers:
                 stepper.step()
@@ -270,15 +280,38 @@ def fit(
             shown = {"loss": f"{loss:.4f}"}
             metrics = {"step": step + 1, "loss": loss, "lr": lr, "gradient_norm": norm}
             pace = run.pace() if run else {}
-            measured = held_out.measure(step + 1) if held_out and not quiet else {}
+            found = {}
+            if held_out is not None and held_out.is_due(step + 1):
+                found = measured(held_out, step + 1, hidden)
             if run:
                 shown["tokens/s"] = f"{pace['tokens_per_second']:.0f}"
-                run.record_step(metrics | pace | measured)
-            callback(metrics | measured)
+                run.record_step(metrics | pace | found)
+            callback(metrics | found)
             if run and ending:  # before the bar is shown: a terminal that was closed can show none
                 leave_if_asked(run, ending, step + 1, optimizers)
             bar.set_postfix(shown)
     return losses
+
+
+def measured(held_out: HeldOut, step: int, hidden: bool) -> dict[str, float]:
+    """What is measured after `step` steps, under its names in metrics; it is said on stderr unless that is hidden."""
+    means = held_out.measure()
+    if not hidden:
+        found = ", ".join(f"{mean:.4f} {value}" for value, mean in means.items())
+        tqdm.write(f"step {step}: held-out loss {found}", file=sys.stderr)
+    return {f"held_out_{value}": mean for value, mean in means.items()}
+
+
+def check_finite_step(step: int, loss: float, norm: float, run: Run | None) -> None:
+    """InputError if the loss or the norm of the gradient is not finite; the Run keeps what was learned before."""
+    if math.isfinite(loss + norm):
+        return
+    if run:
+        run.save(step)
+    raise InputError(
+        f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are kept: start from "
+        "them with a lower --lr and another --out, at step 1 with --dtype float32"
+    )
 
 
 def scheduled(
@@ -317,11 +350,12 @@ def set_gradients(
         loss.backward()
         total = total.to(loss.device) + loss.detach()
     parameters = parameters_of(optimizers)
-    if torch.distributed.is_initialized():
+    _, world = rank_and_world()
+    if world > 1:
         gradients = [p.grad for p in parameters if p.grad is not None]
         for value in (total, *gradients):
             torch.distributed.all_reduce(value)
-            value /= torch.distributed.get_world_size()
+            value /= world
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     return total.item(), norm.item()
 
@@ -396,13 +430,15 @@ class Ending:
     def is_echo(self, number: int) -> bool:
         """Whether a further signal means no more than the first. A second Ctrl-C always does, from a single process."""
         seconds = time.monotonic() - self.noted
-        if torch.distributed.is_initialized():
+        _, world = rank_and_world()
+        if world > 1:
             return seconds < ECHO_IN_GROUP
         return number != signal.SIGINT and seconds < ECHO_ALONE
 
     def agreed(self, optimizers: Sequence[torch.optim.Optimizer]) -> int:
         """The signal that this process or another of its group has noted: all of them end after the same step."""
-        if not torch.distributed.is_initialized():
+        _, world = rank_and_world()
+        if world == 1:
             return self.number
         device = optimizers[0].param_groups[0]["params"][0].device
         number = torch.tensor(self.number, device=device)
@@ -421,7 +457,8 @@ def leave_if_asked(
     if not number:
         return
     run.save(step)
-    if torch.distributed.is_initialized():
+    _, world = rank_and_world()
+    if world > 1:
         torch.distributed.barrier()  # torchrun ends the others when one has left
     if number == signal.SIGINT:
         raise KeyboardInterrupt

@@ -112,18 +112,22 @@ def mean_of_rows(losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return (losses / of_its_row).sum() / len(ids)
 
 
+def token_losses(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Cross-entropies (n,) of the n tokens in (B, N) that are not IGNORED, under the states (B, N, D) before them."""
+    kept = tokens != IGNORED
+    return TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head)
+
+
 def next_token_loss(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of tokens (B, N) under the states (B, N, D) that predict them; the head is frozen."""
-    kept = tokens != IGNORED
-    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head)
-    return mean_of_rows(losses, tokens)
+    return mean_of_rows(token_losses(agent, states, tokens), tokens)
 
 
 @torch.no_grad()
 def row_losses(agent: Agent, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The mean loss per token (B,) of each row, for states (B, N, D) that predict tokens (B, N)."""
+    losses = token_losses(agent, states, tokens)  # (n,)
     kept = tokens != IGNORED
-    losses = TokenLoss.apply(states[kept], tokens[kept], agent.model.lm_head)  # (n,)
     whole = losses.new_zeros(kept.shape).masked_scatter(kept, losses)  # (B, N)
     return whole.sum(1) / kept.sum(1)
 
@@ -145,7 +149,7 @@ class TokenLoss(torch.autograd.Function):
         for part, target in zip(h.split(SCORES_AT_ONCE), ids.split(SCORES_AT_ONCE), strict=True):
             part = part.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                scores = head(part)  # (n, V)
+                scores = head(part)  # (at most SCORES_AT_ONCE, V)
             log_p = upcast(scores.detach()).log_softmax(-1)
             losses.append(-log_p.gather(1, target[:, None])[:, 0])
             if wanted:

@@ -3,8 +3,8 @@
     inner link   from h_t to the agent's own embedding of token t+1
     outer link   from R_in(h_t) to the target's embedding of the same text
 
-`read` runs the agent over the texts once, for all regressions that begin at it. Other new links start at random, with a
-gain at the scale of the embeddings.
+`read_replies` runs the agent over the texts once, for all regressions that begin at it. Other new links start at
+random, with a gain at the scale of the embeddings.
 
 Notation: n tokens, D width of the source, E width of the target.
 """
@@ -56,44 +56,44 @@ def new_outer_links(edges: Iterable[Edge], agents: dict[str, Agent]) -> dict[Edg
 # Reading
 
 
-class Reading(NamedTuple):
+class ReadReply(NamedTuple):
     """A reply as its agent reads it: its tokens (n,), with the one that ends it, and the state h (n, D) before each."""
 
-    reply: str
+    text: str
     ids: torch.Tensor
     h: torch.Tensor
 
 
 @torch.no_grad()
-def read(
+def read_replies(
     system: System,
     role: str,
     turns: Sequence[TargetTurn],
     longest: int = MAX_POSITIONS,
     date: str = DATE,
     progress: bool = True,
-) -> list[Reading]:
-    """TargetTurns of `role` -> a Reading of each, the shortest first; InputError if a state is not finite."""
+) -> list[ReadReply]:
+    """TargetTurns of `role` -> a ReadReply of each, the shortest first; InputError if a state is not finite."""
     agent = system.agents[role]
     turns = sorted(turns, key=lambda turn: len(turn.reply))
-    readings = []
+    replies = []
     starts = range(0, len(turns), AT_ONCE)
     for i in tqdm(starts, f"{role} reads", unit="batch", leave=False, disable=not progress):
         batch = turns[i : i + AT_ONCE]
-        states, replies = forced_turns(system, role, batch, longest, date)
-        for turn, h, ids in zip(batch, states, replies, strict=True):
+        states, tokens = forced_turns(system, role, batch, longest, date)
+        for turn, h, ids in zip(batch, states, tokens, strict=True):
             kept = ids != IGNORED
-            reading = Reading(turn.reply, ids[kept], h[:-1][kept])
-            check_finite(reading.h.isfinite().all(), f"the states of {role}", agent.model)
-            readings.append(reading)
-    return readings
+            reply = ReadReply(turn.reply, ids[kept], h[:-1][kept])
+            check_finite(reply.h.isfinite().all(), f"the states of {role}", agent.model)
+            replies.append(reply)
+    return replies
 
 
 # Regression
 
 
 @torch.no_grad()
-def set_inner_link(agent: Agent, readings: Iterable[Reading], strength: float = 0.01) -> None:
+def set_inner_link(agent: Agent, replies: Iterable[ReadReply], strength: float = 0.01) -> None:
     """Set an agent's inner link to the ridge regression from u = LN(h_t) to the embedding y of token t+1.
 
     The link has no linear branch, so the map W (u - mean u) that `regression` finds is put into proj1 and proj2:
@@ -106,9 +106,7 @@ def set_inner_link(agent: Agent, readings: Iterable[Reading], strength: float = 
     SMALL and LARGE are powers of two: bfloat16 rounds W, mean u, s and b as it rounds all weights, and nothing else.
     """
     D = agent.model.config.hidden_size
-    pairs = (
-        (F.layer_norm(reading.h, (D,)), agent.model.embed(reading.ids)) for reading in readings
-    )
+    pairs = ((F.layer_norm(reply.h, (D,)), agent.model.embed(reply.ids)) for reply in replies)
     W, mean_u, s, b = regression(pairs, strength)
     ones = torch.ones(D)
     zeros = torch.zeros(D)
@@ -128,7 +126,7 @@ def set_inner_link(agent: Agent, readings: Iterable[Reading], strength: float = 
 
 @torch.no_grad()
 def set_outer_link(
-    system: System, edge: Edge, readings: Iterable[Reading], strength: float = 0.01
+    system: System, edge: Edge, replies: Iterable[ReadReply], strength: float = 0.01
 ) -> None:
     """Start an outer link at the ridge regression from x = R_in(h_t) to y.
 
@@ -139,7 +137,7 @@ def set_outer_link(
     source, target = (system.agents[role] for role in edge)
     link = system.outer_links[edge]
     assert isinstance(link, OuterLink), "training takes links in their readable form"
-    pairs = (outer_pair(source, target, reading) for reading in readings)
+    pairs = (outer_pair(source, target, reply) for reply in replies)
     W, mean_x, s, b = regression(pairs, strength)
     start = {
         "residual_proj.weight": W,
@@ -152,12 +150,12 @@ def set_outer_link(
         parameter.zero_()
 
 
-def outer_pair(source: Agent, target: Agent, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
+def outer_pair(source: Agent, target: Agent, reply: ReadReply) -> tuple[torch.Tensor, torch.Tensor]:
     """x (n, D) and y (n, E) of set_outer_link, for the n tokens of a reply that give a pair."""
     assert source.inner_link is not None, "training gives an agent that has none a new one"
-    places, y = overlapping_tokens(source, target, reading.reply)
-    places = [i for i in places if i < len(reading.h)]  # the reply may have been cut
-    x = source.inner_link(reading.h[places])
+    places, y = overlapping_tokens(source, target, reply.text)
+    places = [i for i in places if i < len(reply.h)]  # it may have been cut
+    x = source.inner_link(reply.h[places])
     return x, y[: len(places)].to(x.device)
 
 

@@ -15,7 +15,7 @@ from ..common import InputError, write_atomic
 from ..link import InnerLink, OuterLink
 from ..load import AGENT_FILES, agent_patterns, checkpoint_folder, weight_files
 from ..styles import Style
-from .folders import suffix
+from .folders import INNER_MANIFEST, OUTER_MANIFEST, suffix, tasks_of
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -23,10 +23,10 @@ def write_json(file: Path, value: Any) -> None:
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def add_task(file: Path, paradigm: str, task: str, entry: dict[str, Any]) -> None:
+def add_task(file: Path, paradigm: str, task: str, links: dict[str, Any]) -> None:
     """Set a task's entry in a manifest of links and keep the entries of other tasks."""
-    before = json.loads(file.read_text(encoding="utf-8")).get("tasks", {}) if file.exists() else {}
-    write_json(file, {"format_version": 1, "paradigm": paradigm, "tasks": before | {task: entry}})
+    tasks = tasks_of(file) | {task: links}
+    write_json(file, {"format_version": 1, "paradigm": paradigm, "tasks": tasks})
 
 
 def copy_agent(source: str | Path, task: str, folder: Path) -> None:
@@ -76,8 +76,7 @@ def save_inner_link(folder: Path, style: Style, task: str | None, link: InnerLin
     if task:
         names = ("adapter_config.json", *AGENT_FILES, "model.safetensors")
         shared = {name: name for name in names if (folder / name).exists()}
-        entry = {"adapter.pt": file, **shared}
-        add_task(folder / "innerlink_config.json", style.paradigm, task, entry)
+        add_task(folder / INNER_MANIFEST, style.paradigm, task, {"adapter.pt": file, **shared})
 
 
 def save_outer_links(
@@ -101,7 +100,7 @@ def save_outer_links(
             "out_dim": link.residual_proj.out_features,
         }
         adapters.append(adapter)
-    manifest = folder / "outerlink_config.json"
+    manifest = folder / OUTER_MANIFEST
     if task:
         add_task(manifest, style.paradigm, task, {"task": task, "adapters": adapters})
     else:

@@ -1,6 +1,7 @@
 """The settings of a training: what can be chosen, what each choice means, and its default.
 
-Three defaults depend on the training, one of them also on the style. `completed` fills them in and checks all values.
+Three defaults depend on the training, on what agents send in it, or on the style. `completed` fills them in and checks
+all values.
 Messages name a setting as the option of the command: --batch-size is batch_size.
 """
 
@@ -10,8 +11,8 @@ from dataclasses import Field, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, get_args
 
-from ..common import InputError
-from ..settings import CompletedSettings, Settings, setting, setting_of
+from ..common import MOST, InputError
+from ..settings import CompletedSettings, Settings, as_python, setting, setting_of
 from ..styles import Style
 
 TRAININGS = ("inner", "outer", "system")
@@ -38,7 +39,8 @@ class TrainSettings:
     seed              of new links, and of the order of the rows
     date              the date that chat templates tell their agents
     save_every        steps between two saved states
-    held_out          outer links: rows that are left out, the last ones; their loss is measured at each saved state
+    held_out          outer links: rows that are left out, the last ones; their loss is measured before the first step
+                      and at each saved state
     best              outer links: keep those of the lowest own loss of these rows, beside the last ones
 
     What links start from:
@@ -52,8 +54,9 @@ class TrainSettings:
     rounds            outer links: rounds of recursion
     latents           outer links: `rollout`, agents think as at inference; or `teacher`, they send the states at the
                       tokens of given texts, as in the released recipe
-    latent_steps      outer links: latents per turn; the style's, or 80 with latents="teacher"
-    supervise_all     outer links: weight of the loss in the other rounds
+    latent_steps      outer links: latents per turn; the style's, or 80 with latents="teacher", where rows that are held
+                      out are measured with the style's
+    supervise_all     outer links: weight of the loss in the other rounds; with rounds=1 there are none
     """
 
     steps: int | None = setting(
@@ -139,7 +142,7 @@ class TrainSettings:
         self.check(what)
         if what in OUTER:
             check_edges("the style", style)
-        values = dict(vars(self))
+        values = {one.name: as_python(getattr(self, one.name)) for one in fields(TrainSettings)}
         if values["steps"] is None:
             values["steps"] = 0 if what == "system" else STEPS
         if values["init"] is None:
@@ -197,6 +200,12 @@ class CompletedTrainSettings(TrainSettings):
         settings = Settings(rounds=self.rounds, latent_steps=self.latent_steps, date=self.date)
         return settings.completed(style)
 
+    def of_inference(self, style: Style) -> CompletedSettings:
+        """The settings under which rows that are held out are measured: agents think, also if they do not to learn."""
+        latent_steps = style.latent_steps if self.latents == "teacher" else self.latent_steps
+        settings = Settings(rounds=self.rounds, latent_steps=latent_steps, date=self.date)
+        return settings.completed(style)
+
 
 # Fields
 
@@ -222,8 +231,12 @@ def check_value(one: Field, value: Any) -> None:
         raise InputError(f"{option} is {value!r}, expected one of {', '.join(choices)}")
     if int in types and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise InputError(f"{option} is {value!r}, expected a whole number")
-    if float in types and not isinstance(value, Real):
+    if float in types and (isinstance(value, bool) or not isinstance(value, Real)):
         raise InputError(f"{option} is {value!r}, expected a number")
+    if bool in types and not isinstance(value, bool):
+        raise InputError(f"{option} is {value!r}, expected True or False")
+    if str in types and not isinstance(value, str):
+        raise InputError(f"{option} is {value!r}, expected a text")
     expected = one.metadata["range"]
     if expected:
         check_range(option, value, expected)
@@ -234,6 +247,8 @@ def check_range(option: str, value: float, expected: str) -> None:
     enough = value >= 0 if expected == "from 0 up" else value > 0
     if not enough or value == math.inf:
         raise InputError(f"{option} is {value}, expected a finite number {expected}")
+    if value > MOST:
+        raise InputError(f"{option} is {value}, expected at most {MOST}")
 
 
 # What else is checked before anything is loaded

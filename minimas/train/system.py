@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from ..agent import load_agent
-from ..common import check_known, no_op
+from ..common import InputError, check_known, no_op
 from ..devices import Devices, devices_by_role, usable_dtype
 from ..load import load_outer_links
 from ..prompts import TASKS
 from ..runs.lock import held
 from ..runs.outputs import output_path
+from ..runs.processes import rank_and_world
 from ..styles import Style, style_named
 from ..system import System
 from .examples import TrainExample
@@ -26,11 +27,12 @@ from .links import (
     Examples,
     Training,
     check_objective,
-    data_or_rows,
     examples_of,
+    gradients,
+    kept_rows,
     learn_inner_link,
     learn_outer_links,
-    rank_and_world,
+    split_held_out,
     task_of_links,
 )
 from .losses import Objective
@@ -71,12 +73,13 @@ def train_system(
 
     Raises InputError on what cannot be used.
     """
+    rank, _ = rank_and_world()
     known_style = style if isinstance(style, Style) else style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
     inner_settings, outer_settings = settings_of_parts(settings or TrainSettings(), known_style)
     check_objective(objective, outer_settings)
-    rows = data_or_rows(examples)
+    rows = kept_rows(examples)
     folder = output_path(out)
     check_out(folder)
     sources = known_style.sources(checkpoints, known_style.order)
@@ -84,35 +87,34 @@ def train_system(
     parts = parts_of(folder, known_style)
     made = {role: parts[role] for role in known_style.order}
     shared: dict[str, Any] = dict(resume=resume, progress=progress, callback=callback, known={})
+    options: dict[str, Any] = dict(device=device, dtype=dtype, quantize=quantize)
 
     def examples_for(
         what: str, role: str | None, own: CompletedTrainSettings
     ) -> list[TrainExample]:
         return examples_of(what, role, own, known_style, task, rows, columns, limit)
 
-    rank, _ = rank_and_world()
-    with held(locks_of("system", folder, known_style), rank):
+    def learn_inner(role: str, left_out: list[TrainExample]) -> None:
+        own = without(examples_for("inner", role, inner_settings), left_out)
+        if not own:
+            raise InputError(
+                f"--held-out leaves out every row that {role} could learn from: leave out fewer"
+            )
+        base = {role: sources[role]}
+        system = load_to_train(known_style, base, task, new_link=True, **options)
+        learn_inner_link(Training("inner", role, system, inner_settings, own, made[role], **shared))
+
+    with held(locks_of("system", folder, known_style), rank), gradients():
         if rank == 0:
             name = task_of_links(known_style, task)
             check_new_or_resumed("system", folder, known_style, name, resume)
-        left_out: list[TrainExample] = []
-        if outer_settings.held_out:
-            rows_of_links = examples_for("outer", None, outer_settings)
-            left_out = rows_of_links[-outer_settings.held_out :]
+        outer_rows = examples_for("outer", None, outer_settings)
+        _, left_out = split_held_out(outer_rows, outer_settings.held_out)
         for role in known_style.order:
-            own = examples_for("inner", role, inner_settings)
-            own = without(own, left_out)
-            base = {role: sources[role]}
-            system = load_to_train(
-                known_style, base, task, device, dtype, new_link=True, quantize=quantize
-            )
-            learn_inner_link(
-                Training("inner", role, system, inner_settings, own, made[role], **shared)
-            )
-        own = examples_for("outer", None, outer_settings)
-        system = load_to_train(known_style, made, task, device, dtype, quantize=quantize)
+            learn_inner(role, left_out)
+        system = load_to_train(known_style, made, task, **options)
         learn_outer_links(
-            Training("outer", None, system, outer_settings, own, parts["links"], **shared),
+            Training("outer", None, system, outer_settings, outer_rows, parts["links"], **shared),
             objective,
         )
         links = load_outer_links(parts["links"], task, known_style.edges, system.agents)

@@ -39,7 +39,7 @@ from ..tokenizer import load_tokenizer
 from .examples import TargetTurn, TrainExample
 from .loop import adamw, fit
 from .losses import IGNORED, InnerLoss, OuterLoss, forced_turns
-from .ridge import embedding_scale, new_outer_links, read, set_outer_link, start_gain
+from .ridge import embedding_scale, new_outer_links, read_replies, set_outer_link, start_gain
 from .save import save_inner_link, save_outer_links, write_json
 
 COPIED = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
@@ -281,7 +281,7 @@ def train_outer_links(system: System, seed: int, ridge_turns: int, steps: int, b
     """Train all outer links, from a ridge regression on."""
     for edge in system.outer_links:
         given = turns(random.Random(f"{seed} ridge {edge}"), edge[0], ridge_turns)
-        set_outer_link(system, edge, read(system, edge[0], given))
+        set_outer_link(system, edge, read_replies(system, edge[0], given))
     rng = random.Random(f"{seed} outer")
     loss = OuterLoss(system, Settings().completed(system.style))
 
