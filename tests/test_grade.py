@@ -1079,6 +1079,17 @@ def test_an_answer_defines_the_function_itself():
     )
 
 
+def test_a_class_solution_lends_no_function_of_python():
+    """A method may call the common function of its name, but that function is not the answer."""
+    wrong = "class Solution:\n    def add(self, a, b): return 0"
+    right = "class Solution:\n    def add(self, a, b): return add(a, b)"
+    for program in (wrong, right, "# class Solution"):
+        assert not passes(program, ["assert add(1, 2) == 3"], "add"), program
+        assert not passes(program, [CHECK], "add"), program
+    assert not passes("# class Solution", [("1\n2", "3")], "add")
+    assert passes(right, ["assert Solution().add(1, 2) == 3"], "add")
+
+
 def test_results_that_are_nested_too_deep():
     program = (
         "import sys\nsys.setrecursionlimit(10 ** 6)\n"
