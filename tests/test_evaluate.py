@@ -211,8 +211,9 @@ def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeyp
     assert "rows_hash: " in refused(monkeypatch, capsys, *options(other, out, *limit))
 
 
-def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
+def test_a_finished_run_loads_and_computes_nothing(unbroken, data, monkeypatch, capsys):
     monkeypatch.setattr(System, "answer", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(answering, "load_mas_system", lambda *_, **__: pytest.fail("loaded"))
     assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1]
 
 
