@@ -190,8 +190,13 @@ def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeyp
     (tmp_path / "records.jsonl.part1").write_text(
         short.read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x')
     )
+    ours_by_half = ("records.jsonl.part1.bak", "records.jsonl.part1x", "records.jsonl.part2.part1")
+    for name in ours_by_half:
+        (tmp_path / name).write_text("a user's")
     run(monkeypatch, capsys, *options(data, out, *limit))
     assert records(out) == records(short)
+    assert all((tmp_path / name).read_text() == "a user's" for name in ours_by_half)
+    assert not (tmp_path / "records.jsonl.part1").exists()
     others = {
         "mine.json": "[1, 2]",
         "row.jsonl": '{"index": 1, "problem": "a row of data"}\n',

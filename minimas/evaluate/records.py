@@ -5,6 +5,7 @@ A file is appended to while its run goes on; `gather` puts it in order and merge
 
 import glob
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -162,7 +163,7 @@ def gather(
     progress   show a bar while records are graded again
     Raises InputError if the file holds another run.
     """
-    parts = sorted(file.parent.glob(f"{glob.escape(file.name)}.part[0-9]*"))
+    parts = parts_beside(file)
     if not file.exists():  # it was deleted, so its parts are void
         delete(parts)
         parts = []
@@ -186,6 +187,12 @@ def gather(
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
     delete(parts)
     return records
+
+
+def parts_beside(file: Path) -> list[Path]:
+    """The files in which other processes wrote records of a run, NAME.part1 and so on, in order."""
+    found = sorted(file.parent.glob(f"{glob.escape(file.name)}.part*"))
+    return [part for part in found if re.fullmatch(r"\.part\d+", part.name[len(file.name) :])]
 
 
 def by_key(records: Iterable[Record]) -> dict[Key, Record]:
