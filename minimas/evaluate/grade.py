@@ -15,6 +15,7 @@ import re
 import signal
 import string
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
@@ -225,10 +226,15 @@ def plain_text(text: str) -> str:
     """A text in lower case, without the LaTeX of a box, punctuation, articles and extra blanks."""
     # \text{Paris} -> {Paris}
     text = re.sub(r"\\(?:text|math)[a-z]*\s*(?=\{)|\\[ ,;:!]|~", " ", text)
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    text = "".join(c for c in text.lower() if not is_punctuation(c))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+def is_punctuation(character: str) -> bool:
+    """Whether a character is one of ASCII's or any other punctuation: curly quotation marks, long dashes."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
 def same_text(predicted: str | None, target: str) -> bool:
-    """Exact match as in SQuAD and HotpotQA, of the plain texts."""
+    """Exact match as in SQuAD and HotpotQA, of the plain texts; but not only punctuation of ASCII is left out."""
     return predicted is not None and plain_text(predicted) == plain_text(target)

@@ -21,12 +21,16 @@ from .meanings import (
     Words,
     constant,
     constant_value,
+    is_variable,
     meaning,
 )
-from .spellings import SHORT_DECIMAL_COMMA, SYMBOL_TIGHT, readings, tidy
+from .spellings import LETTERS_AROUND, SHORT_DECIMAL_COMMA, SYMBOL_TIGHT, readings, tidy
+from .units import is_plain_unit, singular
 
 LONGEST = 2000  # characters of an answer
 MOST_ITEMS = 50  # of a set; no answer of MATH comes near either
+
+REVERSED = str.maketrans("<>", "><")
 
 Verdict = bool | None  # None: not certain
 
@@ -65,13 +69,23 @@ def same_latex(predicted: str, target: str) -> Verdict:
 
 
 def doubtful_readings(predicted: str, target: str) -> list[tuple[str, str]]:
-    """An answer and a target as they may be meant, but are less likely to be: 5m as 5 meters, 1,5 as 1.5."""
+    """An answer and a target as they may be meant, but are less likely to be: 5m as 5 meters, 1,5 as 1.5, 5th as 5."""
     pairs = (
         (SYMBOL_TIGHT.sub(" ", predicted), target),
         (SHORT_DECIMAL_COMMA.sub(r"\1.\2", predicted), target),
         (predicted, SHORT_DECIMAL_COMMA.sub(r"\1.\2", target)),
+        (without_letters(predicted), target),
+        (predicted, without_letters(target)),
     )
     return [pair for pair in pairs if pair != (predicted, target)]
+
+
+def without_letters(text: str) -> str:
+    """A text without letters that may be a unit or an ordinal, 5th; known units stay."""
+    letters = LETTERS_AROUND.search(text)
+    if letters is None or is_plain_unit(letters[0].strip()):
+        return text
+    return LETTERS_AROUND.sub("", text)
 
 
 def without_blanks(text: str) -> str:
@@ -97,11 +111,13 @@ def alike(a: Meaning, b: Meaning) -> Verdict:
         case _, Relation():
             return asked(a, b)
         case Words(), Words():
-            return a.words == b.words
+            return list(map(singular, a.words)) == list(map(singular, b.words))
         case Value(), Value():
             return same_value(a, b)
         case Ordered(), Ordered() if (a.kind == "matrix") == (b.kind == "matrix"):
             return same_order(a, b)
+        case Many("list"), Many("list"):
+            return same_lists(a.items, b.items)
         case Many(), Many() if (a.kind == "union") == (b.kind == "union"):
             return same_items(a.items, b.items)
     return of_two_kinds(a, b)
@@ -141,6 +157,24 @@ def same_items(items: list[Meaning], others: list[Meaning]) -> Verdict:
     return every((forth, back))
 
 
+def same_lists(items: list[Meaning], others: list[Meaning]) -> Verdict:
+    """Whether two lists are the same in any order; None if that holds only without regard to how often items occur."""
+    found = same_items(items, others)
+    if found and not (len(items) == len(others) and as_often(items, others)):
+        return None
+    return found
+
+
+def as_often(items: list[Meaning], others: list[Meaning]) -> bool:
+    """Whether each item occurs in two lists equally often."""
+    return all(occurrences(item, items) == occurrences(item, others) for item in items)
+
+
+def occurrences(item: Meaning, items: list[Meaning]) -> int:
+    """How many items are the same as one."""
+    return sum(alike(item, other) is True for other in items)
+
+
 def is_among(item: Meaning, others: list[Meaning]) -> Verdict:
     """Whether an item of an answer is one of the target's."""
     return some(alike(item, other) for other in others)
@@ -154,8 +188,8 @@ def has_it(items: list[Meaning], other: Meaning) -> Verdict:
 def of_two_kinds(a: Meaning, b: Meaning) -> Verdict:
     """None if an answer holds what the target holds, in another kind: (0, 1) for 0, 1; else False."""
     if isinstance(a, Words) or isinstance(b, Words):
-        is_empty = [] in (items_of(a), items_of(b))  # no solution, and the empty set
-        return None if is_empty else False
+        # The empty set is no solution, an interval may be all real numbers
+        return False if isinstance(a, Value) or isinstance(b, Value) else None
     if isinstance(a, Many) and isinstance(b, Many):
         return None if same_items(a.items, b.items) is not False else False
     kinds = {kind_of(a), kind_of(b)}
@@ -205,19 +239,23 @@ def named(meant: Meaning) -> dict[str, Meaning]:
     return by_name if len(by_name) == len(items) else {}
 
 
-def same_value(a: Value, b: Value) -> bool:
-    """Equal numbers, in the same unit or one without; 50% is 0.5, and also 50 if only one side says percent."""
+def same_value(a: Value, b: Value) -> Verdict:
+    """Equal numbers, in the same unit or one without; 50% is 0.5, and also 50 if only one side says percent.
+
+    None if they are equal for positive letters only, which roots and logarithms are often meant for.
+    """
     one, two = sorted((a.unit, b.unit))
     is_degree = one == "degree" and two.startswith(one)  # 20 degrees are 20 degrees C
     if one and one != two and not is_degree:
         return False
     if equal(a.numbers, b.numbers) or is_rounded(a, b) or is_rounded(b, a):
         return True
-    if a.unit == "%" != b.unit:
+    if a.unit == "%" and b.unit == "":
         return equal(a.numbers, [100 * x for x in b.numbers])
-    if b.unit == "%" != a.unit:
+    if b.unit == "%" and a.unit == "":
         return equal(b.numbers, [100 * x for x in a.numbers])
-    return False
+    is_equal_if_positive = equal(a.numbers[:1], b.numbers[:1])  # at the first point
+    return None if is_equal_if_positive else False
 
 
 def is_rounded(a: Value, b: Value) -> bool:
@@ -232,7 +270,7 @@ def stated(answer: Relation, target: Meaning) -> Verdict:
     """Whether an answer in the form `x = ...` or `m + n = ...` states the target, which is no relation."""
     left, sign, right = answer.left, answer.sign, answer.right
     if sign != "=":
-        return False if isinstance(target, Value) else None
+        return same_as_inequality(answer, target)
     if NAME.fullmatch(left):
         return alike(meaning(right), target)
     if NAME.fullmatch(right):
@@ -254,7 +292,7 @@ def asked(answer: Meaning, target: Relation) -> Verdict:
     """Whether an answer that is no relation is the right side of the target `x = ...`."""
     left, sign, right = target.left, target.sign, target.right
     if sign != "=":
-        return False if isinstance(answer, Value) else None
+        return same_as_inequality(target, answer)
     if NAME.fullmatch(left):
         return alike(answer, meaning(right))
     if NAME.fullmatch(right):
@@ -267,6 +305,28 @@ def asked(answer: Meaning, target: Relation) -> Verdict:
     return None if found else found
 
 
+def same_as_inequality(relation: Relation, other: Meaning) -> Verdict:
+    """Whether an interval is that of x > 3 or the like; None of anything else that is no number."""
+    ray = ray_of(relation)
+    if isinstance(other, Ordered) and other.kind != "matrix" and ray is not None:
+        return alike(ray, other)
+    return False if isinstance(other, Value) else None
+
+
+def ray_of(relation: Relation) -> Ordered | None:
+    """The interval of a variable that is less or greater than a number; None of another relation."""
+    left, sign, right = relation.left, relation.sign, relation.right
+    if is_variable(right):  # 3 < x
+        left, right = right, left
+        sign = sign.translate(REVERSED)
+    if sign == "≠" or not is_variable(left) or constant_value(right) is None:
+        return None
+    closed = sign in ("<=", ">=")
+    if sign in ("<", "<="):
+        return Ordered("(]" if closed else "()", [meaning(r"-\infty"), meaning(right)])
+    return Ordered("[)" if closed else "()", [meaning(right), meaning(r"\infty")])
+
+
 def same_relation(a: Relation, b: Relation) -> Verdict:
     """Whether a relation, all on its left side, is the other times a number; a negative one reverses inequalities.
 
@@ -277,7 +337,7 @@ def same_relation(a: Relation, b: Relation) -> Verdict:
         return alike(meaning(a.right), meaning(b.right))
     left, right = values_at_points(a.left), values_at_points(a.right)
     other_left, other_right = values_at_points(b.left), values_at_points(b.right)
-    reversed_sign = b.sign.translate(str.maketrans("<>", "><"))
+    reversed_sign = b.sign.translate(REVERSED)
     differences = list(differences_of(left, right))
     other_differences = list(differences_of(other_left, other_right))
     if constant(differences) or constant(other_differences):
