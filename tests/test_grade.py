@@ -201,8 +201,9 @@ def test_units_and_words(predicted, target, equal):
         (float("nan"), ""),
         (float("-inf"), ""),
         (None, ""),
-        ("NaN", ""),
-        ("null", ""),
+        ("NaN", "NaN"),
+        ("null", "null"),
+        ("inf", "inf"),
         (" ", ""),
     ],
 )

@@ -21,6 +21,7 @@ from typing import Any
 from ..common import InputError, local_path
 from .formats import (
     BOM,
+    NO_VALUE,
     SUFFIXES,
     check_pyarrow,
     first_repeated,
@@ -31,7 +32,6 @@ from .formats import (
     twice,
 )
 
-NO_VALUE = "", "null", "nan", "NaN", "inf", "-inf"  # of a number, as programs write it
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
 # The name of a part of a file: train-00000-of-00002.parquet
 PART = re.compile(r"(.*-)(\d+)-of-(\d+)(\D*)")
@@ -113,10 +113,15 @@ def plain_name(name: str) -> str:
 
 
 def text_of(value: Any, what: str) -> str:
-    """The text that a cell is, "" if it is blank or no value; InputError if it is a list, an object or bytes."""
+    """The text that a cell is, "" if it is blank or no value; InputError if it is a list, an object or bytes.
+
+    A text "null" is a text here. In a table, where it may stand for no value, formats.py has taken it away.
+    """
     if isinstance(value, (list, dict, bytes)):
         raise InputError(f"{what} holds a {type(value).__name__}, expected text or a number")
-    if value is None or str(value).strip() in NO_VALUE:
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    if value is None or str(value) in NO_VALUE:
         return ""
     if isinstance(value, (float, Decimal)):
         return f"{Decimal(str(value)):f}"  # 0.00001, not 1e-05
