@@ -10,7 +10,10 @@ from minimas.common import InputError
 from minimas.evaluate import __main__ as command
 from minimas.evaluate import compare, evaluate, load_dataset
 from minimas.evaluate.compare import mcnemar_mid_p, paired_interval
+from minimas.evaluate.records import RECORD
+from minimas.runs.lock import Lock, held
 from minimas.settings import Settings
+from minimas.system import System
 
 WAYS = ["other", "none", "text", "alone"]
 
@@ -104,6 +107,25 @@ def test_what_a_comparison_chooses_itself_is_refused(system, examples, given):
     if name == "rollouts":
         with pytest.raises(InputError, match=f"--{name} is given"):
             compare(system, examples, settings=Settings(rollouts=3))
+
+
+def test_an_unknown_setting_is_refused(system, examples):
+    with pytest.raises(InputError, match="setting .beams. is not known"):
+        compare(system, examples, beams=3)
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r-alone.jsonl"])
+def test_both_files_are_held_and_checked_before_a_question_is_asked(
+    system, examples, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(System, "answer", lambda *_, **__: pytest.fail("a question was asked"))
+    file = tmp_path / name
+    with held([Lock("--out", file)]), pytest.raises(InputError, match=f"{name} is being written"):
+        compare(system, examples, out=tmp_path / "r.jsonl")
+    line = dict.fromkeys(RECORD, 0)
+    file.write_text(f'{{"minimas": "{minimas.__version__}"}}\n{json.dumps(line)}\n')
+    with pytest.raises(InputError, match=f"{name} holds another run"):
+        compare(system, examples, out=tmp_path / "r.jsonl")
 
 
 def test_a_style_without_edges_has_nothing_to_compare(system, examples):

@@ -718,6 +718,30 @@ def test_other_graders_are_noticed(short, data, tmp_path, monkeypatch, capsys):
     assert "graders_hash: 0 there" in refused(monkeypatch, capsys, *args)
 
 
+def test_a_record_without_texts_cannot_be_graded_again(short, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / short.name
+    head, first, rest = short.read_text().split("\n", 2)
+    record = json.loads(first)
+    del record["texts"]
+    out.write_text("\n".join([head, json.dumps(record), rest]))
+    args = options(data, out, "--limit", "4")
+    told = refused(monkeypatch, capsys, *args, "--regrade")
+    assert "is not a record" in told and "lacks texts" in told
+
+
+def test_another_dtype_is_another_run(short, data, tmp_path, monkeypatch, capsys):
+    """Even if neither was chosen, as on a CPU and on a GPU. Older files did not say what was used then."""
+    out = tmp_path / short.name
+    head, rest = short.read_text().split("\n", 1)
+    assert json.loads(head)["dtype"] == "float32"
+    args = options(data, out, "--limit", "4")
+    out.write_text(json.dumps(json.loads(head) | {"dtype": "config.json"}) + "\n" + rest)
+    assert "dtype: config.json there, float32 now" in refused(monkeypatch, capsys, *args)
+    out.write_text(json.dumps(json.loads(head) | {"dtype": None}) + "\n" + rest)
+    run(monkeypatch, capsys, *args, "--dtype", "float32")
+    assert records(out) == records(short)
+
+
 def test_corrected_tests_are_noticed(tmp_path):
     """The tests of a code question belong to what verdicts depend on, read lazily or not."""
     hashes = {

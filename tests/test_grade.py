@@ -812,10 +812,11 @@ def test_a_verdict_that_changes_is_seen(monkeypatch):
 
 
 def test_the_hash_of_the_graders_is_their_version():
-    """No comment in a file changes it."""
-    assert graders_hash().startswith(f"graders {GRADERS_VERSION}")
+    """No comment in a file changes it, and no package that does not judge."""
+    for graders in ("plain",), ("plain", "released"), ("code",):
+        assert graders_hash(graders) == f"graders {GRADERS_VERSION}"
     if default_grader() == "math-verify":
-        assert graders_hash().endswith(metadata.version("math-verify"))
+        assert graders_hash(("plain", "math-verify")).endswith(metadata.version("math-verify"))
 
 
 def test_released():

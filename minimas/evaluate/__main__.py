@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
         help="own latents beside other, none, text and the last agent alone, with paired differences",
     )
     add("--task", help="of a local file: math, choice or code (default: the style's)")
-    add("--limit", type=int, help="only the first LIMIT questions")
+    add("--limit", type=int, help="only the first LIMIT rows")
     add(
         "--protocol",
         default="paper",

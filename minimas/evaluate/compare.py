@@ -18,16 +18,27 @@ and c only by the other.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError
+from ..common import InputError, check_known
+from ..runs.lock import held
 from ..runs.outputs import aligned, output_path
+from ..runs.processes import launched
 from ..settings import CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
-from .measure import Run, carried_out, chosen, planned, several
+from .measure import (
+    Run,
+    check_continues,
+    chosen,
+    locks_of,
+    measure,
+    planned,
+    records_path,
+    several,
+)
 from .records import Record
 from .report import Interval, Row, Table
 
@@ -105,9 +116,7 @@ def compare(
     points = [point for point in run.points if point.channel == "latent" or point.hear == "own"]
     run = replace(run, points=points)
     alone = last_agent_alone(run)
-    table = carried_out(run, out, file, regrade, progress)
-    beside = None if out is None else alone_file(out)
-    table_alone = carried_out(alone, beside, file, regrade, progress)
+    table, table_alone = both_carried_out(run, alone, out, file, regrade, progress)
     differences = []
     for own in points:
         if own.channel == "latent" and own.hear == "own":
@@ -115,8 +124,31 @@ def compare(
     return Comparison(together(table, table_alone), differences)
 
 
+def both_carried_out(
+    run: Run,
+    alone: Run,
+    out: str | Path | None,
+    file: str | Path | None,
+    regrade: bool,
+    progress: bool,
+) -> tuple[Table, Table]:
+    """The Tables of a system and of its last agent alone. Both files are held and checked before the first question."""
+    processes = launched()
+    beside = None if out is None else alone_file(out)
+    path = records_path(run, out, file, regrade, processes)
+    path_alone = records_path(alone, beside, file, regrade, processes)
+    locks = locks_of(path)
+    locks_alone = locks_of(path_alone)
+    with held([*locks, *locks_alone], processes.rank):
+        if path_alone is not None and processes.rank == 0:
+            check_continues(alone, path_alone, regrade)
+        table = measure(run, path, locks, regrade, progress, processes)
+        return table, measure(alone, path_alone, locks_alone, regrade, progress, processes)
+
+
 def check_given(given: dict[str, Any], settings: Settings | None) -> None:
-    """InputError if a setting is chosen that the comparison chooses itself."""
+    """InputError if there is no such setting, or one is chosen that the comparison chooses itself."""
+    check_known("setting", given, [one.name for one in fields(Settings)])
     plain = Settings()
     for name in ("channel", "hear", "rollouts"):
         in_settings = getattr(settings or plain, name) != getattr(plain, name)

@@ -16,7 +16,7 @@ import signal
 import string
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from importlib import metadata, util
@@ -67,10 +67,10 @@ def graders_for(kind: str, chosen: tuple[str, ...] | None, may_run: bool) -> tup
     return (kind,)
 
 
-def graders_hash() -> str:
-    """The versions of all that judges, for records that must not mix verdicts of different graders."""
+def graders_hash(graders: Sequence[str]) -> str:
+    """The versions of all that judges by these graders, for records that must not mix verdicts of different ones."""
     versions = f"graders {GRADERS_VERSION}"
-    if util.find_spec("math_verify"):
+    if "math-verify" in graders and util.find_spec("math_verify"):
         versions += f", math-verify {metadata.version('math-verify')}"
     return versions
 

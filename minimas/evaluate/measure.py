@@ -33,6 +33,7 @@ from .records import (
     Key,
     Record,
     by_key,
+    contents,
     gather,
     graded,
     line_of,
@@ -147,19 +148,15 @@ def carried_out(
 ) -> Table:
     """The Table of a Run; the other arguments are those of evaluate."""
     processes = launched()
-    path = None
-    if out is not None:
-        path = output_path(out)
-        check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
-    elif regrade:
-        raise InputError("regrade grades the records in a file: name it with out")
-    elif processes.world > 1:
-        raise InputError(
-            f"{processes.world} processes bring their records together in a file: name one with out"
-        )
-    locks = [] if path is None else [Lock("--out", path)]
+    path = records_path(run, out, file, regrade, processes)
+    locks = locks_of(path)
     with held(locks, processes.rank):
         return measure(run, path, locks, regrade, progress, processes)
+
+
+def locks_of(out: Path | None) -> list[Lock]:
+    """What holds a file of records; nothing if there is none."""
+    return [] if out is None else [Lock("--out", out)]
 
 
 # The plan of a run
@@ -366,6 +363,39 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
         writable_file(option, file, make_folder=option == "--out")
 
 
+def records_path(
+    run: Run,
+    out: str | Path | None,
+    file: str | Path | None,
+    regrade: bool,
+    processes: Processes,
+) -> Path | None:
+    """The path of the file of records, None if there is to be none.
+
+    InputError if it cannot be written, or if there has to be one.
+    """
+    if out is not None:
+        path = output_path(out)
+        check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
+        return path
+    if regrade:
+        raise InputError("regrade grades the records in a file: name it with out")
+    if processes.world > 1:
+        raise InputError(
+            f"{processes.world} processes bring their records together in a file: name one with out"
+        )
+    return None
+
+
+def check_continues(run: Run, out: Path, regrade: bool) -> None:
+    """InputError if a file that is there holds the records of another Run. The questions are read for that."""
+    if not out.exists():
+        return
+    examples = run.data.load(no_op)
+    settings = settings_of(run, examples, questions_of(run, examples))
+    contents(out, [], settings, regrade)
+
+
 def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | None]) -> None:
     """InputError if a run that reads `inputs` cannot write its records to a file."""
     if run.system is not None and run.system.origin is None:
@@ -407,9 +437,7 @@ def measure(
     if out is None:
         records = by_key(answers())
     else:
-        settings = settings_line(
-            run.origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
-        )
+        settings = settings_of(run, examples, questions)
         again = partial(graded_again, examples, run.graders) if regrade else None
         file = out.resolve()  # what a link leads to is written, and the link stays
         records = records_in_file(file, settings, answers, again, progress, rank, wait)
@@ -437,6 +465,13 @@ def questions_of(run: Run, examples: Sequence[Example]) -> list[Question]:
     for point in run.points:
         check_neighbours(len(questions), point)
     return questions
+
+
+def settings_of(run: Run, examples: Sequence[Example], questions: Sequence[Question]) -> Record:
+    """The first line of the file of a Run."""
+    return settings_line(
+        run.origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
+    )
 
 
 def answers_of(
