@@ -109,6 +109,19 @@ def test_what_a_comparison_chooses_itself_is_refused(system, examples, given):
             compare(system, examples, settings=Settings(rollouts=3))
 
 
+def test_what_a_comparison_needs(monkeypatch, capsys):
+    """A text takes a larger cache than the latents."""
+
+    def printed(*args):
+        options = ("--dataset", "tiny", "--device", "cpu", "--max-new-tokens", "2000", "--needs")
+        monkeypatch.setattr(sys, "argv", ["evaluate", *options, *args])
+        command.command(command.main)
+        return capsys.readouterr().out.splitlines()[2]
+
+    assert printed("--compare").startswith("planner")
+    assert printed("--compare") == printed("--channel", "text") != printed("--channel", "latent")
+
+
 def test_an_unknown_setting_is_refused(system, examples):
     with pytest.raises(InputError, match="setting .beams. is not known"):
         compare(system, examples, beams=3)

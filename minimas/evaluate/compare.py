@@ -17,7 +17,7 @@ and c only by the other.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,13 +96,10 @@ def compare(
     is left to compare.
     """
     check_given(given, settings)
-    options = chosen(settings, **given)
-    if "tools" in options:
-        options["tools"] = several(options["tools"])
-    run = planned(
+    run, alone = planned_pair(
         system,
         dataset,
-        options | {"channel": ("latent", "text"), "hear": HEARD, "rollouts": 1},
+        chosen(settings, **given),
         protocol=protocol,
         graders=graders,
         allow_code_execution=allow_code_execution,
@@ -111,17 +108,30 @@ def compare(
         columns=columns,
         task=task,
     )
+    table, table_alone = both_carried_out(run, alone, out, file, regrade, progress)
+    differences = []
+    for own in run.points:
+        if own.channel == "latent" and own.hear == "own":
+            differences += differences_from(own, run, table, table_alone)
+    return Comparison(together(table, table_alone), differences)
+
+
+def planned_pair(
+    system: "System | Origin",
+    dataset: str | Path | Sequence[Example],
+    options: Mapping[str, Any],
+    **measured: Any,
+) -> tuple[Run, Run]:
+    """The Runs of a system and of its last agent alone; the arguments are those of `planned`."""
+    if "tools" in options:
+        options = {**options, "tools": several(options["tools"])}
+    ways = {"channel": ("latent", "text"), "hear": HEARD, "rollouts": 1}
+    run = planned(system, dataset, {**options, **ways}, **measured)
     if not run.style.edges:
         raise InputError("nobody hears anybody in this style, so that there is nothing to compare")
     points = [point for point in run.points if point.channel == "latent" or point.hear == "own"]
     run = replace(run, points=points)
-    alone = last_agent_alone(run)
-    table, table_alone = both_carried_out(run, alone, out, file, regrade, progress)
-    differences = []
-    for own in points:
-        if own.channel == "latent" and own.hear == "own":
-            differences += differences_from(own, run, table, table_alone)
-    return Comparison(together(table, table_alone), differences)
+    return run, last_agent_alone(run)
 
 
 def both_carried_out(
