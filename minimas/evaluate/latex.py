@@ -24,7 +24,7 @@ from .meanings import (
     is_variable,
     meaning,
 )
-from .spellings import LETTERS_AROUND, SHORT_DECIMAL_COMMA, SYMBOL_TIGHT, readings, tidy
+from .spellings import LETTERS_AROUND, SHORT_DECIMAL_COMMA, SYMBOL_TIGHT, tidy, ways_to_read
 from .units import is_plain_unit, singular
 
 LONGEST = 2000  # characters of an answer
@@ -62,13 +62,15 @@ def same_latex(predicted: str, target: str) -> Verdict:
     predicted, target = tidy(predicted), tidy(target)
     if predicted and without_blanks(predicted) == without_blanks(target):
         return True
-    found = some(verdict(*texts) for texts in product(readings(predicted), readings(target)))
-    if found is False and some(starmap(verdict, doubtful_readings(predicted, target))):
+    found = some(
+        verdict(*texts) for texts in product(ways_to_read(predicted), ways_to_read(target))
+    )
+    if found is False and some(starmap(verdict, doubtful_ways(predicted, target))):
         return None
     return found
 
 
-def doubtful_readings(predicted: str, target: str) -> list[tuple[str, str]]:
+def doubtful_ways(predicted: str, target: str) -> list[tuple[str, str]]:
     """An answer and a target as they may be meant, but are less likely to be: 5m as 5 meters, 1,5 as 1.5, 5th as 5."""
     pairs = (
         (SYMBOL_TIGHT.sub(" ", predicted), target),
@@ -96,20 +98,20 @@ def without_blanks(text: str) -> str:
 def verdict(predicted: str, target: str) -> Verdict:
     """Whether two tidied texts mean the same; None if one of them cannot be read."""
     try:
-        return alike(meaning(predicted), meaning(target))
+        return same_meaning(meaning(predicted), meaning(target))
     except (ValueError, ArithmeticError, RecursionError):
         return None
 
 
-def alike(a: Meaning, b: Meaning) -> Verdict:
+def same_meaning(a: Meaning, b: Meaning) -> Verdict:
     """Whether the meaning of an answer is that of a target."""
     match a, b:
         case Relation(), Relation():
             return same_relation(a, b)
         case Relation(), _:
-            return stated(a, b)
+            return states_target(a, b)
         case _, Relation():
-            return asked(a, b)
+            return is_stated_by(a, b)
         case Words(), Words():
             return list(map(singular, a.words)) == list(map(singular, b.words))
         case Value(), Value():
@@ -126,10 +128,10 @@ def alike(a: Meaning, b: Meaning) -> Verdict:
 def same_order(a: Ordered, b: Ordered) -> Verdict:
     """Whether two tuples, intervals, matrices or ratios are the same."""
     if "ratio" in (a.kind, b.kind) and a.kind == b.kind and len(a.items) == len(b.items):
-        return True if every(map(alike, a.items, b.items)) else proportional(a, b)
+        return True if every(map(same_meaning, a.items, b.items)) else proportional(a, b)
     if a.kind != b.kind or len(a.items) != len(b.items):
         return False
-    return every(map(alike, a.items, b.items))
+    return every(map(same_meaning, a.items, b.items))
 
 
 def proportional(a: Ordered, b: Ordered) -> Verdict:
@@ -172,45 +174,67 @@ def as_often(items: list[Meaning], others: list[Meaning]) -> bool:
 
 def occurrences(item: Meaning, items: list[Meaning]) -> int:
     """How many items are the same as one."""
-    return sum(alike(item, other) is True for other in items)
+    return sum(same_meaning(item, other) is True for other in items)
 
 
 def is_among(item: Meaning, others: list[Meaning]) -> Verdict:
     """Whether an item of an answer is one of the target's."""
-    return some(alike(item, other) for other in others)
+    return some(same_meaning(item, other) for other in others)
 
 
 def has_it(items: list[Meaning], other: Meaning) -> Verdict:
     """Whether an answer's items have one of the target's."""
-    return some(alike(item, other) for item in items)
+    return some(same_meaning(item, other) for item in items)
 
 
 def of_two_kinds(a: Meaning, b: Meaning) -> Verdict:
-    """None if an answer holds what the target holds, in another kind: (0, 1) for 0, 1; else False."""
+    """None if an answer holds what the target holds, in another kind: (0, 1) for 0, 1; else False.
+
+    The first rule for the two kinds decides.
+    """
     if isinstance(a, Words) or isinstance(b, Words):
-        # The empty set is no solution, an interval may be all real numbers
-        return False if isinstance(a, Value) or isinstance(b, Value) else None
+        return against_words(a, b)
     if isinstance(a, Many) and isinstance(b, Many):
-        return None if same_items(a.items, b.items) is not False else False
+        return unless_false(same_items(a.items, b.items))
     kinds = {kind_of(a), kind_of(b)}
-    if "union" in kinds:
-        return False if "value" in kinds else None  # [0, 1] and [1, 2] together are [0, 2]
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, Many) and one.items and not isinstance(other, Many):
-            each = every(alike(item, other) for item in one.items[:MOST_ITEMS])
-            if each is not False:
-                return None  # {5}, and 5
+    if "union" in kinds:  # [0, 1] and [1, 2] together are [0, 2]
+        return False if "value" in kinds else None
+    if one_item(a, b) or one_item(b, a):  # {5}, and 5
+        return None
     if "set" in kinds and "value" not in kinds:
         return False  # the order of a tuple means something, that of a set does not
-    if "ratio" in kinds and "value" in kinds:
+    if kinds == {"ratio", "value"}:
         return None  # 7:32 may be the quotient, or a time
+    return item_by_item(a, b)
+
+
+def unless_false(found: Verdict) -> Verdict:
+    """What is sure of things of two kinds: that they differ. None if they may be the same."""
+    return False if found is False else None
+
+
+def against_words(a: Meaning, b: Meaning) -> Verdict:
+    """Words are no number. But the empty set is no solution, and an interval may be all real numbers."""
+    return False if isinstance(a, Value) or isinstance(b, Value) else None
+
+
+def one_item(one: Meaning, other: Meaning) -> bool:
+    """Whether all items of a set or a list may be the other meaning, which is no such thing."""
+    if not isinstance(one, Many) or isinstance(other, Many) or not one.items:
+        return False
+    return every(same_meaning(item, other) for item in one.items[:MOST_ITEMS]) is not False
+
+
+def item_by_item(a: Meaning, b: Meaning) -> Verdict:
+    """None if the items of two kinds may be the same in order, or of a target that is a list without names in any."""
     items, others = items_of(a), items_of(b)
     if len(items) != len(others):
         return False
-    in_order = every(map(alike, items, others))
-    if in_order is False and kind_of(b) == "list" and len(items) <= MOST_ITEMS and not named(b):
-        in_order = same_items(items, others)
-    return None if in_order is not False else False
+    found = every(map(same_meaning, items, others))
+    is_plain_list = kind_of(b) == "list" and len(items) <= MOST_ITEMS and not named(b)
+    if found is False and is_plain_list:
+        found = same_items(items, others)
+    return unless_false(found)
 
 
 def kind_of(meant: Meaning) -> str:
@@ -266,18 +290,18 @@ def is_rounded(a: Value, b: Value) -> bool:
     return all(abs(x - y) <= half_step for x, y in zip(a.numbers, b.numbers, strict=True))
 
 
-def stated(answer: Relation, target: Meaning) -> Verdict:
+def states_target(answer: Relation, target: Meaning) -> Verdict:
     """Whether an answer in the form `x = ...` or `m + n = ...` states the target, which is no relation."""
     left, sign, right = answer.left, answer.sign, answer.right
     if sign != "=":
         return same_as_inequality(answer, target)
     if NAME.fullmatch(left):
-        return alike(meaning(right), target)
+        return same_meaning(meaning(right), target)
     if NAME.fullmatch(right):
-        return alike(meaning(left), target)
+        return same_meaning(meaning(left), target)
     value, other_value = constant_value(left), constant_value(right)
     if value and other_value:
-        return alike(meaning(right), target) if equal(value, other_value) else None
+        return same_meaning(meaning(right), target) if equal(value, other_value) else None
     if value:  # 293 = m + n
         left, right = right, left
     is_number = not isinstance(target, Value) or constant(target.numbers)
@@ -285,23 +309,23 @@ def stated(answer: Relation, target: Meaning) -> Verdict:
     is_expression = isinstance(stated_value, Value) and not constant(stated_value.numbers)
     if is_expression or not is_number:
         return None  # an equation between two expressions
-    return alike(stated_value, target)
+    return same_meaning(stated_value, target)
 
 
-def asked(answer: Meaning, target: Relation) -> Verdict:
+def is_stated_by(answer: Meaning, target: Relation) -> Verdict:
     """Whether an answer that is no relation is the right side of the target `x = ...`."""
     left, sign, right = target.left, target.sign, target.right
     if sign != "=":
         return same_as_inequality(target, answer)
     if NAME.fullmatch(left):
-        return alike(answer, meaning(right))
+        return same_meaning(answer, meaning(right))
     if NAME.fullmatch(right):
-        return alike(answer, meaning(left))
+        return same_meaning(answer, meaning(left))
     if not isinstance(answer, Value):
         return None
     if re.search(r"(?<![\\a-zA-Z])[xyz](?![a-zA-Z])", left) and not constant_value(left):
         return False  # the equation of a line, or of another curve
-    found = alike(answer, meaning(right))
+    found = same_meaning(answer, meaning(right))
     return None if found else found
 
 
@@ -309,7 +333,7 @@ def same_as_inequality(relation: Relation, other: Meaning) -> Verdict:
     """Whether an interval is that of x > 3 or the like; None of anything else that is no number."""
     ray = ray_of(relation)
     if isinstance(other, Ordered) and other.kind != "matrix" and ray is not None:
-        return alike(ray, other)
+        return same_meaning(ray, other)
     return False if isinstance(other, Value) else None
 
 
@@ -334,7 +358,7 @@ def same_relation(a: Relation, b: Relation) -> Verdict:
     """
     is_same_name = NAME.fullmatch(a.left) and without_blanks(a.left) == without_blanks(b.left)
     if is_same_name and a.sign == b.sign:
-        return alike(meaning(a.right), meaning(b.right))
+        return same_meaning(meaning(a.right), meaning(b.right))
     left, right = values_at_points(a.left), values_at_points(a.right)
     other_left, other_right = values_at_points(b.left), values_at_points(b.right)
     reversed_sign = b.sign.translate(REVERSED)

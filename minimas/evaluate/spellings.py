@@ -51,7 +51,7 @@ def repeating_decimal(number: re.Match[str]) -> str:
     return f"({whole or 0}.{decimals or 0}+{period}/{nines})"
 
 
-def readings(text: str) -> list[str]:
+def ways_to_read(text: str) -> list[str]:
     """The tidied text in all ways in which its numbers may be meant, the most likely first."""
     found = [without_thousands(text, sparing=False), without_thousands(text, sparing=True)]
     if decimal := DECIMAL_COMMA.fullmatch(text):
@@ -60,7 +60,7 @@ def readings(text: str) -> list[str]:
         found.append(SYMBOL_APART.sub("", text))  # 5 m may also be 5 times m
     if INVERSE.search(text):
         found.append(INVERSE.sub(r"\\arc\1 ", text))
-    found += [SCIENTIFIC.sub(r"(\1*10^{\2})", reading) for reading in found]  # 5e-5 or 5*e - 5
+    found += [SCIENTIFIC.sub(r"(\1*10^{\2})", way) for way in found]  # 5e-5 or 5*e - 5
     return list(dict.fromkeys(found))
 
 

@@ -73,7 +73,7 @@ class Row:
         InputError if a second column has the same name but for blanks and capitals, unless the user named this one.
         """
         if column not in self.columns.values():
-            same = alike(column, tuple(self.cells))
+            same = named_like(column, tuple(self.cells))
             if len(same) > 1:
                 raise InputError(
                     f"{self} has the column {column!r} twice, spelled {' and '.join(map(repr, same))}: "
@@ -102,7 +102,7 @@ def numbered(rows: Iterable[dict], source: str, columns: dict[str, str]) -> Iter
 
 
 @lru_cache(maxsize=1024)  # rows of one file mostly have the same columns
-def alike(column: str, columns: tuple[str, ...]) -> list[str]:
+def named_like(column: str, columns: tuple[str, ...]) -> list[str]:
     """The columns that have the name of this one but for blanks and capitals; it is among them."""
     return [other for other in columns if plain_name(other) == plain_name(column)]
 
