@@ -10,7 +10,10 @@ from minimas.common import InputError
 from minimas.evaluate import __main__ as command
 from minimas.evaluate import compare, evaluate, load_dataset
 from minimas.evaluate.compare import mcnemar_mid_p, paired_interval
+from minimas.evaluate.records import RECORD
+from minimas.runs.lock import Lock, held
 from minimas.settings import Settings
+from minimas.system import System
 
 WAYS = ["other", "none", "text", "alone"]
 
@@ -79,7 +82,7 @@ def test_differences_count_the_questions(found):
 
 
 @pytest.mark.parametrize(
-    "b, c, p", [(0, 0, 1.0), (1, 5, 0.125), (5, 1, 0.125), (3, 3, 1.0), (0, 6, 2**-6)]
+    "b, c, p", [(0, 0, 1.0), (1, 5, 0.125), (5, 1, 0.125), (3, 3, 1 - 20 / 64 / 2), (0, 6, 2**-6)]
 )
 def test_mid_p(b, c, p):
     assert mcnemar_mid_p(b, c) == p
@@ -104,6 +107,38 @@ def test_what_a_comparison_chooses_itself_is_refused(system, examples, given):
     if name == "rollouts":
         with pytest.raises(InputError, match=f"--{name} is given"):
             compare(system, examples, settings=Settings(rollouts=3))
+
+
+def test_what_a_comparison_needs(monkeypatch, capsys):
+    """A text takes a larger cache than the latents."""
+
+    def printed(*args):
+        options = ("--dataset", "tiny", "--device", "cpu", "--max-new-tokens", "2000", "--needs")
+        monkeypatch.setattr(sys, "argv", ["evaluate", *options, *args])
+        command.command(command.main)
+        return capsys.readouterr().out.splitlines()[2]
+
+    assert printed("--compare").startswith("planner")
+    assert printed("--compare") == printed("--channel", "text") != printed("--channel", "latent")
+
+
+def test_an_unknown_setting_is_refused(system, examples):
+    with pytest.raises(InputError, match="setting .beams. is not known"):
+        compare(system, examples, beams=3)
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r-alone.jsonl"])
+def test_both_files_are_held_and_checked_before_a_question_is_asked(
+    system, examples, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(System, "answer", lambda *_, **__: pytest.fail("a question was asked"))
+    file = tmp_path / name
+    with held([Lock("--out", file)]), pytest.raises(InputError, match=f"{name} is being written"):
+        compare(system, examples, out=tmp_path / "r.jsonl")
+    line = dict.fromkeys(RECORD, 0)
+    file.write_text(f'{{"minimas": "{minimas.__version__}"}}\n{json.dumps(line)}\n')
+    with pytest.raises(InputError, match=f"{name} holds another run"):
+        compare(system, examples, out=tmp_path / "r.jsonl")
 
 
 def test_a_style_without_edges_has_nothing_to_compare(system, examples):

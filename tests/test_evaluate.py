@@ -190,8 +190,13 @@ def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeyp
     (tmp_path / "records.jsonl.part1").write_text(
         short.read_text().split("\n", 1)[1].replace('"gold": "', '"gold": "x')
     )
+    ours_by_half = ("records.jsonl.part1.bak", "records.jsonl.part1x", "records.jsonl.part2.part1")
+    for name in ours_by_half:
+        (tmp_path / name).write_text("a user's")
     run(monkeypatch, capsys, *options(data, out, *limit))
     assert records(out) == records(short)
+    assert all((tmp_path / name).read_text() == "a user's" for name in ours_by_half)
+    assert not (tmp_path / "records.jsonl.part1").exists()
     others = {
         "mine.json": "[1, 2]",
         "row.jsonl": '{"index": 1, "problem": "a row of data"}\n',
@@ -211,8 +216,9 @@ def test_what_lies_about_is_not_taken_for_records(short, data, tmp_path, monkeyp
     assert "rows_hash: " in refused(monkeypatch, capsys, *options(other, out, *limit))
 
 
-def test_a_finished_run_computes_nothing(unbroken, data, monkeypatch, capsys):
+def test_a_finished_run_loads_and_computes_nothing(unbroken, data, monkeypatch, capsys):
     monkeypatch.setattr(System, "answer", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(answering, "load_mas_system", lambda *_, **__: pytest.fail("loaded"))
     assert run(monkeypatch, capsys, *options(data, unbroken[0])).out == unbroken[1]
 
 
@@ -710,6 +716,30 @@ def test_other_graders_are_noticed(short, data, tmp_path, monkeypatch, capsys):
     assert records(out)[1:] == records(short)[1:] and records(out)[0]["minimas"] == "0.1"
     out.write_text(json.dumps(json.loads(head) | {"graders_hash": "0"}) + "\n" + rest)
     assert "graders_hash: 0 there" in refused(monkeypatch, capsys, *args)
+
+
+def test_a_record_without_texts_cannot_be_graded_again(short, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / short.name
+    head, first, rest = short.read_text().split("\n", 2)
+    record = json.loads(first)
+    del record["texts"]
+    out.write_text("\n".join([head, json.dumps(record), rest]))
+    args = options(data, out, "--limit", "4")
+    told = refused(monkeypatch, capsys, *args, "--regrade")
+    assert "is not a record" in told and "lacks texts" in told
+
+
+def test_another_dtype_is_another_run(short, data, tmp_path, monkeypatch, capsys):
+    """Even if neither was chosen, as on a CPU and on a GPU. Older files did not say what was used then."""
+    out = tmp_path / short.name
+    head, rest = short.read_text().split("\n", 1)
+    assert json.loads(head)["dtype"] == "float32"
+    args = options(data, out, "--limit", "4")
+    out.write_text(json.dumps(json.loads(head) | {"dtype": "config.json"}) + "\n" + rest)
+    assert "dtype: config.json there, float32 now" in refused(monkeypatch, capsys, *args)
+    out.write_text(json.dumps(json.loads(head) | {"dtype": None}) + "\n" + rest)
+    run(monkeypatch, capsys, *args, "--dtype", "float32")
+    assert records(out) == records(short)
 
 
 def test_corrected_tests_are_noticed(tmp_path):

@@ -268,3 +268,14 @@ def test_the_line_of_a_row_that_does_not_fit(tmp_path, read):
 def test_blanks_of_cells_without_quotes_stay(tmp_path):
     file = write(tmp_path, "a.csv", "question,answer\n  1+1? , 2\n")
     assert evaluated(file) == [("  1+1? ", "2")]
+
+
+@pytest.mark.parametrize("text", ["null", "NaN", "inf"])
+def test_a_text_of_json_is_a_text(read, text, tmp_path):
+    """In a table it is what programs write where there is no value, so that its row has no answer."""
+    row = {"question": "q", "answer": text, "summarizer": text}
+    other = {"question": "p", "answer": "1", "summarizer": "1"}
+    lines = "".join(json.dumps(one) + "\n" for one in (row, other))
+    assert read(write(tmp_path, "a.jsonl", lines)) == [("q", text), ("p", "1")]
+    if read is evaluated:
+        assert read(write(tmp_path, "a.csv", f"question,answer\nq,{text}\np,1\n")) == [("p", "1")]

@@ -147,6 +147,19 @@ def test_another_machine_is_believed(tmp_path, monkeypatch):
     assert file.exists()
 
 
+def test_where_nobody_knows_who_lives_the_error_says_what_to_delete(tmp_path, monkeypatch):
+    """As under Windows. Where it is known, there is nothing to delete."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    lock = Lock("--out", tmp_path / "r.jsonl")
+    with held([lock]):
+        assert "delete" not in str(lock.refusal())
+        monkeypatch.setattr(locks, "started", lambda pid: "")
+        lock.file.write_bytes(locks.this_process(by_existence=True))
+        assert f"(if it does not run any more, delete {lock.file})" in str(lock.refusal())
+        lock.file.write_bytes(locks.this_process(by_existence=False))
+        assert "delete" not in str(lock.refusal()), "the operating system's lock ends with it"
+
+
 def test_the_processes_of_a_run_share_an_output(kind, tmp_path):
     """It is held until the last of them ends, also if the first is killed."""
     output = tmp_path / "r.jsonl"

@@ -30,7 +30,7 @@ from ..runs.outputs import output_path
 from ..runs.processes import launched
 from ..settings import Settings
 from .benchmarks import BENCHMARKS, COLUMNS
-from .compare import Comparison, alone_file, compare
+from .compare import Comparison, alone_file, check_given, compare, planned_pair
 from .grade import GRADERS
 from .measure import check_outputs, chosen, evaluate, planned
 
@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
         help="own latents beside other, none, text and the last agent alone, with paired differences",
     )
     add("--task", help="of a local file: math, choice or code (default: the style's)")
-    add("--limit", type=int, help="only the first LIMIT questions")
+    add("--limit", type=int, help="only the first LIMIT rows")
     add(
         "--protocol",
         default="paper",
@@ -103,7 +103,11 @@ def arguments() -> argparse.Namespace:
     add = parser.group(FILES).add_argument
     add("--out", type=output_path, help="the file of records (default: STYLE-DATASET.jsonl)")
     add("--regrade", action="store_true", help="grade the texts in --out again, and ask no agent")
-    add("--csv", type=output_path, help="write the table to this file, too")
+    add(
+        "--csv",
+        type=output_path,
+        help="write the table to this file, too (of --compare the first one)",
+    )
     add(
         "--plot",
         type=output_path,
@@ -126,7 +130,11 @@ def main() -> None:
         "task": args.task,
     }
     processes = launched()
-    run = planned(origin, args.dataset, chosen(**options), **measured)
+    if args.compare:
+        check_given(options, None)
+        run, _ = planned_pair(origin, args.dataset, chosen(**options), **measured)
+    else:
+        run = planned(origin, args.dataset, chosen(**options), **measured)
     if args.needs:
         from ..commands.needs import needs_text
 

@@ -36,6 +36,12 @@ def share_of(points: Sequence[CompletedSettings], n: int, processes: Processes) 
     return batches[processes.rank :: processes.world]
 
 
+def missing_in(batch: Batch, finished: Collection[Key]) -> list[int]:
+    """The indices of the questions of a batch whose keys are not in `finished`."""
+    point, indices = batch
+    return [i for i in indices if record_key(vars(point), i) not in finished]
+
+
 def answer_in_pieces(
     system: System,
     questions: Sequence[Question],
@@ -89,21 +95,25 @@ def answer_batches(
     if not batches:
         return
     size = batches[0][0].batch_size
-    total = sum(len(batch) for _, batch in batches)
+    total = sum(len(indices) for _, indices in batches)
     verdicts: list[bool] = []
     with tqdm(total=total, unit="question", disable=not progress) as bar:
-        for point, batch in batches:
-            missing = [i for i in batch if record_key(vars(point), i) not in finished]
-            if missing:  # the whole batch is asked again, because other rows would round otherwise
-                asked = [questions[i] for i in batch]
-                before = before_each(questions, point)
-                heard = [before[i] for i in batch] if before is not None else None
-                results, size = answer_in_pieces(system, asked, point, size, heard)
+        for batch in batches:
+            point, indices = batch
+            missing = missing_in(batch, finished)
+            if not missing:
+                bar.update(len(indices))
+                continue
+            # The whole batch is asked again, because other rows would round otherwise
+            asked = [questions[i] for i in indices]
+            before = before_each(questions, point)
+            heard = [before[i] for i in indices] if before is not None else None
+            results, size = answer_in_pieces(system, asked, point, size, heard)
             for i in missing:
-                first = (i - batch.start) * point.rollouts  # of the results of this question
+                first = (i - indices.start) * point.rollouts  # of the results of this question
                 own = results[first : first + point.rollouts]
                 record = make_record(i, examples[i], own, point, graders)
                 verdicts += record["right"][graders[0]]
                 bar.set_postfix_str(f"{sum(verdicts) / len(verdicts):.1%} right", refresh=False)
                 yield record
-            bar.update(len(batch))
+            bar.update(len(indices))

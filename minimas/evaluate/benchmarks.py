@@ -44,9 +44,9 @@ from ..runs.rows import (
     text_of,
 )
 from ..tiny.task import questions as chains
-from .cases import Test, digest_of, livecodebench_tests, tests_of
+from .cases import digest_of, livecodebench_tests, tests_of
 from .choices import LETTERS, Numbering, read_choice, with_options
-from .run_tests import why_void
+from .run_tests import Test, why_void
 
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
 COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a local file
@@ -225,8 +225,7 @@ def settings_for(
     Raises InputError if the name or the protocol is not known.
     """
     benchmark: dict[str, Any] = benchmark_named(name, task) if name else {"task": task or "math"}
-    protocols = ["paper", "released"] if "released" in benchmark else ["paper"]
-    if protocol not in protocols:
+    if protocol != "paper" and not (protocol == "released" and "released" in benchmark):
         having = ", ".join(other for other in BENCHMARKS if "released" in BENCHMARKS[other])
         raise InputError(
             f"{name or 'this data set'} has no {protocol} settings: expected paper; released for {having}"

@@ -16,8 +16,7 @@ from typing import Any
 
 from ..common import InputError
 from ..runs.formats import parse_unique, unique_object
-
-Test = str | tuple[str, ...]  # as run_tests.passes takes it: a script, or a case
+from .run_tests import Test
 
 
 def tests_of(cell: Any, fn_name: str, place: str) -> tuple[list[Test], str]:

@@ -17,25 +17,35 @@ and c only by the other.
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError
-from ..runs.outputs import aligned, output_path
+from ..common import InputError, check_known
+from ..runs.lock import held
+from ..runs.outputs import output_path
+from ..runs.processes import launched
 from ..settings import CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
-from .measure import Run, carried_out, chosen, planned, several
-from .records import Record
-from .report import Interval, Row, Table
+from .measure import (
+    Run,
+    check_continues,
+    chosen,
+    locks_of,
+    measure,
+    planned,
+    records_path,
+    several,
+)
+from .records import POINT, Record
+from .report import Interval, Row, Table, Z, as_text, tokens_of
 
 if TYPE_CHECKING:
     from ..system import System
 
 HEARD = ("own", "other", "none")
-Z = 1.96
 
 
 class Comparison:
@@ -50,10 +60,7 @@ class Comparison:
         self.differences = differences
 
     def __str__(self) -> str:
-        cells = [list(self.differences[0])]
-        for row in self.differences:
-            cells.append([str(value) for value in row.values()])
-        return f"{self.table}\n\nown latents minus\n{aligned(cells)}"
+        return f"{self.table}\n\nown latents minus\n{as_text(self.differences)}"
 
     def __repr__(self) -> str:
         return f"Comparison({self.table!r}, {len(self.differences)} differences)"
@@ -85,13 +92,10 @@ def compare(
     is left to compare.
     """
     check_given(given, settings)
-    options = chosen(settings, **given)
-    if "tools" in options:
-        options["tools"] = several(options["tools"])
-    run = planned(
+    run, alone = planned_pair(
         system,
         dataset,
-        options | {"channel": ("latent", "text"), "hear": HEARD, "rollouts": 1},
+        chosen(settings, **given),
         protocol=protocol,
         graders=graders,
         allow_code_execution=allow_code_execution,
@@ -100,23 +104,57 @@ def compare(
         columns=columns,
         task=task,
     )
-    if not run.style.edges:
-        raise InputError("nobody hears anybody in this style, so that there is nothing to compare")
-    points = [point for point in run.points if point.channel == "latent" or point.hear == "own"]
-    run = replace(run, points=points)
-    alone = last_agent_alone(run)
-    table = carried_out(run, out, file, regrade, progress)
-    beside = None if out is None else alone_file(out)
-    table_alone = carried_out(alone, beside, file, regrade, progress)
+    table, table_alone = both_carried_out(run, alone, out, file, regrade, progress)
     differences = []
-    for own in points:
+    for own in run.points:
         if own.channel == "latent" and own.hear == "own":
             differences += differences_from(own, run, table, table_alone)
     return Comparison(together(table, table_alone), differences)
 
 
+def planned_pair(
+    system: "System | Origin",
+    dataset: str | Path | Sequence[Example],
+    options: Mapping[str, Any],
+    **measured: Any,
+) -> tuple[Run, Run]:
+    """The Runs of a system and of its last agent alone; the arguments are those of `planned`."""
+    if "tools" in options:
+        options = {**options, "tools": several(options["tools"])}
+    ways = {"channel": ("latent", "text"), "hear": HEARD, "rollouts": 1}
+    run = planned(system, dataset, {**options, **ways}, **measured)
+    if not run.style.edges:
+        raise InputError("nobody hears anybody in this style, so that there is nothing to compare")
+    points = [point for point in run.points if point.channel == "latent" or point.hear == "own"]
+    run = replace(run, points=points)
+    return run, last_agent_alone(run)
+
+
+def both_carried_out(
+    run: Run,
+    alone: Run,
+    out: str | Path | None,
+    file: str | Path | None,
+    regrade: bool,
+    progress: bool,
+) -> tuple[Table, Table]:
+    """The Tables of a system and of its last agent alone. Both files are held and checked before the first question."""
+    processes = launched()
+    beside = None if out is None else alone_file(out)
+    path = records_path(run, out, file, regrade, processes)
+    path_alone = records_path(alone, beside, file, regrade, processes)
+    locks = locks_of(path)
+    locks_alone = locks_of(path_alone)
+    with held([*locks, *locks_alone], processes.rank):
+        if path_alone is not None and processes.rank == 0:
+            check_continues(alone, path_alone, regrade)
+        table = measure(run, path, locks, regrade, progress, processes)
+        return table, measure(alone, path_alone, locks_alone, regrade, progress, processes)
+
+
 def check_given(given: dict[str, Any], settings: Settings | None) -> None:
-    """InputError if a setting is chosen that the comparison chooses itself."""
+    """InputError if there is no such setting, or one is chosen that the comparison chooses itself."""
+    check_known("setting", given, [one.name for one in fields(Settings)])
     plain = Settings()
     for name in ("channel", "hear", "rollouts"):
         in_settings = getattr(settings or plain, name) != getattr(plain, name)
@@ -196,22 +234,25 @@ def together(table: Table, alone: Table) -> Table:
 
 def differences_from(own: CompletedSettings, run: Run, table: Table, alone: Table) -> list[Row]:
     """The rows of differences between own latents at a point and the four other ways."""
-    n = len(alone.records)
     grader = run.graders[0]
-    records = {}
-    for i, point in enumerate(run.points):
-        records[point] = table.records[n * i : n * (i + 1)]
     ways: dict[str, Sequence[Record]] = {}
     for point in run.points:
         same_steps = point.channel == "text" or point.latent_steps == own.latent_steps
         if point.rounds == own.rounds and same_steps and point != own:
-            ways["text" if point.channel == "text" else point.hear] = records[point]
+            way = "text" if point.channel == "text" else point.hear
+            ways[way] = records_at(point, table)
     ways["alone"] = alone.records
     rows = []
     for name, others in ways.items():
         place = {"way": name, "rounds": own.rounds, "latent_steps": own.latent_steps}
-        rows.append(place | difference(records[own], others, grader))
+        rows.append(place | difference(records_at(own, table), others, grader))
     return rows
+
+
+def records_at(point: CompletedSettings, table: Table) -> list[Record]:
+    """The records of a Table at a point of the grid, in the order of the questions."""
+    place = {name: getattr(point, name) for name in POINT}
+    return [record for record in table.records if place.items() <= record.items()]
 
 
 def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) -> Row:
@@ -242,11 +283,6 @@ def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) ->
     }
 
 
-def tokens_of(record: Record) -> int:
-    """The tokens that all agents decoded for a question."""
-    return sum(record["tokens"]) + record["heard_tokens"]
-
-
 def paired_interval(b: int, c: int, n: int) -> Interval:
     """The 95 % interval of (b - c) / n, for b and c of n questions that are right in one of two ways only."""
     total = n + 2
@@ -259,10 +295,14 @@ def paired_interval(b: int, c: int, n: int) -> Interval:
 def mcnemar_mid_p(b: int, c: int) -> float:
     """The two-sided mid-p value of McNemar's test; 1 if no question is right in one way only."""
     n = b + c
+    if n == 0:
+        return 1.0
     fewer = min(b, c)
-    below = sum(math.comb(n, k) for k in range(fewer))
-    mid = below + math.comb(n, fewer) / 2
-    return min(1.0, 2 * mid / 2**n)
+    observed = math.comb(n, fewer) / 2**n
+    if b == c:  # the exact p is 1 then
+        return 1 - observed / 2
+    below = sum(math.comb(n, k) for k in range(fewer)) / 2**n
+    return 2 * below + observed
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:

@@ -3,8 +3,9 @@ r"""The value of tidied LaTeX at three fixed points: the arithmetic behind latex
 Expressions are evaluated as they are read, by precedence climbing. Two of them are called equal if they agree at all
 three points. In practice that is equality: the letters stand for random fractions, and a false identity of polynomials
 or their quotients fails at all but few points. Rational arithmetic is exact, so 0.333 is not 1/3. With a root, pi, i or
-a function, numbers become complex floats, which have to agree to 4e-13. Letters are positive at one point and negative
-at another, so sqrt(x^2) is |x|. e and i are the constants, and \log is to base 10.
+a function, numbers become complex floats, which have to agree to 4e-13. Letters are positive at the first point and
+negative at another, so sqrt(x^2) is |x|. Limit: an identity of positive letters, as ln(xy) = ln x + ln y, holds at the
+first point only. e and i are the constants, and \log is to base 10.
 
 ValueError, ArithmeticError or RecursionError: a text cannot be read, is too large, or has no value.
 """
@@ -78,7 +79,9 @@ def settled(value: Number, x: Number) -> Number:
 
 def small_integer(x: Number) -> int:
     """A number as an int; ValueError if it is none, or too large for a factorial."""
-    return SMALL.index(x)  # of a range: ValueError for any other number
+    if x not in SMALL:
+        raise ValueError(f"{x} has no factorial that is small")
+    return int(x.real)
 
 
 def power(x: Number, e: Number) -> Number:

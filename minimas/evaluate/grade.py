@@ -15,7 +15,8 @@ import re
 import signal
 import string
 import threading
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from importlib import metadata, util
@@ -35,7 +36,7 @@ GRADERS = ("math-verify", "plain", "released")
 # Raise this by one whenever a verdict may change: by an edit of answers.py, letter.py or fences.py, of the files
 # beside this one, or of the sandbox. tests/verdicts.tsv holds verdicts, and a test fails if they change while this
 # number does not.
-GRADERS_VERSION = 1
+GRADERS_VERSION = 2
 
 
 def default_grader() -> str:
@@ -66,10 +67,10 @@ def graders_for(kind: str, chosen: tuple[str, ...] | None, may_run: bool) -> tup
     return (kind,)
 
 
-def graders_hash() -> str:
-    """The versions of all that judges, for records that must not mix verdicts of different graders."""
+def graders_hash(graders: Sequence[str]) -> str:
+    """The versions of all that judges by these graders, for records that must not mix verdicts of different ones."""
     versions = f"graders {GRADERS_VERSION}"
-    if util.find_spec("math_verify"):
+    if "math-verify" in graders and util.find_spec("math_verify"):
         versions += f", math-verify {metadata.version('math-verify')}"
     return versions
 
@@ -225,10 +226,15 @@ def plain_text(text: str) -> str:
     """A text in lower case, without the LaTeX of a box, punctuation, articles and extra blanks."""
     # \text{Paris} -> {Paris}
     text = re.sub(r"\\(?:text|math)[a-z]*\s*(?=\{)|\\[ ,;:!]|~", " ", text)
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    text = "".join(c for c in text.lower() if not is_punctuation(c))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+def is_punctuation(character: str) -> bool:
+    """Whether a character is one of ASCII's or any other punctuation: curly quotation marks, long dashes."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
 def same_text(predicted: str | None, target: str) -> bool:
-    """Exact match as in SQuAD and HotpotQA, of the plain texts."""
+    """Exact match as in SQuAD and HotpotQA, of the plain texts; but not only punctuation of ASCII is left out."""
     return predicted is not None and plain_text(predicted) == plain_text(target)

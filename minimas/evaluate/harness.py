@@ -88,13 +88,17 @@ def new_module(name: str) -> ModuleType:
     return module
 
 
-def load_answer(program: str, fn_name: str) -> Names:
-    """The names that an answer defines, as a module `answer`, and the common ones."""
+def load_answer(program: str, fn_name: str) -> tuple[Names, bool]:
+    """(the names that an answer defines, as a module `answer`, and the common ones; whether it defines fn_name)."""
     names = vars(new_module("answer"))
-    if "class Solution" not in program:
+    common = None
+    if "class Solution" in program:
+        common = names.get(fn_name)  # a method may call the common function of its own name
+    else:
         names.pop(fn_name, None)
     run(program, "answer.py", names)
-    return names
+    function = names.get(fn_name)
+    return names, function is not None and function is not common
 
 
 # What is done with it
@@ -108,8 +112,13 @@ def run_program(task: Names) -> None:
 def call_function(task: Names) -> None:
     """Call the function, or the method of a class Solution, and print the mark and its result in JSON."""
     fn_name = task["fn_name"]
-    names = load_answer(task["program"], fn_name)
-    function = getattr(names["Solution"](), fn_name) if "Solution" in names else names[fn_name]
+    names, is_defined = load_answer(task["program"], fn_name)
+    if "Solution" in names:
+        function = getattr(names["Solution"](), fn_name)
+    elif is_defined:
+        function = names[fn_name]
+    else:
+        raise NameError(f"the answer does not define {fn_name}")
     arguments = [json.loads(line) for line in task["arguments"].split("\n") if line.strip()]
     result = json.dumps(function(*arguments))
     say(task["mark"] + result)
@@ -121,8 +130,11 @@ def run_script(task: Names) -> None:
     That is check(candidate) of HumanEval, the classes of unittest, and functions test_* and classes Test* as pytest
     finds them. Raises NotImplementedError if the script asks for more than that.
     """
-    names = load_answer(task["program"], task["fn_name"])
+    names, is_defined = load_answer(task["program"], task["fn_name"])
     script = task["test"]
+    calls_method = "Solution(" in script  # then it needs no function
+    if not is_defined and not calls_method:
+        names.pop(task["fn_name"], None)
     if re.search(REFUSED, script):
         raise NotImplementedError("fixtures, parametrize or setup of pytest, or an exit")
     cases = prepare_unittest() if "unittest" in script else ()

@@ -87,11 +87,16 @@ MEASURE = re.compile(
 
 
 def split(text: str, *separators: str) -> list[str]:
+    """The parts of a text between the separators outside of all brackets; ValueError as in `parts_and_separators`."""
+    return parts_and_separators(text, *separators)[::2]
+
+
+def parts_and_separators(text: str, *separators: str) -> list[str]:
     """A text split at the separators outside of all brackets, and these separators: [part, separator, part, ...].
 
     Raises ValueError if brackets do not match, or are nested more than 30 deep.
     """
-    parts = []
+    found = []
     depth = start = 0
     marks = [*map(re.escape, separators), r"\\(?:begin|end)\b", r"[{}()\[\]]"]
     for match in re.finditer("|".join(marks), text):
@@ -100,19 +105,21 @@ def split(text: str, *separators: str) -> list[str]:
             if not 0 <= depth <= 30:
                 raise ValueError("brackets that do not match")
         elif depth == 0:
-            parts += [text[start : match.start()].strip(), match[0]]
+            found += [text[start : match.start()].strip(), match[0]]
             start = match.end()
-    return parts + [text[start:].strip()]
+    return found + [text[start:].strip()]
 
 
 def members(text: str, *separators: str) -> list[str]:
     """The parts of a list that are not empty; one with ± in it becomes two, with more than one a ValueError."""
     parts = []
-    for part in filter(None, split(text, *separators)[::2]):
+    for part in filter(None, split(text, *separators)):
         if part.count("±") > 1:
             raise ValueError("signs that may be the same or not")
-        signs = "+-" if "±" in part else "+"
-        parts += [part.replace("±", sign) for sign in signs]
+        if "±" in part:
+            parts += [part.replace("±", "+"), part.replace("±", "-")]
+        else:
+            parts.append(part)
     return parts
 
 
@@ -138,15 +145,15 @@ def meaning(text: str) -> Meaning:
         parts = members(text, separator)
         if len(parts) > 1:
             return Many(kind, [meaning(part) for part in parts])
-    sides = split(text, *COMPARED)
+    sides = parts_and_separators(text, *COMPARED)
     if len(sides) > 1:
         return compared(sides)
     if brackets := BRACKETED.fullmatch(text):
-        items = split(brackets[2], ",", ";")[::2]
+        items = split(brackets[2], ",", ";")
         return Ordered(brackets[1] + brackets[3], [meaning(item) for item in items])
     if found := MATRIX.fullmatch(text):
         return matrix(found[2])
-    parts = split(text, ":")[::2]
+    parts = split(text, ":")
     if len(parts) > 1:
         return Ordered("ratio", [Value(values_at_points(part)) for part in parts])
     text = re.sub(r'^"\s*\(?([a-zA-Z])\)?\s*"$', r"\1", text)  # one letter in \text{} is a variable
@@ -158,9 +165,9 @@ def meaning(text: str) -> Meaning:
 def matrix(content: str) -> Ordered:
     """The meaning of what stands between the ends of a matrix."""
     rows = []
-    for row in split(content, "\\\\")[::2]:
+    for row in split(content, "\\\\"):
         if row:
-            cells = split(row, "&")[::2]
+            cells = split(row, "&")
             rows.append(Ordered("row", [meaning(cell) for cell in cells]))
     return Ordered("matrix", list(rows))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common import InputError, check_known, local_path, no_op, warn
-from ..prompts import TASKS
+from ..prompts import TASKS, Question
 from ..runs.lock import Lock, held, share
 from ..runs.outputs import output_path, writable_file
 from ..runs.processes import Processes, join, launched, leave
@@ -33,6 +33,7 @@ from .records import (
     Key,
     Record,
     by_key,
+    contents,
     gather,
     graded,
     line_of,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 # What needs torch is imported where it is used, after the outputs are held: a run that is refused ends at once.
 
+Wait = Callable[[], object]  # returns when all processes of a run have called it
 WAIT = timedelta(days=30)  # for the other processes of a run, whose shares may take as long
 LISTED = {"channel": "latent, text or latent,text", "hear": "own, other, none or several of them"}
 OURS = re.compile(r"\.(part\d+|partial|lock)$")  # ends of names of files beside the outputs of runs
@@ -146,19 +148,15 @@ def carried_out(
 ) -> Table:
     """The Table of a Run; the other arguments are those of evaluate."""
     processes = launched()
-    path = None
-    if out is not None:
-        path = output_path(out)
-        check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
-    elif regrade:
-        raise InputError("regrade grades the records in a file: name it with out")
-    elif processes.world > 1:
-        raise InputError(
-            f"{processes.world} processes bring their records together in a file: name one with out"
-        )
-    locks = [] if path is None else [Lock("--out", path)]
+    path = records_path(run, out, file, regrade, processes)
+    locks = locks_of(path)
     with held(locks, processes.rank):
         return measure(run, path, locks, regrade, progress, processes)
+
+
+def locks_of(out: Path | None) -> list[Lock]:
+    """What holds a file of records; nothing if there is none."""
+    return [] if out is None else [Lock("--out", out)]
 
 
 # The plan of a run
@@ -232,29 +230,9 @@ def planned(
 
     options   {field of Settings: value}, as `chosen` makes it
     """
-    if isinstance(system, (str, Path)):
-        raise InputError(
-            f"the system is {str(system)!r}, expected a System: load it with load_mas_system"
-        )
-    if isinstance(system, Origin):
-        loaded = None
-        origin = system
-        style = style_named(origin.style)
-        own_task = style.task
-    else:
-        loaded = system
-        origin = system.origin or Origin(style="")  # put together by hand
-        style = system.style
-        own_task = system.task
-    if isinstance(dataset, (str, Path)):
-        seed = options.get("seed", Settings.seed)
-        data = named_data(str(dataset), file, columns, task, limit, seed, own_task)
-    elif any(value is not None for value in (limit, file, columns, task)):
-        raise InputError(
-            "limit, file, columns and task are for a data set that is named: give them to load_dataset"
-        )
-    else:
-        data = data_of(list(dataset))
+    loaded, origin, style, own_task = parts_of(system)
+    seed = options.get("seed", Settings.seed)
+    data = data_for(dataset, own_task, seed, limit=limit, file=file, columns=columns, task=task)
     if loaded is not None and loaded.task != data.task:
         raise InputError(
             f"the system was loaded for task {loaded.task}, and these questions are of task {data.task}: "
@@ -267,6 +245,39 @@ def planned(
     judges = tuple(dict.fromkeys(graders_for(kind, wanted, allow_code_execution)))
     points = grid(style, defaults | dict(options))
     return Run(origin, style, loaded, data, points, judges)
+
+
+def parts_of(system: "System | Origin") -> tuple["System | None", Origin, Style, str]:
+    """(the System if it is loaded, its Origin, its Style, its task); InputError if it is a name."""
+    if isinstance(system, (str, Path)):
+        raise InputError(
+            f"the system is {str(system)!r}, expected a System: load it with load_mas_system"
+        )
+    if isinstance(system, Origin):
+        style = style_named(system.style)
+        return None, system, style, style.task
+    origin = system.origin or Origin(style="")  # put together by hand
+    return system, origin, system.style, system.task
+
+
+def data_for(
+    dataset: str | Path | Sequence[Example],
+    own_task: str,
+    seed: int,
+    *,
+    limit: int | None,
+    file: str | Path | None,
+    columns: Mapping[str, str] | None,
+    task: str | None,
+) -> Data:
+    """The data set of Examples, or of a name; InputError if Examples come with what only a name may have."""
+    if isinstance(dataset, (str, Path)):
+        return named_data(str(dataset), file, columns, task, limit, seed, own_task)
+    if any(value is not None for value in (limit, file, columns, task)):
+        raise InputError(
+            "limit, file, columns and task are for a data set that is named: give them to load_dataset"
+        )
+    return data_of(list(dataset))
 
 
 def named_data(
@@ -352,6 +363,39 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
         writable_file(option, file, make_folder=option == "--out")
 
 
+def records_path(
+    run: Run,
+    out: str | Path | None,
+    file: str | Path | None,
+    regrade: bool,
+    processes: Processes,
+) -> Path | None:
+    """The path of the file of records, None if there is to be none.
+
+    InputError if it cannot be written, or if there has to be one.
+    """
+    if out is not None:
+        path = output_path(out)
+        check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
+        return path
+    if regrade:
+        raise InputError("regrade grades the records in a file: name it with out")
+    if processes.world > 1:
+        raise InputError(
+            f"{processes.world} processes bring their records together in a file: name one with out"
+        )
+    return None
+
+
+def check_continues(run: Run, out: Path, regrade: bool) -> None:
+    """InputError if a file that is there holds the records of another Run. The questions are read for that."""
+    if not out.exists():
+        return
+    examples = run.data.load(no_op)
+    settings = settings_of(run, examples, questions_of(run, examples))
+    contents(out, [], settings, regrade)
+
+
 def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | None]) -> None:
     """InputError if a run that reads `inputs` cannot write its records to a file."""
     if run.system is not None and run.system.origin is None:
@@ -384,48 +428,100 @@ def measure(
     regrade  grade the records again instead
     """
     rank = processes.rank
-    device = run.origin.device if run.system is None else "cpu"
-    device, wait = join(processes, device, "gloo", WAIT)  # gloo: it is only used to wait
-    if processes.world > 1:
-        share(locks, rank, wait)
+    device, wait = joined(run, locks, processes)
     examples = run.data.load(warn if rank == 0 else no_op)
-    asked = [example.question for example in examples]
-    fn_names = [example.fn_name for example in examples]
-    questions = run.style.questions(asked, fn_names, run.data.name)
-    for point in run.points:
-        check_neighbours(len(questions), point)
+    questions = questions_of(run, examples)
     if rank == 0 and run.data.task == "code":
         check_tests(examples, progress)
-
-    def answers(finished: Collection[Key] = ()) -> Iterator[Record]:
-        """The records of this process's share of the questions, but those that are finished."""
-        from . import answering
-
-        system = run.system
-        if system is None:
-            origin = replace(run.origin, device=device)
-            system = answering.load(origin, run.style, run.points, run.data.task)
-        batches = answering.share_of(run.points, len(examples), processes)
-        shown = progress and rank == 0
-        return answering.answer_batches(
-            system, batches, examples, questions, run.graders, finished, shown
-        )
-
+    answers = partial(answers_of, run, examples, questions, device, processes, progress)
     if out is None:
         records = by_key(answers())
     else:
+        settings = settings_of(run, examples, questions)
+        again = partial(graded_again, examples, run.graders) if regrade else None
         file = out.resolve()  # what a link leads to is written, and the link stays
-        settings = settings_line(
-            run.origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
-        )
-        if not regrade:
-            complete(file, settings, answers, rank, wait)
-        elif rank == 0:
-            gather(file, settings, partial(graded_again, examples, run.graders), progress)
-        wait()  # until the file is whole
-        records = by_key(read_lines(file)[1:])
+        records = records_in_file(file, settings, answers, again, progress, rank, wait)
     leave(processes)
     return table_of(run, records, len(examples), out, regrade)
+
+
+def joined(run: Run, locks: Sequence[Lock], processes: Processes) -> tuple[str | None, Wait]:
+    """(the device of this process, a function that returns when all processes of the run have called it).
+
+    They share the locks from then on.
+    """
+    device = run.origin.device if run.system is None else "cpu"
+    device, wait = join(processes, device, "gloo", WAIT)  # gloo: it is only used to wait
+    if processes.world > 1:
+        share(locks, processes.rank, wait)
+    return device, wait
+
+
+def questions_of(run: Run, examples: Sequence[Example]) -> list[Question]:
+    """What agents read of Examples; InputError if a point of the grid needs more of them."""
+    texts = [example.question for example in examples]
+    fn_names = [example.fn_name for example in examples]
+    questions = run.style.questions(texts, fn_names, run.data.name)
+    for point in run.points:
+        check_neighbours(len(questions), point)
+    return questions
+
+
+def settings_of(run: Run, examples: Sequence[Example], questions: Sequence[Question]) -> Record:
+    """The first line of the file of a Run."""
+    return settings_line(
+        run.origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
+    )
+
+
+def answers_of(
+    run: Run,
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+    device: str | None,
+    processes: Processes,
+    progress: bool,
+    finished: Collection[Key] = (),
+) -> Iterator[Record]:
+    """The records of this process's share of the questions, but those whose keys are in `finished`.
+
+    A System is loaded only if one is missing.
+    """
+    from . import answering
+
+    batches = answering.share_of(run.points, len(examples), processes)
+    if not any(answering.missing_in(batch, finished) for batch in batches):
+        return iter(())
+    system = run.system
+    if system is None:
+        origin = replace(run.origin, device=device)
+        system = answering.load(origin, run.style, run.points, run.data.task)
+    shown = progress and processes.rank == 0
+    return answering.answer_batches(
+        system, batches, examples, questions, run.graders, finished, shown
+    )
+
+
+def records_in_file(
+    file: Path,
+    settings: Record,
+    answers: Callable[[Collection[Key]], Iterator[Record]],
+    again: Callable[[Record], Record] | None,
+    progress: bool,
+    rank: int,
+    wait: Wait,
+) -> dict[Key, Record]:
+    """{key: record} of the file of a run, in which records are added, or graded again.
+
+    again   a function that grades a record again; None: `answers` gives those that are missing
+    All else is as in `complete`.
+    """
+    if again is None:
+        complete(file, settings, answers, rank, wait)
+    elif rank == 0:
+        gather(file, settings, again, progress)
+    wait()  # until the file is whole
+    return by_key(read_lines(file)[1:])
 
 
 def complete(
@@ -433,7 +529,7 @@ def complete(
     settings: Record,
     answers: Callable[[Collection[Key]], Iterator[Record]],
     rank: int,
-    wait: Callable[[], object],
+    wait: Wait,
 ) -> None:
     """Add the records that are missing to the file of a run. All its processes call this, each with its own answers.
 

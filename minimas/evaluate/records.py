@@ -5,6 +5,7 @@ A file is appended to while its run goes on; `gather` puts it in order and merge
 
 import glob
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -47,24 +48,38 @@ def settings_line(
     dataset   its name
     settings  the Settings of any point of the grid
     """
-    dtype = origin.dtype
     options = {
         "style": str(origin.style),
         "dataset": dataset,
         "checkpoint": as_typed(origin.checkpoints),
-        "dtype": dtype if dtype is None else str(dtype).removeprefix("torch."),
+        "dtype": dtype_used(origin, style),
         "quantize": origin.quantize,
     }
     grading = {
         "task": examples[0].task,
         "questions": len(examples),
         "graders": graders,
-        "graders_hash": graders_hash(),
+        "graders_hash": graders_hash(graders),
         "answers_hash": answers_hash(examples),
     }
     common = {name: value for name, value in asdict(settings).items() if name not in POINT}
     sources = style.sources(origin.checkpoints)
     return depends_on(style, sources.values(), questions, options | grading | common)
+
+
+def dtype_used(origin: Origin, style: Style) -> str | dict[str, str]:
+    """The dtype of all agents, or {role: dtype}, as far as it is known before they are loaded.
+
+    "config.json" stands for the one that this file of an agent names.
+    """
+    from ..devices import devices_by_role, usable_dtype  # here, because it brings torch along
+
+    by_role = {}
+    for role, device in devices_by_role(style.order, origin.device).items():
+        dtype = usable_dtype(origin.dtype, device)
+        by_role[role] = "config.json" if dtype is None else str(dtype).removeprefix("torch.")
+    names = set(by_role.values())
+    return names.pop() if len(names) == 1 else by_role
 
 
 def as_typed(checkpoints: Source | Mapping[str, Source] | None) -> list[str]:
@@ -162,19 +177,11 @@ def gather(
     progress   show a bar while records are graded again
     Raises InputError if the file holds another run.
     """
-    parts = sorted(file.parent.glob(f"{glob.escape(file.name)}.part[0-9]*"))
+    parts = parts_beside(file)
     if not file.exists():  # it was deleted, so its parts are void
         delete(parts)
         parts = []
-    before, *lines = read_lines(file) or [settings]
-    for part in parts:
-        lines += read_lines(part, b'{"index"')
-    if lines:  # else that run found out that it could not begin
-        unchanged(file, before, settings, "--out", regrade=regrade is not None)
-    if foreign := [line for line in lines if not RECORD <= line.keys()]:
-        raise InputError(
-            f"{file} holds a line that is not a record, {str(foreign[0])[:60]}: give another name with --out"
-        )
+    before, lines = contents(file, parts, settings, regrade=regrade is not None)
     lines = [line | {"hear": line.get("hear", "own")} for line in lines]
     if regrade:
         settings = settings | {"minimas": before["minimas"]}  # the version that wrote the texts
@@ -186,6 +193,37 @@ def gather(
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
     delete(parts)
     return records
+
+
+def contents(
+    file: Path, parts: Iterable[Path], settings: Record, regrade: bool
+) -> tuple[Record, list[Record]]:
+    """(the first line, the records) of a run's file and its parts; of one that is not there its settings alone.
+
+    regrade   its texts are to be graded again
+    Raises InputError if the file holds another run than that of `settings`, or lines that are no records.
+    """
+    before, *lines = read_lines(file) or [settings]
+    for part in parts:
+        lines += read_lines(part, b'{"index"')
+    if before.get("dtype") is None:  # older files do not say it, if it was not chosen
+        before = before | {"dtype": settings["dtype"]}
+    if lines:  # else that run found out that it could not begin
+        unchanged(file, before, settings, "--out", regrade=regrade)
+    read = RECORD | {"texts"} if regrade else RECORD
+    if foreign := [line for line in lines if not read <= line.keys()]:
+        missing = ", ".join(sorted(read - foreign[0].keys()))
+        raise InputError(
+            f"{file} holds a line that is not a record, {str(foreign[0])[:60]}, which lacks {missing}: give another "
+            "name with --out"
+        )
+    return before, lines
+
+
+def parts_beside(file: Path) -> list[Path]:
+    """The files in which other processes wrote records of a run, NAME.part1 and so on, in order."""
+    found = sorted(file.parent.glob(f"{glob.escape(file.name)}.part*"))
+    return [part for part in found if re.fullmatch(r"\.part\d+", part.name[len(file.name) :])]
 
 
 def by_key(records: Iterable[Record]) -> dict[Key, Record]:

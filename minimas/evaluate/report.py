@@ -16,6 +16,7 @@ from .records import POINT, Record
 
 Row = dict[str, Any]  # of the table: column -> value
 Interval = tuple[float, float]
+Z = 1.96  # standard deviations of a 95 % interval to each side
 
 HTML = """\
 <table>
@@ -43,10 +44,7 @@ class Table:
         self.intervals = intervals
 
     def __str__(self) -> str:
-        cells = [list(self.rows[0])]
-        for row in self.rows:
-            cells.append([str(value) for value in row.values()])
-        return aligned(cells)
+        return as_text(self.rows)
 
     def __repr__(self) -> str:
         graders = ", ".join(self.intervals[0])
@@ -73,6 +71,14 @@ class Table:
         write_atomic(path, partial(save_charts, charts=[right, tokens]))
 
 
+def as_text(rows: Sequence[Row]) -> str:
+    """Rows as a text with the names of their columns above them."""
+    cells = [list(rows[0])]
+    for row in rows:
+        cells.append([str(value) for value in row.values()])
+    return aligned(cells)
+
+
 def make_table(
     records: Sequence[Sequence[Record]], points: Sequence[Settings], graders: Sequence[str]
 ) -> Table:
@@ -87,7 +93,7 @@ def make_table(
     return Table(rows, together, intervals)
 
 
-def interval(p: float, n: int, z: float = 1.96) -> Interval:
+def interval(p: float, n: int, z: float = Z) -> Interval:
     """Wilson's 95 % interval of a share p seen in n independent trials.
 
     The trials are questions. With k rollouts p is the mean of the questions' own shares, whose variance is p(1 - p) at
@@ -110,10 +116,14 @@ def summary(records: Sequence[Record], point: Settings, graders: Sequence[str]) 
     row["questions"] = n
     for grader in graders:
         row |= accuracy(records, point, grader)
-    tokens = [sum(record["tokens"]) + record["heard_tokens"] for record in records]
-    row["tokens"] = round(sum(tokens) / n, 1)
+    row["tokens"] = round(sum(map(tokens_of, records)) / n, 1)
     row["seconds"] = round(sum(record["seconds"] for record in records) / n, 3)
     return row
+
+
+def tokens_of(record: Record) -> int:
+    """The tokens that all agents decoded for a question."""
+    return sum(record["tokens"]) + record["heard_tokens"]
 
 
 def accuracy(records: Sequence[Record], point: Settings, grader: str) -> Row:

@@ -22,13 +22,22 @@ SCIENTIFIC = re.compile(r"(?<![\w.])(\d++(?:\.\d*+)?|\.\d++)[eE]([-+]?\d+)(?![\w
 # 2,74, which is no number with a thousands separator
 DECIMAL_COMMA = re.compile(r"(-?)(0(?=,)|[1-9]\d*+(?!,\d{3}$)),(\d{2,})")
 SHORT_DECIMAL_COMMA = re.compile(r"^(-?\d+),(\d)$")  # 1,5
+# ⁻¹², but a ² or ³ alone, which may belong to a unit, is left to the table
+RAISED = re.compile(r"[⁺⁻][⁰¹²³⁴-⁹]+|[⁰¹²³⁴-⁹]{2,}|[⁰¹⁴-⁹]")
+LOWERED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+INVERSE = re.compile(r"\\(sin|cos|tan)\s*\^\s*\{\s*-\s*1\s*\}")  # \tan^{-1}
 # A letter that may be a unit or a factor, after a blank: 5 m
 SYMBOL_APART = re.compile(r"(?<=\d)\s+(?=[msghLlNJWV]$)")
 SYMBOL_TIGHT = re.compile(r"(?<=\d)(?=[msghLlNJWV]$)")
+# Letters after a number, or capitals before it, that may be a unit or an ordinal that is not known: 5 Wb, 5th, GBP 5
+LETTERS_AROUND = re.compile(
+    r"(?<=\d)\s*(?:\^\{\s*\"?)?[a-zA-Z]{2,}(?:\"?\s*\})?$|^[A-Z]{3}\s*(?=\d)"
+)
 
 
 def tidy(text: str) -> str:
     r"""The same mathematics in fewer spellings; the content of \text{} is put in quotation marks."""
+    text = RAISED.sub(lambda number: f"^{{{number[0].translate(LOWERED)}}}", text)
     for pattern, replacement in REPLACED:
         text = pattern.sub(replacement, text)
     text = REPEATING.sub(repeating_decimal, text)
@@ -42,14 +51,16 @@ def repeating_decimal(number: re.Match[str]) -> str:
     return f"({whole or 0}.{decimals or 0}+{period}/{nines})"
 
 
-def readings(text: str) -> list[str]:
+def ways_to_read(text: str) -> list[str]:
     """The tidied text in all ways in which its numbers may be meant, the most likely first."""
     found = [without_thousands(text, sparing=False), without_thousands(text, sparing=True)]
     if decimal := DECIMAL_COMMA.fullmatch(text):
         found.append("{}{}.{}".format(*decimal.groups()))
     if SYMBOL_APART.search(text):
         found.append(SYMBOL_APART.sub("", text))  # 5 m may also be 5 times m
-    found += [SCIENTIFIC.sub(r"(\1*10^{\2})", reading) for reading in found]  # 5e-5 or 5*e - 5
+    if INVERSE.search(text):
+        found.append(INVERSE.sub(r"\\arc\1 ", text))
+    found += [SCIENTIFIC.sub(r"(\1*10^{\2})", way) for way in found]  # 5e-5 or 5*e - 5
     return list(dict.fromkeys(found))
 
 

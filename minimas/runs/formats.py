@@ -42,6 +42,8 @@ OTHERS = {  # the first bytes of files that are not read: (what they are, what t
     b"<html": ("a web page", "fetch the file itself"),
 }
 
+NO_VALUE = ("null", "nan", "NaN", "inf", "-inf")  # of a number, as programs write it into a table
+
 
 class Record(NamedTuple):
     """What a file holds of a row, and where."""
@@ -295,7 +297,8 @@ def table_records(file: Path) -> Iterator[Record]:
                 f"{len(names)}: correct it; a cell with {delimiter!r} in it needs quotes around it"
             )
         number += 1
-        yield Record(dict(zip(names, cells, strict=True)), number)
+        values = ["" if cell.strip() in NO_VALUE else cell for cell in cells]
+        yield Record(dict(zip(names, values, strict=True)), number)
 
 
 def column_names(cells: list[str], place: str) -> list[str]:

@@ -6,7 +6,8 @@ the next run takes it over, and deletes it when it ends. It lies beside the outp
 too. It names its process, for the error message of a run that is refused.
 
 Fallback: some systems and file systems have no such locks. There a lock file holds as long as a process that it names
-is alive. Nobody knows whether one on another machine is alive, so the error message says to delete the file if not.
+is alive. Whether one on another machine is, or on this one under Windows, is not known. So the error message says to
+delete the file if it is not.
 """
 
 import json
@@ -222,6 +223,7 @@ class Lock:
         deletion = ""
         if holder["host"] != socket.gethostname():
             name += f" on {holder['host']}"
+        if not is_certain(holder):
             deletion = f" (if it does not run any more, delete {self.file})"
         return InputError(
             f"{self.option} {self.output} is being written by {name}: wait until it ends or end it{deletion}, or give "
@@ -339,3 +341,13 @@ def is_alive(process: dict) -> bool:
         now = started(process["pid"])
         return now is not None and now == process.get("started", now)
     return False
+
+
+def is_certain(process: dict) -> bool:
+    """Whether a process of a lock file that may still be running does so for certain.
+
+    It may not on another machine. In the fallback it may not where processes of one number cannot be told apart.
+    """
+    if process["host"] != socket.gethostname():
+        return False
+    return not process["by_existence"] or bool(started(process["pid"]))

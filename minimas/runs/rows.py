@@ -21,6 +21,7 @@ from typing import Any
 from ..common import InputError, local_path
 from .formats import (
     BOM,
+    NO_VALUE,
     SUFFIXES,
     check_pyarrow,
     first_repeated,
@@ -31,7 +32,6 @@ from .formats import (
     twice,
 )
 
-NO_VALUE = "", "null", "nan", "NaN", "inf", "-inf"  # of a number, as programs write it
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
 # The name of a part of a file: train-00000-of-00002.parquet
 PART = re.compile(r"(.*-)(\d+)-of-(\d+)(\D*)")
@@ -73,7 +73,7 @@ class Row:
         InputError if a second column has the same name but for blanks and capitals, unless the user named this one.
         """
         if column not in self.columns.values():
-            same = alike(column, tuple(self.cells))
+            same = named_like(column, tuple(self.cells))
             if len(same) > 1:
                 raise InputError(
                     f"{self} has the column {column!r} twice, spelled {' and '.join(map(repr, same))}: "
@@ -102,7 +102,7 @@ def numbered(rows: Iterable[dict], source: str, columns: dict[str, str]) -> Iter
 
 
 @lru_cache(maxsize=1024)  # rows of one file mostly have the same columns
-def alike(column: str, columns: tuple[str, ...]) -> list[str]:
+def named_like(column: str, columns: tuple[str, ...]) -> list[str]:
     """The columns that have the name of this one but for blanks and capitals; it is among them."""
     return [other for other in columns if plain_name(other) == plain_name(column)]
 
@@ -113,10 +113,15 @@ def plain_name(name: str) -> str:
 
 
 def text_of(value: Any, what: str) -> str:
-    """The text that a cell is, "" if it is blank or no value; InputError if it is a list, an object or bytes."""
+    """The text that a cell is, "" if it is blank or no value; InputError if it is a list, an object or bytes.
+
+    A text "null" is a text here. In a table, where it may stand for no value, formats.py has taken it away.
+    """
     if isinstance(value, (list, dict, bytes)):
         raise InputError(f"{what} holds a {type(value).__name__}, expected text or a number")
-    if value is None or str(value).strip() in NO_VALUE:
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    if value is None or str(value) in NO_VALUE:
         return ""
     if isinstance(value, (float, Decimal)):
         return f"{Decimal(str(value)):f}"  # 0.00001, not 1e-05
