@@ -31,7 +31,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError, check_known, local_path, warn
+from ..common import InputError, check_known, check_whole, local_path, warn
 from ..prompts import TASKS
 from ..runs.formats import SUFFIXES
 from ..runs.rows import (
@@ -117,8 +117,8 @@ def load_dataset(
     """
     name = str(name)  # records hold it
     benchmark = benchmark_named(name, task)
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}, expected a number from 1 up")
+    if limit is not None:
+        check_whole("limit", limit, 1)
     if file and name not in BENCHMARKS:
         raise InputError(f"data set {name} is a file already, beside file {file}: give one of them")
     check_known("column", columns or (), COLUMNS)

@@ -151,6 +151,10 @@ def carried_out(
     path = records_path(run, out, file, regrade, processes)
     locks = locks_of(path)
     with held(locks, processes.rank):
+        if regrade and path is not None and not path.exists():
+            raise InputError(
+                f"{path} is not there: --regrade grades the texts in it again, so give the file of a run"
+            )
         return measure(run, path, locks, regrade, progress, processes)
 
 
@@ -290,6 +294,10 @@ def named_data(
     own_task: str,
 ) -> Data:
     """The data set that load_dataset finds by its name. A local file is of own_task, the system's, by default."""
+    if not name:
+        raise InputError(
+            "the data set has an empty name: expected a benchmark or a file (docs/evaluating.md)"
+        )
     if name not in BENCHMARKS:
         task = task or own_task
     load = partial(load_dataset, name, file, columns, task, limit, seed)

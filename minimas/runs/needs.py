@@ -223,10 +223,12 @@ def check_memory(origin: Origin, style: Style, points: Sequence[CompletedSetting
         memory = memory_of(device)
         if needed <= memory:
             continue
-        ways = ", ".join(ways_to_fit(origin, needs, device, B))
+        ways = ways_to_fit(origin, needs, device, B)
+        if any(point.rollouts > 1 for point in points):
+            ways.append("fewer --rollouts")
         raise InputError(
             f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there for {B} at once: "
-            f"try {ways} or another --device; --needs prints a table"
+            f"try {', '.join(ways)} or another --device; --needs prints a table"
         )
 
 
