@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torch.nn.modules.module as torch_modules
 
 from .cache import KVCache, first_rows, repeat_rows
 from .common import InputError, no_op, warn_once
@@ -83,12 +84,14 @@ class Reading(NamedTuple):
 class PrefixCache(NamedTuple):
     """What an agent read last: the ids of the text that each prompt begins with, and the cache that holds them.
 
-    S is what was asked for. With graphs the cache may be larger, as earlier questions were longer, but no answer may
-    depend on earlier questions, not even by rounding.
+    weights   what `marks` gave for the weights that read it
+    S         positions that were asked for. With graphs the cache may be larger, as earlier questions were longer, but
+              no answer may depend on earlier questions, not even by rounding
     """
 
     beginnings: list[list[int]]
     cache: list
+    weights: list[tuple]
     S: int
 
 
@@ -221,11 +224,14 @@ class Agent:
         """The same with prefix caching, for prompts as token ids and latents, and as embeddings.
 
         The keys and values of what two prompts share at their beginning are the same: only the rest is read. This needs
-        a cache that holds all positions (no windows, no states) and may be kept (no offload).
+        a cache that holds all positions (no windows, no states) and may be kept (no offload). It also needs the same
+        model as before. So all is read again if a weight was changed, and as long as a module has a hook, which may do
+        something else each time.
         """
         beginnings = [first_text(own) for own in pieces]
         known = [0] * len(rows)  # tokens of each prompt that the cache holds already
-        previous = self.take_prefix(len(rows), S)
+        weights = marks(self.model)
+        previous = self.take_prefix(len(rows), S, weights)
         if previous is None:
             cache = self.make_cache(len(rows), S)
         else:
@@ -240,8 +246,9 @@ class Agent:
         starts = torch.tensor(known, device=rows[0].device)[:, None]
         x, positions = left_pad(unread, starts)
         states = self.model(x, positions, cache, last=last)
-        if not self.offload and all(isinstance(c, KVCache) for c in cache):
-            self.prefix_cache = PrefixCache(beginnings, cache, S)
+        holds_all = all(isinstance(c, KVCache) for c in cache)
+        if holds_all and not self.offload and not has_hooks(self.model):
+            self.prefix_cache = PrefixCache(beginnings, cache, weights, S)
         return Reading(states, positions[:, -1:] + 1, cache, S)
 
     def read_with_gradient(
@@ -263,11 +270,16 @@ class Agent:
         states = self.model(x[:, start:], positions[:, start:], cache, last=last)
         return Reading(states, positions[:, -1:] + 1, cache, S)
 
-    def take_prefix(self, B: int, S: int) -> PrefixCache | None:
-        """What was read last, if its cache serves for B prompts and S positions; it is no longer kept then."""
+    def take_prefix(self, B: int, S: int, weights: list[tuple]) -> PrefixCache | None:
+        """What was read last, if its cache serves for B prompts, S positions and these weights, as `marks` tells them.
+
+        It is no longer kept then.
+        """
         previous = self.prefix_cache
         self.drop_prefix()  # until the cache is whole again
         if previous is None or len(previous.beginnings) != B or previous.S < S:
+            return None
+        if previous.weights != weights or has_hooks(self.model):
             return None
         return previous
 
@@ -334,6 +346,26 @@ class Agent:
         finally:
             for weight, data in zip(weights, resting, strict=True):
                 weight.data = data
+
+
+def marks(model: Llama) -> list[tuple]:
+    """What tells whether a weight of a model was replaced, or changed in place: its place and its number of changes.
+
+    A change in place of `weight.data` is not counted by torch. Agent.drop_prefix is needed after one.
+    """
+    return [(id(w), w.data_ptr(), changes(w)) for _, w in named_weights(model)]
+
+
+def changes(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was changed in place; None in inference mode, in which torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def has_hooks(model: Llama) -> bool:
+    """Whether a forward hook is set on a module of a model, or on all modules there are."""
+    if torch_modules._has_any_global_hook():
+        return True
+    return any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
 
 
 def first_text(pieces: list[torch.Tensor]) -> list[int]:

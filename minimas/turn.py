@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from .agent import Prompt
+from .agent import Prompt, changes
 from .common import InputError
 
 Edge = tuple[str, str]  # source, target
@@ -177,10 +177,7 @@ class Turn:
 def snapshot(value: Any) -> Any:
     """What tells whether a value was replaced or changed in place: tensors by identity and number of changes."""
     if torch.is_tensor(value):
-        changes = (
-            None if value.is_inference() else value._version
-        )  # it counts none in inference mode
-        return id(value), changes
+        return id(value), changes(value)
     if isinstance(value, (list, tuple)):
         return [snapshot(one) for one in value]
     return value

@@ -77,6 +77,95 @@ def test_a_hook_changes_a_thought(tiny):
     assert answers(tiny) == before
 
 
+def test_a_hook_may_be_set_between_turns(tiny):
+    """What the planner read in earlier rounds, without the hook, is not used then, nor what it reads with it later."""
+    planner = tiny.agents["planner"]
+    attention = planner.model.layers[0].self_attn
+    hooks = []
+
+    def set_hook(turn, questions, drop=False):
+        if (turn.round, turn.role) == (2, "solver"):
+            hooks.append(attention.register_forward_hook(lambda module, args, output: 0 * output))
+        if (turn.round, turn.role) == (3, "solver"):
+            hooks.pop().remove()
+        if drop:
+            tiny.drop_prefixes()
+
+    def set_and_drop(turn, questions):
+        set_hook(turn, questions, drop=True)
+
+    expected, found = (
+        tiny.run([CHAIN], rounds=5, edit=edit, keep_states=True)[0]
+        for edit in (set_and_drop, set_hook)
+    )
+    assert hooks == [] and found.states.keys() == expected.states.keys()
+    for key, states in expected.states.items():
+        assert torch.allclose(found.states[key], states, atol=1e-4), key
+    assert not torch.allclose(found.states[3, "planner"], found.states[2, "planner"], atol=0.1)
+
+
+def zeroed_by_a_hook(agent):
+    return agent.model.layers[0].self_attn.register_forward_hook(lambda *args: 0 * args[-1]).remove
+
+
+def zeroed_by_a_hook_on_all_modules(agent):
+    register = torch.nn.modules.module.register_module_forward_hook
+    attention = agent.model.layers[0].self_attn
+    return register(lambda *args: 0 * args[-1] if args[0] is attention else None).remove
+
+
+@torch.no_grad()
+def weight_zeroed(agent):
+    weight = agent.model.layers[0].self_attn.q_proj.weight
+    before = weight.clone()
+    weight.zero_()
+    return lambda: weight.data.copy_(before)
+
+
+def weight_replaced(agent):
+    projection = agent.model.layers[0].self_attn.q_proj
+    before = projection.weight
+    projection.weight = torch.nn.Parameter(torch.zeros_like(before))
+    return lambda: setattr(projection, "weight", before)
+
+
+def data_replaced(agent):
+    weight = agent.model.layers[0].self_attn.q_proj.weight
+    before = weight.data
+    weight.data = torch.zeros_like(before)
+    return lambda: setattr(weight, "data", before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        zeroed_by_a_hook,
+        zeroed_by_a_hook_on_all_modules,
+        weight_zeroed,
+        weight_replaced,
+        data_replaced,
+    ],
+)
+def test_what_was_read_is_read_again_by_a_changed_model(tiny, change):
+    agent = tiny.agents["planner"]
+    prompts = tiny.prompts_for("planner", tiny.style.questions([CHAIN]), {})
+    agent.drop_prefix()
+    before = agent.think(prompts, 3)
+    kept = agent.prefix_cache
+    assert torch.allclose(agent.think(prompts, 3), before, atol=1e-4)
+    assert agent.prefix_cache.cache is kept.cache, "an unchanged model does not read again"
+    undo = change(agent)
+    try:
+        found = agent.think(prompts, 3)
+        agent.drop_prefix()
+        expected = agent.think(prompts, 3)
+    finally:
+        undo()
+        agent.drop_prefix()
+    assert torch.equal(found, expected) and not torch.allclose(found, before, atol=0.1)
+
+
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
 def test_every_weight_is_there_under_its_name(folders, style):
     system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu")
