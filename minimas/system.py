@@ -150,7 +150,7 @@ class History:
     """What is kept of the turns of one question, for its Result."""
 
     def __init__(self) -> None:
-        self.heard_tokens = 0
+        self.decoded: dict[tuple[int, str], int] = {}
         self.replaced: dict[tuple[int, str, str], str] = {}
         self.latents: dict[tuple[int, str, str], Piece] = {}
         self.states: dict[tuple[int, str], torch.Tensor] = {}
@@ -161,18 +161,27 @@ class History:
         self, turn: Turn, i: int, keep_latents: bool, keep_states: bool, seconds: float
     ) -> None:
         """Keep what is wanted of a turn for its i-th question; it ended `seconds` after the batch began."""
-        self.heard_tokens += turn.decoded[i]
+        key = (turn.round, turn.role)
+        self.decoded[key] = turn.decoded[i]
         for edge, value in turn.replaced.items():
             self.replaced[(turn.round, *edge)] = value
         if keep_latents:
             for edge, message in turn.sent.items():
                 self.latents[(turn.round, *edge)] = own_copy(message[i])
         if keep_states:
-            key = (turn.round, turn.role)
             self.timings[key] = seconds
             self.prompts[key] = [own_copy(piece) for piece in turn.prompts[i]]
             if turn.states is not None:
                 self.states[key] = turn.states[i].clone()
+
+    def forget(self, round: int, role: str) -> None:
+        """Let go of an agent's turn: the question was stopped in it, so nobody heard it, and the agent answers now."""
+        for by_turn in (self.decoded, self.states, self.timings, self.prompts):
+            by_turn.pop((round, role), None)
+        for by_edge in (self.replaced, self.latents):
+            for key in list(by_edge):
+                if key[:2] == (round, role):
+                    del by_edge[key]
 
 
 class System:
@@ -384,6 +393,8 @@ class System:
                 edit(turn, own)
                 turn.check()
                 if turn.answers:
+                    for b in turn.rows:
+                        histories[b].forget(turn.round, turn.role)
                     for new in self.write_answers(turn, own, settings, callback, wanted, whole):
                         i, rollout = divmod(new.number, settings.rollouts)
                         b = turn.rows[i]
@@ -413,10 +424,15 @@ class System:
             written.token_ids,
             written.new_tokens,
             seconds=0.0,
+            heard_tokens=sum(history.decoded.values()),
             rounds=rounds,
             retried=written.retried,
+            replaced=history.replaced,
+            latents=history.latents,
+            states=history.states,
+            timings=history.timings,
+            prompts=history.prompts,
             system=self,
-            **vars(history),
         )
 
     # Prompts

@@ -361,23 +361,46 @@ def test_a_muted_edge_is_silence(tiny, channel):
     assert sizes[0] == sizes[1] == sizes[2] < sizes[3]
 
 
-def test_a_question_that_is_stopped_is_answered_as_in_fewer_rounds(tiny):
-    """Among others that go on, whichever turn of the round stops it."""
+@pytest.mark.parametrize("channel", ("latent", "text"))
+def test_a_question_that_is_stopped_is_answered_as_in_fewer_rounds(tiny, channel):
+    """Among others that go on, whichever turn of the round stops it: nothing more is kept of it, or counted."""
     asked = [CHAIN, OTHER, "3 +1 *3"]
+    options = {"channel": channel, "keep_latents": True, "keep_states": True}
+    options["hear"] = (
+        "solver>planner=none"  # the others hear nothing of what the stopped turn would have sent
+    )
+    fewer = tiny.run(asked, rounds=2, **options)[0]
+    others = tiny.run(asked, rounds=3, **options)[1:]
+    last = tiny.style.order[-1]
     for role in tiny.style.order:
+        rows = []
 
-        def stop_first(turn, questions, role=role):
+        def stop_first(turn, questions, role=role, rows=rows):
             assert len(questions) == len(turn.rows) == len(turn.prompts)
+            if (turn.round, turn.role) == (2, last):
+                rows.append((turn.answers, turn.rows))
             if turn.round == 2 and turn.role == role and not turn.answers:
                 turn.stop([0])
 
-        results = tiny.run(asked, rounds=3, edit=stop_first, keep_latents=True)
-        assert [result.rounds for result in results] == [2, 3, 3]
-        fewer = tiny.run(asked, rounds=2, keep_latents=True)[0]
-        assert results[0].token_ids == fewer.token_ids
-        assert [result.answer for result in results[1:]] == answers(tiny, None, asked[1:], rounds=3)
-        for key in fewer.latents:
-            assert torch.allclose(results[0].latents[key], fewer.latents[key], atol=1e-4)
+        stopped, *found = tiny.run(asked, rounds=3, edit=stop_first, **options)
+        if role == last:
+            assert rows == [(False, [0, 1, 2]), (True, [0])]
+        else:
+            assert rows == [(True, [0]), (False, [1, 2])], "it does not think for nobody"
+        assert [result.rounds for result in (stopped, *found)] == [2, 3, 3]
+        assert stopped.token_ids == fewer.token_ids
+        assert [result.text for result in found] == [result.text for result in others]
+        assert stopped.heard_tokens == fewer.heard_tokens
+        assert stopped.replaced == fewer.replaced
+        for name in "latents", "states", "timings", "prompts":
+            assert getattr(stopped, name).keys() == getattr(fewer, name).keys(), name
+        for key, states in fewer.states.items():
+            assert torch.allclose(stopped.states[key], states, atol=1e-4)
+        for key, message in fewer.latents.items():
+            if channel == "text":
+                assert stopped.latents[key] == message
+            else:
+                assert torch.allclose(stopped.latents[key], message, atol=1e-4)
 
 
 @pytest.mark.parametrize("channel", ("latent", "text"))
