@@ -54,7 +54,9 @@ class Turn:
         decoded: list[int] | None = None,
         answers: bool = False,
     ) -> None:
-        """send     makes what is sent out of states, when it is first asked for; or `sent` is there from the start
+        """A turn that has just been taken, or the prompts of one that answers.
+
+        send     makes what is sent out of states, when it is first asked for; or `sent` is there from the start
         silence  what is heard along each edge that leaves the role if nothing is sent there
         """
         self.round = round
@@ -139,6 +141,12 @@ class Turn:
         if snapshot(self.states) != self._states_sent:
             if self._send is None:
                 self.refuse("turn.states were changed, but it has none to send: change turn.sent")
+            if self.replaced:
+                edges = ", ".join(">".join(edge) for edge in self.replaced)
+                self.refuse(
+                    f"turn.states were changed, but `hear` has put something else into {edges} before: "
+                    "change turn.sent, or let hear be own along these edges"
+                )
             if self._sent is not None:
                 self.refuse(
                     "turn.states were changed, but turn.sent was made of them before: change the states first"
