@@ -259,7 +259,7 @@ class DeltaCache:
         source = torch.where(columns < padding + stored, moved, columns)
         both = torch.cat([self.conv, x], 2)  # (B, channels, kernel - 1 + T)
         history = both.gather(2, source[:, None].expand(-1, x.shape[1], -1))
-        return history, history[:, :, -stored:]
+        return history, history[:, :, x.shape[2] :]
 
     def store(self, conv: torch.Tensor, state: torch.Tensor) -> None:
         """Store these: in place or, where gradients are recorded, without touching what the graph holds."""
