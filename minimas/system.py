@@ -44,7 +44,7 @@ RETRY_TOKENS = {"math": 16, "choice": 16, "code": 256}  # that a text may take t
 
 @dataclass
 class Result:
-    """What a system made of one question.
+    """What a system made of one question. Results compare by all but the tensors: latents, states and prompts.
 
     question      as typed
     text          what the last agent wrote, its retry included
@@ -73,10 +73,10 @@ class Result:
     rounds: int = 0
     retried: bool = False
     replaced: dict = field(default_factory=dict)
-    latents: dict = field(default_factory=dict)
-    states: dict = field(default_factory=dict)
+    latents: dict = field(default_factory=dict, compare=False)
+    states: dict = field(default_factory=dict, compare=False)
     timings: dict = field(default_factory=dict)
-    prompts: dict = field(default_factory=dict)
+    prompts: dict = field(default_factory=dict, compare=False)
     system: "System | None" = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -280,6 +280,8 @@ class System:
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
+        if isinstance(tools, str):
+            raise InputError(f"tools is {tools!r}, expected a list of names such as [{tools!r}]")
         options: dict[str, Any] = dict(
             rounds=rounds,
             latent_steps=latent_steps,
@@ -378,6 +380,8 @@ class System:
         Whoever iterates holds the system: until the end, or `close`, no other thread is answered.
         """
         self.check_links(settings)
+        if not questions:
+            return
         others = None
         with self.lock:
             if before is not None:

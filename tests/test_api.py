@@ -294,6 +294,23 @@ def test_timings_have_names(tiny):
     }
 
 
+def test_results_can_be_compared(tiny, donor):
+    again = tiny.run([OTHER], keep_states=True, keep_latents=True)[0]
+    again.seconds = donor.seconds
+    again.timings = donor.timings
+    assert again == donor and again != tiny.run([CHAIN])[0]
+
+
+def test_no_questions(tiny):
+    assert tiny.run([]) == []
+    assert tiny.answer([], Settings().completed(tiny.style)) == []
+
+
+def test_tools_are_a_list(tiny):
+    with pytest.raises(InputError, match=r"tools is 'python', expected a list .* \['python'\]"):
+        tiny.run([CHAIN], tools="python")
+
+
 def test_what_is_shown_fits_a_screen(tiny, donor):
     for shown in tiny, tiny.style, donor:
         lines = repr(shown).split("\n")
