@@ -24,10 +24,10 @@ from tqdm import tqdm
 from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
-from .devices import devices_by_role, usable_dtype, usable_kind
+from .devices import devices_by_role, usable_dtype
 from .generate import Batch, Reply
 from .hear import Hearing, before_each, messages_of
-from .link import FusedOuterLink, OuterLink
+from .link import FusedOuterLink, OuterLink, fused
 from .load import load_outer_links
 from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
 from .recurse import recurse
@@ -265,7 +265,7 @@ class System:
         progress: bool = False,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
     ) -> list[Result]:
-        """Answer a list of questions: one Result each, in their order (with rollouts=k: k, one after another).
+        """Answer a list of questions: their Results in order, one for each (with rollouts=k: k, one after another).
 
         settings       a Settings object; what follows up to `date` are its fields, and None leaves one as it is
 
@@ -275,7 +275,8 @@ class System:
         dataset        name of the data set that the questions are from: gpqa has a prompt of its own
         progress       show a bar on stderr
         edit           edit(turn, questions) is called after each Turn with its Questions, and may change what others
-                       hear, mute an edge or stop a question: see turn.py and docs/extending.md
+                       hear, mute an edge, stop a question, or drop one, which then has no Result: see turn.py and
+                       docs/extending.md
 
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
@@ -323,9 +324,9 @@ class System:
         with tqdm(total=total, unit="token", leave=False, disable=not progress) as bar:
             for n, i in enumerate(starts, 1):
                 batch = questions[i : i + size]
-                heard = before[i : i + size] if before is not None else None
+                neighbours = before[i : i + size] if before is not None else None
                 yield from self.answer(
-                    batch, settings, keep_latents, keep_states, bar.update, edit, heard
+                    batch, settings, keep_latents, keep_states, bar.update, edit, neighbours
                 )
                 bar.update(n * per_batch - bar.n)  # texts that ended early
 
@@ -669,7 +670,7 @@ def load_mas_system(
     dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json
                  names. Links compute in the dtype of their files, or in their agent's if that is wider.
     task         math, choice or code: which links are loaded and how agents are asked; None takes the style's
-    offload      keep weights in main memory, and on the device only those of the agent at work
+    offload      keep weights in main memory, and on the device only those of the agent at work; `fast` is not for them
     fast         the fast form (fast/): the same results in fewer and larger operations. Its modules are merged, so that
                  it takes no hooks on what is merged, and no training. By default modules are plain: every weight is
                  there under its name in the checkpoint, and every hook fires.
@@ -686,7 +687,7 @@ def load_mas_system(
     known_style = style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
-    kind = usable_kind(quantize)
+    in_fast_form = fast and not offload  # it needs weights that stay where they are
     sources = known_style.sources(checkpoints)
     devices = devices_by_role(known_style.order, device)
     agents = {}
@@ -697,15 +698,15 @@ def load_mas_system(
             devices[role],
             usable_dtype(dtype, devices[role]),
             offload,
-            fast,
+            in_fast_form,
             role=role,
-            quantize=kind,
+            quantize=quantize,
         )
     links = {}
     if "links" in sources:
         links = load_outer_links(sources["links"], task, known_style.edges, agents)
     outer_links: dict[Edge, OuterLink | FusedOuterLink] = {}
     for edge, link in links.items():
-        outer_links[edge] = FusedOuterLink(link) if fast else link
-    origin = Origin(style, checkpoints, device, dtype, offload, fast, kind)
+        outer_links[edge] = fused(link) if in_fast_form else link
+    origin = Origin(style, checkpoints, device, dtype, offload, fast, quantize)
     return System(known_style, agents, outer_links, task, origin)

@@ -13,6 +13,7 @@ import torch
 import minimas
 from minimas import InputError, Settings
 from minimas.fast.graphs import Graphs
+from minimas.link import InnerLink, OuterLink
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"  # 5; 2 after one round, 9 after two
 OTHER = "7 +5 *3 +3 +8 *7 -1 +6"  # 4
@@ -245,6 +246,14 @@ def test_the_fast_form_gives_no_state_dict_that_lacks_weights():
             with pytest.raises(InputError, match="state_dict would lack them: .* fast=False"):
                 copied.state_dict()
     assert list(model.norm.state_dict()) == ["weight"], "what is whole is given"
+
+
+def test_an_offloaded_system_is_plain(tiny):
+    system = minimas.load_mas_system("tiny", device="cpu", fast=True, offload=True)
+    links = [agent.inner_link for agent in system.agents.values()] + [*system.outer_links.values()]
+    assert {type(link) for link in links} == {InnerLink, OuterLink}
+    assert system.agents["planner"].model.layers[0].self_attn.q_proj.weight is not None
+    assert answers(system) == ["5"]
 
 
 @pytest.mark.parametrize("plain", [False, True])
