@@ -43,7 +43,7 @@ def recurse(
     """Let the agents of a System take turns over B Questions; yields each Turn, the last one unanswered.
 
     A caller may change a Turn before it asks for the next one (turn.py). Questions that it stops are answered in a Turn
-    of their own at the end of that round, as if there were no more. Questions that it drops leave the batch at once.
+    of their own in that round, as if it were the last. Questions that it drops leave the batch at once.
 
     settings  completed Settings
     callback()    is called for every position that is generated
@@ -60,7 +60,7 @@ def recurse(
             asked = [questions[b] for b in rows]
             prompts = system.prompts_for(role, asked, inbox, settings.date)
             if role == order[-1]:
-                # The last agent writes its answers after these prompts.
+                # The last agent writes its answers after these prompts. It thinks for the other questions only.
                 yield from final_turn(system, r, rows, prompts, ending)
                 rows, prompts, inbox = without(ending, rows, prompts, inbox)
             if not rows:
