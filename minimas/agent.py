@@ -84,14 +84,14 @@ class Reading(NamedTuple):
 class PrefixCache(NamedTuple):
     """What an agent read last: the ids of the text that each prompt begins with, and the cache that holds them.
 
-    weights   what `marks` gave for the weights that read it
-    S         positions that were asked for when the cache was made. With graphs it may have more, as earlier questions
-              were longer, but no answer may depend on earlier questions, not even by rounding
+    model_marks  what `marks` gave for the model that read it
+    S            positions that were asked for when the cache was made. With graphs it may have more, as earlier
+                 questions were longer, but no answer may depend on earlier questions, not even by rounding
     """
 
     beginnings: list[list[int]]
     cache: list
-    weights: list[tuple]
+    model_marks: list[tuple] | None
     S: int
 
 
@@ -211,10 +211,10 @@ class Agent:
         pieces = [self.tokens(prompt) for prompt in prompts]
         rows = [self.embed_pieces(own) for own in pieces]
         S = max(map(len, rows)) + room
-        weights = marks(self.model)
-        kept = self.take_prefix(len(rows), S, weights)
+        model_marks = marks(self.model)
+        kept = self.take_prefix(len(rows), S, model_marks)
         if kept is None:
-            kept = PrefixCache([[] for _ in rows], self.make_cache(len(rows), S), weights, S)
+            kept = PrefixCache([[] for _ in rows], self.make_cache(len(rows), S), model_marks, S)
         cache = kept.cache
         beginnings = [first_text(own) for own in pieces]
         known = []  # tokens of each prompt that the cache holds already
@@ -229,8 +229,8 @@ class Agent:
         x, positions = left_pad(unread, starts)
         states = self.model(x, positions, cache, last=1)
         holds_all = all(isinstance(c, KVCache) for c in cache)
-        if holds_all and not self.offload and not has_hooks(self.model):
-            self.prefix_cache = PrefixCache(beginnings, cache, weights, kept.S)
+        if holds_all and not self.offload and model_marks is not None:
+            self.prefix_cache = PrefixCache(beginnings, cache, model_marks, kept.S)
         return Reading(states, positions[:, -1:] + 1, cache, S)
 
     def read_with_gradient(self, prompts: Sequence[Prompt], last: int = 1) -> Reading:
@@ -252,8 +252,8 @@ class Agent:
         states = self.model(x[:, start:], positions[:, start:], cache, last=last)
         return Reading(states, positions[:, -1:] + 1, cache, T)
 
-    def take_prefix(self, B: int, S: int, weights: list[tuple]) -> PrefixCache | None:
-        """What was read last, if its cache serves for B prompts, S positions and these weights, as `marks` tells them.
+    def take_prefix(self, B: int, S: int, model_marks: list[tuple] | None) -> PrefixCache | None:
+        """What was read last, if its cache serves for B prompts, S positions and the model as its `marks` tell it.
 
         It is no longer kept then.
         """
@@ -261,7 +261,7 @@ class Agent:
         self.drop_prefix()  # until the cache is whole again
         if previous is None or len(previous.beginnings) != B or previous.S < S:
             return None
-        if previous.weights != weights or has_hooks(self.model):
+        if model_marks is None or model_marks != previous.model_marks:
             return None
         return previous
 
@@ -334,24 +334,27 @@ class Agent:
                 weight.data = data
 
 
-def marks(model: Llama) -> list[tuple]:
-    """What tells whether a weight of a model was replaced, or changed in place: its place and its number of changes.
+def marks(model: Llama) -> list[tuple] | None:
+    """What tells whether a model was changed: the place of each of its tensors, and how often it was changed in place.
 
-    A change in place of `weight.data` is not counted by torch. Agent.drop_prefix is needed after one.
+    None if a module has a forward hook, which may do something else each time. A change in place of `weight.data` is
+    not counted by torch: Agent.drop_prefix is needed after one.
     """
-    return [(id(w), w.data_ptr(), changes(w)) for _, w in named_weights(model)]
+    if torch_modules._has_any_global_hook():
+        return None
+    found = []
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                found.append((id(tensor), tensor.data_ptr(), changes(tensor)))
+    return found
 
 
 def changes(tensor: torch.Tensor) -> int | None:
     """How often a tensor was changed in place; None in inference mode, in which torch does not count."""
     return None if tensor.is_inference() else tensor._version
-
-
-def has_hooks(model: Llama) -> bool:
-    """Whether a forward hook is set on a module of a model, or on all modules there are."""
-    if torch_modules._has_any_global_hook():
-        return True
-    return any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
 
 
 def first_text(pieces: list[torch.Tensor]) -> list[int]:
