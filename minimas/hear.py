@@ -9,7 +9,7 @@ Each value is an edit of a Turn (turn.py), made when the turn has sent and befor
     other     the message that the question before it in the data set sent: same round, same edge. The first question
               hears the last one's. That question was run on its own, and heard its own messages.
     none      nothing: the slot of the one who hears is empty, as after turn.mute
-    noise     each latent is noise with its own mean and its own norm, so also its own rms
+    noise     in place of each latent noise of the same mean and the same norm, so also of the same rms
     shuffled  the same latents in another order
 
 Noise and order come from the run's seed, the round, the edge and the question's text. So nothing here depends on the
