@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torch.nn.modules.module as torch_modules
 
 from .cache import KVCache, first_rows, repeat_rows
 from .common import InputError, no_op, warn_once
 from .devices import usable_kind
 from .fast.graphs import Graphs
 from .fast.prepare import prepare
-from .link import FusedInnerLink, InnerLink
+from .link import FusedInnerLink, InnerLink, fused
 from .llama import Llama
 from .load import (
     GenerationConfig,
@@ -66,12 +67,12 @@ def check_finite(finite: torch.Tensor | bool, what: str, model: Llama) -> None:
 
 
 class Reading(NamedTuple):
-    """What reading B prompts gives, in k rows for each.
+    """What reading B prompts gives, in one row for each, or in k.
 
-    states          (B k, last, D), those of the last tokens
+    states          (B k, 1, D), that of the last token; or (B, last, D), those of the last tokens
     next_positions  (B k, 1), that of the token which follows
     cache           one object per layer
-    S               positions that were asked for: those of the longest prompt, and the room after it
+    S               positions of the longest prompt, and of the room after it that was asked for
     """
 
     states: torch.Tensor
@@ -83,12 +84,14 @@ class Reading(NamedTuple):
 class PrefixCache(NamedTuple):
     """What an agent read last: the ids of the text that each prompt begins with, and the cache that holds them.
 
-    S is what was asked for. With graphs the cache may be larger, as earlier questions were longer, but no answer may
-    depend on earlier questions, not even by rounding.
+    model_marks  what `marks` gave for the model that read it
+    S            positions that were asked for when the cache was made. With graphs it may have more, as earlier
+                 questions were longer, but no answer may depend on earlier questions, not even by rounding
     """
 
     beginnings: list[list[int]]
     cache: list
+    model_marks: list[tuple] | None
     S: int
 
 
@@ -179,35 +182,17 @@ class Agent:
 
     # Reading
 
-    def read(
-        self,
-        prompts: Sequence[Prompt],
-        room: int = 0,
-        *,
-        copies: int = 1,
-        gradient: bool = False,
-        keep: bool = False,
-        last: int = 1,
-    ) -> Reading:
-        """Read B prompts: for thinking, for writing, and in training.
+    def read(self, prompts: Sequence[Prompt], room: int = 0, copies: int = 1) -> Reading:
+        """Read B prompts for writing: S positions are those of the longest one, and the room after it.
 
-        room      positions that the cache has after the longest prompt
-        copies    rows for each prompt (k), which is read once for all of them
-        gradient  with a cache that can be differentiated; it grows by itself and needs no room
-        keep      keep the cache, so that prompts that begin alike need not be read again (prefix caching)
-        last      states that are wanted of each prompt
+        copies   rows for each prompt (k), which is read once for all of them
         """
-        pieces = [self.tokens(prompt) for prompt in prompts]
-        rows = [self.embed_pieces(own) for own in pieces]
+        rows = [self.embed_pieces(self.tokens(prompt)) for prompt in prompts]
         S = max(map(len, rows)) + room
-        if gradient:
-            return self.read_with_gradient(pieces, rows, S, last)
-        if keep:
-            return self.read_after_prefix(pieces, rows, S, last)
         x, positions = left_pad(rows)
         cache = self.make_cache(len(rows) * copies, S)
         first = first_rows(cache, len(rows)) if copies > 1 else cache
-        states = self.model(x, positions, first, last=last)
+        states = self.model(x, positions, first, last=1)
         next_positions = positions[:, -1:] + 1
         if copies > 1:
             repeat_rows(cache, first, copies)
@@ -215,43 +200,47 @@ class Agent:
             next_positions = next_positions.repeat_interleave(copies, 0)
         return Reading(states, next_positions, cache, S)
 
-    def read_after_prefix(
-        self, pieces: list[list[torch.Tensor]], rows: list[torch.Tensor], S: int, last: int
-    ) -> Reading:
-        """The same with prefix caching, for prompts as token ids and latents, and as embeddings.
+    def read_after_prefix(self, prompts: Sequence[Prompt], room: int = 0) -> Reading:
+        """Read B prompts for thinking, without what each has in common with the one that was read last.
 
-        The keys and values of what two prompts share at their beginning are the same: only the rest is read. This needs
-        a cache that holds all positions (no windows, no states) and may be kept (no offload).
+        This is prefix caching: the keys and values of what two prompts share at their beginning are the same. It needs
+        a cache that holds all positions (no windows, no states) and may be kept (no offload). It also needs the same
+        model as before. So all is read again if a weight was changed, and as long as a module has a hook, which may do
+        something else each time.
         """
+        pieces = [self.tokens(prompt) for prompt in prompts]
+        rows = [self.embed_pieces(own) for own in pieces]
+        S = max(map(len, rows)) + room
+        model_marks = marks(self.model)
+        kept = self.take_prefix(len(rows), S, model_marks)
+        if kept is None:
+            kept = PrefixCache([[] for _ in rows], self.make_cache(len(rows), S), model_marks, S)
+        cache = kept.cache
         beginnings = [first_text(own) for own in pieces]
-        known = [0] * len(rows)  # tokens of each prompt that the cache holds already
-        previous = self.take_prefix(len(rows), S)
-        if previous is None:
-            cache = self.make_cache(len(rows), S)
-        else:
-            cache = previous.cache
-            S = previous.S
-            for b, row in enumerate(rows):
-                shared = commonprefix([beginnings[b], previous.beginnings[b]])
-                known[b] = min(len(shared), len(row) - 1)  # the last token is read for its state
-            for c in cache:
+        known = []  # tokens of each prompt that the cache holds already
+        for row, new, old in zip(rows, beginnings, kept.beginnings, strict=True):
+            shared = commonprefix([new, old])
+            known.append(min(len(shared), len(row) - 1))  # the last token is read for its state
+        for c in cache:
+            if isinstance(c, KVCache):
                 c.filled = max(known)
         unread = [row[n:] for row, n in zip(rows, known, strict=True)]
         starts = torch.tensor(known, device=rows[0].device)[:, None]
         x, positions = left_pad(unread, starts)
-        states = self.model(x, positions, cache, last=last)
-        if not self.offload and all(isinstance(c, KVCache) for c in cache):
-            self.prefix_cache = PrefixCache(beginnings, cache, S)
+        states = self.model(x, positions, cache, last=1)
+        holds_all = all(isinstance(c, KVCache) for c in cache)
+        if holds_all and not self.offload and model_marks is not None:
+            self.prefix_cache = PrefixCache(beginnings, cache, model_marks, kept.S)
         return Reading(states, positions[:, -1:] + 1, cache, S)
 
-    def read_with_gradient(
-        self, pieces: list[list[torch.Tensor]], rows: list[torch.Tensor], S: int, last: int
-    ) -> Reading:
-        """The same for prompts as token ids and latents, and as embeddings.
+    def read_with_gradient(self, prompts: Sequence[Prompt], last: int = 1) -> Reading:
+        """Read B prompts in training; gives the last states (B, last, D) of each.
 
-        A cache that is written in place could not be differentiated: this one grows by concatenation. The text before a
-        prompt's first latents has no gradient, and is read without a graph.
+        A cache that is written in place could not be differentiated: this one grows by concatenation, and needs no
+        room. The text before a prompt's first latents has no gradient, and is read without a graph.
         """
+        pieces = [self.tokens(prompt) for prompt in prompts]
+        rows = [self.embed_pieces(own) for own in pieces]
         x, positions = left_pad(rows)
         cache = self.model.make_cache(len(rows))
         T = x.shape[1]
@@ -261,13 +250,18 @@ class Agent:
             with torch.no_grad():
                 self.model(x[:, :start], positions[:, :start], cache, last=1)
         states = self.model(x[:, start:], positions[:, start:], cache, last=last)
-        return Reading(states, positions[:, -1:] + 1, cache, S)
+        return Reading(states, positions[:, -1:] + 1, cache, T)
 
-    def take_prefix(self, B: int, S: int) -> PrefixCache | None:
-        """What was read last, if its cache serves for B prompts and S positions; it is no longer kept then."""
+    def take_prefix(self, B: int, S: int, model_marks: list[tuple] | None) -> PrefixCache | None:
+        """What was read last, if its cache serves for B prompts, S positions and the model as its `marks` tell it.
+
+        It is no longer kept then.
+        """
         previous = self.prefix_cache
         self.drop_prefix()  # until the cache is whole again
         if previous is None or len(previous.beginnings) != B or previous.S < S:
+            return None
+        if model_marks is None or model_marks != previous.model_marks:
             return None
         return previous
 
@@ -303,7 +297,11 @@ class Agent:
             return self.model.norm.weight.new_zeros(len(prompts), 0, self.model.config.hidden_size)
         link = self.inner_link
         assert link is not None, "System.check_links refuses a base model"
-        h, positions, cache, _ = self.read(prompts, m, gradient=gradient, keep=not gradient)
+        reading = (
+            self.read_with_gradient(prompts) if gradient else self.read_after_prefix(prompts, m)
+        )
+        h = reading.states  # (B, 1, D)
+        cache = reading.cache
         callback()
 
         def next_input(h: torch.Tensor) -> torch.Tensor:
@@ -316,7 +314,7 @@ class Agent:
             return [next_input(h), positions + 1], h
 
         _, others = self.steps.take(
-            step, [next_input(h), positions], m - 1, cache, callback, ("latent",)
+            step, [next_input(h), reading.next_positions], m - 1, cache, callback, ("latent",)
         )
         return torch.cat([h, *others], 1)
 
@@ -334,6 +332,29 @@ class Agent:
         finally:
             for weight, data in zip(weights, resting, strict=True):
                 weight.data = data
+
+
+def marks(model: Llama) -> list[tuple] | None:
+    """What tells whether a model was changed: the place of each of its tensors, and how often it was changed in place.
+
+    None if a module has a forward hook, which may do something else each time. A change in place of `weight.data` is
+    not counted by torch: Agent.drop_prefix is needed after one.
+    """
+    if torch_modules._has_any_global_hook():
+        return None
+    found = []
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                found.append((id(tensor), tensor.data_ptr(), changes(tensor)))
+    return found
+
+
+def changes(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was changed in place; None in inference mode, in which torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def first_text(pieces: list[torch.Tensor]) -> list[int]:
@@ -364,15 +385,14 @@ def load_agent(
 
     task       math, choice or code: which inner link is taken if there are several
     offload    keep the weights in main memory while the agent rests
-    fast       put it on the fast path (fast/), which needs weights that stay where they are: an offloaded agent has
-               none
+    fast       put it on the fast path (fast/), which needs weights that stay where they are: not with `offload`
     untrained  give it a new inner link: the folder may be that of a base model
     role       its name in the error message if there is no such folder or repository
     quantize   keep the weights of its linears in int8 or int4 (quantize.py); None leaves them in `dtype`
-    Raises InputError if the folder is not whole.
+    Raises InputError if the folder is not whole, and on an unknown `quantize`.
     """
-    folder = checkpoint_folder(source, *agent_patterns(task), role=role)
     kind = usable_kind(quantize)
+    folder = checkpoint_folder(source, *agent_patterns(task), role=role)
     model = load_model(folder, device, dtype, "cpu" if offload else None, kind)
     tokenizer = load_tokenizer(folder)
     D = model.config.hidden_size
@@ -383,7 +403,7 @@ def load_agent(
         inner_link = load_inner_link(folder, task, D, device, model.norm.weight.dtype)
     generation_config = load_generation_config(folder, tokenizer)
     agent = Agent(model, tokenizer, inner_link, generation_config, device, offload, source, kind)
-    if fast and not offload:
+    if fast:
         make_fast(agent)
     return agent
 
@@ -392,6 +412,6 @@ def make_fast(agent: Agent) -> None:
     """Put an agent on the fast path (fast/), in place."""
     prepare(agent.model)
     if isinstance(agent.inner_link, InnerLink):
-        agent.inner_link = FusedInnerLink(agent.inner_link)
+        agent.inner_link = fused(agent.inner_link)
     if agent.device.type == "cuda":
         agent.steps = Graphs(agent.model)

@@ -2,9 +2,10 @@
 
 The cache of an attention layer has two methods. A mask must be asked for before the update that stores its tokens.
 
-    mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, S) bool. None is
+    mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, keys) bool. None is
                               plain causal attention without padding. The model calls it (see `masks`)
-    update(k, v, positions)   stores new keys and values (B, K, T, d) and returns all S of them. The layer calls it
+    update(k, v, positions)   stores new keys and values (B, K, T, d) and returns all there are, (B, K, keys, d). The
+                              layer calls it
 
 A layer of a Gated DeltaNet keeps no keys. Its DeltaCache has a mask (B, T, 1) of tokens, `with_history` and `store`.
 
@@ -14,7 +15,8 @@ A key is addressed by its position, not by the column of the batch in which it a
 nothing more than that: a query at position i sees the keys at positions 0 to i of its own row. How much padding stood
 before a token, and in which chunk it came, makes no difference.
 
-Notation: B batch, T new tokens, S stored keys, K key/value heads, d head width.
+Notation: B batch, T new tokens, S positions that a cache has room for, `keys` those that a mask is about, K key/value
+heads, d head width.
 """
 
 import copy
@@ -30,13 +32,13 @@ def causal_mask(
 ) -> torch.Tensor:
     """Which keys each query sees: those at or before it, in its window, but no padding.
 
-    positions (B, T), key_positions (B, S) -> (B, 1, T, S) bool
+    positions (B, T), key_positions (B, keys) -> (B, 1, T, keys) bool
 
     A padding query sees every key: its output is discarded, but a softmax over no keys would be NaN, which spreads.
     """
     i = positions[:, None, :, None]  # (B, 1, T, 1), of the queries
-    j = key_positions[:, None, None, :]  # (B, 1, 1, S), of the keys
-    seen = (j >= 0) & (j <= i)  # (B, 1, T, S)
+    j = key_positions[:, None, None, :]  # (B, 1, 1, keys), of the keys
+    seen = (j >= 0) & (j <= i)  # (B, 1, T, keys)
     if window is not None:
         seen &= j > i - window
     return seen | (i < 0)
@@ -126,9 +128,8 @@ class KVCache:
         padding_index = self.capacity
         self.k = F.pad(self.k, (0, 0, 0, n))  # (B, K, S + n + 1, d)
         self.v = F.pad(self.v, (0, 0, 0, n))
-        self.k[:, :, padding_index] = (
-            0  # where padding was written, a token may be written from now on
-        )
+        # Where padding was written, a token may be written from now on.
+        self.k[:, :, padding_index] = 0
         self.v[:, :, padding_index] = 0
 
 
@@ -157,7 +158,7 @@ class WindowCache:
         return torch.where(kept, positions % self.window, self.window)
 
     def mask(self, positions: torch.Tensor, last: int) -> torch.Tensor:
-        """Keys are those in memory, for a chunk of several tokens also the new ones after them: (B, 1, last, S)."""
+        """Keys are those in memory, for a chunk of several tokens also the new ones after them: (B, 1, last, keys)."""
         if positions.shape[1] == 1:
             key_positions = self.positions.scatter(1, self.indices(positions), positions)
         else:
@@ -207,17 +208,17 @@ class GrowingCache:
         self.chunks: list[Chunk] = []
 
     def mask(self, positions: torch.Tensor, last: int) -> torch.Tensor | None:
-        """Keys are all that were ever seen: (B, 1, last, S)."""
+        """Keys are all that were ever seen: (B, 1, last, keys)."""
         if not self.chunks and plain_causal(positions, last, self.window):
             return None
         earlier = [chunk.positions for chunk in self.chunks]
-        key_positions = torch.cat([*earlier, positions], 1)  # (B, S)
+        key_positions = torch.cat([*earlier, positions], 1)  # (B, keys)
         return causal_mask(positions[:, -last:], key_positions, self.window)
 
     def update(
         self, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append k, v (B, K, T, d) -> all keys and values, (B, K, S, d)."""
+        """Append k, v (B, K, T, d) -> all keys and values, (B, K, keys, d)."""
         self.chunks = [*self.chunks, Chunk(k, v, positions)]
         keys = torch.cat([chunk.k for chunk in self.chunks], 2)
         values = torch.cat([chunk.v for chunk in self.chunks], 2)
@@ -259,7 +260,7 @@ class DeltaCache:
         source = torch.where(columns < padding + stored, moved, columns)
         both = torch.cat([self.conv, x], 2)  # (B, channels, kernel - 1 + T)
         history = both.gather(2, source[:, None].expand(-1, x.shape[1], -1))
-        return history, history[:, :, -stored:]
+        return history, history[:, :, x.shape[2] :]
 
     def store(self, conv: torch.Tensor, state: torch.Tensor) -> None:
         """Store these: in place or, where gradients are recorded, without touching what the graph holds."""
@@ -306,7 +307,7 @@ def masks(
 
 
 def write_at(memory: torch.Tensor, indices: torch.Tensor, new: torch.Tensor) -> None:
-    """Write new (B, K, T, d) into memory (B, K, S, d) at indices (B, T)."""
+    """Write new (B, K, T, d) into memory (B, K, any, d) at indices (B, T)."""
     if len(indices) == 1:  # one operation instead of several
         memory.index_copy_(2, indices[0], new)
         return

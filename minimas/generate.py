@@ -7,12 +7,12 @@ Notation: B prompts, T their tokens, D the agent's width, n random numbers of a 
 V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from .agent import Agent, Prompt, check_finite, left_pad
+from .agent import Agent, Prompt, Reading, check_finite, left_pad
 from .cache import KVCache, keep_rows
 from .common import no_op
 from .sample import sample, uniforms
@@ -61,13 +61,14 @@ class Inputs(NamedTuple):
 class Batch:
     """Texts while they are written.
 
-    ids     the token ids of each text so far
-    rows    for each row of the tensors the number of its text; None: an ended row that fills the batch up
-    cache   what was read and written, by row
-    S       positions that the cache must have
-    inputs  of the next step
-    tokens  (rows, times) that the last steps sampled, not yet part of the texts
-    left    tokens that may still follow
+    ids       the token ids of each text so far
+    going_on  the numbers of the texts that have not ended
+    rows      for each row of the tensors the number of its text; None: an ended row that fills the batch up
+    cache     what was read and written, by row
+    S         positions that the cache must have
+    inputs    of the next step
+    tokens    (rows, times) that the last steps sampled, not yet part of the texts
+    left      tokens that may still follow
     """
 
     def __init__(
@@ -83,42 +84,58 @@ class Batch:
         self.top_k = agent.generation_config.top_k if settings.top_k is None else settings.top_k
         self.top_p = settings.top_p
         self.ids: list[list[int]] = [[] for _ in seeds]
+        self.going_on = frozenset(range(len(seeds)))
         self.rows: list[int | None] = list(range(len(seeds)))
         copies = len(seeds) // len(prompts)
-        reading = agent.read(prompts, settings.max_new_tokens, copies=copies)
+        reading = agent.read(prompts, settings.max_new_tokens, copies)
         self.cache = reading.cache
         self.S = reading.S
         is_greedy = self.temperature == 0  # it looks at no random number
         n = 1 if is_greedy else round_up(settings.max_new_tokens, UNIFORMS)
-        numbers = uniforms(seeds, n).to(agent.device)
-        token_index = torch.zeros_like(reading.next_positions)
-        self.inputs, first = self.sample_next(
-            reading.states, reading.next_positions, numbers, token_index
-        )
-        self.tokens = first[:, None]
+        self.inputs, self.tokens = self.first_tokens(reading, uniforms(seeds, n))
         self.left = settings.max_new_tokens - 1
 
-    def write(self, callback: Callable = no_op, reply: Reply | None = None) -> Iterator[set[int]]:
+    def write(
+        self, callback: Callable = no_op, reply: Reply | None = None
+    ) -> Iterator[frozenset[int]]:
         """Write all texts to their ends; yields between steps the numbers of the texts that go on.
 
-        The caller may take a number out of that set: its text ends there. callback, reply: see `generate`.
+        There the caller may let some of them `end`. callback, reply: see `generate`.
         """
         callback()
         while True:
-            going_on = self.append_tokens()
+            self.append_tokens()
             if self.left == 0:
-                going_on.clear()
-            yield going_on
-            if not going_on:
+                self.end(self.going_on)
+            yield self.going_on
+            if not self.going_on:
                 return
-            self.drop_ended(going_on)
+            self.drop_ended()
             if reply:
                 self.insert_replies(reply)
             times = 1 if reply else min(self.agent.steps.sync_every, self.left)
             self.take_steps(times, callback)
             self.left -= times
 
+    def end(self, numbers: Collection[int]) -> None:
+        """Let the texts of these numbers end where they are."""
+        self.going_on = self.going_on.difference(numbers)
+
     # Steps
+
+    def first_tokens(
+        self, reading: Reading, random_numbers: torch.Tensor
+    ) -> tuple[Inputs, torch.Tensor]:
+        """The next step's Inputs, and the tokens (rows, 1) that are sampled after the prompts.
+
+        random_numbers (rows, n)
+        """
+        positions = reading.next_positions
+        numbers = random_numbers.to(self.agent.device)
+        inputs, tokens = self.sample_next(
+            reading.states, positions, numbers, torch.zeros_like(positions)
+        )
+        return inputs, tokens[:, None]
 
     def sample_next(
         self,
@@ -159,20 +176,20 @@ class Batch:
 
     # Between steps
 
-    def append_tokens(self) -> set[int]:
-        """Append the tokens to the texts, each up to one that ends it; returns the numbers of those that go on."""
+    def append_tokens(self) -> None:
+        """Append the tokens to the texts, each up to one that ends it."""
         what = f"the scores that {type(self.model).__name__} gives to tokens"
         written = self.tokens.tolist()  # here the host waits for the device; in steps it does not
-        going_on = set()
+        ended = []
         for i, b in enumerate(self.rows):
             if b is None:
                 continue
             check_finite(-1 not in written[i], what, self.model)
             end = self.end_of(written[i])
             self.ids[b] += written[i][:end]
-            if end is None:
-                going_on.add(b)
-        return going_on
+            if end is not None:
+                ended.append(b)
+        self.end(ended)
 
     def end_of(self, ids: list[int]) -> int | None:
         """How many of these ids belong to the text, if one of them ends it."""
@@ -181,10 +198,10 @@ class Batch:
                 return n
         return None
 
-    def drop_ended(self, going_on: set[int]) -> None:
-        """Let all rows leave the batch but those of these texts; some may stay, numbered None, to fill it up."""
-        unfinished = [i for i, b in enumerate(self.rows) if b in going_on]
-        ended = [i for i, b in enumerate(self.rows) if b not in going_on]
+    def drop_ended(self) -> None:
+        """Let the rows of ended texts leave the batch; some may stay, numbered None, to fill it up."""
+        unfinished = [i for i, b in enumerate(self.rows) if b in self.going_on]
+        ended = [i for i, b in enumerate(self.rows) if b not in self.going_on]
         kept = self.agent.steps.rows_to_keep(len(unfinished), len(self.rows))
         fillers = ended[: kept - len(unfinished)]
         stay = sorted(unfinished + fillers)

@@ -9,7 +9,7 @@ Each value is an edit of a Turn (turn.py), made when the turn has sent and befor
     other     the message that the question before it in the data set sent: same round, same edge. The first question
               hears the last one's. That question was run on its own, and heard its own messages.
     none      nothing: the slot of the one who hears is empty, as after turn.mute
-    noise     each latent is noise with its own mean and its own norm, so the same norm per dimension
+    noise     in place of each latent noise of the same mean and the same norm, so also of the same rms
     shuffled  the same latents in another order
 
 Noise and order come from the run's seed, the round, the edge and the question's text. So nothing here depends on the
@@ -50,7 +50,10 @@ class Hearing:
     def __init__(
         self, style: Style, settings: CompletedSettings, others: Messages | None = None
     ) -> None:
-        """others   what `messages_of` gives for the question before each of B questions, if somebody hears them"""
+        """What Settings say that is heard; InputError if that is others, and they are not given.
+
+        others   what `messages_of` gives for the question before each of B questions, if somebody hears them
+        """
         if others is None and hears_others(settings):
             raise InputError("hear is other, so give the question before each one")
         self.seed = settings.seed
@@ -59,11 +62,11 @@ class Hearing:
 
     def replace(self, turn: Turn, questions: Sequence[Question]) -> None:
         """Put into a turn what is heard in place of what it sent; `questions` are those of its rows."""
-        # turn.sent is made when it is first read. Until then the states of the turn may be changed.
-        if not self.along:
+        if turn.answers:
             return
         for edge, value in self.along.items():
-            if edge not in turn.sent:
+            # turn.sent is made when it is first read. Until then the states of the turn may be changed.
+            if edge[0] != turn.role:
                 continue
             turn.replaced[edge] = value
             if value == "none":

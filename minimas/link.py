@@ -14,6 +14,8 @@ Notation: D width of the agent that thinks, D' or D_target width of the agent th
 The readable forms come first. `fused` makes the fast form of a link, the same function with fewer operations.
 """
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -158,6 +160,10 @@ def folded(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[torch.Tensor, torch.T
     return V.to(dtype), bias.to(dtype)
 
 
+@overload
+def fused(link: InnerLink) -> FusedInnerLink: ...
+@overload
+def fused(link: OuterLink) -> FusedOuterLink: ...
 def fused(link: InnerLink | OuterLink) -> FusedInnerLink | FusedOuterLink:
     """The fast form of an InnerLink or OuterLink, from its weights as they are now, on the device where they are."""
     if isinstance(link, InnerLink):

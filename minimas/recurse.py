@@ -43,7 +43,7 @@ def recurse(
     """Let the agents of a System take turns over B Questions; yields each Turn, the last one unanswered.
 
     A caller may change a Turn before it asks for the next one (turn.py). Questions that it stops are answered in a Turn
-    of their own at the end of that round, as if there were no more. Questions that it drops leave the batch at once.
+    of their own in that round, as if it were the last. Questions that it drops leave the batch at once.
 
     settings  completed Settings
     callback()    is called for every position that is generated
@@ -55,73 +55,69 @@ def recurse(
     inbox: dict[Edge, Message] = {}
     system.drop_prefixes()
     for r in range(1, settings.rounds + 1):
-        stopped: set[int] = set()  # numbers of questions
+        ending = set(rows) if r == settings.rounds else set()  # those that this round answers
         for role in order:
-            if not rows:
-                return
             asked = [questions[b] for b in rows]
             prompts = system.prompts_for(role, asked, inbox, settings.date)
-            if (r, role) == (settings.rounds, order[-1]):
-                # The last agent writes its answers after these prompts.
-                yield final_turn(system, r, rows, prompts)
+            if role == order[-1]:
+                # The last agent writes its answers after these prompts. It thinks for the other questions only.
+                yield from final_turn(system, r, rows, prompts, ending)
+                rows, prompts, inbox = without(ending, rows, prompts, inbox)
+            if not rows:
                 return
-            silence = system.silence(role, settings.channel, len(rows))
             if settings.channel == "latent":
-                H = think(r, role, prompts)  # (B, m, D)
-                send = partial(send_latents, system, role)
-                turn = Turn(r, role, rows, prompts, H, send, silence=silence)
+                turn = latent_turn(system, think, r, role, rows, prompts)
             else:
-                ids = write_messages(system, r, role, asked, prompts, settings, callback)
-                sent = send_texts(system, role, ids)
-                decoded = [len(own) for own in ids]
-                turn = Turn(r, role, rows, prompts, sent=sent, silence=silence, decoded=decoded)
+                turn = text_turn(system, questions, settings, callback, r, role, rows, prompts)
             yield turn
             turn.check()
             inbox |= turn.heard()
-            stopped |= {rows[i] for i in turn.stopped}
-            if turn.dropped:
-                staying = [i for i in range(len(rows)) if i not in turn.dropped]
-                rows, prompts, inbox = keep(staying, rows, prompts, inbox)
-        if stopped:
-            ending = [i for i, b in enumerate(rows) if b in stopped]
-            going_on = [i for i, b in enumerate(rows) if b not in stopped]
-            if ending:
-                yield final_turn(system, r, [rows[i] for i in ending], [prompts[i] for i in ending])
-            rows, prompts, inbox = keep(going_on, rows, prompts, inbox)
+            ending |= {rows[i] for i in turn.stopped}
+            dropped = {rows[i] for i in turn.dropped}
+            rows, prompts, inbox = without(dropped, rows, prompts, inbox)
+        # The last agent may have been stopped in the turn in which it thought.
+        yield from final_turn(system, r, rows, prompts, ending)
+        rows, prompts, inbox = without(ending, rows, prompts, inbox)
 
 
-def keep(
-    staying: list[int], rows: list[int], prompts: list[Prompt], inbox: dict[Edge, Message]
+def without(
+    leaving: set[int], rows: list[int], prompts: list[Prompt], inbox: dict[Edge, Message]
 ) -> tuple[list[int], list[Prompt], dict[Edge, Message]]:
-    """What a batch of questions holds, without those that leave it."""
+    """What a batch of questions holds, without those of these numbers."""
+    staying = [i for i, b in enumerate(rows) if b not in leaving]
+    if len(staying) == len(rows):
+        return rows, prompts, inbox
     kept = {edge: select(message, staying) for edge, message in inbox.items()}
     return [rows[i] for i in staying], [prompts[i] for i in staying], kept
 
 
-def write_messages(
-    system: System,
-    r: int,
-    role: str,
-    questions: Sequence[Question],
-    prompts: list[Prompt],
-    settings: CompletedSettings,
-    callback: Callable,
-) -> list[list[int]]:
-    """On the text channel: the token ids that an agent writes for others after B prompts."""
-    agent = system.agents[role]
-    with agent.at_work():
-        return generate(
-            agent, prompts, seeds(questions, settings.seed, r, role), settings, callback
-        )
+def final_turn(
+    system: System, r: int, rows: list[int], prompts: list[Prompt], ending: set[int]
+) -> Iterator[Turn]:
+    """The Turn in which the last agent answers the questions that end, if there are any.
 
-
-def final_turn(system: System, r: int, rows: list[int], prompts: list[Prompt]) -> Turn:
-    """The turn in which the last agent answers; what was kept for further rounds is let go before it."""
+    What was kept for further rounds is let go before it.
+    """
+    chosen = [i for i, b in enumerate(rows) if b in ending]
+    if not chosen:
+        return
     system.drop_prefixes()
-    return Turn(r, system.style.order[-1], rows, prompts, answers=True)
+    own_rows = [rows[i] for i in chosen]
+    own_prompts = [prompts[i] for i in chosen]
+    yield Turn(r, system.style.order[-1], own_rows, own_prompts, answers=True)
 
 
 # The channels
+
+
+def latent_turn(
+    system: System, think: Think, r: int, role: str, rows: list[int], prompts: list[Prompt]
+) -> Turn:
+    """The turn of an agent that thinks after B prompts, and sends latents."""
+    H = think(r, role, prompts)  # (B, m, D)
+    send = partial(send_latents, system, role)
+    silence = system.silence(role, "latent", len(rows))
+    return Turn(r, role, rows, prompts, H, send, silence=silence)
 
 
 def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
@@ -135,6 +131,28 @@ def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
     Z = apply_link(inner_link, H)
     links = system.outer_links
     return {edge: apply_link(links[edge], Z) for edge in system.style.edges_from(role)}
+
+
+def text_turn(
+    system: System,
+    questions: Sequence[Question],
+    settings: CompletedSettings,
+    callback: Callable,
+    r: int,
+    role: str,
+    rows: list[int],
+    prompts: list[Prompt],
+) -> Turn:
+    """The turn of an agent that writes after B prompts, those of these rows of all questions, and sends its texts."""
+    agent = system.agents[role]
+    asked = [questions[b] for b in rows]
+    own_seeds = seeds(asked, settings.seed, r, role)
+    with agent.at_work():
+        ids = generate(agent, prompts, own_seeds, settings, callback)
+    decoded = [len(own) for own in ids]
+    sent = send_texts(system, role, ids)
+    silence = system.silence(role, "text", len(rows))
+    return Turn(r, role, rows, prompts, sent=sent, silence=silence, decoded=decoded)
 
 
 def send_texts(system: System, role: str, ids: list[list[int]]) -> dict[Edge, Message]:

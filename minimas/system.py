@@ -3,8 +3,8 @@
     system = load_mas_system("tiny")
     result, = system.run(["7 +5 *3 -4 +8"], rounds=3)
 
-The recursion itself is in recurse.py. Here are what surrounds it: the prompts, the text of the answer, and the retry
-when that text holds no answer.
+The recursion itself is in recurse.py, and the text of the answer in writing.py. Here is what surrounds them: batches,
+prompts, and what a run gives.
 
 Notation: B questions in a batch, D an agent's width, m latent steps, k rollouts.
 """
@@ -24,27 +24,22 @@ from tqdm import tqdm
 from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
-from .devices import devices_by_role, usable_dtype, usable_kind
-from .generate import Batch, Reply
+from .devices import devices_by_role, usable_dtype
 from .hear import Hearing, before_each, messages_of
-from .link import FusedOuterLink, OuterLink
+from .link import FusedOuterLink, OuterLink, fused
 from .load import load_outer_links
-from .prompts import TASKS, Question, Slot, answer_retry, count_options, prompt, wrap
+from .prompts import TASKS, Question, Slot, count_options, prompt, wrap
 from .recurse import recurse
-from .sample import seeds
-from .sandbox.tools import ToolCalls
 from .settings import CompletedSettings, Settings
 from .styles import Origin, Style, style_named
-from .tokenizer import DATE, Decoding
+from .tokenizer import DATE
 from .turn import Edge, Message, Turn
-
-ALL_BITS = (1 << 63) - 1  # all bits of a seed
-RETRY_TOKENS = {"math": 16, "choice": 16, "code": 256}  # that a text may take to end with an answer
+from .writing import Growth, Written, write_answers
 
 
 @dataclass
 class Result:
-    """What a system made of one question.
+    """What a system made of one question. Results compare by all but the tensors: latents, states and prompts.
 
     question      as typed
     text          what the last agent wrote, its retry included
@@ -73,10 +68,10 @@ class Result:
     rounds: int = 0
     retried: bool = False
     replaced: dict = field(default_factory=dict)
-    latents: dict = field(default_factory=dict)
-    states: dict = field(default_factory=dict)
+    latents: dict = field(default_factory=dict, compare=False)
+    states: dict = field(default_factory=dict, compare=False)
     timings: dict = field(default_factory=dict)
-    prompts: dict = field(default_factory=dict)
+    prompts: dict = field(default_factory=dict, compare=False)
     system: "System | None" = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,15 +104,6 @@ class Result:
         return ",\n       ".join(lines) + ")"
 
 
-class Written(NamedTuple):
-    """A text that the last agent wrote: see Result."""
-
-    text: str
-    token_ids: list[int]
-    new_tokens: int
-    retried: bool
-
-
 class NewText(NamedTuple):
     """What was just written of a text.
 
@@ -133,46 +119,47 @@ class NewText(NamedTuple):
     result: Result | None = None
 
 
-class Growth(NamedTuple):
-    """What a text of a turn gained: its number, and with the last piece all of it."""
-
-    number: int
-    text: str
-    written: Written | None = None
-
-
 def always(question: int, rollout: int) -> bool:
     """Each text is wanted to its end."""
     return True
 
 
 class History:
-    """What is kept of the turns of one question, for its Result."""
+    """What is kept of the turns of one question, for its Result; `keep_latents`, `keep_states`: see System.run."""
 
-    def __init__(self) -> None:
-        self.heard_tokens = 0
+    def __init__(self, keep_latents: bool, keep_states: bool) -> None:
+        self.keep_latents = keep_latents
+        self.keep_states = keep_states
+        self.decoded: dict[tuple[int, str], int] = {}
         self.replaced: dict[tuple[int, str, str], str] = {}
         self.latents: dict[tuple[int, str, str], Piece] = {}
         self.states: dict[tuple[int, str], torch.Tensor] = {}
         self.timings: dict[tuple[int, str], float] = {}
         self.prompts: dict[tuple[int, str], Prompt] = {}
 
-    def add(
-        self, turn: Turn, i: int, keep_latents: bool, keep_states: bool, seconds: float
-    ) -> None:
+    def add(self, turn: Turn, i: int, seconds: float) -> None:
         """Keep what is wanted of a turn for its i-th question; it ended `seconds` after the batch began."""
-        self.heard_tokens += turn.decoded[i]
+        key = (turn.round, turn.role)
+        self.decoded[key] = turn.decoded[i]
         for edge, value in turn.replaced.items():
             self.replaced[(turn.round, *edge)] = value
-        if keep_latents:
+        if self.keep_latents:
             for edge, message in turn.sent.items():
                 self.latents[(turn.round, *edge)] = own_copy(message[i])
-        if keep_states:
-            key = (turn.round, turn.role)
+        if self.keep_states:
             self.timings[key] = seconds
             self.prompts[key] = [own_copy(piece) for piece in turn.prompts[i]]
             if turn.states is not None:
                 self.states[key] = turn.states[i].clone()
+
+    def forget(self, round: int, role: str) -> None:
+        """Let go of an agent's turn: the question was stopped in it, so nobody heard it, and the agent answers now."""
+        for by_turn in (self.decoded, self.states, self.timings, self.prompts):
+            by_turn.pop((round, role), None)
+        for by_edge in (self.replaced, self.latents):
+            for key in list(by_edge):
+                if key[:2] == (round, role):
+                    del by_edge[key]
 
 
 class System:
@@ -256,7 +243,7 @@ class System:
         progress: bool = False,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
     ) -> list[Result]:
-        """Answer a list of questions: one Result each, in their order (with rollouts=k: k, one after another).
+        """Answer a list of questions: their Results in order, one for each (with rollouts=k: k, one after another).
 
         settings       a Settings object; what follows up to `date` are its fields, and None leaves one as it is
 
@@ -266,11 +253,14 @@ class System:
         dataset        name of the data set that the questions are from: gpqa has a prompt of its own
         progress       show a bar on stderr
         edit           edit(turn, questions) is called after each Turn with its Questions, and may change what others
-                       hear, mute an edge or stop a question: see turn.py and docs/extending.md
+                       hear, mute an edge, stop a question, or drop one, which then has no Result: see turn.py and
+                       docs/extending.md
 
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
+        if isinstance(tools, str):
+            raise InputError(f"tools is {tools!r}, expected a list of names such as [{tools!r}]")
         options: dict[str, Any] = dict(
             rounds=rounds,
             latent_steps=latent_steps,
@@ -301,7 +291,10 @@ class System:
         progress: bool = False,
         edit: Callable[[Turn, list[Question]], Any] = no_op,
     ) -> Generator[Result, None, None]:
-        """Iterate over the Results of Questions under completed Settings, batch by batch."""
+        """Iterate over the Results of Questions under completed Settings, batch by batch. The options are those of run.
+
+        InputError as in `write`, and if messages of other questions are to be heard and there is only one.
+        """
         size = settings.batch_size
         starts = range(0, len(questions), size)
         before = before_each(questions, settings)
@@ -312,9 +305,15 @@ class System:
         with tqdm(total=total, unit="token", leave=False, disable=not progress) as bar:
             for n, i in enumerate(starts, 1):
                 batch = questions[i : i + size]
-                heard = before[i : i + size] if before is not None else None
+                neighbours = before[i : i + size] if before is not None else None
                 yield from self.answer(
-                    batch, settings, keep_latents, keep_states, bar.update, edit, heard
+                    batch,
+                    settings,
+                    keep_latents=keep_latents,
+                    keep_states=keep_states,
+                    callback=bar.update,
+                    edit=edit,
+                    before=neighbours,
                 )
                 bar.update(n * per_batch - bar.n)  # texts that ended early
 
@@ -335,12 +334,22 @@ class System:
         edit: Callable[[Turn, list[Question]], Any] = no_op,
         before: Sequence[Question] | None = None,
     ) -> list[Result]:
-        """One batch of Questions -> its Results, k for each question. Settings must be completed.
+        """One batch of Questions -> its Results in order, k for each that no edit dropped. Settings must be completed.
 
-        before   for each question the one before it in its data set, whose messages it hears with hear="other"
+        keep_latents, keep_states, edit   see `run`
+        callback()   is called for every position that is generated
+        before       for each question the one before it in its data set, whose messages it hears with hear="other"
+        InputError as in `write`.
         """
         written = self.write(
-            questions, settings, keep_latents, keep_states, callback, edit, before, whole=True
+            questions,
+            settings,
+            keep_latents=keep_latents,
+            keep_states=keep_states,
+            callback=callback,
+            edit=edit,
+            before=before,
+            whole=True,
         )
         results = {}
         for piece in written:
@@ -363,44 +372,69 @@ class System:
     ) -> Generator[NewText, None, None]:
         """Iterate over the texts of one batch of Questions while they are written. Settings must be completed.
 
-        before  see `answer`
+        keep_latents, keep_states, edit   see `run`
+        callback, before                  see `answer`
         wanted  wanted(question, rollout) is asked after each step of the writing: a text that is not wanted ends there
         whole   yield no text before it has ended, which spares decoding it after each step
         Whoever iterates holds the system: until the end, or `close`, no other thread is answered.
+        InputError if a link is missing, if an edit cannot take effect, and if states or scores are not finite.
         """
         self.check_links(settings)
-        others = None
+        if not questions:
+            return
         with self.lock:
-            if before is not None:
-                others = messages_of(self, before, settings, callback)
-        hearing = Hearing(self.style, settings, others)
-        started = time.perf_counter()
-        histories = [History() for _ in questions]
-        results: list[Result] = []
-        with self.lock:
+            others = messages_of(self, before, settings, callback) if before is not None else None
+            hearing = Hearing(self.style, settings, others)
+            started = time.perf_counter()
+            histories = [History(keep_latents, keep_states) for _ in questions]
+            results: list[Result] = []
             for turn in recurse(self, questions, settings, callback):
                 own = [questions[b] for b in turn.rows]
                 hearing.replace(turn, own)
                 edit(turn, own)
-                turn.check()
+                turn.check()  # before it is kept; `recurse` checks it only afterwards
                 if turn.answers:
-                    for new in self.write_answers(turn, own, settings, callback, wanted, whole):
-                        i, rollout = divmod(new.number, settings.rollouts)
-                        b = turn.rows[i]
-                        result = None
-                        if new.written is not None:
-                            result = self.result_of(new.written, own[i], turn.round, histories[b])
-                            results.append(result)
-                        yield NewText(b, rollout, new.text, result)
-                device = self.agents[turn.role].device
-                if keep_states and device.type == "cuda":
-                    torch.cuda.synchronize(device)  # the work is done then, not only launched
+                    texts = write_answers(self, turn, own, settings, callback, wanted, whole)
+                    for new in self.new_texts(turn, own, settings, histories, texts):
+                        if new.result is not None:
+                            results.append(new.result)
+                        yield new
+                if keep_states:
+                    self.wait_for(turn.role)
                 seconds = time.perf_counter() - started
                 for i, b in enumerate(turn.rows):
-                    histories[b].add(turn, i, keep_latents, keep_states, seconds)
-        share = (time.perf_counter() - started) / (len(questions) * settings.rollouts)
-        for result in results:
-            result.seconds = share
+                    histories[b].add(turn, i, seconds)
+            share = (time.perf_counter() - started) / (len(questions) * settings.rollouts)
+            for result in results:
+                result.seconds = share
+
+    def new_texts(
+        self,
+        turn: Turn,
+        questions: Sequence[Question],
+        settings: CompletedSettings,
+        histories: Sequence[History],
+        texts: Iterator[Growth],
+    ) -> Iterator[NewText]:
+        """What is written in the turn that answers, for `write`: the last piece of a text with its Result.
+
+        questions, histories   those of the turn's rows, and those of the whole batch
+        """
+        for b in turn.rows:
+            histories[b].forget(turn.round, turn.role)
+        for new in texts:
+            i, rollout = divmod(new.number, settings.rollouts)
+            b = turn.rows[i]
+            result = None
+            if new.written is not None:
+                result = self.result_of(new.written, questions[i], turn.round, histories[b])
+            yield NewText(b, rollout, new.text, result)
+
+    def wait_for(self, role: str) -> None:
+        """Wait until the device of an agent has done its work, which is only launched otherwise."""
+        device = self.agents[role].device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def result_of(
         self, written: Written, question: Question, rounds: int, history: History
@@ -413,11 +447,20 @@ class System:
             written.token_ids,
             written.new_tokens,
             seconds=0.0,
+            heard_tokens=sum(history.decoded.values()),
             rounds=rounds,
             retried=written.retried,
+            replaced=history.replaced,
+            latents=history.latents,
+            states=history.states,
+            timings=history.timings,
+            prompts=history.prompts,
             system=self,
-            **vars(history),
         )
+
+    def answer_in(self, text: str, question: Question) -> str | None:
+        """The answer in a text that was written for a question; None if there is none in the expected form."""
+        return extract(text, self.task, count_options(question.asked))
 
     # Prompts
 
@@ -506,120 +549,6 @@ class System:
                 heard[edge] = weight.new_zeros(B, 0, len(weight))
         return heard
 
-    # The text of the answer
-
-    def write_answers(
-        self,
-        turn: Turn,
-        questions: Sequence[Question],
-        settings: CompletedSettings,
-        callback: Callable,
-        wanted: Callable[[int, int], bool],
-        whole: bool,
-    ) -> Iterator[Growth]:
-        """The last turn of B questions: after each of its prompts k texts."""
-        agent = self.agents[turn.role]
-        k = settings.rollouts
-        text_seeds = seeds(questions, settings.seed, rollouts=k)
-        calls = None
-        if self.style.calls_tools:
-            calls = ToolCalls(agent.tokenizer, settings.tools, len(text_seeds))
-
-        def text_wanted(number: int) -> bool:
-            i, rollout = divmod(number, k)
-            return wanted(turn.rows[i], rollout)
-
-        with agent.at_work():
-            reply = calls.reply if calls else None
-            batch = Batch(agent, turn.prompts, text_seeds, settings)
-            decodings = [Decoding(agent.tokenizer) for _ in text_seeds]
-            lost: dict[int, Written] = {}  # texts without an answer, by number
-            for n, text, ended in grow(batch, decodings, text_wanted, whole, callback, reply):
-                if not ended:
-                    yield Growth(n, text)
-                    continue
-                ids = batch.ids[n]
-                inserted = calls.inserted[n] if calls else 0
-                written = Written(agent.tokenizer.decode(ids), ids, len(ids) - inserted, False)
-                if settings.retry and self.is_lost(written, questions[n // k]):
-                    yield Growth(n, text)
-                    if text_wanted(n):  # asked when this piece was seen
-                        lost[n] = written
-                        continue
-                    text = ""
-                yield Growth(n, text, written)
-            if lost:
-                seeds_used = [text_seeds[n] for n in lost]
-                yield from self.retry(agent, lost, seeds_used, settings, text_wanted, whole)
-
-    def answer_in(self, text: str, question: Question) -> str | None:
-        """The answer in a text that was written for a question; None if there is none in the expected form."""
-        return extract(text, self.task, count_options(question.asked))
-
-    def is_lost(self, written: Written, question: Question) -> bool:
-        """Whether a text holds no answer, and the agent was trained to be asked for one."""
-        if answer_retry(self.style.prompts, self.task) is None:
-            return False
-        return self.answer_in(written.text, question) is None
-
-    def retry(
-        self,
-        agent: Agent,
-        lost: dict[int, Written],
-        seeds_used: list[int],
-        settings: CompletedSettings,
-        wanted: Callable[[int], bool],
-        whole: bool,
-    ) -> Iterator[Growth]:
-        """Ask for an answer at the end of each text that holds none, and let the agent go on a little.
-
-        It reads the text alone, not its prompt again.
-        """
-        request = answer_retry(self.style.prompts, self.task)
-        numbers = list(lost)
-        asked = [f"{written.text}\n{request}" for written in lost.values()]
-        prompts: list[Prompt] = []
-        decodings = []
-        for text, written in zip(asked, lost.values(), strict=True):
-            prompts.append([torch.tensor(agent.tokenizer.encode(text, special=True))])
-            decodings.append(Decoding(agent.tokenizer, before=text, given=written.text))
-        # The complement of a seed gives random numbers that the text did not use.
-        others = [seed ^ ALL_BITS for seed in seeds_used]
-        settings = replace(settings, max_new_tokens=RETRY_TOKENS[self.task])
-        batch = Batch(agent, prompts, others, settings)
-        for i, text, ended in grow(batch, decodings, lambda i: wanted(numbers[i]), whole):
-            n = numbers[i]
-            second = None
-            if ended:
-                ids = batch.ids[i]
-                first = lost[n]
-                second = Written(
-                    decodings[i].text(ids), first.token_ids + ids, first.new_tokens + len(ids), True
-                )
-            yield Growth(n, text, second)
-
-
-def grow(
-    batch: Batch,
-    decodings: list[Decoding],
-    wanted: Callable[[int], bool],
-    whole: bool,
-    callback: Callable = no_op,
-    reply: Reply | None = None,
-) -> Iterator[tuple[int, str, bool]]:
-    """Write the texts of a Batch; yields a text's number, its new text, and whether it has ended."""
-    unfinished = set(range(len(batch.ids)))
-    for going_on in batch.write(callback, reply):
-        if not whole:
-            for n in sorted(going_on):
-                text = decodings[n].new_text(batch.ids[n])
-                if text:
-                    yield n, text, False
-        going_on.difference_update([n for n in going_on if not wanted(n)])
-        for n in sorted(unfinished - going_on):
-            yield n, decodings[n].new_text(batch.ids[n], ended=True), True
-        unfinished = set(going_on)
-
 
 def own_copy(piece: Piece) -> Piece:
     """One question's part of what a batch sent or read, not a view that holds the whole batch in memory."""
@@ -649,7 +578,7 @@ def load_mas_system(
     dtype        of the agents: a torch dtype or its name; None takes float32 on a CPU, elsewhere what config.json
                  names. Links compute in the dtype of their files, or in their agent's if that is wider.
     task         math, choice or code: which links are loaded and how agents are asked; None takes the style's
-    offload      keep weights in main memory, and on the device only those of the agent at work
+    offload      keep weights in main memory, and on the device only those of the agent at work; `fast` is not for them
     fast         the fast form (fast/): the same results in fewer and larger operations. Its modules are merged, so that
                  it takes no hooks on what is merged, and no training. By default modules are plain: every weight is
                  there under its name in the checkpoint, and every hook fires.
@@ -666,7 +595,7 @@ def load_mas_system(
     known_style = style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
-    kind = usable_kind(quantize)
+    in_fast_form = fast and not offload  # it needs weights that stay where they are
     sources = known_style.sources(checkpoints)
     devices = devices_by_role(known_style.order, device)
     agents = {}
@@ -677,15 +606,15 @@ def load_mas_system(
             devices[role],
             usable_dtype(dtype, devices[role]),
             offload,
-            fast,
+            in_fast_form,
             role=role,
-            quantize=kind,
+            quantize=quantize,
         )
     links = {}
     if "links" in sources:
         links = load_outer_links(sources["links"], task, known_style.edges, agents)
     outer_links: dict[Edge, OuterLink | FusedOuterLink] = {}
     for edge, link in links.items():
-        outer_links[edge] = FusedOuterLink(link) if fast else link
-    origin = Origin(style, checkpoints, device, dtype, offload, fast, kind)
+        outer_links[edge] = fused(link) if in_fast_form else link
+    origin = Origin(style, checkpoints, device, dtype, offload, fast, quantize)
     return System(known_style, agents, outer_links, task, origin)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from .agent import Prompt
+from .agent import Prompt, changes
 from .common import InputError
 
 Edge = tuple[str, str]  # source, target
@@ -54,7 +54,9 @@ class Turn:
         decoded: list[int] | None = None,
         answers: bool = False,
     ) -> None:
-        """send     makes what is sent out of states, when it is first asked for; or `sent` is there from the start
+        """A turn that has just been taken, or the prompts of one that answers.
+
+        send     makes what is sent out of states, when it is first asked for; or `sent` is there from the start
         silence  what is heard along each edge that leaves the role if nothing is sent there
         """
         self.round = round
@@ -139,6 +141,12 @@ class Turn:
         if snapshot(self.states) != self._states_sent:
             if self._send is None:
                 self.refuse("turn.states were changed, but it has none to send: change turn.sent")
+            if self.replaced:
+                edges = ", ".join(">".join(edge) for edge in self.replaced)
+                self.refuse(
+                    f"turn.states were changed, but `hear` has put something else into {edges} before: "
+                    "change turn.sent, or let hear be own along these edges"
+                )
             if self._sent is not None:
                 self.refuse(
                     "turn.states were changed, but turn.sent was made of them before: change the states first"
@@ -177,10 +185,7 @@ class Turn:
 def snapshot(value: Any) -> Any:
     """What tells whether a value was replaced or changed in place: tensors by identity and number of changes."""
     if torch.is_tensor(value):
-        changes = (
-            None if value.is_inference() else value._version
-        )  # it counts none in inference mode
-        return id(value), changes
+        return id(value), changes(value)
     if isinstance(value, (list, tuple)):
         return [snapshot(one) for one in value]
     return value

@@ -13,6 +13,7 @@ import torch
 import minimas
 from minimas import InputError, Settings
 from minimas.fast.graphs import Graphs
+from minimas.link import InnerLink, OuterLink
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"  # 5; 2 after one round, 9 after two
 OTHER = "7 +5 *3 +3 +8 *7 -1 +6"  # 4
@@ -75,6 +76,95 @@ def test_a_hook_changes_a_thought(tiny):
     finally:
         hook.remove()
     assert answers(tiny) == before
+
+
+def test_a_hook_may_be_set_between_turns(tiny):
+    """What the planner read in earlier rounds, without the hook, is not used then, nor what it reads with it later."""
+    planner = tiny.agents["planner"]
+    attention = planner.model.layers[0].self_attn
+    hooks = []
+
+    def set_hook(turn, questions, drop=False):
+        if (turn.round, turn.role) == (2, "solver"):
+            hooks.append(attention.register_forward_hook(lambda module, args, output: 0 * output))
+        if (turn.round, turn.role) == (3, "solver"):
+            hooks.pop().remove()
+        if drop:
+            tiny.drop_prefixes()
+
+    def set_and_drop(turn, questions):
+        set_hook(turn, questions, drop=True)
+
+    expected, found = (
+        tiny.run([CHAIN], rounds=5, edit=edit, keep_states=True)[0]
+        for edit in (set_and_drop, set_hook)
+    )
+    assert hooks == [] and found.states.keys() == expected.states.keys()
+    for key, states in expected.states.items():
+        assert torch.allclose(found.states[key], states, atol=1e-4), key
+    assert not torch.allclose(found.states[3, "planner"], found.states[2, "planner"], atol=0.1)
+
+
+def zeroed_by_a_hook(agent):
+    return agent.model.layers[0].self_attn.register_forward_hook(lambda *args: 0 * args[-1]).remove
+
+
+def zeroed_by_a_hook_on_all_modules(agent):
+    register = torch.nn.modules.module.register_module_forward_hook
+    attention = agent.model.layers[0].self_attn
+    return register(lambda *args: 0 * args[-1] if args[0] is attention else None).remove
+
+
+@torch.no_grad()
+def weight_zeroed(agent):
+    weight = agent.model.layers[0].self_attn.q_proj.weight
+    before = weight.clone()
+    weight.zero_()
+    return lambda: weight.data.copy_(before)
+
+
+def weight_replaced(agent):
+    projection = agent.model.layers[0].self_attn.q_proj
+    before = projection.weight
+    projection.weight = torch.nn.Parameter(torch.zeros_like(before))
+    return lambda: setattr(projection, "weight", before)
+
+
+def data_replaced(agent):
+    weight = agent.model.layers[0].self_attn.q_proj.weight
+    before = weight.data
+    weight.data = torch.zeros_like(before)
+    return lambda: setattr(weight, "data", before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        zeroed_by_a_hook,
+        zeroed_by_a_hook_on_all_modules,
+        weight_zeroed,
+        weight_replaced,
+        data_replaced,
+    ],
+)
+def test_what_was_read_is_read_again_by_a_changed_model(tiny, change):
+    agent = tiny.agents["planner"]
+    prompts = tiny.prompts_for("planner", tiny.style.questions([CHAIN]), {})
+    agent.drop_prefix()
+    before = agent.think(prompts, 3)
+    kept = agent.prefix_cache
+    assert torch.allclose(agent.think(prompts, 3), before, atol=1e-4)
+    assert agent.prefix_cache.cache is kept.cache, "an unchanged model does not read again"
+    undo = change(agent)
+    try:
+        found = agent.think(prompts, 3)
+        agent.drop_prefix()
+        expected = agent.think(prompts, 3)
+    finally:
+        undo()
+        agent.drop_prefix()
+    assert torch.equal(found, expected) and not torch.allclose(found, before, atol=0.1)
 
 
 @pytest.mark.parametrize("style", checkpoints.SYSTEMS)
@@ -148,6 +238,14 @@ def test_the_fast_form_gives_no_state_dict_that_lacks_weights():
     assert list(model.norm.state_dict()) == ["weight"], "what is whole is given"
 
 
+def test_an_offloaded_system_is_plain(tiny):
+    system = minimas.load_mas_system("tiny", device="cpu", fast=True, offload=True)
+    links = [agent.inner_link for agent in system.agents.values()] + [*system.outer_links.values()]
+    assert {type(link) for link in links} == {InnerLink, OuterLink}
+    assert system.agents["planner"].model.layers[0].self_attn.q_proj.weight is not None
+    assert answers(system) == ["5"]
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_plain_still_works_and_warns(plain):
     with pytest.warns(DeprecationWarning, match="fast="):
@@ -193,6 +291,23 @@ def test_timings_have_names(tiny):
     assert result.stages == {
         key: (result.timings[key], result.prompts[key]) for key in result.prompts
     }
+
+
+def test_results_can_be_compared(tiny, donor):
+    again = tiny.run([OTHER], keep_states=True, keep_latents=True)[0]
+    again.seconds = donor.seconds
+    again.timings = donor.timings
+    assert again == donor and again != tiny.run([CHAIN])[0]
+
+
+def test_no_questions(tiny):
+    assert tiny.run([]) == []
+    assert tiny.answer([], Settings().completed(tiny.style)) == []
+
+
+def test_tools_are_a_list(tiny):
+    with pytest.raises(InputError, match=r"tools is 'python', expected a list .* \['python'\]"):
+        tiny.run([CHAIN], tools="python")
 
 
 def test_what_is_shown_fits_a_screen(tiny, donor):
@@ -264,23 +379,46 @@ def test_a_muted_edge_is_silence(tiny, channel):
     assert sizes[0] == sizes[1] == sizes[2] < sizes[3]
 
 
-def test_a_question_that_is_stopped_is_answered_as_in_fewer_rounds(tiny):
-    """Among others that go on, whichever turn of the round stops it."""
+@pytest.mark.parametrize("channel", ("latent", "text"))
+def test_a_question_that_is_stopped_is_answered_as_in_fewer_rounds(tiny, channel):
+    """Among others that go on, whichever turn of the round stops it: nothing more is kept of it, or counted."""
     asked = [CHAIN, OTHER, "3 +1 *3"]
+    options = {"channel": channel, "keep_latents": True, "keep_states": True}
+    options["hear"] = (
+        "solver>planner=none"  # the others hear nothing of what the stopped turn would have sent
+    )
+    fewer = tiny.run(asked, rounds=2, **options)[0]
+    others = tiny.run(asked, rounds=3, **options)[1:]
+    last = tiny.style.order[-1]
     for role in tiny.style.order:
+        rows = []
 
-        def stop_first(turn, questions, role=role):
+        def stop_first(turn, questions, role=role, rows=rows):
             assert len(questions) == len(turn.rows) == len(turn.prompts)
+            if (turn.round, turn.role) == (2, last):
+                rows.append((turn.answers, turn.rows))
             if turn.round == 2 and turn.role == role and not turn.answers:
                 turn.stop([0])
 
-        results = tiny.run(asked, rounds=3, edit=stop_first, keep_latents=True)
-        assert [result.rounds for result in results] == [2, 3, 3]
-        fewer = tiny.run(asked, rounds=2, keep_latents=True)[0]
-        assert results[0].token_ids == fewer.token_ids
-        assert [result.answer for result in results[1:]] == answers(tiny, None, asked[1:], rounds=3)
-        for key in fewer.latents:
-            assert torch.allclose(results[0].latents[key], fewer.latents[key], atol=1e-4)
+        stopped, *found = tiny.run(asked, rounds=3, edit=stop_first, **options)
+        if role == last:
+            assert rows == [(False, [0, 1, 2]), (True, [0])]
+        else:
+            assert rows == [(True, [0]), (False, [1, 2])], "it does not think for nobody"
+        assert [result.rounds for result in (stopped, *found)] == [2, 3, 3]
+        assert stopped.token_ids == fewer.token_ids
+        assert [result.text for result in found] == [result.text for result in others]
+        assert stopped.heard_tokens == fewer.heard_tokens
+        assert stopped.replaced == fewer.replaced
+        for name in "latents", "states", "timings", "prompts":
+            assert getattr(stopped, name).keys() == getattr(fewer, name).keys(), name
+        for key, states in fewer.states.items():
+            assert torch.allclose(stopped.states[key], states, atol=1e-4)
+        for key, message in fewer.latents.items():
+            if channel == "text":
+                assert stopped.latents[key] == message
+            else:
+                assert torch.allclose(stopped.latents[key], message, atol=1e-4)
 
 
 @pytest.mark.parametrize("channel", ("latent", "text"))

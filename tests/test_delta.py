@@ -1,10 +1,13 @@
 """The gated delta rule: the recurrence that reads like the paper, and the chunks that are fast, are one function."""
 
+import checkpoints
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoints import IDS
 
 from minimas.delta import chunked, recurrent
+from minimas.load import load_model
 
 
 def inputs(T, B=2, H=3, d_k=5, d_v=7):
@@ -71,3 +74,23 @@ def test_strong_decay_does_not_overflow():
     result = chunked(q, k, v, g * 1000, beta, S)
     assert all(x.isfinite().all() for x in result)
     assert_equal(result, recurrent(q, k, v, g * 1000, beta, S))
+
+
+@torch.no_grad()
+def test_a_convolution_of_one_token(tmp_path):
+    """It has no history to store: at once, in pieces, and beside a longer row."""
+    checkpoints.make_agent(tmp_path, "qwen3_5_text", linear_conv_kernel_dim=1)
+    model = load_model(tmp_path)
+    x = model.embed(IDS)  # (1, T, D)
+    T = x.shape[1]
+    positions = torch.arange(T)[None]
+    whole = model(x, positions, model.make_cache(1))
+    cache = model.make_cache(2, T)
+    found = []
+    for i, j in (0, T - 3), (T - 3, T - 2), (T - 2, T):
+        padded = positions[:, i:j] - 2  # the second row is two tokens shorter
+        both = torch.cat([x[:, i:j], x[:, (padded % T)[0]]])
+        found.append(model(both, torch.cat([positions[:, i:j], padded]), cache))
+    found = torch.cat(found, 1)
+    torch.testing.assert_close(found[:1], whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1:, 2:], whole[:, : T - 2], atol=1e-4, rtol=1e-4)

@@ -427,11 +427,11 @@ def reading_anew(system, monkeypatch):
     """The system, made to read every prompt as if there had been none before."""
     for agent in system.agents.values():
 
-        def read_anew(*args, agent=agent, read=agent.read, **options):
+        def read_anew(prompts, room, agent=agent, read=agent.read_after_prefix):
             agent.drop_prefix()
-            return read(*args, **options)
+            return read(prompts, room)
 
-        monkeypatch.setattr(agent, "read", read_anew)
+        monkeypatch.setattr(agent, "read_after_prefix", read_anew)
     return system
 
 

@@ -128,6 +128,7 @@ def test_a_question_that_is_stopped_leaves_the_others_their_neighbours(system):
     for rounds, rows in ((1, (0, 2)), (2, (1, 3, 4))):
         expected = system.run(ASKED, rounds=rounds, hear="other")
         assert [found[i].text for i in rows] == [expected[i].text for i in rows]
+        assert [found[i].replaced for i in rows] == [expected[i].replaced for i in rows]
 
 
 def test_messages_of_unequal_width(folders):
@@ -144,8 +145,29 @@ def test_an_edit_sees_what_is_heard_and_is_never_ignored(system):
     def edit(turn, questions):
         turn.states = turn.states * 2
 
-    with pytest.raises(InputError, match="turn.sent was made of them before"):
+    with pytest.raises(
+        InputError, match="`hear` has put something else into planner>critic before"
+    ):
         system.run(ASKED, rounds=2, hear="noise", edit=edit)
+
+
+def test_states_may_be_changed_where_nothing_is_replaced(system):
+    options = {"rounds": 2, "hear": "planner>critic=noise", "keep_latents": True}
+    edge = ("critic", "solver")
+
+    def edit(turn, questions):
+        if turn.role == "critic":
+            turn.states = 2 * turn.states
+            sent.append(turn.sent[edge].clone())
+
+    sent = []
+    changed = system.run(ASKED, edit=edit, **options)
+    unchanged = system.run(ASKED, **options)
+    for i, result in enumerate(changed):
+        for r in (1, 2):
+            assert torch.equal(result.latents[r, *edge], sent[r - 1][i])
+        assert not torch.allclose(result.latents[1, *edge], unchanged[i].latents[1, *edge])
+        assert result.replaced == unchanged[i].replaced
 
 
 def test_one_spelling_of_each_setting():

@@ -191,7 +191,9 @@ def test_a_reader_who_has_left_ends_it(monkeypatch):
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(minimas.System, "answer", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(
+        minimas.System, "answer", lambda *_, **options: torch.zeros(2) @ torch.zeros(3)
+    )
     with pytest.raises(RuntimeError, match="size"):
         ask(monkeypatch, [CHAIN])
 

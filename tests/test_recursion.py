@@ -327,8 +327,10 @@ def test_an_agent_that_nobody_hears(monkeypatch):
     edges = {edge: key for edge, key in tiny.edges.items() if edge != ("solver", "planner")}
     monkeypatch.setitem(STYLES, "open", dataclasses.replace(tiny, edges=edges))
     system, written = minimas.load_mas_system("open", device="cpu"), []
-    write = system.write_answers
-    monkeypatch.setattr(system, "write_answers", lambda *args: written.append(args) or write(*args))
+    write = minimas.system.write_answers
+    monkeypatch.setattr(
+        minimas.system, "write_answers", lambda *args: written.append(args) or write(*args)
+    )
     assert len(system.run(["7 +5"], rounds=3)) == len(written) == 1
 
 

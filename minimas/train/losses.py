@@ -80,7 +80,7 @@ def teacher_forced(
         ids.append(torch.tensor(tokens, device=agent.device))
         rows.append([*pieces, ids[-1]])
     N = max(len(own) for own in ids)
-    h = agent.read(rows, gradient=True, last=N + 1).states
+    h = agent.read_with_gradient(rows, last=N + 1).states
     padded = [F.pad(own, (N - len(own), 0), value=IGNORED) for own in ids]
     return h, torch.stack(padded)
 
