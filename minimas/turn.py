@@ -13,6 +13,7 @@ Notation: B questions of the turn, m latents, D an agent's width.
 """
 
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any, NoReturn
 
 import torch
@@ -72,6 +73,7 @@ class Turn:
         self._send = send
         self._sent = sent
         self._silence = silence or {}
+        self._width = states[0].shape[-1] if states is not None and len(states) else 0  # D
         self._states_sent = snapshot(states)  # as they were when `sent` was made
         self._prompts_read = snapshot(prompts)
 
@@ -87,6 +89,7 @@ class Turn:
         if self._sent is None:
             self._sent = {}
             if self._send is not None and self.states is not None:
+                self.check_latents("turn.states", self.states, self._width)
                 self._sent = self._send(self.states)
             self._states_sent = snapshot(self.states)
         return self._sent
@@ -119,13 +122,20 @@ class Turn:
     def indices(self, questions: Iterable[int] | None, what: str) -> set[int]:
         """These indices into `rows`, or all; InputError if one of them is none."""
         everything = range(len(self.rows))
-        indices = set(everything if questions is None else questions)
-        for i in indices:
+        if isinstance(questions, torch.Tensor):
+            questions = questions.tolist()
+        given = list(everything if questions is None else questions)
+        for i in given:
+            if not isinstance(i, Integral) or isinstance(i, bool):
+                raise InputError(
+                    f"{what} takes the indices of questions, and {i!r} is none: expected some of 0 to "
+                    f"{len(self.rows) - 1}, or None for all"
+                )
             if i not in everything:
                 raise InputError(
                     f"there is no question {i!r} to {what}: this turn has {len(self.rows)}"
                 )
-        return indices
+        return set(given)
 
     def heard(self) -> dict[Edge, Message]:
         """What is heard along each edge that leaves the role: what was sent, else silence."""
@@ -159,27 +169,43 @@ class Turn:
 
     def check_message(self, edge: Edge, message: Message) -> None:
         """InputError if what is sent along an edge is not what its target can read."""
+        name = f"turn.sent[{edge!r}]"
         expected = self._silence[edge]
-        B = len(self.rows)
-        if len(message) != B:
-            self.refuse(
-                f"turn.sent[{edge!r}] holds {len(message)} messages, expected one for each of {B} questions"
-            )
+        if isinstance(expected, torch.Tensor):
+            self.check_latents(name, message, expected.shape[-1])
+            return
+        self.check_each(name, message)
         for own in message:
-            if isinstance(expected, torch.Tensor):
-                D = expected.shape[-1]
-                fits = isinstance(own, torch.Tensor) and own.ndim == 2 and own.shape[1] == D
-                what = f"latents (m, {D})"
-            else:
-                fits = isinstance(own, str)
-                what = "texts"
-            if not fits:
-                found = tuple(own.shape) if isinstance(own, torch.Tensor) else repr(own)
-                self.refuse(f"turn.sent[{edge!r}] holds {found}, expected {what}")
+            if not isinstance(own, str):
+                self.refuse(f"{name} holds {shown(own)}, expected texts")
+
+    def check_latents(self, name: str, message: Any, D: int) -> None:
+        """InputError unless a message has latents (m, D) for each question."""
+        self.check_each(name, message)
+        for own in message:
+            is_tensor = isinstance(own, torch.Tensor) and own.is_floating_point()
+            if not (is_tensor and own.ndim == 2 and own.shape[1] == D):
+                self.refuse(f"{name} holds {shown(own)}, expected latents (m, {D})")
+
+    def check_each(self, name: str, message: Any) -> None:
+        """InputError unless a message is a tensor or a list with one part for each question."""
+        B = len(self.rows)
+        if not isinstance(message, (torch.Tensor, list, tuple)):
+            self.refuse(f"{name} is {shown(message)}, expected a tensor or a list")
+        n = len(message) if not isinstance(message, torch.Tensor) or message.ndim else 0
+        if n != B:
+            self.refuse(f"{name} holds {n} messages, expected one for each of {B} questions")
 
     def refuse(self, why: str) -> NoReturn:
         """Raise InputError, and say of which turn."""
         raise InputError(f"round {self.round}, {self.role}: {why}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: of an array its shape and dtype."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return f"{value!r:.60}"
 
 
 def snapshot(value: Any) -> Any:

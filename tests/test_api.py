@@ -507,9 +507,33 @@ def too_few(turn):
     turn.sent[EDGE] = turn.sent[EDGE][:0]
 
 
+def sends(message):
+    def change(turn):
+        turn.sent[EDGE] = message(turn) if callable(message) else message
+
+    return change
+
+
+def thinks(states):
+    def change(turn):
+        turn.states = states(turn) if callable(states) else states
+        assert turn.sent
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change, complaint",
     [
+        (sends(None), "is None, expected a tensor or a list"),
+        (sends(["hello"]), r"holds 'hello', expected latents \(m, 128\)"),
+        (sends(torch.tensor(1.0)), "holds 0 messages, expected one for each of 1"),
+        (sends(lambda turn: turn.sent[EDGE].long()), r"holds \(5, 128\) of int64, expected"),
+        (sends(lambda turn: turn.sent[EDGE].numpy()), r"is \(1, 5, 128\) of float32, expected a"),
+        (thinks("hello"), "turn.states is 'hello', expected a tensor or a list"),
+        (thinks(lambda turn: turn.states[..., :5]), r"turn.states holds \(5, 5\) of float32"),
+        (lambda turn: turn.stop([False]), "stop takes the indices of questions, and False is"),
+        (lambda turn: turn.drop(torch.tensor([True])), "drop takes the indices of questions, and"),
         (read_already, "prompts were changed, but they have been read"),
         (sent_already, "states were changed, but turn.sent was made of them"),
         (sent_already_in_place, "states were changed, but turn.sent was made of them"),
