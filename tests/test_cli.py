@@ -84,6 +84,7 @@ def test_only_a_line_feed_ends_a_question(monkeypatch):
             "each role once",
         ),
         (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
+        (["--prompt", CHAIN, "--task", "code", "--fn-name", "f g"], "--fn-name is 'f g', expected"),
         (["--prompt", "7 +5\udce9"], "is not valid text"),
         (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
         (["--prompt", CHAIN, "--no-such-option"], "--no-such-option"),
@@ -107,6 +108,8 @@ def test_bad_input_is_one_message(args, complaint, monkeypatch, capsys):
         ("--fn-name", "f", "--fn-name"),
         ("--channel", "sound", "channel 'sound' is not known"),
         ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written"),
+        ("--trace", "", "--trace: the path is empty: give one, or leave the option out"),
+        ("--trace", "tr.png", "--trace: 'tr.png' ends in .png, expected .html or .htm"),
     ],
 )
 def test_settings_are_checked_before_anything_is_loaded(

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
 from ..common import QUANTIZED, InputError, local_path
+from ..runs.outputs import output_path
 from ..settings import NOT_FOR_ARGPARSE, Settings
 from ..styles import STYLES, Origin
 
@@ -205,6 +206,27 @@ def numbers(text: str) -> tuple[int, ...]:
 def names(text: str) -> tuple[str, ...]:
     """The value of an option that lists names, a,b,c."""
     return tuple(name for name in text.split(",") if name)
+
+
+def output(*suffixes: str) -> Callable[[str], Path]:
+    """What turns the text of an option that names an output into its path, as an argparse type.
+
+    It refuses an empty text, and a file whose name ends in another suffix than these, if there are any. No suffix is
+    fine.
+    """
+
+    def path(text: str) -> Path:
+        if not text:
+            raise argparse.ArgumentTypeError("the path is empty: give one, or leave the option out")
+        file = output_path(text)
+        if suffixes and file.suffix.lower() not in ("", *suffixes):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} ends in {file.suffix}, expected {' or '.join(suffixes)}, which is what is "
+                "written: rename it"
+            )
+        return file
+
+    return path
 
 
 def pairs(option: str, parts: list[str], expected: str = "NAME=COLUMN") -> dict[str, str]:
