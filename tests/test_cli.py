@@ -269,6 +269,20 @@ def test_stdin_that_is_not_utf8_is_a_message(monkeypatch, capsys):
     assert "the question '7 +\\udce9' is not valid text" in err
 
 
+def test_utf8_in_a_locale_that_is_none():
+    code = (
+        "import sys; from minimas.commands.options import read_questions; "
+        "print(ascii(read_questions([sys.argv[1], '-'])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "你好"],
+        input="π\n".encode() + b"7 +\xe9\n",
+        capture_output=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    assert done.stdout.decode().strip() == ascii(["你好", "π", "7 +\udce9"])
+
+
 def test_lines_of_windows(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff7 +5\r\n\r\n7 *3\r\n"))
     assert options.read_questions(["-", "1 +1"]) == ["7 +5", "7 *3", "1 +1"]

@@ -1,6 +1,7 @@
 """The options that the commands share, and the parser that they begin with."""
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -258,7 +259,7 @@ def read_questions(prompts: list[str]) -> list[str]:
         if text == "-":
             questions += stdin_lines()
         else:
-            questions.append(text)
+            questions.append(as_utf8(text))
     if not questions:
         raise InputError(
             "there is no question: give one with --prompt, or one a line on stdin with --prompt -"
@@ -270,5 +271,20 @@ def stdin_lines() -> list[str]:
     """The lines of stdin that are not blank. Only a line feed ends a line, or that of Windows."""
     if sys.stdin is None:
         return []
-    text = sys.stdin.read().removeprefix("\ufeff").replace("\r\n", "\n")
-    return [line for line in text.split("\n") if line.strip()]
+    text = sys.stdin.read().replace("\r\n", "\n")
+    lines = [as_utf8(line) for line in text.split("\n")]
+    lines[0] = lines[0].removeprefix("\ufeff")
+    return [line for line in lines if line.strip()]
+
+
+def as_utf8(text: str) -> str:
+    """A text of the user whose bytes are UTF-8, read as that where the locale is another, such as C.
+
+    Python hides bytes that the locale cannot read in lone surrogates. Bytes that are no UTF-8 stay so hidden.
+    """
+    if not any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
