@@ -272,7 +272,7 @@ class Llama(nn.Module):
     def make_cache(self, B: int, S: int | None = None) -> list[LayerCache]:
         """One cache per layer for B rows: S positions allocated at once, or growing and differentiable if S is None.
 
-        Layers may be taken out for an experiment: InputError if it is not known of which kind those that are left are.
+        Layers may be taken out for an experiment. InputError if the config does not say of which kinds the others are.
         """
         windows = self.of_each_layer(self.config.windows)
         _, K, d = self.config.attention_sizes

@@ -276,7 +276,7 @@ class Server(uvicorn.Server):
 
 
 def is_no_noise(record: logging.LogRecord) -> bool:
-    """Whether a record of asyncio's logger is not what it says of each event for a client that has left a stream."""
+    """A filter for asyncio's logger, without which it warns of each event for a client that has left its stream."""
     return record.getMessage() != "socket.send() raised exception."
 
 
