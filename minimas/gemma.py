@@ -149,7 +149,7 @@ class Gemma3(llama.Llama):
         last: int | None = None,
     ) -> torch.Tensor:
         last = last or x.shape[1]
-        kinds = self.config.layer_types
+        kinds = self.of_each_layer(self.config.layer_types)
         rope = {}
         for kind in set(kinds):
             rope[kind] = rope_cos_sin(positions, self.get_buffer(f"frequency_{kind}"))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .cache import AttentionCache, LayerCache, attention_cache, masks
-from .common import upcast
+from .common import InputError, upcast
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin, see `rope_cos_sin`
 
@@ -270,10 +270,26 @@ class Llama(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
 
     def make_cache(self, B: int, S: int | None = None) -> list[LayerCache]:
-        """One cache per layer for B rows: S positions allocated at once, or growing and differentiable if S is None."""
+        """One cache per layer for B rows: S positions allocated at once, or growing and differentiable if S is None.
+
+        Layers may be taken out for an experiment. InputError if the config does not say of which kinds the others are.
+        """
+        windows = self.of_each_layer(self.config.windows)
         _, K, d = self.config.attention_sizes
         like = self.norm.weight
-        return [attention_cache(B, K, S, d, like, window) for window in self.config.windows]
+        return [attention_cache(B, K, S, d, like, window) for window in windows]
+
+    def of_each_layer(self, kinds: Sequence[Any]) -> Sequence[Any]:
+        """The kind of each layer that is there, from the kinds of those that the config describes."""
+        there = len(self.layers)
+        if there == len(kinds):
+            return kinds
+        if len(set(kinds)) == 1:
+            return [kinds[0]] * there
+        raise InputError(
+            f"the decoder has {there} layers, and its config describes {len(kinds)} of different kinds: "
+            "take the same ones out of config.layer_types"
+        )
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...) -> embeddings (..., D)."""

@@ -310,7 +310,8 @@ class Qwen35(Llama):
         self.register_buffer("frequency", frequency, persistent=False)
 
     def make_cache(self, B: int, S: int | None = None) -> list[LayerCache]:
-        return [self.layer_cache(kind, B, S) for kind in self.config.layer_types]
+        kinds = self.of_each_layer(self.config.layer_types)
+        return [self.layer_cache(kind, B, S) for kind in kinds]
 
     def layer_cache(self, kind: str, B: int, S: int | None) -> LayerCache:
         """The cache of a layer of this kind."""

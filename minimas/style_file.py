@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .common import InputError, check_known, check_number, check_whole
+from .common import JSON_TYPES, InputError, check_known, check_number, check_whole, parse_json
 from .prompts import FIELD, FIELDS, PROMPTS, TASKS
 
-KEYS: dict[str, type | tuple[type, ...]] = {  # and the JSON types that each may have
-    "order": list,
-    "edges": list,
-    "agents": dict,
+KEYS: dict[str, tuple[type, ...]] = {  # and the JSON types that each may have
+    "order": (list,),
+    "edges": (list,),
+    "agents": (dict,),
     "prompts": (str, dict),
     "links": (str, type(None)),
 }
@@ -22,6 +22,32 @@ WHOLE = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1}  # and the least v
 
 # Names that mean something else in a prompt or a folder, and so cannot be roles
 TAKEN = (*FIELDS, "system", "links", "answer_retry")
+
+
+def read_style(file: Path) -> dict[str, Any]:
+    """The object in a style file; InputError if the file holds anything else, or a key stands twice in one object."""
+    repeated: list[str] = []
+
+    def make_object(pairs: list[tuple[str, Any]]) -> dict:
+        made: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in made:
+                repeated.append(key)
+            made[key] = value
+        return made
+
+    entry = parse_json(file.read_bytes(), file, make_object)
+    if not isinstance(entry, dict):
+        raise InputError(
+            f"{file} holds a {type(entry).__name__}, expected a JSON object, a style of the form "
+            "in docs/extending.md"
+        )
+    if repeated:
+        raise InputError(
+            f"{file} has the key {repeated[0]!r} twice in one object, expected it once: "
+            "remove one of the two"
+        )
+    return entry
 
 
 def check_entry(file: Path, entry: dict[str, Any]) -> None:
@@ -43,10 +69,18 @@ def check_types(file: Path, entry: dict[str, Any]) -> None:
     """Each key of KEYS and FLAGS has a value of its type. One that may be left out may also be null."""
     types = KEYS | dict.fromkeys(FLAGS, (bool, type(None)))
     for key, allowed in types.items():
-        if not isinstance(entry.get(key), allowed):
-            raise InputError(
-                f"{file}: {key} is {entry.get(key, 'missing')!r:.80}, see docs/extending.md for its form"
-            )
+        if isinstance(entry.get(key), allowed):
+            continue
+        expected = " or ".join(JSON_TYPES.get(type_, "null") for type_ in allowed)
+        raise InputError(
+            f"{file}: {key} is {found(entry, key)}, expected {expected}: "
+            "docs/extending.md has the form of a style"
+        )
+
+
+def found(values: dict[str, Any], key: str) -> str:
+    """The value of a key for an error message, or the word missing."""
+    return f"{values[key]!r:.80}" if key in values else "missing"
 
 
 def check_defaults(file: Path, entry: dict[str, Any]) -> None:
@@ -84,7 +118,8 @@ def check_edges(file: Path, edges: list[Any], order: list[str]) -> None:
         is_list = isinstance(edge, list) and all(isinstance(part, str) for part in edge)
         if not is_list or len(edge) not in (2, 3) or not set(edge[:2]) <= set(order):
             raise InputError(
-                f"{file}: edges has {edge}, expected [source, target], two of {', '.join(order)}"
+                f"{file}: edges has {edge}, expected [source, target], two of {', '.join(order)}, "
+                "perhaps with the name of the link as a third"
             )
 
 
@@ -93,7 +128,7 @@ def check_agents(file: Path, agents: dict[str, Any], order: list[str]) -> None:
     for role in [*order, *agents]:
         if role not in order or not isinstance(agents.get(role), str):
             raise InputError(
-                f"{file}: agents.{role} is {agents.get(role, 'missing')!r}, "
+                f"{file}: agents.{role} is {found(agents, role)}, "
                 f"expected a folder or hub id each for {', '.join(order)}"
             )
 
@@ -120,12 +155,17 @@ def check_prompts(
             optional.append(f"{role}_with_feedback")
     for name in [*order, *prompts]:
         text = prompts.get(name)
+        role = name.removesuffix("_with_feedback")
+        if role in order and name not in (*order, *optional):
+            raise InputError(
+                f"{file}: prompts has {name}, which nobody would read, since no edge leads to {role} from a role "
+                f"that speaks after it, or from itself: add such an edge, or leave out {name}"
+            )
         if not isinstance(text, str) or name not in (*order, *optional):
             raise InputError(
-                f"{file}: prompts.{name} is {text!r}, expected texts for {', '.join(order)}, "
+                f"{file}: prompts.{name} is {found(prompts, name)}, expected texts for {', '.join(order)}, "
                 f"perhaps {', '.join(optional)}"
             )
-        role = name.removesuffix("_with_feedback")
         earlier, all_sources = sources_of(role, order, edges)
         heard = earlier if name == role else all_sources
         allowed = (*FIELDS, *heard)

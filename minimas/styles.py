@@ -12,7 +12,7 @@ from typing import Any
 
 from .common import InputError, check_known, check_text, local_path, read_json
 from .prompts import Question
-from .style_file import KEYS, check_entry, named_edges
+from .style_file import KEYS, check_entry, named_edges, read_style
 from .tiny.task import with_labels
 
 Source = str | Path  # a folder, or a hub id
@@ -109,6 +109,11 @@ class Style:
         """
         if given is None or isinstance(given, Mapping):
             return self.named_sources(given or {}, needed)
+        if not is_source(given):
+            raise InputError(
+                f"the checkpoint is {given!r:.80}, expected a folder, a hub id, or "
+                "{role: folder or hub id}"
+            )
         if len(self.order) == 1:
             return {self.order[0]: given}
         return self.sources_within(local_path(given), needed)
@@ -118,6 +123,11 @@ class Style:
     ) -> dict[str, Source]:
         """The style's own sources, some of them replaced by those in `given`."""
         check_known("checkpoint of", given, (*self.order, "links"))
+        for name, source in given.items():
+            if source and not is_source(source):
+                raise InputError(
+                    f"the checkpoint of {name} is {source!r:.80}, expected a folder or hub id"
+                )
         sources = {**self.checkpoints, **given}
         names = needed or list(sources)
         for name in names:
@@ -130,6 +140,11 @@ class Style:
     def sources_within(self, folder: Path, needed: Sequence[str] | None) -> dict[str, Source]:
         """The folders in one folder, each named as the role or as the released repository."""
         names = list(needed or self.checkpoints)
+        if not folder.is_dir():
+            raise InputError(
+                f"there is no folder {folder}: expected one that holds a folder each for {', '.join(names)}; "
+                "or name a single one, or a hub id, as ROLE=PATH"
+            )
         if not needed and (folder / "links").is_dir() and "links" not in names:
             names.append("links")
         found: dict[str, Source] = {}
@@ -177,6 +192,11 @@ class Origin:
 DEFAULTS = [field.name for field in fields(Style) if field.default is not MISSING]
 
 
+def is_source(value: object) -> bool:
+    """Whether a value may be a Source: a path, or a text that is not empty."""
+    return isinstance(value, Path) or (isinstance(value, str) and value != "")
+
+
 def check_question(text: object) -> None:
     """InputError unless it is a text that agents can read."""
     if not isinstance(text, str) or not text.strip():
@@ -219,8 +239,16 @@ STYLES = {name: style_from(entry, FILE) for name, entry in read_json(FILE).items
 
 def style_named(name: str | Path) -> Style:
     """The Style of that name, or in a .json file; InputError if there is none."""
+    if not isinstance(name, (str, Path)):
+        raise InputError(
+            f"the style is {name!r:.80}, expected one of {', '.join(STYLES)}, or the path of a .json file"
+        )
     file = local_path(name)
-    if file.suffix == ".json" and file.is_file():
-        return style_from(read_json(file), file)
+    if file.suffix == ".json":
+        if not file.is_file():
+            raise InputError(
+                f"there is no style file {name}: give the path of one, or one of {', '.join(STYLES)}"
+            )
+        return style_from(read_style(file), file)
     check_known("style", [str(name)], [*STYLES, "the path of a .json file"])
     return STYLES[str(name)]

@@ -84,6 +84,7 @@ def test_only_a_line_feed_ends_a_question(monkeypatch):
             "each role once",
         ),
         (["--prompt", CHAIN, "--fn-name", "f"], "add --task code"),
+        (["--prompt", CHAIN, "--task", "code", "--fn-name", "f g"], "--fn-name is 'f g', expected"),
         (["--prompt", "7 +5\udce9"], "is not valid text"),
         (["--prompt", CHAIN, "--tools", "python"], "tools are given"),
         (["--prompt", CHAIN, "--no-such-option"], "--no-such-option"),
@@ -107,6 +108,8 @@ def test_bad_input_is_one_message(args, complaint, monkeypatch, capsys):
         ("--fn-name", "f", "--fn-name"),
         ("--channel", "sound", "channel 'sound' is not known"),
         ("--trace", "/nowhere/page.html", "--trace '/nowhere/page.html' cannot be written"),
+        ("--trace", "", "--trace: the path is empty: give one, or leave the option out"),
+        ("--trace", "tr.png", "--trace: 'tr.png' ends in .png, expected .html or .htm"),
     ],
 )
 def test_settings_are_checked_before_anything_is_loaded(
@@ -264,6 +267,20 @@ def test_stdin_that_is_not_utf8_is_a_message(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1
     assert "the question '7 +\\udce9' is not valid text" in err
+
+
+def test_utf8_in_a_locale_that_is_none():
+    code = (
+        "import sys; from minimas.commands.options import read_questions; "
+        "print(ascii(read_questions([sys.argv[1], '-'])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "你好"],
+        input="π\n".encode() + b"7 +\xe9\n",
+        capture_output=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    assert done.stdout.decode().strip() == ascii(["你好", "π", "7 +\udce9"])
 
 
 def test_lines_of_windows(monkeypatch):

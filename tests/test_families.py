@@ -9,6 +9,7 @@ from checkpoints import GOLDENS, IDS
 from safetensors.torch import load_file
 
 from minimas.cache import WindowCache, causal_mask
+from minimas.common import InputError
 from minimas.config import FAMILIES
 from minimas.llama import Llama, attend, attention_formula
 from minimas.load import load_model
@@ -71,6 +72,22 @@ def test_bfloat16_is_as_close_to_float32_as_the_oracle_is(name, folder):
     )
     ours = (outputs(load_model(folder, dtype=torch.bfloat16))["h"].float() - truth).abs().mean()
     assert 0 < ours < 1.2 * theirs, f"mean deviation {ours:.5f}, transformers' own {theirs:.5f}"
+
+
+@VARIANTS
+def test_a_layer_may_be_taken_out(name, folder):
+    """It is as if a hook let the layer pass on what it reads. Of several kinds, the config must say which are left."""
+    model = load_model(folder)
+    hook = model.layers[1].register_forward_hook(lambda layer, args, output: args[0])
+    passed_on = outputs(model)
+    hook.remove()
+    del model.layers[1]
+    kinds = getattr(model.config, "layer_types", ["full_attention"])
+    if len(set(kinds)) > 1:
+        with pytest.raises(InputError, match="take the same ones out of config.layer_types$"):
+            outputs(model)
+        model.config.layer_types = [kinds[0], *kinds[2:]]
+    assert_close(outputs(model), passed_on, 1e-6)
 
 
 @VARIANTS

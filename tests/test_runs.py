@@ -325,7 +325,9 @@ def test_a_plot_is_not_written_over_its_data(tmp_path, monkeypatch, capsys):
         "--plot",
         tmp_path / "." / "rows.jsonl",
     ]
-    assert "--plot and --data are the same file" in refused(monkeypatch, capsys, train.main, *args)
+    assert "rows.jsonl' ends in .jsonl, expected .svg" in refused(
+        monkeypatch, capsys, train.main, *args
+    )
     assert data.read_text() == "{}"
 
 

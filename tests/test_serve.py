@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -25,13 +26,14 @@ starlette = pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs the extra clients")
 
+import uvicorn
 from serving import running
 from starlette.testclient import TestClient
 
 from minimas.generate import Batch
 from minimas.serve import app as app_module
 from minimas.serve.__main__ import main
-from minimas.serve.app import LOOPBACK, App
+from minimas.serve.app import LOOPBACK, App, Server, serve_on
 from minimas.serve.batches import Batches
 from minimas.serve.job import Job, Text
 
@@ -670,6 +672,31 @@ def test_sigterm_drains():
         assert [one.result().status_code for one in quick] == [200] * 4
         assert [one.result().status_code for one in slow] == [503] * 2
     assert status == 143 and seconds < 10 and "Traceback" not in err
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As SIGINT is in a job that a script starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = Server(uvicorn.Config(None), None, lambda: None)
+        with server.capture_signals():
+            signal.raise_signal(signal.SIGINT)
+            assert not server.should_exit
+            assert signal.getsignal(signal.SIGTERM) == server.handle_exit
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_client_that_has_left_its_stream_is_not_logged(monkeypatch, caplog):
+    def run(server, sockets):
+        log = logging.getLogger("asyncio")
+        log.warning("socket.send() raised exception.")
+        log.warning("something else")
+
+    monkeypatch.setattr(Server, "run", run)
+    serve_on(None, App(Batches({}, 1, 0.0, 1)), lambda: None)
+    assert caplog.messages == ["something else"]
 
 
 def test_a_client_that_leaves_frees_its_row(monkeypatch):

@@ -134,18 +134,19 @@ def test_without_links_text_passes_and_latents_name_the_command(folder):
 @pytest.mark.parametrize(
     "changes, complaint",
     [
-        ({"order": None}, "order is 'missing'"),
+        ({"order": None}, "order is missing, expected a list: docs/extending.md has"),
         ({"order": []}, "order is \\[\\]"),
         ({"order": ["a"]}, "order is"),
         ({"order": ["planner", "planner"]}, "order is"),
         ({"edges": {}}, "edges is {}"),
-        ({"edges": [["planner", "writer"]]}, "edges has \\['planner', 'writer'\\]"),
+        ({"edges": [["planner", "writer"]]}, "edges has \\['planner', 'writer'\\].* of the link"),
         ({"edges": ["ab"]}, "edges has ab"),
-        ({"agents": {"planner": "x"}}, "agents.critic is 'missing'"),
+        ({"agents": {"planner": "x"}}, "agents.critic is missing"),
         ({"agents": OWN["agents"] | {"x": "y"}}, "agents.x is 'y'"),
         ({"agents": OWN["agents"] | {"critic": 3}}, "agents.critic is 3"),
-        ({"links": 3}, "links is 3"),
-        ({"prompts": {"planner": "{question}"}}, "prompts.critic is None"),
+        ({"links": 3}, "links is 3, expected a string or null"),
+        ({"prompts": {"planner": "{question}"}}, "prompts.critic is missing"),
+        ({"prompts": OWN["prompts"] | {"critic": None}}, "prompts.critic is None"),
         ({"prompts": 3}, "prompts is 3"),
         ({"prompts": "mine"}, "prompts is 'mine'"),
         ({"prompts": "mixture"}, "prompts is 'mixture'.* planner, critic, solver"),
@@ -170,7 +171,8 @@ def test_without_links_text_passes_and_latents_name_the_command(folder):
         ),
         (
             {"prompts": OWN["prompts"] | {"critic_with_feedback": "{planner}"}},
-            "prompts.critic_with_feedback is '{planner}'",
+            "prompts has critic_with_feedback, which nobody would read, since no edge leads to critic from a role "
+            "that speaks after it, or from itself: add such an edge, or leave out critic_with_feedback$",
         ),
         (
             {"prompts": OWN["prompts"] | {"planner": "{solver}"}},
@@ -203,6 +205,48 @@ def test_a_wrong_file_is_refused_by_key(folder, changes, complaint):
     with pytest.raises(InputError, match=complaint) as told:
         style_named(str(file))
     assert str(file) in str(told.value)
+
+
+@pytest.mark.parametrize("within", ["", "agents"])
+def test_a_key_that_stands_twice(folder, within):
+    file = write(folder)
+    key = "planner" if within else "order"
+    text = file.read_text()
+    begin = text.index("{", text.index(f'"{within}"') if within else 0) + 1
+    file.write_text(f'{text[:begin]}"{key}": "x", {text[begin:]}')
+    with pytest.raises(InputError, match=f"own.json has the key '{key}' twice in one object"):
+        style_named(file)
+
+
+def test_a_style_file_that_is_no_object(folder):
+    file = folder / "own.json"
+    file.write_text("[]")
+    with pytest.raises(InputError, match="own.json holds a list, expected a JSON object"):
+        style_named(file)
+
+
+def test_braces_that_are_no_slot_stay_as_they_are(folder):
+    text = 'critic {planner} \\\\boxed{x} {"answer": 6} { answer }'
+    style = style_named(write(folder, prompts=OWN["prompts"] | {"critic": text}))
+    _, pieces = prompt(style.prompts, "critic", Question("7"), "math", False)
+    assert pieces[-1] == text.partition("{planner}")[2]
+
+
+@pytest.mark.parametrize(
+    "style, checkpoints, complaint",
+    [
+        (None, None, "the style is None, expected one of tiny, .*, or the path of a .json file$"),
+        (3, None, "the style is 3, "),
+        ("tiny", ["a"], "the checkpoint is \\['a'\\], expected a folder, a hub id, or {role: "),
+        ("tiny", "", "the checkpoint is '', "),
+        ("single", "", "the checkpoint is '', "),
+        ("tiny", {"critic": 3}, "the checkpoint of critic is 3, expected a folder or hub id"),
+        ("tiny", "nope/x", "there is no folder nope/x: expected one that holds .* planner, critic"),
+    ],
+)
+def test_arguments_that_are_wrong(style, checkpoints, complaint):
+    with pytest.raises(InputError, match=complaint):
+        minimas.load_mas_system(style, checkpoints=checkpoints)
 
 
 def test_a_key_that_may_be_left_out_may_be_null(folder):
@@ -292,7 +336,7 @@ def test_feedback_is_what_a_later_role_or_oneself_sent(folder, late):
 def test_a_file_that_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(
         InputError,
-        match="^style 'none.json' is not known, expected one of .*the path of a .json file$",
+        match="^there is no style file none.json: give the path of one, or one of tiny, ",
     ):
         style_named("none.json")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -362,7 +362,6 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     [
         ("{}/none/page.html", "No such file or directory"),
         ("{}", "not an ordinary file"),
-        ("", "not an ordinary file"),
         ("/dev/null", "not an ordinary file"),
         ("{}/file/page.html", "Not a directory"),
         ("{}/" + "x" * 300, "File name too long"),

@@ -834,6 +834,8 @@ def test_bfloat16_agents_and_float32_links(released, tmp_path, monkeypatch, caps
             "--latents means nothing for `train inner`",
         ),
         (["outer", "--mse", "1"], "--mse means nothing for `train outer`"),
+        (["outer", "--out", ""], "--out: the path is empty: give one"),
+        (["outer", "--plot", "loss.png"], "--plot: 'loss.png' ends in .png, expected .svg"),
         (["outer", "--plot", "/nowhere/loss.svg"], "--plot '/nowhere/loss.svg' cannot be written"),
         (["outer", "--checkpoint", "links=/nowhere", "--init", "checkpoint"], "/nowhere"),
     ],

@@ -296,6 +296,11 @@ CASES = [
     ),
     (dict(settings=TrainSettings(mse=1.0)), "--mse means nothing for `train outer`"),
     (dict(settings=TrainSettings(seed=10**17)), "--seed is 10+, expected a number below"),
+    (dict(settings={"steps": 1}), "settings is {'steps': 1}, expected TrainSettings, such as"),
+    (
+        dict(objective=3),
+        "objective is 3, expected a function of turns, states, tokens and examples",
+    ),
     (dict(resume=True), "resume is given, but no folder to resume from"),
     (dict(examples=[]), "examples has no row with a question and a text"),
     (dict(examples=None), "examples is None, expected a list of rows"),

@@ -22,7 +22,7 @@ from ..look.trace import page
 from ..prompts import Question
 from ..runs.lock import Lock, held
 from ..runs.needs import check_memory
-from ..runs.outputs import output_path, writable_file
+from ..runs.outputs import writable_file
 from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Style, style_named
 from ..system import Result, System, load_mas_system
@@ -34,6 +34,7 @@ from .options import (
     add_settings,
     make_parser,
     origin_of,
+    output,
     read_questions,
 )
 from .terminal import converse, print_as_written
@@ -119,7 +120,7 @@ def arguments() -> argparse.Namespace:
     )
     add(
         "--trace",
-        type=output_path,
+        type=output(".html", ".htm"),
         metavar="FILE.html",
         help="write a page that shows each turn: its prompt, latents, time and text",
     )
@@ -132,6 +133,10 @@ def checked_settings(args: argparse.Namespace, style: Style) -> CompletedSetting
     if args.fn_name is not None and task != "code":
         raise InputError(
             f"--fn-name names a function, but the task is {task}: add --task code, or leave it out"
+        )
+    if args.fn_name and not args.fn_name.isidentifier():
+        raise InputError(
+            f"--fn-name is {args.fn_name!r}, expected the name of a function, such as is_prime"
         )
     if (args.peek or args.trace) and args.channel == "text":
         option = "--peek" if args.peek else "--trace"

@@ -1,6 +1,7 @@
 """The options that the commands share, and the parser that they begin with."""
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
 from ..common import QUANTIZED, InputError, local_path
+from ..runs.outputs import output_path
 from ..settings import NOT_FOR_ARGPARSE, Settings
 from ..styles import STYLES, Origin
 
@@ -207,6 +209,27 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
+def output(*suffixes: str) -> Callable[[str], Path]:
+    """What turns the text of an option that names an output into its path, as an argparse type.
+
+    It refuses an empty text, and a file whose name ends in another suffix than these, if there are any. No suffix is
+    fine.
+    """
+
+    def path(text: str) -> Path:
+        if not text:
+            raise argparse.ArgumentTypeError("the path is empty: give one, or leave the option out")
+        file = output_path(text)
+        if suffixes and file.suffix.lower() not in ("", *suffixes):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} ends in {file.suffix}, expected {' or '.join(suffixes)}, which is what is "
+                "written: rename it"
+            )
+        return file
+
+    return path
+
+
 def pairs(option: str, parts: list[str], expected: str = "NAME=COLUMN") -> dict[str, str]:
     """The parts NAME=VALUE of an option as a dict; InputError if one of them is not a pair, or a name comes twice."""
     values: dict[str, str] = {}
@@ -236,7 +259,7 @@ def read_questions(prompts: list[str]) -> list[str]:
         if text == "-":
             questions += stdin_lines()
         else:
-            questions.append(text)
+            questions.append(as_utf8(text))
     if not questions:
         raise InputError(
             "there is no question: give one with --prompt, or one a line on stdin with --prompt -"
@@ -248,5 +271,20 @@ def stdin_lines() -> list[str]:
     """The lines of stdin that are not blank. Only a line feed ends a line, or that of Windows."""
     if sys.stdin is None:
         return []
-    text = sys.stdin.read().removeprefix("\ufeff").replace("\r\n", "\n")
-    return [line for line in text.split("\n") if line.strip()]
+    text = sys.stdin.read().replace("\r\n", "\n")
+    lines = [as_utf8(line) for line in text.split("\n")]
+    lines[0] = lines[0].removeprefix("\ufeff")
+    return [line for line in lines if line.strip()]
+
+
+def as_utf8(text: str) -> str:
+    """A text of the user whose bytes are UTF-8, read as that where the locale is another, such as C.
+
+    Python hides bytes that the locale cannot read in lone surrogates. Bytes that are no UTF-8 stay so hidden.
+    """
+    if not any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text

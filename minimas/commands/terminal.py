@@ -8,6 +8,7 @@ from contextlib import redirect_stdout, suppress
 from ..common import InputError, Terminated, warn
 from ..system import NewText, Result
 from .failures import what_to_mend
+from .options import as_utf8
 
 
 def converse(answer: Callable[[str], object]) -> None:
@@ -39,7 +40,7 @@ def converse(answer: Callable[[str], object]) -> None:
 def typed_line() -> str:
     """The next line. The sign before it is no result: where stdout is no terminal it goes to stderr."""
     with redirect_stdout(sys.stdout if sys.stdout.isatty() else sys.stderr):
-        return input("> ")
+        return as_utf8(input("> "))
 
 
 def print_as_written(

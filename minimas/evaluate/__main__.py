@@ -23,10 +23,10 @@ from ..commands.options import (
     names,
     numbers,
     origin_of,
+    output,
     pairs,
 )
 from ..runs.lock import Lock, held
-from ..runs.outputs import output_path
 from ..runs.processes import launched
 from ..settings import Settings
 from .benchmarks import BENCHMARKS, COLUMNS
@@ -101,16 +101,16 @@ def arguments() -> argparse.Namespace:
         help="run the programs that agents write, in guarded processes",
     )
     add = parser.group(FILES).add_argument
-    add("--out", type=output_path, help="the file of records (default: STYLE-DATASET.jsonl)")
+    add("--out", type=output(), help="the file of records (default: STYLE-DATASET.jsonl)")
     add("--regrade", action="store_true", help="grade the texts in --out again, and ask no agent")
     add(
         "--csv",
-        type=output_path,
+        type=output(),
         help="write the table to this file, too (of --compare the first one)",
     )
     add(
         "--plot",
-        type=output_path,
+        type=output(".svg"),
         help="draw accuracy and tokens against rounds into this file, as SVG",
     )
     return parser.parse_args()

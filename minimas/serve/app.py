@@ -2,9 +2,18 @@
 
 import asyncio
 import hmac
+import logging
+import signal
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.server import HANDLED_SIGNALS
 
 from ..common import InputError, parse_json
 from . import protocol
@@ -254,6 +264,21 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(DRAIN, self.app.batches.stop)
         await super().shutdown(sockets)
 
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Within, SIGINT and SIGTERM end the server, but one that the process ignores stays ignored."""
+        ignored = [one for one in HANDLED_SIGNALS if signal.getsignal(one) is signal.SIG_IGN]
+        with super().capture_signals():
+            for one in ignored:
+                if signal.getsignal(one) is not signal.SIG_IGN:  # it is, in a thread
+                    signal.signal(one, signal.SIG_IGN)
+            yield
+
+
+def is_no_noise(record: logging.LogRecord) -> bool:
+    """A filter for asyncio's logger, without which it warns of each event for a client that has left its stream."""
+    return record.getMessage() != "socket.send() raised exception."
+
 
 def serve_on(sock: socket.socket, app: App, ready: Callable[[], object]) -> None:
     """Serve on a socket until SIGINT or SIGTERM, which is raised again when all is done."""
@@ -265,4 +290,5 @@ def serve_on(sock: socket.socket, app: App, ready: Callable[[], object]) -> None
         lifespan="on",
         timeout_graceful_shutdown=LEAVE,
     )
+    logging.getLogger("asyncio").addFilter(is_no_noise)
     Server(config, app, ready).run([sock])

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..commands.failures import command
-from ..commands.options import Parser
+from ..commands.options import Parser, output
 from ..runs.lock import Lock, held
 from ..train.tiny import build, evaluate
 from .task import ROLES
@@ -23,7 +23,7 @@ def main() -> None:
         "python -m minimas.tiny.build", description="Train the tiny system from scratch."
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="the folder to write")
+    what.add_argument("--out", type=output(), help="the folder to write")
     what.add_argument(
         "--evaluate", type=Path, metavar="FOLDER", help="only measure the system in this folder"
     )

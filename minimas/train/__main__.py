@@ -26,12 +26,13 @@ from ..commands.options import (
     checkpoints,
     name_of_command,
     names,
+    output,
     pairs,
 )
-from ..common import InputError, check_known, local_path, warn, write_atomic
+from ..common import InputError, check_known, warn, write_atomic
 from ..prompts import TASKS
 from ..runs.lock import Lock, held
-from ..runs.outputs import output_path, writable_file
+from ..runs.outputs import writable_file
 from ..runs.plot import save_charts
 from ..runs.processes import join, launched, leave
 from ..styles import Style, style_named
@@ -104,10 +105,10 @@ def parser_of(
     add_settings(parser.group(LEARNING), TrainSettings, chosen)
 
     add = parser.group(FILES).add_argument
-    add("--out", type=output_path, required=True, help="the folder to write")
+    add("--out", type=output(), required=True, help="the folder to write")
     add("--resume", action="store_true", help="continue the training in --out that was killed")
     add_settings(parser.group(FILES), TrainSettings, ["save_every"])
-    add("--plot", type=output_path, help="an SVG file for the loss curve")
+    add("--plot", type=output(".svg"), help="an SVG file for the loss curve")
 
     add = parser.group(HELP).add_argument
     add("-h", "--help", action=Help, nargs=0, help="print this")
@@ -201,11 +202,9 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """InputError if --out or --plot cannot be written, or --plot is the file of the data."""
+    """InputError if --out or --plot cannot be written."""
     check_out(args.out)
     if args.plot:
-        if args.plot.resolve() == local_path(args.data).resolve():
-            raise InputError(f"--plot and --data are the same file, {args.plot}: give another name")
         writable_file("--plot", args.plot)
 
 

@@ -42,7 +42,13 @@ from .ridge import (
     start_gain,
 )
 from .save import copy_agent, save_inner_link, save_outer_links
-from .settings import CompletedTrainSettings, TrainSettings, check_role, roles_with_texts
+from .settings import (
+    CompletedTrainSettings,
+    TrainSettings,
+    check_role,
+    chosen_settings,
+    roles_with_texts,
+)
 
 # Settings that may change on --resume
 NO_EFFECT_ON_WEIGHTS = ("save_every", "keep_activations")
@@ -150,7 +156,7 @@ def train_outer(
 
     All else is as in train_inner: the system has the new links from the start of the training.
     """
-    check_objective(objective, settings or TrainSettings())
+    check_objective(objective, chosen_settings(settings))
     training = new_training(
         "outer", None, system, examples, settings, out, resume, progress, callback
     )
@@ -171,7 +177,7 @@ def new_training(
     callback: Callback,
 ) -> Training:
     """A Training of what a caller gave; InputError if it cannot be used."""
-    completed = (settings or TrainSettings()).completed(what, system.style)
+    completed = chosen_settings(settings).completed(what, system.style)
     check_trainable(system)
     if out is None and resume:
         raise InputError("resume is given, but no folder to resume from: give out, too")
@@ -313,7 +319,11 @@ def check_texts(example: TrainExample, number: int, roles: Sequence[str]) -> Non
 
 
 def check_objective(objective: Objective | None, settings: TrainSettings) -> None:
-    """InputError if an objective would take the place of what a setting asks for."""
+    """InputError if an objective is no function, or would take the place of what a setting asks for."""
+    if objective is not None and not callable(objective):
+        raise InputError(
+            f"objective is {objective!r:.80}, expected a function of turns, states, tokens and examples"
+        )
     if objective is not None and settings.supervise_all:
         raise InputError(
             "supervise_all is the weight of a cross-entropy that an objective takes the place of: leave one of them out"

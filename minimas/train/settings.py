@@ -207,6 +207,17 @@ class CompletedTrainSettings(TrainSettings):
         return settings.completed(style)
 
 
+def chosen_settings(settings: TrainSettings | None) -> TrainSettings:
+    """The settings that a caller gave, or the defaults for None; InputError if they are something else."""
+    if settings is None:
+        return TrainSettings()
+    if not isinstance(settings, TrainSettings):
+        raise InputError(
+            f"settings is {settings!r:.80}, expected TrainSettings, such as TrainSettings(steps=200)"
+        )
+    return settings
+
+
 # Fields
 
 

@@ -36,7 +36,7 @@ from .links import (
     task_of_links,
 )
 from .losses import Objective
-from .settings import CompletedTrainSettings, TrainSettings
+from .settings import CompletedTrainSettings, TrainSettings, chosen_settings
 
 Sources = Mapping[str, str | Path]  # {role, or "links": folder or hub id}
 
@@ -77,7 +77,7 @@ def train_system(
     known_style = style if isinstance(style, Style) else style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
-    inner_settings, outer_settings = settings_of_parts(settings or TrainSettings(), known_style)
+    inner_settings, outer_settings = settings_of_parts(chosen_settings(settings), known_style)
     check_objective(objective, outer_settings)
     rows = kept_rows(examples)
     folder = output_path(out)
