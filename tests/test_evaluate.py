@@ -483,6 +483,8 @@ def test_two_graders_side_by_side(data, tmp_path, monkeypatch, capsys):
         (["--dataset", "tiny", "--rounds", "0"], "rounds is 0"),
         (["--dataset", "tiny", "--grader", "mood"], "mood"),
         (["--dataset", "tiny", "--limit", "0"], "limit is 0"),
+        (["--dataset", "tiny", "--out", ""], "the path is empty"),
+        (["--dataset", "tiny", "--plot", "p.png"], "'p.png' ends in .png, expected .svg"),
         (["--dataset", "tiny", "--channel", ","], "--channel lists nothing"),
         (["--dataset", "tiny", "--channel", "sound"], "channel 'sound' is not known"),
         (["--dataset", "mbppplus"], "--allow-code-execution"),
@@ -532,7 +534,7 @@ def test_files_that_cannot_be_written_are_refused_first(
 def test_files_that_are_one_are_refused(data, tmp_path, monkeypatch, capsys):
     for args in (
         ["--csv", tmp_path / "r.jsonl"],
-        ["--plot", tmp_path / "." / "r.jsonl"],
+        ["--out", tmp_path / "r.svg", "--plot", tmp_path / "." / "r.svg"],
         ["--csv", data],
     ):
         with pytest.raises(SystemExit) as end:
