@@ -132,6 +132,62 @@ def parse_json(
     return value
 
 
+class Repeated(dict):
+    """An object in JSON in which a key stands twice.
+
+    key            the first such key
+    values_of_key  what it stands for, in order
+    """
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.key: str = first_repeated(key for key, _ in pairs)
+        self.values_of_key = [value for key, value in pairs if key == self.key]
+
+
+def parse_unique(data: str | bytes, place: object) -> Any:
+    """The value of JSON; InputError if it is damaged, or if an object at any depth has a key twice."""
+    value, repeated = parse_with_repeated(data, place)
+    if repeated:
+        raise twice(place, repeated[0])
+    return value
+
+
+def parse_with_repeated(data: str | bytes, place: object) -> tuple[Any, list[Repeated]]:
+    """The value of JSON, and the objects in it that have a key twice, at any depth."""
+    repeated: list[Repeated] = []
+
+    def make_object(pairs: list[tuple[str, Any]]) -> dict:
+        made = dict(pairs)
+        if len(made) == len(pairs):
+            return made
+        found = Repeated(pairs)
+        repeated.append(found)
+        return found
+
+    value = parse_json(data, place, make_object)
+    return value, repeated
+
+
+def first_repeated(names: Iterable[Any]) -> Any:
+    """The first name that comes a second time, "" if none does."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""
+
+
+def twice(place: object, found: Repeated) -> InputError:
+    """The error for an object that has a key twice."""
+    values = " and ".join(f"{value!r:.40}" for value in found.values_of_key[:2])
+    return InputError(
+        f"{place} has the key {found.key!r} twice in one object, for {values}, expected it once: "
+        "remove or rename one of the two"
+    )
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; InputError if the file holds anything else."""
     value = parse_json(file.read_bytes(), file)

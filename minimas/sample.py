@@ -13,8 +13,6 @@ import torch
 
 from .prompts import Question
 
-LEAST_TEMPERATURE = 1e-30  # logits that are divided by less overflow in float32
-
 
 def seeds(questions: Sequence[Question], *key: object, rollouts: int = 1) -> list[int]:
     """B Questions -> B * rollouts integers of 63 bits: hashes of the key, the rollout's number, the question's text.
@@ -50,13 +48,13 @@ def sample(
 ) -> torch.Tensor:
     """logits (B, V) and uniform numbers u (B,), None if greedy -> ids (B,), -1 where the best logit is not finite.
 
-    Temperature 0 takes the best token, and so does one below LEAST_TEMPERATURE. Otherwise, in this order:
+    Temperature 0 takes the best token. Otherwise, in this order:
         keep the top_k best tokens (0: all)
         divide their logits by the temperature
         keep the fewest of them whose probabilities add up to top_p
         take the one at which the running sum of probabilities passes u
     """
-    if temperature < LEAST_TEMPERATURE:
+    if temperature == 0:
         best, ids = logits.max(-1)  # (B,) each; NaN counts as the largest
         return ids.where(is_finite(best), -1)
     assert u is not None, "a temperature above 0 needs random numbers"

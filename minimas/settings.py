@@ -9,12 +9,16 @@ from typing import Any
 
 from .common import InputError, check_known, check_number, check_whole, is_number, warn_once
 from .sandbox.tools import TOOLS
+from .style_file import LEAST
 from .styles import Style
 from .tokenizer import DATE
 
 OF_THE_STYLE = ("rounds", "latent_steps", "max_new_tokens", "temperature")
 CHANNELS = ("latent", "text")
 HEARD = ("own", "other", "none", "noise", "shuffled")  # hear.py says what each is
+LEAST_TEMPERATURE = (
+    1e-30  # less counts as 0: logits that are divided by it would overflow in float32
+)
 NOT_FOR_ARGPARSE = ("range", "trainings")  # what a field says besides
 
 
@@ -103,6 +107,8 @@ class Settings:
         settings = CompletedSettings(**values)
         check_settings(settings, style)
         settings = replace(settings, hear=spelled(heard_along(settings.hear, style), style))
+        if settings.temperature < LEAST_TEMPERATURE:
+            settings = replace(settings, temperature=0.0)
         return one_text_where_all_are_equal(settings)
 
 
@@ -184,9 +190,8 @@ def as_python(value: Any) -> Any:
 
 def check_settings(settings: CompletedSettings, style: Style) -> None:
     """InputError names the first setting that is out of range, or that the style has no use for."""
-    check_whole("rounds", settings.rounds, 1)
-    check_whole("latent_steps", settings.latent_steps, 0)
-    check_whole("max_new_tokens", settings.max_new_tokens, 1)
+    for name, least in LEAST.items():
+        check_whole(name, getattr(settings, name), least)
     if settings.top_k is not None:
         check_whole("top_k", settings.top_k, 0)
     check_whole("batch_size", settings.batch_size, 1)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .common import JSON_TYPES, InputError, check_known, check_number, check_whole, parse_json
+from .common import JSON_TYPES, InputError, check_known, check_number, check_whole, parse_unique
 from .prompts import FIELD, FIELDS, PROMPTS, TASKS
 
 KEYS: dict[str, tuple[type, ...]] = {  # and the JSON types that each may have
@@ -18,7 +18,7 @@ KEYS: dict[str, tuple[type, ...]] = {  # and the JSON types that each may have
     "links": (str, type(None)),
 }
 FLAGS = ("calls_tools", "links_by_task")
-WHOLE = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1}  # and the least value of each
+LEAST = {"rounds": 1, "latent_steps": 0, "max_new_tokens": 1}  # of the whole numbers
 
 # Names that mean something else in a prompt or a folder, and so cannot be roles
 TAKEN = (*FIELDS, "system", "links", "answer_retry")
@@ -26,26 +26,11 @@ TAKEN = (*FIELDS, "system", "links", "answer_retry")
 
 def read_style(file: Path) -> dict[str, Any]:
     """The object in a style file; InputError if the file holds anything else, or a key stands twice in one object."""
-    repeated: list[str] = []
-
-    def make_object(pairs: list[tuple[str, Any]]) -> dict:
-        made: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in made:
-                repeated.append(key)
-            made[key] = value
-        return made
-
-    entry = parse_json(file.read_bytes(), file, make_object)
+    entry = parse_unique(file.read_bytes(), file)
     if not isinstance(entry, dict):
         raise InputError(
             f"{file} holds a {type(entry).__name__}, expected a JSON object, a style of the form "
             "in docs/extending.md"
-        )
-    if repeated:
-        raise InputError(
-            f"{file} has the key {repeated[0]!r} twice in one object, expected it once: "
-            "remove one of the two"
         )
     return entry
 
@@ -86,7 +71,7 @@ def found(values: dict[str, Any], key: str) -> str:
 def check_defaults(file: Path, entry: dict[str, Any]) -> None:
     """Each number is in its range, and the task is known, unless it is null or left out."""
     given = {key: value for key, value in entry.items() if value is not None}
-    for key, least in WHOLE.items():
+    for key, least in LEAST.items():
         if key in given:
             check_whole(f"{file}: {key}", given[key], least)
     if "temperature" in given:

@@ -39,7 +39,7 @@ from .writing import Growth, Written, write_answers
 
 @dataclass
 class Result:
-    """What a system made of one question. Results compare by all but the tensors: latents, states and prompts.
+    """What a system made of one question. Results compare by all but tensors (latents, states, prompts) and times.
 
     question      as typed
     text          what the last agent wrote, its retry included
@@ -63,14 +63,14 @@ class Result:
     answer: str | None
     token_ids: list[int]
     new_tokens: int
-    seconds: float
+    seconds: float = field(compare=False)
     heard_tokens: int = 0
     rounds: int = 0
     retried: bool = False
     replaced: dict = field(default_factory=dict)
     latents: dict = field(default_factory=dict, compare=False)
     states: dict = field(default_factory=dict, compare=False)
-    timings: dict = field(default_factory=dict)
+    timings: dict = field(default_factory=dict, compare=False)
     prompts: dict = field(default_factory=dict, compare=False)
     system: "System | None" = field(default=None, compare=False)
 

@@ -295,8 +295,6 @@ def test_timings_have_names(tiny):
 
 def test_results_can_be_compared(tiny, donor):
     again = tiny.run([OTHER], keep_states=True, keep_latents=True)[0]
-    again.seconds = donor.seconds
-    again.timings = donor.timings
     assert again == donor and again != tiny.run([CHAIN])[0]
 
 

@@ -14,8 +14,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError
-from ..runs.formats import parse_unique, unique_object
+from ..common import InputError, parse_unique
+from ..runs.formats import unique_object
 from .run_tests import Test
 
 

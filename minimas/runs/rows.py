@@ -18,18 +18,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError, local_path
+from ..common import InputError, first_repeated, local_path, parse_with_repeated, twice
 from .formats import (
     BOM,
     NO_VALUE,
     SUFFIXES,
     check_pyarrow,
-    first_repeated,
     parquet_cells,
-    parse_with_repeated,
     read_records,
     suffix_of,
-    twice,
 )
 
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set

@@ -12,13 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError, check_known, local_path, read_json, warn
+from ..common import InputError, check_known, check_whole, local_path, read_json, warn
 from ..prompts import TASKS, Question
 from ..runs.formats import SUFFIXES
 from ..runs.rows import Row, file_rows, is_file_name, numbered, parquet_rows, text_of
 from ..styles import Style, style_named
 from ..tiny.task import lessons
-from .settings import check_range
 
 # section of prompts.json -> role -> columns, of which the first that is there and not empty is taken
 TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
@@ -112,7 +111,7 @@ def load_examples(
 def check_limit(limit: int | None) -> None:
     """InputError unless the number of rows to read is None or above 0."""
     if limit is not None:
-        check_range("--limit", limit, "above 0")
+        check_whole("--limit", limit, 1)
 
 
 def candidate_columns(

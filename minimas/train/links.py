@@ -121,7 +121,8 @@ def train_inner(
     resume    go on with the training in that folder
     progress  show a progress bar on stderr
     callback  called after each step with {"what", "role", "step", "loss", "lr", "gradient_norm"}; where rows are held
-              out and measured, also with "held_out_own", "held_out_other" and "held_out_none"
+              out and measured, also with "held_out_own", "held_out_other" and "held_out_none". What is measured before
+              the first step is in the folder and on stderr only
 
     The agent has the new link from the start of the training: if that is broken off, it keeps what was learned so far.
     With init="checkpoint" it is the link that it had, and else a new one. It learns in float32; its file is rounded to
@@ -562,8 +563,6 @@ def learn(
 
     with ExitStack() as undo:
         undo.callback(loss.requires_grad_, False)
-        if run is not None:
-            undo.enter_context(run.counting())
         if not settings.keep_activations:
             undo.callback(checkpoint_activations(training.system))
         fit(

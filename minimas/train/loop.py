@@ -70,13 +70,14 @@ def read_metrics(file: Path) -> dict[int, dict]:
 
 
 class Run:
-    """The folder of a training: training.pt, from which it resumes; metrics.jsonl, one line per step; and the links.
+    """The folder of a training: training.pt, from which it resumes; metrics.jsonl, one line per step, and one before
+    the first if rows are held out; and the links.
 
     dependencies  all that the weights depend on: a training resumes only if it is the same
     agents        {role: Agent}: the positions that they read are counted within `counting`
     loss          the module whose parameters are trained
     save_links    writes the links to the folder
-    resumed       what else goes on from the last state: optimizers, schedules and the best held-out loss
+    with_state    what else goes on from the last state: optimizers, schedules and the best held-out loss
     In a group of processes only rank 0 writes.
     """
 
@@ -99,7 +100,7 @@ class Run:
         self.steps: int = dependencies["steps"]
         self.save_every = save_every
         self.rank = rank
-        self.resumed: list[Any] = []
+        self.with_state: list[Any] = []
         self.positions = 0  # that agents have read since the last step
         self.started = time.perf_counter()  # when the last step ended
 
@@ -133,15 +134,15 @@ class Run:
         unchanged(self.state_file, dependencies, self.dependencies, "--out")
         return state
 
-    def resume(self, resumed: Sequence[Any]) -> int:
-        """Put links, what is `resumed`, and metrics back to the last state -> its step; 0 if none was saved."""
-        self.resumed = list(resumed)
+    def resume(self, with_state: Sequence[Any]) -> int:
+        """Put links, what has a state, and metrics back to the last state -> its step; 0 if none was saved."""
+        self.with_state = list(with_state)
         step = 0
         if self.state_file.exists():
             state = self.saved_state()
             step = state["step"]
             self.loss.load_state_dict(state["links"])
-            for one, saved in zip(resumed, state["steppers"], strict=True):
+            for one, saved in zip(with_state, state["steppers"], strict=True):
                 one.load_state_dict(saved)
             torch.set_rng_state(state["random"])
         if self.rank == 0:
@@ -186,7 +187,7 @@ class Run:
             "step": step,
             "links": self.loss.state_dict(),
             "random": torch.get_rng_state(),
-            "steppers": [one.state_dict() for one in self.resumed],
+            "steppers": [one.state_dict() for one in self.with_state],
         }
         self.save_links()  # before the state: if killed in between, --resume takes the steps and writes the links again
         write_atomic(self.state_file, lambda file: write_state(state, file))
@@ -254,8 +255,8 @@ def fit(
     """
     schedules = scheduled(optimizers, steps, warm_up)
     steppers: list[Any] = [*optimizers, *schedules]
-    resumed = [*steppers, held_out] if held_out else steppers
-    first = run.resume(resumed) if run else 0
+    with_state = [*steppers, held_out] if held_out else steppers
+    first = run.resume(with_state) if run else 0
     quiet = run is not None and run.rank > 0
     hidden = quiet or not progress
     if held_out is not None and quiet:
@@ -264,6 +265,7 @@ def fit(
         start = measured(held_out, 0, hidden)
         if run:
             run.write_metrics({"step": 0, **start})
+            run.started = time.perf_counter()
     ending = Ending(quiet) if run else None
     losses: list[float] = []
     with (
@@ -271,7 +273,8 @@ def fit(
         ending or nullcontext(),
     ):
         for step in bar:
-            loss, norm = set_gradients(loss_at, step, parts, optimizers, clip)
+            with run.counting() if run else nullcontext():
+                loss, norm = set_gradients(loss_at, step, parts, optimizers, clip)
             check_finite_step(step, loss, norm, run)
             lr = float(schedules[0].get_last_lr()[0])
             for stepper in steppers:
