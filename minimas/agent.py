@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torch.nn.modules.module as torch_modules
 
 from .cache import KVCache, first_rows, repeat_rows
 from .common import InputError, no_op, warn_once
 from .devices import usable_kind
 from .fast.graphs import Graphs
+from .fast.hooks import has_global_hook, has_hook
 from .fast.prepare import prepare
 from .link import FusedInnerLink, InnerLink, fused
 from .llama import Llama
@@ -212,17 +212,19 @@ class Agent:
         rows = [self.embed_pieces(own) for own in pieces]
         S = max(map(len, rows)) + room
         model_marks = marks(self.model)
+        beginnings = [first_text(own) for own in pieces]
+        known = [0] * len(rows)  # tokens of each prompt that the cache holds already
+        room_of_cache = S
         kept = self.take_prefix(len(rows), S, model_marks)
         if kept is None:
-            kept = PrefixCache([[] for _ in rows], self.make_cache(len(rows), S), model_marks, S)
-        cache = kept.cache
-        beginnings = [first_text(own) for own in pieces]
-        known = []  # tokens of each prompt that the cache holds already
-        for row, new, old in zip(rows, beginnings, kept.beginnings, strict=True):
-            shared = commonprefix([new, old])
-            known.append(min(len(shared), len(row) - 1))  # the last token is read for its state
-        for c in cache:
-            if isinstance(c, KVCache):
+            cache = self.make_cache(len(rows), S)
+        else:
+            cache = kept.cache
+            room_of_cache = kept.S
+            for b, row in enumerate(rows):
+                shared = commonprefix([beginnings[b], kept.beginnings[b]])
+                known[b] = min(len(shared), len(row) - 1)  # the last token is read for its state
+            for c in cache:
                 c.filled = max(known)
         unread = [row[n:] for row, n in zip(rows, known, strict=True)]
         starts = torch.tensor(known, device=rows[0].device)[:, None]
@@ -230,7 +232,7 @@ class Agent:
         states = self.model(x, positions, cache, last=1)
         holds_all = all(isinstance(c, KVCache) for c in cache)
         if holds_all and not self.offload and model_marks is not None:
-            self.prefix_cache = PrefixCache(beginnings, cache, model_marks, kept.S)
+            self.prefix_cache = PrefixCache(beginnings, cache, model_marks, room_of_cache)
         return Reading(states, positions[:, -1:] + 1, cache, S)
 
     def read_with_gradient(self, prompts: Sequence[Prompt], last: int = 1) -> Reading:
@@ -340,11 +342,11 @@ def marks(model: Llama) -> list[tuple] | None:
     None if a module has a forward hook, which may do something else each time. A change in place of `weight.data` is
     not counted by torch: Agent.drop_prefix is needed after one.
     """
-    if torch_modules._has_any_global_hook():
+    if has_global_hook():
         return None
     found = []
     for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_hook(module):
             return None
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
@@ -389,8 +391,10 @@ def load_agent(
     untrained  give it a new inner link: the folder may be that of a base model
     role       its name in the error message if there is no such folder or repository
     quantize   keep the weights of its linears in int8 or int4 (quantize.py); None leaves them in `dtype`
-    Raises InputError if the folder is not whole, and on an unknown `quantize`.
+    Raises InputError if the folder is not whole, on an unknown `quantize`, and on `fast` with `offload`.
     """
+    if fast and offload:
+        raise InputError("fast needs weights that stay where they are: leave out offload or fast")
     kind = usable_kind(quantize)
     folder = checkpoint_folder(source, *agent_patterns(task), role=role)
     model = load_model(folder, device, dtype, "cpu" if offload else None, kind)

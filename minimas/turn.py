@@ -3,7 +3,7 @@
     turn.states = ...           what the agent thought, before the outer links read it
     turn.sent[edge] = ...       what one agent hears, after the outer link
     turn.mute(edge)             silence: the one who hears it finds its slot empty
-    turn.stop([0, 2])           these questions are answered at the end of this round
+    turn.stop([0, 2])           these questions are answered in this round
     turn.drop([1])              this question leaves the batch after this turn, and is not answered
 
 A change of these takes effect or is refused: it is never ignored. (A turn that answers is the end anyway, so that there
@@ -38,7 +38,7 @@ class Turn:
     decoded  for each question, the number of tokens that the agent decoded to send; 0 for latents
     answers  whether the agent writes the answer after these prompts; it sends nothing then
     replaced {edge: what is heard there in place of what was sent}, if it is not its own (hear.py)
-    stopped  indices into `rows`: the questions that are answered at the end of this round
+    stopped  indices into `rows`: the questions that are answered in this round
     dropped  indices into `rows`: the questions that leave the batch after this turn, without an answer
     """
 
@@ -110,7 +110,7 @@ class Turn:
             del self.sent[edge]
 
     def stop(self, questions: Iterable[int] | None = None) -> None:
-        """Answer these questions (indices into `rows`; None: all) at the end of this round, as if it were the last."""
+        """Answer these questions (indices into `rows`; None: all) in this round, as if it were the last."""
         self.stopped |= self.indices(questions, "stop")
 
     def drop(self, questions: Iterable[int] | None = None) -> None:

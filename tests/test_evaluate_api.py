@@ -216,6 +216,20 @@ def test_regrade(system, data, tmp_path, monkeypatch):
     assert [one["texts"] for one in after.records] == [one["texts"] for one in before.records]
 
 
+def test_texts_of_another_device_can_be_graded_again(system, data, tmp_path):
+    """Their file keeps the dtype in which they were written."""
+    out = tmp_path / "r.jsonl"
+    options = {"rounds": 1, "channel": "latent", "out": out, "progress": False}
+    evaluate(system, data[:2], **options)
+    written = out.read_text()
+    assert '"dtype": "float32"' in written
+    out.write_text(written.replace('"dtype": "float32"', '"dtype": "config.json"'))
+    with pytest.raises(InputError, match="dtype: config.json there, float32 now"):
+        evaluate(system, data[:2], **options)
+    evaluate(Origin("tiny", device="cuda"), data[:2], regrade=True, **options)
+    assert '"dtype": "config.json"' in out.read_text()
+
+
 @pytest.mark.slow  # three processes load torch
 def test_processes_of_torchrun_share_the_questions(table, tmp_path):
     """Each gets the whole table, and they may go on to the next evaluation. Without a file they are refused."""

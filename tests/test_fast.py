@@ -16,6 +16,7 @@ from shared import ASKED, CUDA, LINKS, OPTIONS, SCRIPTS, assert_same, load, scri
 
 import minimas
 from minimas import InputError, gemma, llama
+from minimas.agent import load_agent
 from minimas.fast import graphs as graphs_module
 from minimas.fast import onednn
 from minimas.fast.blocks import CpuBlock
@@ -26,6 +27,7 @@ from minimas.fast.prepare import prepare
 from minimas.generate import REPLY_ROOM
 from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import load_model
+from minimas.styles import STYLES
 
 
 @pytest.mark.parametrize("name", checkpoints.VARIANTS)
@@ -126,11 +128,26 @@ def test_a_module_that_is_replaced(name, n, tmp_path):
     model(x, positions, model.make_cache(1, n))
     old = model.layers[1].get_submodule(name)
     model.layers[1].set_submodule(name, torch.nn.Identity())
-    with pytest.raises(InputError, match="a module of a block was replaced.*fast=False"):
+    with pytest.raises(InputError, match="the module .* was replaced.*fast=False"):
         model(x, positions, model.make_cache(1, n))
     model.layers[1].set_submodule(name, old)
     again = copy.deepcopy(model)
     again(x, positions, again.make_cache(1, n))
+
+
+@torch.no_grad()
+def test_a_merged_module_that_is_replaced_in_a_plain_block(tmp_path):
+    """Those of Qwen3.5 have no form of their own on a CPU, and yet their linears are merged."""
+    model = prepare(load_model(checkpoints.make_agent(tmp_path, "qwen3_5_text")))
+    model.layers[0].mlp.gate_proj = torch.nn.Identity()
+    with pytest.raises(InputError, match="the module gate_proj was replaced.*fast=False"):
+        model(model.embed(IDS[:, :2]), torch.arange(2)[None], model.make_cache(1, 2))
+
+
+def test_an_offloaded_agent_is_not_fast():
+    source = STYLES["tiny"].checkpoints["planner"]
+    with pytest.raises(InputError, match="leave out offload or fast"):
+        load_agent(source, "math", "cpu", torch.float32, offload=True, fast=True)
 
 
 def test_hooks_that_would_never_fire(tmp_path):
@@ -310,6 +327,17 @@ def test_graphs_and_caches_are_used_again(folders, captures):
     before, made = addresses(), len(captures)
     system.run(ASKED[::-1], temperature=0.0, **OPTIONS)
     assert addresses() == before and len(captures) == made
+
+
+def test_other_layers_take_other_graphs(folders, captures):
+    system = replayed(load(folders, "sequential_light"))
+    system.run(ASKED, temperature=0.0, **OPTIONS)
+    agent = system.agents["planner"]
+    layers = list(agent.model.layers)
+    old = agent.steps.base
+    del agent.model.layers[1]
+    system.run(ASKED, temperature=0.0, **OPTIONS)
+    assert agent.steps.base is not old and len(agent.steps.base) == len(layers) - 1
 
 
 def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):

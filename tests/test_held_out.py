@@ -308,7 +308,7 @@ def test_questions_that_come_twice_are_left_out_twice(examples):
         ({"held_out": 0, "best": True}, "--best goes by the loss of rows that are left out"),
         ({"held_out": 12}, "--held-out is 12, and there are 12 rows"),
         ({"held_out": 99}, "--held-out is 99, and there are 12 rows"),
-        ({"held_out": -2}, "--held-out is -2, expected a finite number from 0 up"),
+        ({"held_out": -2}, "--held-out is -2, expected a whole number from 0 up"),
         ({"best": True}, "best keeps links in a folder"),
     ],
     ids=str,

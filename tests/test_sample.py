@@ -2,11 +2,11 @@ import pytest
 import torch
 
 import minimas
-from minimas.settings import LEAST_TEMPERATURE
-from minimas.styles import STYLES
 from minimas.generate import generate
 from minimas.prompts import Question
 from minimas.sample import sample, seeds, uniforms
+from minimas.settings import LEAST_TEMPERATURE
+from minimas.styles import STYLES
 
 
 def test_uniforms_belong_to_the_text():

@@ -499,7 +499,7 @@ def test_every_setting_is_an_option_with_its_default(monkeypatch):
         (["outer", "--inner-steps", "1"], "--inner-steps means nothing for `train outer`"),
         (["system", "--role", "critic"], "--role means nothing for `train system`"),
         (["system", "--init", "random"], "--init means nothing for `train system`"),
-        (["outer", "--limit", "0"], "--limit is 0, expected a finite number above 0"),
+        (["outer", "--limit", "0"], "--limit is 0, expected a whole number from 1 up"),
     ],
 )
 def test_options_before_and_after(args, complaint, tmp_path, monkeypatch):
@@ -598,7 +598,7 @@ def test_numbers_of_numpy(system, examples, tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one(limit):
-    with pytest.raises(InputError, match=f"--limit is {limit}, expected a finite number above 0"):
+    with pytest.raises(InputError, match=f"--limit is {limit}, expected a whole number from 1 up"):
         load_examples("tiny", "tiny", limit=limit)
 
 

@@ -32,8 +32,9 @@ from .benchmarks import Example
 from .measure import (
     Run,
     check_continues,
+    check_there,
     chosen,
-    locks_of,
+    lock_of_records,
     measure,
     planned,
     records_path,
@@ -143,9 +144,11 @@ def both_carried_out(
     beside = None if out is None else alone_file(out)
     path = records_path(run, out, file, regrade, processes)
     path_alone = records_path(alone, beside, file, regrade, processes)
-    locks = locks_of(path)
-    locks_alone = locks_of(path_alone)
+    locks = lock_of_records(path)
+    locks_alone = lock_of_records(path_alone)
     with held([*locks, *locks_alone], processes.rank):
+        check_there(path, regrade)
+        check_there(path_alone, regrade)
         if path_alone is not None and processes.rank == 0:
             check_continues(alone, path_alone, regrade)
         table = measure(run, path, locks, regrade, progress, processes)

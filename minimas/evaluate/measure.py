@@ -149,16 +149,13 @@ def carried_out(
     """The Table of a Run; the other arguments are those of evaluate."""
     processes = launched()
     path = records_path(run, out, file, regrade, processes)
-    locks = locks_of(path)
+    locks = lock_of_records(path)
     with held(locks, processes.rank):
-        if regrade and path is not None and not path.exists():
-            raise InputError(
-                f"{path} is not there: --regrade grades the texts in it again, so give the file of a run"
-            )
+        check_there(path, regrade)
         return measure(run, path, locks, regrade, progress, processes)
 
 
-def locks_of(out: Path | None) -> list[Lock]:
+def lock_of_records(out: Path | None) -> list[Lock]:
     """What holds a file of records; nothing if there is none."""
     return [] if out is None else [Lock("--out", out)]
 
@@ -234,7 +231,7 @@ def planned(
 
     options   {field of Settings: value}, as `chosen` makes it
     """
-    loaded, origin, style, own_task = parts_of(system)
+    loaded, origin, style, own_task = taken_apart(system)
     seed = options.get("seed", Settings.seed)
     data = data_for(dataset, own_task, seed, limit=limit, file=file, columns=columns, task=task)
     if loaded is not None and loaded.task != data.task:
@@ -251,7 +248,7 @@ def planned(
     return Run(origin, style, loaded, data, points, judges)
 
 
-def parts_of(system: "System | Origin") -> tuple["System | None", Origin, Style, str]:
+def taken_apart(system: "System | Origin") -> tuple["System | None", Origin, Style, str]:
     """(the System if it is loaded, its Origin, its Style, its task); InputError if it is a name."""
     if isinstance(system, (str, Path)):
         raise InputError(
@@ -395,12 +392,20 @@ def records_path(
     return None
 
 
+def check_there(path: Path | None, regrade: bool) -> None:
+    """InputError if a file is to be graded again that does not exist."""
+    if regrade and path is not None and not path.exists():
+        raise InputError(
+            f"{path} is not there: --regrade grades the texts in it again, so give the file of a run"
+        )
+
+
 def check_continues(run: Run, out: Path, regrade: bool) -> None:
     """InputError if a file that is there holds the records of another Run. The questions are read for that."""
     if not out.exists():
         return
     examples = run.data.load(no_op)
-    settings = settings_of(run, examples, questions_of(run, examples))
+    settings = settings_of(run, examples, questions_of(run, examples), regrade)
     contents(out, [], settings, regrade)
 
 
@@ -445,7 +450,7 @@ def measure(
     if out is None:
         records = by_key(answers())
     else:
-        settings = settings_of(run, examples, questions)
+        settings = settings_of(run, examples, questions, regrade)
         again = partial(graded_again, examples, run.graders) if regrade else None
         file = out.resolve()  # what a link leads to is written, and the link stays
         records = records_in_file(file, settings, answers, again, progress, rank, wait)
@@ -475,10 +480,13 @@ def questions_of(run: Run, examples: Sequence[Example]) -> list[Question]:
     return questions
 
 
-def settings_of(run: Run, examples: Sequence[Example], questions: Sequence[Question]) -> Record:
-    """The first line of the file of a Run."""
+def settings_of(
+    run: Run, examples: Sequence[Example], questions: Sequence[Question], regrade: bool
+) -> Record:
+    """The first line of the file of a Run. To grade texts again no device is needed, and their dtype stands there."""
+    origin = replace(run.origin, device="cpu") if regrade else run.origin
     return settings_line(
-        run.origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
+        origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
     )
 
 

@@ -184,7 +184,8 @@ def gather(
     before, lines = contents(file, parts, settings, regrade=regrade is not None)
     lines = [line | {"hear": line.get("hear", "own")} for line in lines]
     if regrade:
-        settings = settings | {"minimas": before["minimas"]}  # the version that wrote the texts
+        wrote = {name: before[name] for name in ("minimas", "dtype") if name in before}
+        settings = settings | wrote  # of the texts
         bar = tqdm(lines, "grading", unit="record", disable=not progress)
         lines = [regrade(line) for line in bar]
     records = by_key(lines)
@@ -206,10 +207,11 @@ def contents(
     before, *lines = read_lines(file) or [settings]
     for part in parts:
         lines += read_lines(part, b'{"index"')
-    if before.get("dtype") is None:  # older files do not say it, if it was not chosen
-        before = before | {"dtype": settings["dtype"]}
+    # To be graded again, texts may be of any dtype. Older files do not say it, if it was not chosen.
+    any_dtype = regrade or before.get("dtype") is None
+    compared = before | {"dtype": settings["dtype"]} if any_dtype else before
     if lines:  # else that run found out that it could not begin
-        unchanged(file, before, settings, "--out", regrade=regrade)
+        unchanged(file, compared, settings, "--out", regrade=regrade)
     read = RECORD | {"texts"} if regrade else RECORD
     if foreign := [line for line in lines if not read <= line.keys()]:
         missing = ", ".join(sorted(read - foreign[0].keys()))

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules import module as every_module
 
 from .. import gemma, llama
 from ..cache import DeltaCache, GrowingCache, KVCache, LayerCache, WindowCache
-from ..common import InputError
 from ..llama import Rope
 from ..quantize import Int8Linear
+from .hooks import check_places, has_global_hook, has_hook, places_of
 from .linear import Kernels, MergedLinear, few_rows
 from .norms import KernelNorm
 
@@ -36,7 +35,7 @@ class FastBlock:
     """What both forms have in common: a block, and the norms before and after its sublayers (CpuNorm or KernelNorm).
 
     block           the module whose forward this is
-    parts           of each module within it: the one that holds it, its name there, and itself
+    places          of the modules within it
     attention_norm  before the attention or the Gated DeltaNet
     mlp_norm        before the MLP
     of_attention    Gemma only: of what the attention returns
@@ -45,7 +44,7 @@ class FastBlock:
 
     def __init__(self, block: Any) -> None:
         self.block = block
-        self.parts = parts_of(block)
+        self.places = places_of(block)
         self.attention_norm = block.input_layernorm.forward
         self.mlp_norm = block.post_attention_layernorm.forward
         self.of_attention = None
@@ -64,11 +63,7 @@ class FastBlock:
         cache: LayerCache,
     ) -> torch.Tensor:
         """The forward of the block: x (B, T, D) -> (B, T', D); InputError if a module in it is not the one it was."""
-        if any(holder.get(name) is not part for holder, name, part in self.parts):
-            raise InputError(
-                "a module of a block was replaced, whose weights the fast form has in another layout: "
-                "load the system with fast=False"
-            )
+        check_places(self.places)
         if x.shape[1] > 1 or isinstance(cache, GrowingCache) or not self.takes(x):
             plain = type(self.block).forward  # the block's own attribute is this object
             return plain(self.block, x, positions, rope, mask, cache)
@@ -88,15 +83,6 @@ class FastBlock:
     ) -> torch.Tensor:
         """One token per row, x (B, D) -> (B, D). cos and sin are (B, 1, 1, d), the mask (B, 1, 1, keys) or None."""
         raise NotImplementedError
-
-
-def parts_of(module: nn.Module) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
-    """The modules within a module: the dict of the one that holds it, its name there, and itself."""
-    parts = []
-    for holder in module.modules():
-        for name, part in holder.named_children():
-            parts.append((holder._modules, name, part))
-    return parts
 
 
 class CpuBlock(FastBlock):
@@ -133,9 +119,9 @@ class CpuBlock(FastBlock):
     def takes(self, x: torch.Tensor) -> bool:
         if x.dtype != torch.float32 or torch.is_grad_enabled():
             return False
-        if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+        if has_global_hook():
             return False
-        return not any(part._forward_hooks or part._forward_pre_hooks for _, _, part in self.parts)
+        return not any(has_hook(part) for _, _, part in self.places)
 
     def step(
         self,
@@ -203,7 +189,7 @@ class KernelBlock(FastBlock):
             self.done = torch.zeros(kernels.ROWS * K, dtype=torch.int32, device=device)
 
     def takes(self, x: torch.Tensor) -> bool:
-        return few_rows(x, self.kernels)
+        return few_rows(x, self.kernels) and not has_global_hook()
 
     def step(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ..cache import KVCache, first_rows, grow
 from ..common import no_op
@@ -38,6 +39,7 @@ class Graphs(Steps):
         self.pool: Any = None  # memory that all graphs of one cache share
         self.base: list | None = None
         self.capacity = (0, 0)
+        self.layers: list[nn.Module] = []  # for which the graphs are
         self.recorded: dict[tuple, RecordedStep] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,12 +61,14 @@ class Graphs(Steps):
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.base = first_rows(cache, B)  # all B, even when rows leave `cache`
         self.capacity = (B, S)
+        self.layers = list(self.model.layers)
         self.recorded = {}
 
     def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions, in the same memory as before if that suffices."""
         most_rows, most_positions = self.capacity
-        if self.base is None or most_rows < B or most_positions < S:
+        is_too_small = most_rows < B or most_positions < S
+        if self.base is None or is_too_small or self.layers != list(self.model.layers):
             rows = max(B, most_rows)
             positions = round_up(max(S, most_positions), SPARE)
             self.release()  # free the old cache before the new one is allocated

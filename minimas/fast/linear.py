@@ -19,6 +19,7 @@ from torch import nn
 from ..common import InputError
 from ..quantize import Int8Linear, QuantizedLinear
 from . import onednn
+from .hooks import Place, check_places
 from .quantized import fast_product, has_operator, no_state_dict
 
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
@@ -89,6 +90,7 @@ class PackedLinear:
 class MergedLinear:
     """Several linears of one input as one product: x -> their outputs.
 
+    places  of the linears
     sizes   how many outputs each of them has
     packed  all of them as one. Their own weights become views of it or, where it is packed, None: no weight is in
             memory twice
@@ -96,8 +98,14 @@ class MergedLinear:
 
     packed: Any  # PackedLinear, FastProduct or KernelInt8
 
-    def __init__(self, linears: Sequence[Any], kernels: "Kernels | None" = None) -> None:
+    def __init__(
+        self,
+        linears: Sequence[Any],
+        places: Sequence[Place] = (),
+        kernels: "Kernels | None" = None,
+    ) -> None:
         """kernels: those that multiply with int8 weights, on CUDA."""
+        self.places = places
         self.sizes = [linear.out_features for linear in linears]
         if isinstance(linears[0], QuantizedLinear):
             self.packed = fast_product(linears) if kernels is None else KernelInt8(linears, kernels)
@@ -114,6 +122,7 @@ class MergedLinear:
                 linear.weight = nn.Parameter(part, requires_grad=False)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        check_places(self.places)
         return self.packed(x).split(self.sizes, -1)
 
 

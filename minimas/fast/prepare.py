@@ -6,15 +6,16 @@ A subclass may compute something else, so it is not in a table unless it is name
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 
 from .. import gemma, llama, qwen
-from ..common import InputError, warn_once
+from ..common import warn_once
 from ..quantize import Int4Linear, Int8Linear, QuantizedLinear
 from . import onednn
 from .blocks import CpuBlock, KernelBlock
+from .hooks import places_of, refuse_hooks
 from .linear import (
     KernelInt8,
     Kernels,
@@ -73,7 +74,8 @@ def prepare(model: llama.Llama) -> llama.Llama:
             linears = [getattr(module, name) for name in names]
             if not can_merge(linears, kernels):
                 continue
-            replace(module, method, MergedLinear(linears, kernels))
+            merged_linear = MergedLinear(linears, places_of(module, names), kernels)
+            replace(module, method, merged_linear)
             for linear in linears:
                 refuse_hooks(linear)
             merged.update(linears)
@@ -141,30 +143,6 @@ def free_unused_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
     if trim is not None:
         trim(0)
-
-
-HOOKS = (
-    "register_forward_hook",
-    "register_forward_pre_hook",
-    "register_full_backward_hook",
-    "register_full_backward_pre_hook",
-)
-
-
-def refuse_hooks(module: nn.Module) -> None:
-    """Refuse hooks on a module that the fast form does not call, also those that it has: none would ever fire."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        no_hook()
-    for method in HOOKS:
-        replace(module, method, no_hook)
-
-
-def no_hook(*args: object, **options: object) -> NoReturn:
-    """Stands in for the methods of HOOKS."""
-    raise InputError(
-        "in the fast form this module is merged with others and never called, so that a hook would not fire: "
-        "load the system with fast=False"
-    )
 
 
 def replace(module: nn.Module, method: str, function: Callable) -> None:

@@ -1,0 +1,68 @@
+"""Hooks and replaced modules, in a form that does not call every module: what it cannot do is an error message."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch.nn.modules.module as torch_modules
+from torch import nn
+
+from ..common import InputError
+
+# The methods of a module that set hooks
+METHODS = (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)
+Place = tuple[dict[str, nn.Module | None], str, nn.Module]  # see places_of
+
+
+def has_hook(module: nn.Module) -> bool:
+    """Whether a module has a forward hook of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def has_global_hook() -> bool:
+    """Whether torch calls a hook before or after the forward of every module."""
+    return bool(torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks)
+
+
+def refuse_hooks(module: nn.Module) -> None:
+    """Refuse hooks on a module that the fast form does not call, also those that it has: none would ever fire."""
+    if has_hook(module):
+        no_hook()
+    for method in METHODS:
+        setattr(module, method, no_hook)
+
+
+def no_hook(*args: object, **options: object) -> NoReturn:
+    """Stands in for the METHODS."""
+    raise InputError(
+        "in the fast form this module is merged with others and never called, so that a hook would not fire: "
+        "load the system with fast=False"
+    )
+
+
+def places_of(module: nn.Module, names: Sequence[str] | None = None) -> list[Place]:
+    """Of modules within a module: the dict of the one that holds it, its name there, and itself.
+
+    names   of some children; None takes all modules within
+    """
+    if names is not None:
+        return [(module._modules, name, module.get_submodule(name)) for name in names]
+    places: list[Place] = []
+    for holder in module.modules():
+        for name, part in holder.named_children():
+            places.append((holder._modules, name, part))
+    return places
+
+
+def check_places(places: Sequence[Place]) -> None:
+    """InputError if one of these modules is not at its place any more."""
+    for holder, name, part in places:
+        if holder.get(name) is not part:
+            raise InputError(
+                f"the module {name} was replaced, whose weights the fast form has in another layout: "
+                "load the system with fast=False"
+            )
