@@ -53,7 +53,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 __version__ = "0.7.0"
 __all__ = ["InputError", "Result", "STYLES", "Settings", "System", "Turn", "load_mas_system"]
 _PLACES = {
-    "Result": "system",
+    "Result": "result",
     "STYLES": "styles",
     "Settings": "settings",
     "System": "system",
@@ -62,9 +62,10 @@ _PLACES = {
 }
 
 if TYPE_CHECKING:  # what editors and type checkers see
+    from .result import Result
     from .settings import Settings
     from .styles import STYLES
-    from .system import Result, System, load_mas_system
+    from .system import System, load_mas_system
     from .turn import Turn
 
 

@@ -14,8 +14,8 @@ from minimas.commands.ask import main
 from minimas.commands.failures import command
 from minimas.commands.terminal import print_as_written
 from minimas.generate import Batch
+from minimas.result import NewText
 from minimas.settings import Settings
-from minimas.system import NewText
 from minimas.tokenizer import Decoding
 
 CHAINS = ["7 +5 *3 -4 +8 *7 -1 +6", "1 +1 *3", "3 *7 *9"]

@@ -25,11 +25,12 @@ import torch
 from tqdm import tqdm
 
 import minimas
-from minimas.agent import Agent
+from minimas.agent import Agent, load_agent
 from minimas.evaluate.compare import mean_text, system_alone
 from minimas.evaluate.report import interval
+from minimas.result import Result
 from minimas.settings import CompletedSettings, Settings
-from minimas.system import Result, System, load_agent
+from minimas.system import System
 from minimas.train.examples import TrainExample, load_examples
 from minimas.train.held_out import losses_by_hearing
 from minimas.train.loop import Run, adamw, batch_of, fit

@@ -59,11 +59,12 @@ from minimas.compat.hub import is_reachable
 from minimas.compat.released import FILE
 from minimas.devices import usable_device, usable_dtype
 from minimas.link import InnerLink, OuterLink
+from minimas.result import Result
 from minimas.runs.needs import check_memory
 from minimas.runs.outputs import writable_file
 from minimas.settings import CHANNELS, Settings
 from minimas.styles import STYLES, Origin, Source, Style
-from minimas.system import Result, load_mas_system
+from minimas.system import load_mas_system
 
 LINKS, SYSTEM = "links", "system"  # where findings are that are no agent's
 MODES = ("int8", "int4")

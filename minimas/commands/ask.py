@@ -20,12 +20,13 @@ from ..common import InputError, write_atomic
 from ..look.logit_lens import LensRow, logit_lens, table
 from ..look.trace import page
 from ..prompts import Question
+from ..result import Result
 from ..runs.lock import Lock, held
 from ..runs.needs import check_memory
 from ..runs.outputs import writable_file
 from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Style, style_named
-from ..system import Result, System, load_mas_system
+from ..system import System, load_mas_system
 from .failures import check_stdout, command, completed_first
 from .needs import needs_text
 from .options import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout, suppress
 
 from ..common import InputError, Terminated, warn
-from ..system import NewText, Result
+from ..result import NewText, Result
 from .failures import what_to_mend
 from .options import as_utf8
 

@@ -9,11 +9,12 @@ from tqdm import tqdm
 from ..common import InputError, out_of_memory, warn
 from ..hear import before_each
 from ..prompts import Question
+from ..result import Result
 from ..runs.needs import check_memory
 from ..runs.processes import Processes
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
-from ..system import Result, System, load_mas_system
+from ..system import System, load_mas_system
 from .benchmarks import Example
 from .records import Key, Record, make_record, record_key
 

@@ -24,7 +24,7 @@ from .benchmarks import Example
 from .grade import graders_hash, is_correct
 
 if TYPE_CHECKING:
-    from ..system import Result  # which imports torch
+    from ..result import Result  # which imports torch
 
 Record = dict[str, Any]
 Key = tuple  # what distinguishes a record from all others of its run

@@ -18,7 +18,8 @@ from ..styles import Style
 from .logit_lens import logit_lens, token_text
 
 if TYPE_CHECKING:
-    from ..system import Result, System
+    from ..result import Result
+from ..system import System
 
 
 def page(system: System, results: list[Result]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from ..common import InputError, out_of_memory
 from ..look.trace import page
 from ..prompts import Question
-from ..system import NewText
+from ..result import NewText
 from ..turn import Turn
 from .job import Job
 from .protocol import MAX_TRACES, Refused, Served

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..system import NewText, Result
+from ..result import NewText, Result
 from . import protocol
 from .protocol import Asked, Refused
 
