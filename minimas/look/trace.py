@@ -19,7 +19,7 @@ from .logit_lens import logit_lens, token_text
 
 if TYPE_CHECKING:
     from ..result import Result
-from ..system import System
+    from ..system import System
 
 
 def page(system: System, results: list[Result]) -> str:
