@@ -304,7 +304,7 @@ def test_names_of_files_beside_an_output_are_no_outputs(tmp_path, monkeypatch, c
     for option, name in (
         ("--out", "r.jsonl.part1"),
         ("--csv", "t.csv.lock"),
-        ("--plot", "a.partial"),
+        ("--out", "a.partial"),
     ):
         err = refused(
             monkeypatch, capsys, evaluate.main, "--dataset", "tiny", option, tmp_path / name
