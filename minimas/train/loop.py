@@ -150,8 +150,11 @@ class Run:
         return step
 
     def keep_metrics(self, last: int) -> None:
-        """Drop the metrics of steps after the `last` one of the state: these steps are taken again."""
-        kept = [line for step, line in read_metrics(self.metrics_file).items() if step <= last]
+        """Drop the metrics of steps after the `last` one of the state: these steps are taken again. 0 drops all."""
+        kept = []
+        if last > 0:
+            metrics = read_metrics(self.metrics_file)
+            kept = [line for step, line in metrics.items() if step <= last]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(self.metrics_file, lambda file: file.write_text(text))
 
