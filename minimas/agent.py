@@ -316,7 +316,7 @@ class Agent:
             return [next_input(h), positions + 1], h
 
         _, others = self.steps.take(
-            step, [next_input(h), reading.next_positions], m - 1, cache, callback, ("latent",)
+            step, [next_input(h), reading.next_positions], m - 1, cache, callback, ("latent", link)
         )
         return torch.cat([h, *others], 1)
 

@@ -16,9 +16,11 @@ from .tokenizer import DATE
 OF_THE_STYLE = ("rounds", "latent_steps", "max_new_tokens", "temperature")
 CHANNELS = ("latent", "text")
 HEARD = ("own", "other", "none", "noise", "shuffled")  # hear.py says what each is
-LEAST_TEMPERATURE = (
-    1e-30  # less counts as 0: logits that are divided by it would overflow in float32
-)
+# What `evaluate --compare` and held-out rows measure. Own against other shows what passes of a question, other against
+# none what helps with any question.
+COMPARED_HEARD = ("own", "other", "none")
+# Less counts as 0: logits that are divided by it would overflow in float32
+LEAST_TEMPERATURE = 1e-30
 NOT_FOR_ARGPARSE = ("range", "trainings")  # what a field says besides
 
 

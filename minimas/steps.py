@@ -57,7 +57,8 @@ class Steps:
 
         cache   what the step reads and writes besides its tensors
         callback()  is called after each step
-        kind    what else the step depends on: a graph holds for one kind only
+        kind    what else the step depends on, hashable, with each module besides the model that it calls. A graph
+                holds for one kind only
         """
         outputs = []
         for _ in range(times):

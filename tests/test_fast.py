@@ -340,6 +340,44 @@ def test_other_layers_take_other_graphs(folders, captures):
     assert agent.steps.base is not old and len(agent.steps.base) == len(layers) - 1
 
 
+def test_hooks_fire_in_steps_that_were_captured(folders, captures):
+    """A hook that is set after the capture is called at each step; without it, steps are replayed again."""
+    system = replayed(load(folders, "sequential_light"))
+    planner = system.agents["planner"]
+    options = {**OPTIONS, "rounds": 1, "latent_steps": 4, "temperature": 0.0}
+    (before,) = system.run([ASKED[0]], **options)
+    captured = len(captures)
+    assert captured
+    calls = []
+
+    def note(module, *_):
+        calls.append(module)
+
+    for module in (planner.model, planner.inner_link):
+        with module.register_forward_hook(note):
+            system.run([ASKED[0]], **options)
+    model_calls = [module for module in calls if module is planner.model]
+    link_calls = [module for module in calls if module is planner.inner_link]
+    assert len(model_calls) == 4  # the prompt and three steps
+    assert len(link_calls) == 5  # after each of these, and before the outer link
+    (after,) = system.run([ASKED[0]], **options)
+    assert after.token_ids == before.token_ids
+    assert len(captures) == captured
+
+
+def test_another_inner_link_is_captured_anew(folders, captures):
+    """Steps that were captured with one link are not replayed with another one."""
+    system = replayed(load(folders, "sequential_light"))
+    plain = load(folders, "sequential_light", fast=False)
+    options = {**OPTIONS, "rounds": 1, "latent_steps": 4, "temperature": 0.0}
+    system.run([ASKED[0]], **options)
+    for changed in (system, plain):
+        torch.manual_seed(0)
+        agent = changed.agents["planner"]
+        agent.inner_link = InnerLink(agent.model.config.hidden_size)
+    assert_same(system.run([ASKED[0]], **options), plain.run([ASKED[0]], **options))
+
+
 def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
     """`filled` is an upper bound over rows of unequal length: it may reach the capacity before any row does."""
     model = load(folders, "sequential_light").agents["planner"].model

@@ -26,7 +26,7 @@ from ..common import InputError, check_known
 from ..runs.lock import held
 from ..runs.outputs import output_path
 from ..runs.processes import launched
-from ..settings import CompletedSettings, Settings
+from ..settings import COMPARED_HEARD, CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
 from .measure import (
@@ -45,8 +45,6 @@ from .report import Interval, Row, Table, Z, as_text, tokens_of
 
 if TYPE_CHECKING:
     from ..system import System
-
-HEARD = ("own", "other", "none")
 
 
 class Comparison:
@@ -122,7 +120,7 @@ def planned_pair(
     """The Runs of a system and of its last agent alone; the arguments are those of `planned`."""
     if "tools" in options:
         options = {**options, "tools": several(options["tools"])}
-    ways = {"channel": ("latent", "text"), "hear": HEARD, "rollouts": 1}
+    ways = {"channel": ("latent", "text"), "hear": COMPARED_HEARD, "rollouts": 1}
     run = planned(system, dataset, {**options, **ways}, **measured)
     if not run.style.edges:
         raise InputError("nobody hears anybody in this style, so that there is nothing to compare")

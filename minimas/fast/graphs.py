@@ -10,6 +10,7 @@ from ..cache import KVCache, first_rows, grow
 from ..common import no_op
 from ..llama import Llama
 from ..steps import LoopState, Step, Steps, round_up
+from .hooks import has_hook_inside
 
 SPARE = 64  # positions: capacities are rounded up to a multiple, so that a slightly longer prompt still fits
 
@@ -108,7 +109,7 @@ class Graphs(Steps):
     ) -> tuple[LoopState, list[torch.Tensor]]:
         """Steps.take by replay. The first step of each kind and number of rows is taken as it is, then captured."""
         rows, tokens = state[0].shape[:2]
-        if times == 0 or tokens > 1 or torch.is_grad_enabled():
+        if times == 0 or tokens > 1 or torch.is_grad_enabled() or self.has_hook(kind):
             return super().take(step, state, times, cache, callback, kind)
         outputs = []
         layers = [c for c in cache if isinstance(c, KVCache)]
@@ -130,6 +131,11 @@ class Graphs(Steps):
         for c, filled in zip(layers, filled_after, strict=True):
             c.filled = filled
         return [buffer.clone() for buffer in recorded.state], outputs
+
+    def has_hook(self, kind: tuple) -> bool:
+        """Whether a step of this kind calls a hook, which a replay would not."""
+        modules = [self.model, *(part for part in kind if isinstance(part, nn.Module))]
+        return any(has_hook_inside(module) for module in modules)
 
     def record(self, step: Step, state: LoopState, output: torch.Tensor) -> RecordedStep:
         """Capture a step; a loop state and an output of it say which shapes its buffers have."""

@@ -23,6 +23,11 @@ def has_hook(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def has_hook_inside(module: nn.Module) -> bool:
+    """Whether torch calls a hook in the forward of a module, or of one within it."""
+    return has_global_hook() or any(has_hook(part) for part in module.modules())
+
+
 def has_global_hook() -> bool:
     """Whether torch calls a hook before or after the forward of every module."""
     return bool(torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks)

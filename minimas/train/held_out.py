@@ -21,13 +21,11 @@ from ..agent import Prompt
 from ..common import no_op
 from ..hear import Hearing, Messages
 from ..recurse import recurse
-from ..settings import CompletedSettings, heard_along, hears_others
+from ..settings import COMPARED_HEARD, CompletedSettings, heard_along, hears_others
 from ..system import System
 from ..turn import Turn
 from .examples import TrainExample
 from .losses import IGNORED, MAX_POSITIONS, teacher_forced, token_losses
-
-HEARD = ("own", "other", "none")
 
 
 @torch.no_grad()
@@ -35,7 +33,7 @@ def losses_by_hearing(
     system: System,
     examples: Sequence[TrainExample],
     settings: CompletedSettings,
-    values: Sequence[str] = HEARD,
+    values: Sequence[str] = COMPARED_HEARD,
     batch_size: int = 8,
     longest: int = MAX_POSITIONS,
     progress: bool = False,

@@ -25,8 +25,9 @@ from ..common import InputError, Terminated, no_op, warn, write_atomic
 from ..runs.dependencies import unchanged
 from ..runs.plot import Chart
 from ..runs.processes import rank_and_world
+from ..settings import COMPARED_HEARD
 from .folders import files_of
-from .held_out import HEARD, HeldOut
+from .held_out import HeldOut
 from .save import write_state
 from .settings import TrainSettings
 
@@ -203,7 +204,7 @@ def charts_of(folder: Path, task: str | None, title: str, data: str) -> list[Cha
     charts: list[Chart] = []
     if curve := curve_of(metrics, "loss"):
         charts.append((f"loss, {title}", "steps", {data: means_of(curve)}))
-    held_out = {value: curve_of(metrics, f"held_out_{value}") for value in HEARD}
+    held_out = {value: curve_of(metrics, f"held_out_{value}") for value in COMPARED_HEARD}
     if held_out["own"]:
         charts.append((f"held-out loss, {title}", "steps", held_out))
     return charts
