@@ -82,8 +82,10 @@ class Reading(NamedTuple):
 
 
 class PrefixCache(NamedTuple):
-    """What an agent read last: the ids of the text that each prompt begins with, and the cache that holds them.
+    """What an agent read last.
 
+    beginnings   the token ids of the text that each prompt begins with
+    cache        holds them: one object per layer
     model_marks  what `marks` gave for the model that read it
     S            positions that were asked for when the cache was made. With graphs it may have more, as earlier
                  questions were longer, but no answer may depend on earlier questions, not even by rounding
@@ -126,21 +128,17 @@ class Agent:
         self.quantize = quantize
         self.steps = Steps(model)
         self.prefix_cache: PrefixCache | None = None
-        tokenizer.embedding_rows = model.config.vocab_size  # encode refuses ids beyond it
 
     # Prompts
 
-    def embed(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-        """B prompts -> embeddings (B, T, D) and positions (B, T), left-padded.
-
-        Latents enter as they are, without the scale or norm that a family may give its token embeddings. No special
-        tokens are added to a text: a chat template writes its own.
-        """
-        return left_pad([self.embed_pieces(self.tokens(pieces)) for pieces in prompts])
+    def embed(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """B prompts -> the embeddings of each, (T_b, D)."""
+        return [self.embed_pieces(self.tokens(prompt)) for prompt in prompts]
 
     def tokens(self, pieces: Prompt) -> list[torch.Tensor]:
         """The pieces with texts as token ids; texts that touch are one text to the tokenizer.
 
+        No special tokens are added to a text: a chat template writes its own.
         Warns of a prompt that is longer than what the model was made for. It is read all the same, as by transformers.
         """
         row: list[torch.Tensor] = []
@@ -169,15 +167,33 @@ class Agent:
         """The ids (n,) of a text."""
         return torch.tensor(self.tokenizer.encode(text), dtype=torch.long)
 
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (n,) -> their embeddings (n, D); InputError if there is none for one.
+
+        This is not asked of a whole tokenizer, since many hold ids that their models never learned.
+        """
+        rows = self.model.config.vocab_size
+        highest = int(ids.max()) if len(ids) else 0
+        if highest >= rows:
+            token = self.tokenizer.fast.id_to_token(highest)
+            raise InputError(
+                f"the text has token {highest}, {token!r}, but the agent has embeddings for {rows}: "
+                "fetch its tokenizer.json and weights again, or leave that token out"
+            )
+        return self.model.embed(ids.to(self.model.norm.weight.device))
+
     def embed_pieces(self, pieces: list[torch.Tensor]) -> torch.Tensor:
-        """Token ids and latents -> (T, D)."""
+        """Token ids and latents -> (T, D).
+
+        Latents enter as they are, without the scale or norm that a family may give its token embeddings.
+        """
         like = self.model.norm.weight  # has the dtype and the device of the model
         embedded = []
         for piece in pieces:
             if piece.is_floating_point():
                 embedded.append(piece.to(like))
             else:
-                embedded.append(self.model.embed(piece.to(like.device)))
+                embedded.append(self.embed_ids(piece))
         return torch.cat(embedded)
 
     # Reading
@@ -187,7 +203,7 @@ class Agent:
 
         copies   rows for each prompt (k), which is read once for all of them
         """
-        rows = [self.embed_pieces(self.tokens(prompt)) for prompt in prompts]
+        rows = self.embed(prompts)
         S = max(map(len, rows)) + room
         x, positions = left_pad(rows)
         cache = self.make_cache(len(rows) * copies, S)
@@ -203,37 +219,26 @@ class Agent:
     def read_after_prefix(self, prompts: Sequence[Prompt], room: int = 0) -> Reading:
         """Read B prompts for thinking, without what each has in common with the one that was read last.
 
-        This is prefix caching: the keys and values of what two prompts share at their beginning are the same. It needs
-        a cache that holds all positions (no windows, no states) and may be kept (no offload). It also needs the same
-        model as before. So all is read again if a weight was changed, and as long as a module has a hook, which may do
-        something else each time.
+        This is prefix caching: the keys and values of what two prompts share at their beginning are the same.
         """
         pieces = [self.tokens(prompt) for prompt in prompts]
         rows = [self.embed_pieces(own) for own in pieces]
-        S = max(map(len, rows)) + room
-        model_marks = marks(self.model)
         beginnings = [first_text(own) for own in pieces]
-        known = [0] * len(rows)  # tokens of each prompt that the cache holds already
-        room_of_cache = S
-        kept = self.take_prefix(len(rows), S, model_marks)
-        if kept is None:
-            cache = self.make_cache(len(rows), S)
-        else:
-            cache = kept.cache
-            room_of_cache = kept.S
-            for b, row in enumerate(rows):
-                shared = commonprefix([beginnings[b], kept.beginnings[b]])
-                known[b] = min(len(shared), len(row) - 1)  # the last token is read for its state
-            for c in cache:
+        S = max(map(len, rows)) + room
+        prefix = self.take_prefix(len(rows), S)
+        known = []  # tokens of each prompt that the cache holds already
+        for row, beginning, previous in zip(rows, beginnings, prefix.beginnings, strict=True):
+            shared = commonprefix([beginning, previous])
+            known.append(min(len(shared), len(row) - 1))  # the last token is read for its state
+        for c in prefix.cache:
+            if isinstance(c, KVCache):
                 c.filled = max(known)
         unread = [row[n:] for row, n in zip(rows, known, strict=True)]
         starts = torch.tensor(known, device=rows[0].device)[:, None]
         x, positions = left_pad(unread, starts)
-        states = self.model(x, positions, cache, last=1)
-        holds_all = all(isinstance(c, KVCache) for c in cache)
-        if holds_all and not self.offload and model_marks is not None:
-            self.prefix_cache = PrefixCache(beginnings, cache, model_marks, room_of_cache)
-        return Reading(states, positions[:, -1:] + 1, cache, S)
+        states = self.model(x, positions, prefix.cache, last=1)
+        self.keep_prefix(prefix._replace(beginnings=beginnings))
+        return Reading(states, positions[:, -1:] + 1, prefix.cache, S)
 
     def read_with_gradient(self, prompts: Sequence[Prompt], last: int = 1) -> Reading:
         """Read B prompts in training; gives the last states (B, last, D) of each.
@@ -254,18 +259,26 @@ class Agent:
         states = self.model(x[:, start:], positions[:, start:], cache, last=last)
         return Reading(states, positions[:, -1:] + 1, cache, T)
 
-    def take_prefix(self, B: int, S: int, model_marks: list[tuple] | None) -> PrefixCache | None:
-        """What was read last, if its cache serves for B prompts, S positions and the model as its `marks` tell it.
+    def take_prefix(self, B: int, S: int) -> PrefixCache:
+        """What was read last, if its cache serves for B prompts and S positions; else an empty cache.
 
-        It is no longer kept then.
+        It has to be of the same model. So all is read again if a weight was changed, and as long as a module has a
+        hook, which may do something else each time.
         """
         previous = self.prefix_cache
         self.drop_prefix()  # until the cache is whole again
-        if previous is None or len(previous.beginnings) != B or previous.S < S:
-            return None
-        if model_marks is None or model_marks != previous.model_marks:
-            return None
-        return previous
+        model_marks = marks(self.model)
+        if previous is not None and model_marks is not None:
+            is_same_model = model_marks == previous.model_marks
+            if is_same_model and len(previous.beginnings) == B and previous.S >= S:
+                return previous
+        return PrefixCache([[] for _ in range(B)], self.make_cache(B, S), model_marks, S)
+
+    def keep_prefix(self, prefix: PrefixCache) -> None:
+        """Keep what was read, if its cache holds all positions (no windows, no states) and may be kept (no offload)."""
+        holds_all = all(isinstance(c, KVCache) for c in prefix.cache)
+        if holds_all and not self.offload and prefix.model_marks is not None:
+            self.prefix_cache = prefix
 
     def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions. With graphs it reuses the memory of what was read last."""
@@ -315,9 +328,9 @@ class Agent:
             h = self.model(x, positions, cache, last=1)  # (B, 1, D)
             return [next_input(h), positions + 1], h
 
-        _, others = self.steps.take(
-            step, [next_input(h), reading.next_positions], m - 1, cache, callback, ("latent", link)
-        )
+        inputs = [next_input(h), reading.next_positions]
+        kind = ("latent", link)
+        _, others = self.steps.take(step, inputs, m - 1, cache, callback, kind)
         return torch.cat([h, *others], 1)
 
     # Weights

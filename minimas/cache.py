@@ -295,15 +295,15 @@ def masks(
     Layers of one kind share a mask, which is made once.
     """
     made: dict[tuple, torch.Tensor | None] = {}
-    of_layers = []
+    layer_masks = []
     for i, layer_cache in enumerate(cache):
         is_last_layer = i == len(cache) - 1
-        rows = last if is_last_layer else positions.shape[1]
-        kind = (type(layer_cache), layer_cache.window, rows)
+        asked = last if is_last_layer else positions.shape[1]
+        kind = (type(layer_cache), layer_cache.window, asked)
         if kind not in made:
-            made[kind] = layer_cache.mask(positions, rows)
-        of_layers.append(made[kind])
-    return of_layers
+            made[kind] = layer_cache.mask(positions, asked)
+        layer_masks.append(made[kind])
+    return layer_masks
 
 
 def write_at(memory: torch.Tensor, indices: torch.Tensor, new: torch.Tensor) -> None:

@@ -86,7 +86,8 @@ class Batch:
         self.ids: list[list[int]] = [[] for _ in seeds]
         self.going_on = frozenset(range(len(seeds)))
         self.rows: list[int | None] = list(range(len(seeds)))
-        copies = len(seeds) // len(prompts)
+        copies, rest = divmod(len(seeds), len(prompts))
+        assert rest == 0, "k seeds for each prompt"
         reading = agent.read(prompts, settings.max_new_tokens, copies)
         self.cache = reading.cache
         self.S = reading.S
@@ -131,10 +132,9 @@ class Batch:
         random_numbers (rows, n)
         """
         positions = reading.next_positions
-        numbers = random_numbers.to(self.agent.device)
-        inputs, tokens = self.sample_next(
-            reading.states, positions, numbers, torch.zeros_like(positions)
-        )
+        random_numbers = random_numbers.to(self.agent.device)
+        token_index = torch.zeros_like(positions)
+        inputs, tokens = self.sample_next(reading.states, positions, random_numbers, token_index)
         return inputs, tokens[:, None]
 
     def sample_next(
@@ -144,12 +144,12 @@ class Batch:
         random_numbers: torch.Tensor,
         token_index: torch.Tensor,
     ) -> tuple[Inputs, torch.Tensor]:
-        """States (rows, T, D) -> the next step's Inputs and the tokens (rows,) that are sampled after the last.
+        """States (rows, 1, D) -> the next step's Inputs, and the tokens (rows,) that are sampled after them.
 
         positions (rows, 1) are those of the sampled tokens.
         """
         u = random_numbers.gather(1, token_index)[:, 0] if self.temperature > 0 else None  # (rows,)
-        logits = self.model.logits(h[:, -1])  # (rows, V)
+        logits = self.model.logits(h[:, 0])  # (rows, V)
         tokens = sample(logits, u, self.temperature, self.top_k, self.top_p)  # (rows,)
         ids = tokens[:, None].clamp(min=0)  # -1: not finite, which `append_tokens` will find
         x = self.model.embed(ids)  # (rows, 1, D)
@@ -227,7 +227,7 @@ class Batch:
         for b, last_token, ids in zip(self.rows, x, replies, strict=True):
             if b is not None:
                 self.ids[b] += ids
-            embedded = self.model.embed(torch.tensor(ids, dtype=torch.long, device=x.device))
+            embedded = self.agent.embed_ids(torch.tensor(ids, dtype=torch.long))
             rows.append(torch.cat([last_token, embedded]))
         self.inputs = Inputs(*left_pad(rows, positions), *others)
 

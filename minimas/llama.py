@@ -150,9 +150,9 @@ def attend(
         return y.transpose(1, 2).flatten(2)  # (B, T, H d)
     if mask is not None:
         q = q[:, :, -mask.shape[2] :]  # (B, H, T', d)
-    B, H, asked, d = q.shape
+    B, H, last, d = q.shape
     K = k.shape[1]
-    if asked == 1:  # the H / K heads that share a key become queries of one head: no copies of k, v
+    if last == 1:  # the H / K heads that share a key become queries of one head: no copies of k, v
         q = q.reshape(B, K, H // K, d)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return y.flatten(1)[:, None]  # (B, 1, H d)

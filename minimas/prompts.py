@@ -191,7 +191,7 @@ def wrap(
     """
     if not tokenizer.roles:
         raise InputError(
-            "the chat template leaves out the user message: minimas needs one that shows a message's text"
+            "the chat template refuses or leaves out the user message: minimas needs one that shows a message's text"
         )
     slots = [piece for piece in pieces if isinstance(piece, Slot)]
     mark = unused_mark([system, with_slots_as("\n", pieces)])

@@ -68,7 +68,8 @@ def recurse(
             if settings.channel == "latent":
                 turn = latent_turn(system, think, r, role, rows, prompts)
             else:
-                turn = text_turn(system, questions, settings, callback, r, role, rows, prompts)
+                asked = [questions[b] for b in rows]
+                turn = text_turn(system, asked, settings, callback, r, role, rows, prompts)
             yield turn
             turn.check()
             inbox |= turn.heard()
@@ -104,7 +105,9 @@ def final_turn(
     system.drop_prefixes()
     own_rows = [rows[i] for i in chosen]
     own_prompts = [prompts[i] for i in chosen]
-    yield Turn(r, system.style.order[-1], own_rows, own_prompts, answers=True)
+    role = system.style.order[-1]
+    width = system.agents[role].model.config.hidden_size
+    yield Turn(r, role, own_rows, own_prompts, answers=True, width=width)
 
 
 # The channels
@@ -117,7 +120,8 @@ def latent_turn(
     H = think(r, role, prompts)  # (B, m, D)
     send = partial(send_latents, system, role)
     silence = system.silence(role, "latent", len(rows))
-    return Turn(r, role, rows, prompts, H, send, silence=silence)
+    width = system.agents[role].model.config.hidden_size
+    return Turn(r, role, rows, prompts, H, send, silence=silence, width=width)
 
 
 def send_latents(system: System, role: str, H: Latents) -> dict[Edge, Message]:
@@ -143,10 +147,9 @@ def text_turn(
     rows: list[int],
     prompts: list[Prompt],
 ) -> Turn:
-    """The turn of an agent that writes after B prompts, those of these rows of all questions, and sends its texts."""
+    """The turn of an agent that writes after the prompts of B questions, and sends its texts."""
     agent = system.agents[role]
-    asked = [questions[b] for b in rows]
-    own_seeds = seeds(asked, settings.seed, r, role)
+    own_seeds = seeds(questions, settings.seed, r, role)
     with agent.at_work():
         ids = generate(agent, prompts, own_seeds, settings, callback)
     decoded = [len(own) for own in ids]

@@ -85,7 +85,7 @@ def check_order(file: Path, order: list[Any]) -> None:
     roles = [role for role in order if is_role(role)]
     if not order or list(dict.fromkeys(roles)) != order:
         raise InputError(
-            f"{file}: order is {order}, expected different names of letters a-z and _, two or more, "
+            f"{file}: order is {order}, expected one or more different names, each of at least two letters a-z or _, "
             f"none of {', '.join(TAKEN)}"
         )
 

@@ -150,7 +150,7 @@ class Style:
         found: dict[str, Source] = {}
         for name in names:
             own = folder / name
-            released = folder / Path(self.checkpoints.get(name, name)).name
+            released = folder / Path(self.checkpoints.get(name) or name).name
             if own.is_dir():
                 found[name] = own
             elif released.is_dir():

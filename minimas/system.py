@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
 from .common import InputError, check_known, no_op
 from .devices import devices_by_role, usable_dtype
+from .exclusive import Exclusive
 from .hear import Hearing, before_each, messages_of
 from .link import FusedOuterLink, OuterLink, fused
 from .load import load_outer_links
@@ -49,6 +49,8 @@ class System:
     task          math, choice or code: how agents are asked, and what counts as an answer
     origin        what it was loaded from; None for one that was put together by hand
     trained       whether its links were trained since then, so that the files of its origin do not have them
+    lock          held while a batch is answered or links are trained: agents keep what they read last
+    is_writing    whether a text of the answer is being written
     Several threads may use it; it answers one batch at a time.
     """
 
@@ -66,23 +68,26 @@ class System:
         self.task = task
         self.origin = origin
         self.trained = False
-        self.lock = RLock()  # agents keep what they read last: one thread at a time
+        self.lock = Exclusive()
+        self.is_writing = False
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: a lock stays behind, and so does what agents keep of the last question."""
         self.drop_prefixes()
-        return {name: value for name, value in vars(self).items() if name != "lock"}
+        kept = {name: value for name, value in vars(self).items() if name != "lock"}
+        return kept | {"is_writing": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.lock = RLock()
+        self.lock = Exclusive()
 
     def __repr__(self) -> str:
         lines = [
             f"System(task {self.task}, {self.style.rounds} rounds of {' > '.join(self.style.order)}"
         ]
         for role, agent in self.agents.items():
-            model, link = agent.model, agent.inner_link
+            model = agent.model
+            link = agent.inner_link
             weight = model.norm.weight
             dtype = str(weight.dtype).removeprefix("torch.")
             shape = f"{model.config.num_hidden_layers} layers of width {model.config.hidden_size}"
@@ -257,12 +262,18 @@ class System:
         wanted  wanted(question, rollout) is asked after each step of the writing: a text that is not wanted ends there
         whole   yield no text before it has ended, which spares decoding it after each step
         Whoever iterates holds the system: until the end, or `close`, no other thread is answered.
-        InputError if a link is missing, if an edit cannot take effect, and if states or scores are not finite.
+        InputError if a link is missing, if an edit cannot take effect, if states or scores are not finite, and if the
+        thread that iterates over another text of this system asks for this one before that has ended.
         """
         self.check_links(settings)
         if not questions:
             return
         with self.lock:
+            if self.is_writing:  # the memory that its agents write into is in use
+                raise InputError(
+                    "this system is writing a text already: iterate over that to its end, or close it, before you ask "
+                    "for another one"
+                )
             others = messages_of(self, before, settings, callback) if before is not None else None
             hearing = Hearing(self.style, settings, others)
             started = time.perf_counter()
@@ -302,13 +313,17 @@ class System:
         """
         for b in turn.rows:
             histories[b].forget(turn.round, turn.role)
-        for new in texts:
-            i, rollout = divmod(new.number, settings.rollouts)
-            b = turn.rows[i]
-            result = None
-            if new.written is not None:
-                result = self.result_of(new.written, questions[i], turn.round, histories[b])
-            yield NewText(b, rollout, new.text, result)
+        self.is_writing = True
+        try:
+            for new in texts:
+                i, rollout = divmod(new.number, settings.rollouts)
+                b = turn.rows[i]
+                result = None
+                if new.written is not None:
+                    result = self.result_of(new.written, questions[i], turn.round, histories[b])
+                yield NewText(b, rollout, new.text, result)
+        finally:
+            self.is_writing = False
 
     def wait_for(self, role: str) -> None:
         """Wait until the device of an agent has done its work, which is only launched otherwise."""
@@ -321,7 +336,7 @@ class System:
     ) -> Result:
         """The Result of a text. It shares the dicts of its question's History, which the last turn is added to."""
         return Result(
-            question.typed,
+            question.asked,
             written.text,
             self.answer_in(written.text, question),
             written.token_ids,
@@ -358,11 +373,11 @@ class System:
         prompts = []
         for b, question in enumerate(questions):
             task = question.task or self.task
-            system, user = prompt(self.style.prompts, role, question, task, fed_back)
+            system_text, pieces = prompt(self.style.prompts, role, question, task, fed_back)
             if question.system and role == self.style.order[-1]:
-                system = f"{system}\n\n{question.system}"
-            pieces = wrap(tokenizer, system, user, date)
-            prompts.append([self.fill(piece, role, b, inbox) for piece in pieces])
+                system_text = f"{system_text}\n\n{question.system}"
+            wrapped = wrap(tokenizer, system_text, pieces, date)
+            prompts.append([self.fill(piece, role, b, inbox) for piece in wrapped])
         return prompts
 
     def fill(self, piece: str | Slot, role: str, b: int, inbox: Mapping[Edge, Message]) -> Piece:

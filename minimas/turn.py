@@ -5,6 +5,7 @@
     turn.mute(edge)             silence: the one who hears it finds its slot empty
     turn.stop([0, 2])           these questions are answered in this round
     turn.drop([1])              this question leaves the batch after this turn, and is not answered
+    turn.prompts = ...          what the agent that answers reads
 
 A change of these takes effect or is refused: it is never ignored. (A turn that answers is the end anyway, so that there
 `stop` has nothing to do.)
@@ -54,11 +55,13 @@ class Turn:
         silence: dict[Edge, Message] | None = None,
         decoded: list[int] | None = None,
         answers: bool = False,
+        width: int = 0,
     ) -> None:
         """A turn that has just been taken, or the prompts of one that answers.
 
         send     makes what is sent out of states, when it is first asked for; or `sent` is there from the start
         silence  what is heard along each edge that leaves the role if nothing is sent there
+        width    D, of the latents in prompts and of states
         """
         self.round = round
         self.role = role
@@ -73,7 +76,7 @@ class Turn:
         self._send = send
         self._sent = sent
         self._silence = silence or {}
-        self._width = states[0].shape[-1] if states is not None and len(states) else 0  # D
+        self._width = width
         self._states_sent = snapshot(states)  # as they were when `sent` was made
         self._prompts_read = snapshot(prompts)
 
@@ -96,6 +99,11 @@ class Turn:
 
     @sent.setter
     def sent(self, messages: dict[Edge, Message]) -> None:
+        if not isinstance(messages, dict):
+            self.refuse(
+                f"turn.sent was set to {shown(messages)}, expected a dict from edges to messages: "
+                "to send nothing, mute the edges"
+            )
         self._sent = messages
         self._states_sent = snapshot(self.states)
 
@@ -143,11 +151,13 @@ class Turn:
 
     def check(self) -> None:
         """InputError if a change of this turn cannot take effect."""
-        if not self.answers and snapshot(self.prompts) != self._prompts_read:
-            self.refuse(
-                "turn.prompts were changed, but they have been read: change what the agent sends (turn.states or "
-                "turn.sent), or the prompts of the turn that answers"
-            )
+        if snapshot(self.prompts) != self._prompts_read:
+            if not self.answers:
+                self.refuse(
+                    "turn.prompts were changed, but they have been read: change what the agent sends (turn.states or "
+                    "turn.sent), or the prompts of the turn that answers"
+                )
+            self.check_prompts()
         if snapshot(self.states) != self._states_sent:
             if self._send is None:
                 self.refuse("turn.states were changed, but it has none to send: change turn.sent")
@@ -167,6 +177,21 @@ class Turn:
                 self.refuse(f"turn.sent has {edge!r}, where nobody hears it: expected {known}")
             self.check_message(edge, message)
 
+    def check_prompts(self) -> None:
+        """InputError unless the prompts are one for each question, which the agent can read."""
+        self.check_each("turn.prompts", self.prompts)
+        D = self._width
+        for prompt in self.prompts:
+            if not isinstance(prompt, (list, tuple)):
+                self.refuse(f"turn.prompts holds {shown(prompt)}, expected lists of pieces")
+            for piece in prompt:
+                if not is_piece(piece, D):
+                    self.refuse(
+                        f"turn.prompts holds {shown(piece)}, expected texts, token ids (n,) or latents (m, {D})"
+                    )
+            if not any(map(len, prompt)):
+                self.refuse("turn.prompts holds an empty one: there is nothing to write after")
+
     def check_message(self, edge: Edge, message: Message) -> None:
         """InputError if what is sent along an edge is not what its target can read."""
         name = f"turn.sent[{edge!r}]"
@@ -183,8 +208,7 @@ class Turn:
         """InputError unless a message has latents (m, D) for each question."""
         self.check_each(name, message)
         for own in message:
-            is_tensor = isinstance(own, torch.Tensor) and own.is_floating_point()
-            if not (is_tensor and own.ndim == 2 and own.shape[1] == D):
+            if not are_latents(own, D):
                 self.refuse(f"{name} holds {shown(own)}, expected latents (m, {D})")
 
     def check_each(self, name: str, message: Any) -> None:
@@ -201,6 +225,24 @@ class Turn:
         raise InputError(f"round {self.round}, {self.role}: {why}")
 
 
+def are_latents(value: Any, D: int) -> bool:
+    """Whether a value is a tensor of latents (m, D)."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return False
+    return value.ndim == 2 and value.shape[1] == D
+
+
+def is_piece(value: Any, D: int) -> bool:
+    """Whether a value is a piece of a prompt: a text, token ids (n,), or latents (m, D)."""
+    if isinstance(value, str) or are_latents(value, D):
+        return True
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dtype in (torch.int, torch.long)
+        and value.ndim == 1
+    )
+
+
 def shown(value: Any) -> str:
     """A value in a message: of an array its shape and dtype."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -214,7 +256,9 @@ def snapshot(value: Any) -> Any:
         return id(value), changes(value)
     if isinstance(value, (list, tuple)):
         return [snapshot(one) for one in value]
-    return value
+    if isinstance(value, str):
+        return value
+    return id(value)  # comparing other objects, such as arrays, may give no truth value
 
 
 def select(message: Message, rows: list[int]) -> Message:

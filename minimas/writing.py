@@ -38,7 +38,12 @@ class Written(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """What a text of a turn gained: its number, and with the last piece all of it."""
+    """What a text of a turn gained.
+
+    number   of the text
+    text     what is new of it
+    written  all of it, with the last piece
+    """
 
     number: int
     text: str
@@ -81,13 +86,14 @@ def write_answers(
             ids = batch.ids[n]
             inserted = calls.inserted[n] if calls else 0
             written = Written(agent.tokenizer.decode(ids), ids, len(ids) - inserted, False)
-            if settings.retry and is_lost(system, written, questions[n // k]):
-                yield Growth(n, text)
-                if text_wanted(n):  # asked when this piece was seen
-                    lost[n] = written
-                    continue
-                text = ""
-            yield Growth(n, text, written)
+            if not settings.retry or not is_lost(system, written, questions[n // k]):
+                yield Growth(n, text, written)
+                continue
+            yield Growth(n, text)
+            if text_wanted(n):  # asked anew, now that this piece was seen
+                lost[n] = written
+            else:
+                yield Growth(n, "", written)
         if lost:
             seeds_used = [text_seeds[n] for n in lost]
             yield from retry(system, agent, lost, seeds_used, settings, text_wanted, whole)
@@ -123,7 +129,8 @@ def retry(
     prompts: list[Prompt] = []
     decodings = []
     for text, written in zip(asked, lost.values(), strict=True):
-        prompts.append([torch.tensor(agent.tokenizer.encode(text, special=True))])
+        ids = agent.tokenizer.encode(text, special=True)
+        prompts.append([torch.tensor(ids, dtype=torch.long)])
         decodings.append(Decoding(agent.tokenizer, before=text, given=written.text))
     # The complement of a seed gives random numbers that the text did not use.
     others = [seed ^ ALL_BITS for seed in seeds_used]

@@ -3,8 +3,9 @@
 import copy
 import inspect
 import pickle
+import threading
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import checkpoints
 import pytest
@@ -14,6 +15,7 @@ import minimas
 from minimas import InputError, Settings
 from minimas.fast.graphs import Graphs
 from minimas.link import InnerLink, OuterLink
+from minimas.prompts import Question
 
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"  # 5; 2 after one round, 9 after two
 OTHER = "7 +5 *3 +3 +8 *7 -1 +6"  # 4
@@ -512,6 +514,13 @@ def sends(message):
     return change
 
 
+def sends_all(messages):
+    def change(turn):
+        turn.sent = messages
+
+    return change
+
+
 def thinks(states):
     def change(turn):
         turn.states = states(turn) if callable(states) else states
@@ -528,6 +537,9 @@ def thinks(states):
         (sends(torch.tensor(1.0)), "holds 0 messages, expected one for each of 1"),
         (sends(lambda turn: turn.sent[EDGE].long()), r"holds \(5, 128\) of int64, expected"),
         (sends(lambda turn: turn.sent[EDGE].numpy()), r"is \(1, 5, 128\) of float32, expected a"),
+        (sends_all([]), r"turn.sent was set to \[\], expected a dict"),
+        (sends_all(None), "turn.sent was set to None, expected a dict.*mute the edges"),
+        (thinks(lambda turn: turn.states.numpy()), r"is \(1, 5, 96\) of float32, expected a"),
         (thinks("hello"), "turn.states is 'hello', expected a tensor or a list"),
         (thinks(lambda turn: turn.states[..., :5]), r"turn.states holds \(5, 5\) of float32"),
         (lambda turn: turn.stop([False]), "stop takes the indices of questions, and False is"),
@@ -591,6 +603,83 @@ def test_the_prompt_of_the_answer_may_be_changed(tiny):
 
     changed = tiny.run([CHAIN], edit=edit, retry=False)[0]
     assert said == ["solver"] and changed.token_ids != tiny.run([CHAIN])[0].token_ids
+
+
+@pytest.mark.parametrize(
+    "prompts, complaint",
+    [
+        (lambda prompts: prompts[:1], "turn.prompts holds 1 messages, expected one for each of 2"),
+        (lambda prompts: "text", "turn.prompts is 'text', expected a tensor or a list"),
+        (lambda prompts: [*prompts[:1], "text"], "turn.prompts holds 'text', expected lists of"),
+        (lambda prompts: [*prompts[:1], []], "turn.prompts holds an empty one"),
+        (lambda prompts: [*prompts[:1], [5]], "turn.prompts holds 5, expected texts, token ids"),
+        (
+            lambda prompts: [*prompts[:1], [torch.zeros(2, 3)]],
+            r"turn.prompts holds \(2, 3\) of float32, expected texts, .* latents \(m, \d+\)",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(tiny, prompts, complaint):
+    def edit(turn, questions):
+        if turn.answers:
+            turn.prompts = prompts(turn.prompts)
+
+    with pytest.raises(InputError, match=complaint):
+        tiny.run([CHAIN, OTHER], rounds=1, edit=edit)
+
+
+def test_each_agent_checks_the_ids_that_it_embeds(tiny):
+    """Also where a tokenizer is another agent's too, and the ids come from an edit."""
+    agent = copy.copy(tiny.agents["solver"])
+    agent.model = copy.deepcopy(agent.model)
+    agent.model.config = replace(agent.model.config, vocab_size=10)
+    with pytest.raises(InputError, match="has token 44, .* embeddings for 10: fetch"):
+        agent.read([[torch.tensor([3, 44])]])
+    tiny.agents["solver"].read([[torch.tensor([3, 44])]])
+
+
+# Threads
+
+
+def test_a_text_may_be_taken_by_one_thread_after_another(tiny):
+    """As a web framework iterates: what thread 1 began thread 2 ends, and then thread 3 is answered."""
+    settings = Settings(retry=False).completed(tiny.style)
+    pieces = tiny.write(tiny.style.questions([CHAIN]), settings)
+    found = []
+
+    def in_thread(task):
+        thread = threading.Thread(target=lambda: found.append(task()), daemon=True)
+        thread.start()
+        thread.join(60)
+
+    in_thread(lambda: next(pieces))
+    in_thread(lambda: list(pieces))
+    in_thread(lambda: answers(tiny))
+    assert found[1][-1].result.answer == found[2][0] == "5"
+
+
+def test_a_system_that_writes_refuses_its_own_thread(tiny):
+    """Between two turns it may be asked something else, but not while a text is written into its agents' memory."""
+    settings = Settings().completed(tiny.style)
+    pieces = tiny.write(tiny.style.questions([CHAIN]), settings)
+    next(pieces)
+    with pytest.raises(InputError, match="this system is writing a text already"):
+        tiny.run([OTHER])
+    pieces.close()
+    asked = []
+
+    def edit(turn, questions):
+        if not turn.answers:
+            asked.extend(answers(tiny, questions=[OTHER], rounds=1))
+
+    assert answers(tiny, edit) == ["5"]
+    assert set(asked) == set(answers(tiny, questions=[OTHER], rounds=1))
+
+
+def test_a_question_made_by_hand_is_in_its_result(tiny):
+    settings = Settings(rounds=1).completed(tiny.style)
+    (result,) = tiny.answer([Question(CHAIN)], settings)
+    assert result.question == CHAIN
 
 
 def test_nothing_is_printed(tiny, capsys):

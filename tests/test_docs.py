@@ -7,16 +7,19 @@ import re
 import shlex
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 import minimas
-from minimas import STYLES, recurse
+from minimas import STYLES, Settings, recurse
 from minimas.commands import ask
+from minimas.commands.options import origin_of
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import grade
+from minimas.evaluate.measure import chosen, planned
 from minimas.serve import __main__ as serve
 from minimas.styles import style_named
 from minimas.train import __main__ as train
@@ -43,7 +46,8 @@ def blocks(page, language):
 def sessions():
     """(page, command, lines of output) for each command of the console sessions, as parameters of a test."""
     for page in PAGES:
-        for part in "".join(blocks(page, "console")).split("$ ")[1:]:
+        one_line = re.sub(r"\s*\\\n\s*", " ", "".join(blocks(page, "console")))
+        for part in one_line.split("$ ")[1:]:
             command, *shown = part.rstrip("\n").split("\n")
             long = "--limit 200" in command  # questions, several times
             yield pytest.param(page, command, shown, marks=[pytest.mark.slow] if long else [])
@@ -113,7 +117,7 @@ def test_pages_with_snippets():
     assert {page: n for page, n in printing.items() if n} == {
         "README.md": 1,
         "docs/evaluating.md": 1,
-        "docs/extending.md": 6,
+        "docs/extending.md": 7,
         "docs/serving.md": 1,
     }
 
@@ -147,6 +151,21 @@ def test_sessions(page, command, shown, capsys, monkeypatch, tmp_path):
     assert len(shown) == len(found) and all(map(is_shown, shown, found)), "\n".join(found)
 
 
+def planned_points(args):
+    """What an evaluation would measure; InputError if its settings do not go together."""
+    options = {one.name: getattr(args, one.name) for one in fields(Settings)}
+    run = planned(
+        origin_of(args),
+        args.dataset,
+        chosen(**options),
+        protocol=args.protocol,
+        graders=args.grader,
+        allow_code_execution=args.allow_code_execution,
+        task=args.task,
+    )
+    return run.points
+
+
 @pytest.mark.parametrize("page, module, options", list(named_commands()))
 def test_commands_are_understood(page, module, options, tmp_path, monkeypatch):
     """Those that are only named, too: their options exist. Each style that they name is the one that extending.md
@@ -162,7 +181,10 @@ def test_commands_are_understood(page, module, options, tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             own.arguments()
     elif own and options.strip():
-        assert style_named(own.arguments().style).order
+        args = own.arguments()
+        assert style_named(args.style).order
+        if own is evaluate:
+            assert planned_points(args)
     else:
         assert own or module == "minimas.tiny.build"
 

@@ -15,7 +15,6 @@ from minimas.agent import load_agent
 from minimas.common import QUANTIZED
 from minimas.load import checkpoint_folder, load_model, load_outer_links
 from minimas.quantize import named_weights
-from minimas.tokenizer import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -275,11 +274,3 @@ def test_a_pointer_of_git_lfs(folder, name):
     (folder / name).write_text(pointer)
     with pytest.raises(InputError, match=f"{name} is a pointer of Git LFS.*git lfs pull"):
         load_agent(folder, "math", "cpu", None)
-
-
-def test_the_tokenizer_is_told_how_many_embeddings_there_are(folder):
-    tokenizer = load_tokenizer(folder)
-    assert tokenizer.embedding_rows is None and tokenizer.encode("abc")
-    tokenizer.embedding_rows = 3
-    with pytest.raises(InputError, match="the agent has embeddings for 3"):
-        tokenizer.encode("abc")

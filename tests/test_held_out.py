@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import minimas
+from minimas.agent import left_pad
 from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.hear import before_each
@@ -92,7 +93,7 @@ def links_loss(system, prompt, example):
     agent = system.agents["solver"]
     ids = agent.tokenizer.encode(example.text("solver", 2))
     with torch.no_grad():
-        x, positions = agent.embed([[*prompt, torch.tensor(ids)]])
+        x, positions = left_pad(agent.embed([[*prompt, torch.tensor(ids)]]))
         states = agent.model(x, positions, agent.model.make_cache(1, x.shape[1]), last=len(ids) + 1)
         log_p = agent.model.logits(states[0]).log_softmax(-1)
     found = -log_p[:-1].gather(1, torch.tensor(ids)[:, None])[:, 0]

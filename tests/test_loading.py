@@ -262,10 +262,9 @@ def test_a_token_without_an_embedding(folder):
     tokenizer.add_special_tokens(["<more>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     agent = load_agent(folder, "math", "cpu", None)
-    for encode in (lambda text: agent.tokens([text]), agent.tokenizer.encode):
-        encode("plain"), encode("")
-        with pytest.raises(InputError, match="token 260, '<more>', .* has embeddings for 260"):
-            encode("a<more>")
+    agent.embed([["plain"]])
+    with pytest.raises(InputError, match="token 260, '<more>', .* has embeddings for 260"):
+        agent.embed([["a<more>"]])
 
 
 FILES = (
@@ -343,6 +342,7 @@ def test_a_damaged_file_is_named(folder, name):
             {"num_key_value_heads": 4},
             "num_attention_heads is 6, expected a multiple of num_key_value_heads 4",
         ),
+        ({"head_dim": 5}, "a head is 5 wide, expected an even width of 2 or more"),
         ({"rope_parameters": {"rope_type": ["default"], "rope_theta": 1e4}}, "is not known"),
         *[
             (

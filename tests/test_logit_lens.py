@@ -52,6 +52,21 @@ def test_rows(seen):
             )
 
 
+def test_fewer_states_than_the_round_before(seen):
+    """An edit may shorten a thought in one round only."""
+    system, _, _ = seen
+
+    def edit(turn, questions):
+        if turn.round == 1 and turn.states is not None:
+            turn.states = turn.states[:, :2]
+
+    (result,) = system.run(["7 +5 *3 -4 +8"], rounds=2, keep_states=True, edit=edit)
+    rows = logit_lens(system, result.states)
+    of_planner = [row for row in rows if row["role"] == "planner" and row["round"] == 2]
+    assert [row["round_cosine"] is None for row in of_planner] == [False, False, True, True, True]
+    assert result._repr_html_()
+
+
 def test_latents_spell_the_notes(seen):
     """No text was ever sent, and yet every turn thinks the note that it would have written."""
     _, _, rows = seen

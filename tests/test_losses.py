@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tokenizers import pre_tokenizers
 
 import minimas
+from minimas.agent import left_pad
 from minimas.link import fused
 from minimas.prompts import Question
 from minimas.recurse import recurse
@@ -83,7 +84,7 @@ def test_teacher_forcing_lines_up(folders):
         prompt = system.prompts_for(
             "critic", [turn.question], {("planner", "critic"): [turn.inbox["planner"]]}
         )
-        x, positions = critic.embed([[*prompt[0], torch.tensor(reply)]])
+        x, positions = left_pad(critic.embed([[*prompt[0], torch.tensor(reply)]]))
         states = critic.model(x, positions, critic.model.make_cache(1))[0, -len(reply) - 1 :]
         assert (h[b, -len(reply) - 1 :] - states).abs().max() < 1e-5
 
@@ -275,9 +276,8 @@ def test_teacher_latents_are_the_states_at_the_first_tokens(folders, monkeypatch
     planner, link = system.agents["planner"], system.outer_links["planner", "critic"]
     for example, latents in zip(batch, sent["planner", "critic"]):
         ids = planner.tokenizer.encode(example.text("planner", 1) + "<|im_end|>")
-        x, positions = planner.embed(
-            [[*system.prompts_for("planner", [example.question], {})[0], torch.tensor(ids)]]
-        )
+        prompt = system.prompts_for("planner", [example.question], {})[0]
+        x, positions = left_pad(planner.embed([[*prompt, torch.tensor(ids)]]))
         h = planner.model(x, positions, planner.model.make_cache(1))[0, -len(ids) :]
         assert (latents - link(planner.inner_link(h[:4]))).abs().max() < 1e-5
 

@@ -5,6 +5,7 @@ key.
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -310,6 +311,13 @@ def test_sources_that_are_needed():
         single.sources({"agent": "x"}, ["agent", "links"])
     with pytest.raises(InputError, match="^agent has no folder or hub id"):
         single.sources()
+
+
+def test_a_folder_for_a_role_without_a_checkpoint(tmp_path):
+    """The folder itself is not taken for one of a role."""
+    style = replace(STYLES["tiny"], checkpoints=dict.fromkeys(STYLES["tiny"].order, ""))
+    with pytest.raises(InputError, match="holds no folder planner"):
+        style.sources(tmp_path)
 
 
 def pieces(system, key, **options):

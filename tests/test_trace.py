@@ -251,7 +251,7 @@ def test_timeline(made, request):
         for line, ((r, role), (end, pieces)) in zip(
             find(table, "tr")[1:], result.stages.items(), strict=True
         ):
-            T = system.agents[role].embed([pieces])[0].shape[1]
+            T = system.agents[role].embed([pieces])[0].shape[0]
             thought = 0 if (r, role) not in result.states else len(result.states[r, role])
             numbers = [T, thought, 0 if thought else result.new_tokens, f"{end - begun:.3f}"]
             assert [words(find(line, "th")[0])] + [

@@ -22,7 +22,7 @@ import checkpoints
 import torch
 from on_gpu import HERE, note, part_options
 
-from minimas.agent import load_agent
+from minimas.agent import left_pad, load_agent
 from minimas.fast.graphs import Graphs
 from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink, fused
@@ -103,7 +103,7 @@ def regret(truth, name, texts):
     """How far the score of a token that was written stays below the highest, at most: 0 if each was the best."""
     asked, worst = questions(TEXTS[name][0], 9 if len(texts) == 40 else 70), 0.0
     for prompt, ids in zip(asked, texts):
-        x, positions = truth.embed([[*prompt, torch.tensor(ids)]])
+        x, positions = left_pad(truth.embed([[*prompt, torch.tensor(ids)]]))
         h = truth.model(x, positions, truth.model.make_cache(1, x.shape[1]), last=len(ids) + 1)[
             0, :-1
         ]

@@ -76,6 +76,10 @@ def check_layers(file: Path, config: Any, allowed: frozenset[str]) -> None:
             raise InputError(
                 f"{file}: {many} is {heads}, expected a multiple of {few} {shared}; fetch the file again"
             )
+    if config.head_dim < 2 or config.head_dim % 2:
+        raise InputError(
+            f"{file}: a head is {config.head_dim} wide, expected an even width of 2 or more: fetch the file again"
+        )
     n = config.num_hidden_layers
     types = getattr(config, "layer_types", ["full_attention"] * n)
     if not isinstance(types, list) or len(types) != n or not allowed.issuperset(map(str, types)):

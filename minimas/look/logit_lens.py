@@ -66,7 +66,7 @@ def turn_rows(
     likeliest = p.topk(top)  # values and indices, (m, top) each
     H = upcast(H)
     by_step = [None, *cosines(H[1:], H[:-1])]
-    by_round = [None] * len(H) if before is None else cosines(H, upcast(before))
+    by_round = round_cosines(H, before)
 
     rows: list[LensRow] = []
     for i in range(len(H)):
@@ -85,6 +85,17 @@ def turn_rows(
             }
         )
     return rows
+
+
+def round_cosines(H: torch.Tensor, before: torch.Tensor | None) -> list[float | None]:
+    """The cosine of each state of H (m, D) with that of the same step one round before, None where there is none.
+
+    An edit may have shortened one of the two.
+    """
+    if before is None:
+        return [None] * len(H)
+    n = min(len(H), len(before))
+    return [*cosines(H[:n], upcast(before[:n])), *[None] * (len(H) - n)]
 
 
 def cosines(a: torch.Tensor, b: torch.Tensor) -> list[float]:

@@ -41,7 +41,7 @@ def page(system: System, results: list[Result]) -> str:
 def turns(system: System, result: Result) -> list[dict[str, Any]]:
     """The turns of a question: when each began, how long it took, its prompt, and its rows of the logit lens."""
     rows = logit_lens(system, result.states)
-    turns = []
+    shown = []
     begun = 0.0
     for (r, role), end in result.timings.items():
         pieces = result.prompts[r, role]
@@ -59,9 +59,9 @@ def turns(system: System, result: Result) -> list[dict[str, Any]]:
             "prompt": prompt,
             "rows": [row for row in rows if (row["round"], row["role"]) == (r, role)],
         }
-        turns.append(turn)
+        shown.append(turn)
         begun = end
-    return turns
+    return shown
 
 
 def slot(
