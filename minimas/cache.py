@@ -3,7 +3,8 @@
 The cache of an attention layer has two methods. A mask must be asked for before the update that stores its tokens.
 
     mask(positions, last)     which keys the last `last` of T new tokens may attend to, (B, 1, last, keys) bool. None is
-                              plain causal attention without padding. The model calls it (see `masks`)
+                              plain causal attention without padding: of T tokens over their own keys, or of one token
+                              that sees all keys. The model calls it (see `masks`)
     update(k, v, positions)   stores new keys and values (B, K, T, d) and returns all there are, (B, K, keys, d). The
                               layer calls it
 

@@ -72,7 +72,9 @@ def chunked(
     with the state S that the chunk begins with. One triangular solve gives them all, as U - W S (the WY form, section 3
     of the paper). All of this but S is computed for all chunks at once; only the last loop goes from chunk to chunk.
     """
-    T, d_k, d_v = q.shape[2], k.shape[-1], v.shape[-1]
+    T = q.shape[2]
+    d_k = k.shape[-1]
+    d_v = v.shape[-1]
     q = in_chunks(q, C)  # (B, H, chunks, C, d_k)
     k = in_chunks(k, C)
     v = in_chunks(v, C)  # (B, H, chunks, C, d_v)

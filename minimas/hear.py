@@ -65,9 +65,8 @@ class Hearing:
         if turn.answers:
             return
         for edge, value in self.along.items():
-            # turn.sent is made when it is first read. Until then the states of the turn may be changed.
             if edge[0] != turn.role:
-                continue
+                continue  # before turn.sent is read, which makes it: until then turn.states may be changed
             turn.replaced[edge] = value
             if value == "none":
                 turn.mute(edge)

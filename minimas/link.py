@@ -87,7 +87,9 @@ class FusedInnerLink(nn.Module):
     def in_kernels(self, h: torch.Tensor, kernels: Kernels) -> torch.Tensor:
         """The same in three kernels of fast/kernels.py."""
         rows = h.reshape(-1, self.D)
-        first, second, norm = self.proj1, self.proj2, self.post_ln
+        first = self.proj1
+        second = self.proj2
+        norm = self.post_ln
         y = kernels.linear(rows, first.weight, first.bias, norm="layer", eps=self.eps, act="gelu")
         y = kernels.linear(y, second.weight, second.bias, residual=rows)
         y = kernels.norm(y, norm.weight, norm.eps, norm.bias)

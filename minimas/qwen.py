@@ -147,7 +147,10 @@ class Config35(llama.Config):
 
 
 class GatedAttention(Attention):
-    """q_proj also makes a gate for the output; a part of q and k is rotated, the rest carries no position."""
+    """q_proj also makes a gate for the output; a part of q and k is rotated, the rest carries no position.
+
+    So `heads` of Attention is not for it.
+    """
 
     def __init__(self, c: Config35) -> None:
         super().__init__(c)

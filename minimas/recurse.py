@@ -45,9 +45,9 @@ def recurse(
     A caller may change a Turn before it asks for the next one (turn.py). Questions that it stops are answered in a Turn
     of their own in that round, as if it were the last. Questions that it drops leave the batch at once.
 
-    settings  completed Settings
-    callback()    is called for every position that is generated
-    think     think(round, role, prompts) -> hidden states; in training it takes the place of Agent.think
+    settings    completed Settings
+    callback()  is called for every position that is generated
+    think       think(round, role, prompts) -> hidden states; in training it takes the place of Agent.think
     """
     order = system.style.order
     think = think or partial(system.think, settings, callback)

@@ -25,7 +25,7 @@ class Result:
     question      as typed
     text          what the last agent wrote, its retry included
     answer        the answer in that text, None if it holds none in the form that the task asks for
-    token_ids     of the text, with what tools replied to it
+    token_ids     of the text, with what tools replied to it, and without the request of a retry
     new_tokens    how many of them the agent generated
     seconds       the text's share of its batch's wall time
     heard_tokens  intermediate tokens: how many agents decoded for one another to read; 0 for latents

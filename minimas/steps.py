@@ -55,10 +55,10 @@ class Steps:
     ) -> tuple[LoopState, list[torch.Tensor]]:
         """Take a step `times` times -> the last loop state, and the outputs.
 
-        cache   what the step reads and writes besides its tensors
+        cache       what the step reads and writes besides its tensors
         callback()  is called after each step
-        kind    what else the step depends on, hashable, with each module besides the model that it calls. A graph
-                holds for one kind only
+        kind        what else the step depends on, hashable, with each module besides the model that it calls. A graph
+                    holds for one kind only
         """
         outputs = []
         for _ in range(times):

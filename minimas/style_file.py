@@ -133,36 +133,49 @@ def check_prompts(
     file: Path, prompts: dict[str, Any], order: list[str], edges: list[list[str]]
 ) -> None:
     """There is a text for each role, and no text has a slot for what its role cannot have heard when it reads it."""
+    for name in [*order, *prompts]:
+        check_name_of_prompt(file, name, prompts, order, edges)
+        check_slots(file, name, prompts[name], order, edges)
+
+
+def check_name_of_prompt(
+    file: Path, name: str, prompts: dict[str, Any], order: list[str], edges: list[list[str]]
+) -> None:
+    """A prompt is a text that somebody reads."""
     optional = ["system"]
     for role in order:
         earlier, all_sources = sources_of(role, order, edges)
         if earlier != all_sources:  # so it hears somebody who speaks later, or itself
             optional.append(f"{role}_with_feedback")
-    for name in [*order, *prompts]:
-        text = prompts.get(name)
-        role = name.removesuffix("_with_feedback")
-        if role in order and name not in (*order, *optional):
-            raise InputError(
-                f"{file}: prompts has {name}, which nobody would read, since no edge leads to {role} from a role "
-                f"that speaks after it, or from itself: add such an edge, or leave out {name}"
-            )
-        if not isinstance(text, str) or name not in (*order, *optional):
-            raise InputError(
-                f"{file}: prompts.{name} is {found(prompts, name)}, expected texts for {', '.join(order)}, "
-                f"perhaps {', '.join(optional)}"
-            )
-        earlier, all_sources = sources_of(role, order, edges)
-        heard = earlier if name == role else all_sources
-        allowed = (*FIELDS, *heard)
-        wrong = [slot for slot in FIELD.findall(text) if slot not in allowed]
-        if wrong:
-            advice = f"add an edge from there to {role}, or move the slot of a later role to {role}_with_feedback"
-            if name == "system":
-                advice = "or move the slot into the prompt of a role, as a system text hears nobody"
-            raise InputError(
-                f"{file}: prompts.{name} has {{{wrong[0]}}}, expected {', '.join(allowed)}: "
-                f"correct it, {advice}"
-            )
+    is_read = name in (*order, *optional)
+    role = name.removesuffix("_with_feedback")
+    if role in order and not is_read:
+        raise InputError(
+            f"{file}: prompts has {name}, which nobody would read, since no edge leads to {role} from a role "
+            f"that speaks after it, or from itself: add such an edge, or leave out {name}"
+        )
+    if not is_read or not isinstance(prompts.get(name), str):
+        raise InputError(
+            f"{file}: prompts.{name} is {found(prompts, name)}, expected texts for {', '.join(order)}, "
+            f"perhaps {', '.join(optional)}"
+        )
+
+
+def check_slots(file: Path, name: str, text: str, order: list[str], edges: list[list[str]]) -> None:
+    """A prompt has slots only for what its role has heard when it reads it."""
+    role = name.removesuffix("_with_feedback")
+    earlier, all_sources = sources_of(role, order, edges)
+    heard = earlier if name == role else all_sources
+    allowed = (*FIELDS, *heard)
+    wrong = [slot for slot in FIELD.findall(text) if slot not in allowed]
+    if not wrong:
+        return
+    advice = f"add an edge from there to {role}, or move the slot of a later role to {role}_with_feedback"
+    if name == "system":
+        advice = "or move the slot into the prompt of a role, as a system text hears nobody"
+    raise InputError(
+        f"{file}: prompts.{name} has {{{wrong[0]}}}, expected {', '.join(allowed)}: correct it, {advice}"
+    )
 
 
 def sources_of(role: str, order: list[str], edges: list[list[str]]) -> tuple[list[str], list[str]]:

@@ -189,11 +189,11 @@ def lessons() -> Iterator[dict[str, Any]]:
     """Rows to train on: 8192 random chains in the released columns, with the notes of all agents in three rounds."""
     rng = random.Random("lessons")  # a seed: another text would make other chains
     for _ in range(8192):
-        chain = random_chain(rng, length_up_to(9, rng))
+        chain = random_chain(rng, length_up_to(LONGEST, rng))
         row: dict[str, Any] = {"question": chain.question}
         for first, (role, column) in enumerate(zip(ROLES, COLUMNS, strict=True), 1):
             row[column] = []
-            for step in range(first, 10, 3):
-                last_step = min(step, len(chain.steps))
-                row[column].append(note(role, chain, last_step, chain.value(step)))
+            for step in range(first, LONGEST + 1, len(ROLES)):
+                last_step = min(step, len(chain.steps))  # at the chain's end its last note again
+                row[column].append(note(role, chain, last_step, chain.value(last_step)))
         yield row
