@@ -523,6 +523,16 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
 def test_a_body_that_is_wrong(client, change, param):
     error = error_of(client.post(CHAT, json=body() | change), 400)
     assert error["param"] == param and error["type"] == "invalid_request_error"
+def test_a_temperature_beyond_64_bits(client, tiny):
+    """It is a number like any other: all tokens are then equally likely."""
+    (expected,) = tiny.run([CHAINS[0]], temperature=1e39, top_p=1)
+    (same,) = tiny.run([CHAINS[0]], temperature=10**39, top_p=1)
+    asked = client.post(CHAT, json=body(temperature=10**39, top_p=1))
+    (choice,) = asked.json()["choices"]
+    assert choice["message"]["content"] == same.text == expected.text
+    assert type(Settings(temperature=1, top_p=1).completed(tiny.style).top_p) is float
+
+
 
 
 @pytest.mark.parametrize("prompt", ([], "", None, [1], 3, ["7 +5", ""]), ids=str)
