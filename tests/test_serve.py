@@ -1,6 +1,7 @@
 """The server: it speaks the protocol, answers as System.run does, refuses what it must, and drains when it ends."""
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from shared import load
 
 import minimas
 from minimas.common import InputError
-from minimas.serve.protocol import Served, question_in, read
+from minimas.serve.protocol import MAX_STOP, Refused, Served, is_longer, question_in, read
 from minimas.settings import Settings
 
 starlette = pytest.importorskip("starlette", reason="needs the extra serve")
@@ -196,6 +197,16 @@ def test_stop_strings_in_pieces():
     text = Text(["END", "NO"])
     assert [text.add(new, False) for new in ("a", "E", "N", "N", "EN")] == ["a", "", "", "EN", "N"]
     assert text.add("D", False) == "" and text.stopped and text.text == "aENN"
+    for stops in (["abab", "ba"], ["aab"], ["bbbb", "a"]):
+        for whole in itertools.product("ab", repeat=6):
+            found = Text(stops)
+            shown = "".join(found.add(new, False) for new in whole) + found.add("", True)
+            text = "".join(whole)
+            beginnings = [text[:n] for n in range(7)]
+            stopped = [one for one in beginnings if any(stop in one for stop in stops)]
+            first = stopped[0] if stopped else text  # when a stop string is complete
+            ends = [first.find(stop) for stop in stops if stop in first]
+            assert shown == text[: min(ends, default=6)], (stops, text)
     kept = Text(["END"])
     assert kept.add("aEN", False) == "a" and kept.add("", True) == "EN"
 
@@ -506,6 +517,7 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"stop": [1]}, "stop"),
         ({"stop": 1}, "stop"),
         ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * (MAX_STOP + 1)}, "stop"),
         ({"n": 17, "trace": True}, "trace"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"stream": "yes"}, "stream"),
@@ -518,11 +530,45 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"hear": "other"}, "hear"),
         ({"logprobs": True}, "logprobs"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_body_that_is_wrong(client, change, param):
     error = error_of(client.post(CHAT, json=body() | change), 400)
     assert error["param"] == param and error["type"] == "invalid_request_error"
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"temperature": "hot"}, "expected a number$"),
+        ({"seed": 0.5}, "expected a whole number$"),
+        ({"retry": 1}, "expected true or false$"),
+        ({"stop": 1}, "expected a list or a string$"),
+    ],
+    ids=str,
+)
+def test_all_types_that_are_expected_are_named(client, change, words):
+    message = error_of(client.post(CHAT, json=body() | change), 400)["message"]
+    assert re.search(words, message), message
+
+
+def test_what_is_wrong_is_not_repeated_whole(client):
+    long = "x" * 100_000
+    said = {"messages": [{"role": long, "content": "x"}]}
+    for change in (said, {"channel": long}, {"hear": long}, {"rounds": 10**4000}):
+        message = error_of(client.post(CHAT, json=body() | change), 400)["message"]
+        assert len(message) < 400, message[:100]
+
+
+def test_log_probabilities_are_refused(client):
+    """Of completions even 0 asks for some. In a chat it is no number, and 0 is none."""
+    asked = {"model": "tiny", "prompt": CHAINS[1]}
+    for n in (0, 1, 5):
+        error = error_of(client.post(COMPLETIONS, json=asked | {"logprobs": n}), 400)
+        assert error["param"] == "logprobs"
+    for nothing in (None, False):
+        assert client.post(COMPLETIONS, json=asked | {"logprobs": nothing}).status_code == 200
+    assert client.post(CHAT, json=body(top_logprobs=0)).status_code == 200
+
+
 def test_a_temperature_beyond_64_bits(client, tiny):
     """It is a number like any other: all tokens are then equally likely."""
     (expected,) = tiny.run([CHAINS[0]], temperature=1e39, top_p=1)
@@ -531,6 +577,53 @@ def test_a_temperature_beyond_64_bits(client, tiny):
     (choice,) = asked.json()["choices"]
     assert choice["message"]["content"] == same.text == expected.text
     assert type(Settings(temperature=1, top_p=1).completed(tiny.style).top_p) is float
+
+
+def single_of():
+    """The solver of the tiny system alone, as style single has it: it reads any text."""
+    folder = Path(minimas.__file__).parent / "tiny" / "solver"
+    return minimas.load_mas_system("single", checkpoints=folder, device="cpu")
+
+
+def test_a_question_that_is_longer_than_an_agent_can_read():
+    """It would be read to its end, and nobody could leave meanwhile."""
+    system = single_of()
+    (agent,) = system.agents.values()
+    assert agent.model.config.max_position_embeddings == 256
+    made, _ = client_of(system)
+    fits, too_long = "7 " + "+5 " * 80, "7 " + "+5 " * 3000
+    assert len(agent.tokenizer.encode(fits)) < 256
+    said = [{"role": "user", "content": too_long}, {"role": "user", "content": fits}]
+    with made:
+        assert made.post(CHAT, json=body(fits, max_tokens=1)).status_code == 200
+        for asked in (body(too_long), body() | {"messages": said}):
+            error = error_of(made.post(CHAT, json=asked), 400)
+            assert "more tokens than the 256 positions that agent was made for" in error["message"]
+            assert error["param"] == "messages"
+        both = {"model": "tiny", "prompt": [fits, too_long]}
+        assert error_of(made.post(COMPLETIONS, json=both), 400)["param"] == "prompt"
+        system_message = [{"role": "system", "content": too_long}, *said[1:]]
+        error_of(made.post(CHAT, json=body() | {"messages": system_message}), 400)
+        agent.model.config.max_position_embeddings = None
+        assert made.post(CHAT, json=body(too_long, max_tokens=1)).status_code == 200
+
+
+def test_a_question_that_an_agent_cannot_encode():
+    system = single_of()
+    system.agents["agent"].tokenizer.embedding_rows = 1
+    made, _ = client_of(system)
+    with made:
+        error = error_of(made.post(CHAT, json=body()), 400)
+        assert "the agent has embeddings for 1" in error["message"]
+
+
+def test_a_text_is_longer_than_a_limit(tiny):
+    tokenizer = tiny.agents["solver"].tokenizer
+    for n in (1, 5, 400):
+        text = "7 +5 " * n
+        tokens = len(tokenizer.encode(text))
+        assert is_longer(text, tokens - 1, tokenizer) and not is_longer(text, tokens, tokenizer)
+    assert not is_longer("", 1, tokenizer)
 
 
 

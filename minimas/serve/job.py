@@ -36,10 +36,12 @@ class Text:
         """What the client may be sent, now that `new` was written. What may begin a stop string is kept back."""
         if self.stopped:
             return ""
+        known = len(self.text)  # characters in which no stop string is
         self.text += new
-        starts = [self.text.find(stop) for stop in self.stops if stop in self.text]
-        if starts:
-            self.text = self.text[: min(starts)]
+        starts = [self.text.find(stop, max(0, known - len(stop) + 1)) for stop in self.stops]
+        found = [start for start in starts if start >= 0]
+        if found:
+            self.text = self.text[: min(found)]
             self.stopped = True
         end = len(self.text)
         if not ended and not self.stopped:
