@@ -32,6 +32,7 @@ from serving import running
 from starlette.testclient import TestClient
 
 from minimas.generate import Batch
+from minimas.runs import needs
 from minimas.serve import app as app_module
 from minimas.serve.__main__ import main
 from minimas.serve.app import LOOPBACK, App, Server, serve_on
@@ -626,6 +627,36 @@ def test_a_text_is_longer_than_a_limit(tiny):
     assert not is_longer("", 1, tokenizer)
 
 
+def test_caches_that_do_not_fit(tiny, monkeypatch):
+    """A batch that fits neither is answered request by request. Whoever does not fit alone is told so, before work."""
+    options = {"temperature": 1.0, "top_p": 1.0, "rounds": 1}
+    made, batches = client_of(tiny, batch_size=8, wait=20)
+    row = needs.layers_bytes(batches.empty["tiny"]["solver"], 500)
+    room = 4 * row
+    released = []
+    for agent in tiny.agents.values():
+        monkeypatch.setattr(agent, "release", lambda: released.append(1))
+    monkeypatch.setattr(needs, "available_on", lambda device: room)
+    reads = []
+    read_prompts = tiny.agents["solver"].read
+
+    def spied(prompts, room, copies):
+        reads.append(len(prompts) * copies)
+        return read_prompts(prompts, room, copies)
+
+    monkeypatch.setattr(tiny.agents["solver"], "read", spied)
+    asked = [body(one, n=4, max_tokens=500, retry=False, **options) for one in CHAINS[:2]]
+    with made, ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda one: made.post(CHAT, json=one), asked))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert reads == [4, 4] and released
+        reads.clear()
+        for change in ({"n": 8}, {"n": 8, "max_tokens": 251}, {"n": 128, "max_tokens": 32768}):
+            error = error_of(made.post(CHAT, json=asked[0] | change), 400)
+            assert "the KV cache of solver needs" in error["message"]
+            assert f"cpu has {needs.size(room)} available" in error["message"]
+            assert error["message"].endswith("or for fewer tokens (max_tokens)")
+        assert not reads
 
 
 @pytest.mark.parametrize("prompt", ([], "", None, [1], 3, ["7 +5", ""]), ids=str)
