@@ -34,8 +34,8 @@ from starlette.testclient import TestClient
 from minimas.generate import Batch
 from minimas.runs import needs
 from minimas.serve import app as app_module
-from minimas.serve.__main__ import main
-from minimas.serve.app import LOOPBACK, App, Server, serve_on
+from minimas.serve.__main__ import listener, main
+from minimas.serve.app import LOOPBACK, App, Server, events_from, serve_on
 from minimas.serve.batches import Batches
 from minimas.serve.job import Job, Text
 
@@ -788,6 +788,21 @@ def post(data, path=CHAT):
 
 
 @pytest.mark.slow
+def test_sighup_drains():
+    """As SIGTERM does, but for the exit status: what is asked is answered, and there is no traceback."""
+    import httpx
+
+    server = Process()
+    with ThreadPoolExecutor(1) as pool:
+        asked = body(rounds=6, latent_steps=50)
+        answer = pool.submit(httpx.post, server.url + CHAT, json=asked, timeout=30)
+        time.sleep(0.3)
+        status, seconds, err = server.end(signal.SIGHUP)
+        assert answer.result().status_code == 200
+    assert status == 129 and seconds < 10 and "Traceback" not in err, err
+
+
+@pytest.mark.slow
 def test_sigterm_drains():
     """What was asked is answered, what takes too long is told so, and the process is gone within ten seconds."""
     import httpx
@@ -809,17 +824,68 @@ def test_sigterm_drains():
 
 
 def test_a_signal_that_is_ignored_stays_so():
-    """As SIGINT is in a job that a script starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """As SIGINT is in a job that a script starts in the background, and SIGHUP under nohup."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         server = Server(uvicorn.Config(None), None, lambda: None)
         with server.capture_signals():
-            signal.raise_signal(signal.SIGINT)
+            for number in numbers:
+                signal.raise_signal(number)
             assert not server.should_exit
             assert signal.getsignal(signal.SIGTERM) == server.handle_exit
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert all(signal.getsignal(number) is signal.SIG_IGN for number in numbers)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_closed_terminal_ends_the_server():
+    """What handled SIGHUP before gets it when the server has ended: that decides the exit status."""
+    told = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: told.append(number))
+    handler = signal.getsignal(signal.SIGHUP)
+    try:
+        server = Server(uvicorn.Config(None), None, lambda: None)
+        with server.capture_signals():
+            signal.raise_signal(signal.SIGHUP)
+            assert server.should_exit and not told
+        assert told == [signal.SIGHUP] and signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_error_after_the_first_event_is_an_event():
+    """Whoever fails the job may not have seen yet that it was begun."""
+
+    async def sent():
+        async def others():
+            yield "data: 2\n\n"
+            yield Refused(503, "it ends")
+            yield "data: 3\n\n"
+
+        return [event async for event in events_from("data: 1\n\n", others())]
+
+    first, second, last = asyncio.run(sent())
+    assert (first, second) == ("data: 1\n\n", "data: 2\n\n")
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["message"] == "it ends" and error["type"] == "server_error"
+
+
+def test_a_job_that_fails_has_one_error_and_nothing_after_it(tiny):
+    """Whether it was begun or not: its connection decides how the error is sent."""
+    served = {"tiny": Served(tiny, Settings())}
+
+    async def queued():
+        job = Job(read(body(stream=True), served, True))
+        job.send_events(["data: 1\n\n"])
+        job.begun = False  # as another thread may still see it
+        job.fail(Refused(503, "it ends"))
+        await asyncio.sleep(0)
+        return [job.queue.get_nowait() for _ in range(job.queue.qsize())]
+
+    *_, refused, end = asyncio.run(queued())
+    assert isinstance(refused, Refused) and end is None
 
 
 def test_a_client_that_has_left_its_stream_is_not_logged(monkeypatch, caplog):
