@@ -22,6 +22,7 @@ import minimas
 from minimas.common import InputError
 from minimas.serve.protocol import MAX_STOP, Refused, Served, is_longer, question_in, read
 from minimas.settings import Settings
+from minimas.styles import STYLES, Origin
 
 starlette = pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -536,6 +537,8 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
 def test_a_body_that_is_wrong(client, change, param):
     error = error_of(client.post(CHAT, json=body() | change), 400)
     assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -735,7 +738,8 @@ def test_the_case_of_a_host_does_not_matter(tiny, allowed, asked):
     made, _ = client_of(tiny, hosts=[*LOOPBACK, allowed])
     with made:
         assert made.get("/v1/models", headers={"host": asked}).status_code == 200
-        error_of(made.get("/v1/models", headers={"host": "other.local"}), 403)
+        error = error_of(made.get("/v1/models", headers={"host": "other.local"}), 403)
+        assert error["message"].endswith("127.0.0.1, localhost, ::1, myserver.local")
 
 
 def test_tools_are_for_whoever_starts_the_server():
@@ -992,14 +996,20 @@ def served_by(monkeypatch, *options):
     return served[0]
 
 
-def test_two_styles(monkeypatch, tmp_path, tiny):
-    """A model's name chooses the style; here the second is in a file and has other defaults."""
+def copy_of_tiny(folder_of_file, **changes):
+    """The file of a style mine, which is the tiny one with these changes."""
     folder = Path(minimas.__file__).parent / "tiny"
     entry = json.loads((folder.parent / "styles.json").read_text())["tiny"]
     entry["agents"] = {role: str(folder / role) for role in entry["order"]}
-    entry |= {"links": str(folder / "links"), "latent_steps": 1}
-    file = tmp_path / "mine.json"
+    entry |= {"links": str(folder / "links"), **changes}
+    file = folder_of_file / "mine.json"
     file.write_text(json.dumps(entry))
+    return file
+
+
+def test_two_styles(monkeypatch, tmp_path, tiny):
+    """A model's name chooses the style; here the second is in a file and has other defaults."""
+    file = copy_of_tiny(tmp_path, latent_steps=1)
     app = served_by(monkeypatch, "--style", f"tiny,{file}")
     with TestClient(app.starlette(), base_url=URL) as made:
         listed = made.get("/v1/models").json()["data"]
@@ -1055,9 +1065,47 @@ def test_a_command_that_is_wrong(monkeypatch):
     taken.close()
 
 
+def test_hosts_are_kept_in_order(monkeypatch):
+    names = ["b.test", "a.test", "fe80::1", "c_1.test", "10.0.0.1"]
+    options = [part for name in names for part in ("--allow-host", name)]
+    assert served_by(monkeypatch, *options).hosts == [*LOOPBACK, *names]
+
+
 def test_needs(monkeypatch, capsys):
     run(monkeypatch, "--style", "tiny", "--needs")
-    assert "planner" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("planner") == 1
+
+
+@pytest.fixture
+def two_styles(tmp_path):
+    """--style with tiny, and a copy of it in a file."""
+    return f"tiny,{copy_of_tiny(tmp_path)}"
+
+
+def test_needs_of_two_styles(monkeypatch, capsys, two_styles):
+    run(monkeypatch, "--style", two_styles, "--needs", "--device", "cpu")
+    first, second, together = re.split(r"\n\n(?=mine|all together)", capsys.readouterr().out)
+    assert first.startswith("tiny\n") and second.startswith("mine\n")
+    assert together.startswith("all together: tiny, mine\n")
+
+    def megabytes(text):
+        return float(re.search(r"^cpu +([\d.]+) MB", text, re.MULTILINE)[1])
+
+    assert abs(megabytes(together) - megabytes(first) - megabytes(second)) < 0.02
+
+
+def test_all_styles_have_to_fit_together(monkeypatch, two_styles):
+    """All weights are loaded, and one batch is answered at a time."""
+    origin, settings = Origin("tiny", device="cpu", fast=True), Settings().completed(STYLES["tiny"])
+    alone = needs.needs_of(origin, STYLES["tiny"], [settings], prompt=0)
+    weights = sum(need.weights for need in alone.values())
+    cache = 8 * max(need.cache for need in alone.values())
+    monkeypatch.setattr(needs, "memory_of", lambda device: 2 * weights + cache)
+    assert len(served_by(monkeypatch, "--style", two_styles).batches.served) == 2
+    monkeypatch.setattr(needs, "memory_of", lambda device: 2 * weights + cache - 1)
+    with pytest.raises(InputError, match="cpu has .* of memory, and this run needs at least"):
+        served_by(monkeypatch, "--style", two_styles)
+    served_by(monkeypatch, "--style", "tiny")
 
 
 def test_without_the_extra(monkeypatch):

@@ -239,13 +239,18 @@ def main_memory(names: str) -> float:
 
 def check_memory(origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int) -> None:
     """InputError if B questions at once need more than all the memory of a device, even if their prompts were empty."""
-    needs = needs_of(origin, style, points, prompt=0)
+    rollouts = max(point.rollouts for point in points)
+    check_needs(needs_of(origin, style, points, prompt=0), origin, B, rollouts)
+
+
+def check_needs(needs: dict[str, Need], origin: Origin, B: int, rollouts: int = 1) -> None:
+    """The same for what needs_of gave, of one system or of several that are loaded at the same time."""
     for device, needed in on_devices(needs, B, origin.offload, least=True).items():
         memory = memory_of(device)
         if needed <= memory:
             continue
         ways = ways_to_fit(origin, needs, device, B)
-        if any(point.rollouts > 1 for point in points):
+        if rollouts > 1:
             ways.append("fewer --rollouts")
         raise InputError(
             f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there for {B} at once: "

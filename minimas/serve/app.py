@@ -61,7 +61,9 @@ class App:
         self.batches = batches
         self.key = key
         self.origins = [origin.rstrip("/") for origin in origins]
-        self.hosts = None if hosts is None else [name.lower() for name in hosts]
+        self.hosts: list[str] | None = None
+        if hosts is not None:
+            self.hosts = list(dict.fromkeys(name.lower() for name in hosts))
 
     def starlette(self) -> Starlette:
         """The ASGI application."""
