@@ -1065,6 +1065,14 @@ def test_a_command_that_is_wrong(monkeypatch):
     taken.close()
 
 
+def test_a_port_is_taken_as_soon_as_a_server_starts():
+    """Before it has loaded anything, the second one is refused."""
+    with listener("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port {port} cannot be had .* give another"):
+            listener("127.0.0.1", port)
+
+
 def test_hosts_are_kept_in_order(monkeypatch):
     names = ["b.test", "a.test", "fe80::1", "c_1.test", "10.0.0.1"]
     options = [part for name in names for part in ("--allow-host", name)]

@@ -110,12 +110,17 @@ def serve(
 
 
 def listener(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet; InputError if the address cannot be had."""
+    """A socket that listens at an address; InputError if the address cannot be had.
+
+    It listens before anything is loaded: until then another server could be bound to the same address.
+    """
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
-    except (OSError, OverflowError) as e:
+        sock.listen()
+    except (OSError, OverflowError, TypeError, UnicodeError) as e:
+        sock.close()
         reason = getattr(e, "strerror", None) or e
         raise InputError(
             f"--host {host} --port {port} cannot be had ({reason}): give another, or --port 0 for any"
