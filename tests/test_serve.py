@@ -689,7 +689,7 @@ def test_a_body_that_is_too_long(client, monkeypatch):
 
 
 def test_a_key(tiny):
-    made, _ = client_of(tiny, key="sécret")
+    made, _ = client_of(tiny, key="secret")
     with made:
         for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "sécret".encode()}):
             asked = [
@@ -699,7 +699,7 @@ def test_a_key(tiny):
             asked.append(made.post(CHAT, json=body(), headers=headers))
             for response in asked:
                 assert error_of(response, 401)["code"] == "invalid_api_key"
-        right = {"authorization": "Bearer sécret".encode()}
+        right = {"authorization": "Bearer secret"}
         assert made.post(CHAT, json=body(), headers=right).status_code == 200
         assert made.get("/").status_code == 200, "the page asks for the key"
 
@@ -1056,6 +1056,15 @@ def test_a_command_that_is_wrong(monkeypatch):
         (("--tools", "python"), "call none"),
         (("--style", "tiny,single", "--checkpoint", "x"), "several styles"),
         (("--style", "a/tiny.json,b/tiny.json"), "two models the name tiny"),
+        (("--style", "tiny,tiny"), "give it once, or rename"),
+        (("--host", "é" * 70), "cannot be had"),
+        (("--allow-host", "my.test:8000"), "give the name alone"),
+        (("--allow-host", "http://my.test"), "give the name alone"),
+        (("--allow-host", "[::1]"), "give the name alone"),
+        (("--allow-host", ""), "give the name alone"),
+        (("--api-key", "sécret"), "--api-key has a character .* printable ASCII"),
+        (("--api-key", "secret\n"), "--api-key has a character"),
+        (("--api-key", " secret"), "a blank around it"),
         (("--hear", "other"), "--hear is other"),
         (("--api-key", ""), "the API key is empty"),
         (("--style", "tiny,single", "--tools", "python"), "call none"),

@@ -83,11 +83,7 @@ def serve(
             raise
         message = f"serving needs {e.name}, which is not installed: pip install 'minimas[serve]'"
         raise InputError(message) from e
-    key = os.environ.get("MINIMAS_API_KEY") if args.api_key is None else args.api_key
-    if key == "":
-        raise InputError(
-            "the API key is empty: give --api-key or MINIMAS_API_KEY a value, or neither"
-        )
+    key = api_key(args)
     on_loopback = args.host.lower() in LOOPBACK
     if key is None and not on_loopback:
         warn(f"whoever can reach {args.host} may ask: give --api-key, or listen on 127.0.0.1")
@@ -196,6 +192,27 @@ def is_host(name: str) -> bool:
     except ValueError:
         return re.fullmatch(r"[\w.-]+", name) is not None
     return True
+
+
+def api_key(args: argparse.Namespace) -> str | None:
+    """The key that clients must send, None for none; InputError if it is none that a header can carry."""
+    key: str | None = args.api_key
+    place = "--api-key"
+    if key is None:
+        key = os.environ.get("MINIMAS_API_KEY")
+        place = "MINIMAS_API_KEY"
+    if key is None:
+        return None
+    if key == "":
+        raise InputError(
+            "the API key is empty: give --api-key or MINIMAS_API_KEY a value, or neither"
+        )
+    if not key.isascii() or not key.isprintable() or key != key.strip():
+        raise InputError(
+            f"the API key of {place} has a character that no client can send, or a blank around it: "
+            "expected printable ASCII; make another one"
+        )
+    return key
 
 
 def named_settings(args: argparse.Namespace, styles: Mapping[str, Style]) -> dict[str, Settings]:
