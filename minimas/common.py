@@ -42,7 +42,9 @@ def check_known(what: str, found: Iterable[object], known: Iterable[str]) -> Non
     known = list(known)  # no set: what was found may be unhashable
     for name in found:
         if name not in known:
-            raise InputError(f"{what} {name!r} is not known, expected one of {', '.join(known)}")
+            raise InputError(
+                f"{what} {name!r:.80} is not known, expected one of {', '.join(known)}"
+            )
 
 
 def check_whole(name: object, value: object, least: int | None) -> None:

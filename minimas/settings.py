@@ -108,7 +108,12 @@ class Settings:
                 values[name] = getattr(style, name)
         settings = CompletedSettings(**values)
         check_settings(settings, style)
-        settings = replace(settings, hear=spelled(heard_along(settings.hear, style), style))
+        settings = replace(
+            settings,
+            temperature=float(settings.temperature),  # torch takes no whole number beyond 64 bits
+            top_p=float(settings.top_p),
+            hear=spelled(heard_along(settings.hear, style), style),
+        )
         if settings.temperature < LEAST_TEMPERATURE:
             settings = replace(settings, temperature=0.0)
         return one_text_where_all_are_equal(settings)

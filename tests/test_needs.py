@@ -145,6 +145,16 @@ def test_caches_are_those_of_a_run(folders, monkeypatch, style, options):
         )
 
 
+@pytest.mark.parametrize("style", checkpoints.SYSTEMS)
+def test_decoders_without_weights_have_caches_of_the_same_size(folders, style):
+    system = minimas.load_mas_system(style, checkpoints=folders(style), device="cpu", fast=True)
+    for role, empty in needs.empty_decoders(system).items():
+        assert all(weight.is_meta for weight in empty.parameters())
+        for S in (1, 70):
+            real = needs.layers_bytes(system.agents[role].model, S)
+            assert needs.layers_bytes(empty, S) == real > 0, role
+
+
 def test_an_agent_that_hears_itself_has_an_outer_link_for_it(monkeypatch):
     origin, entry, points = planned(monkeypatch)
     own = replace(entry, edges=entry.edges | {("critic", "critic"): "outer_22"})
@@ -310,8 +320,11 @@ def test_memory_is_not_guessed(monkeypatch):
     assert needs.memory_of(torch.device("mps")) == unknown
     if Path("/proc/meminfo").exists():
         assert 1e8 < needs.memory_of(torch.device("cpu")) < 1e14
+        assert 1e6 < needs.available_on(torch.device("cpu")) < needs.memory_of(torch.device("cpu"))
+    assert needs.available_on(torch.device("mps")) == unknown
     monkeypatch.setattr(needs, "Path", lambda name: Path("/nowhere"))
     assert needs.memory_of(torch.device("cpu")) == unknown
+    assert needs.available_on(torch.device("cpu")) == unknown
     origin, style, points = planned(monkeypatch, "--prompt", "1 +2", "--rollouts", 10**9)
     needs.check_memory(origin, style, points, 1)  # unknown: it may run
 

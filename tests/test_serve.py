@@ -1,6 +1,7 @@
 """The server: it speaks the protocol, answers as System.run does, refuses what it must, and drains when it ends."""
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -19,8 +20,9 @@ from shared import load
 
 import minimas
 from minimas.common import InputError
-from minimas.serve.protocol import Served, question_in, read
+from minimas.serve.protocol import MAX_STOP, Refused, Served, is_longer, question_in, read
 from minimas.settings import Settings
+from minimas.styles import STYLES, Origin
 
 starlette = pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -31,9 +33,10 @@ from serving import running
 from starlette.testclient import TestClient
 
 from minimas.generate import Batch
+from minimas.runs import needs
 from minimas.serve import app as app_module
-from minimas.serve.__main__ import main
-from minimas.serve.app import LOOPBACK, App, Server, serve_on
+from minimas.serve.__main__ import listener, main
+from minimas.serve.app import LOOPBACK, App, Server, events_from, serve_on
 from minimas.serve.batches import Batches
 from minimas.serve.job import Job, Text
 
@@ -196,6 +199,16 @@ def test_stop_strings_in_pieces():
     text = Text(["END", "NO"])
     assert [text.add(new, False) for new in ("a", "E", "N", "N", "EN")] == ["a", "", "", "EN", "N"]
     assert text.add("D", False) == "" and text.stopped and text.text == "aENN"
+    for stops in (["abab", "ba"], ["aab"], ["bbbb", "a"]):
+        for whole in itertools.product("ab", repeat=6):
+            found = Text(stops)
+            shown = "".join(found.add(new, False) for new in whole) + found.add("", True)
+            text = "".join(whole)
+            beginnings = [text[:n] for n in range(7)]
+            stopped = [one for one in beginnings if any(stop in one for stop in stops)]
+            first = stopped[0] if stopped else text  # when a stop string is complete
+            ends = [first.find(stop) for stop in stops if stop in first]
+            assert shown == text[: min(ends, default=6)], (stops, text)
     kept = Text(["END"])
     assert kept.add("aEN", False) == "a" and kept.add("", True) == "EN"
 
@@ -506,6 +519,7 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"stop": [1]}, "stop"),
         ({"stop": 1}, "stop"),
         ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * (MAX_STOP + 1)}, "stop"),
         ({"n": 17, "trace": True}, "trace"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"stream": "yes"}, "stream"),
@@ -518,11 +532,134 @@ def test_a_fault_in_a_stream(tiny, monkeypatch):
         ({"hear": "other"}, "hear"),
         ({"logprobs": True}, "logprobs"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_body_that_is_wrong(client, change, param):
     error = error_of(client.post(CHAT, json=body() | change), 400)
     assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"temperature": "hot"}, "expected a number$"),
+        ({"seed": 0.5}, "expected a whole number$"),
+        ({"retry": 1}, "expected true or false$"),
+        ({"stop": 1}, "expected a list or a string$"),
+    ],
+    ids=str,
+)
+def test_all_types_that_are_expected_are_named(client, change, words):
+    message = error_of(client.post(CHAT, json=body() | change), 400)["message"]
+    assert re.search(words, message), message
+
+
+def test_what_is_wrong_is_not_repeated_whole(client):
+    long = "x" * 100_000
+    said = {"messages": [{"role": long, "content": "x"}]}
+    for change in (said, {"channel": long}, {"hear": long}, {"rounds": 10**4000}):
+        message = error_of(client.post(CHAT, json=body() | change), 400)["message"]
+        assert len(message) < 400, message[:100]
+
+
+def test_log_probabilities_are_refused(client):
+    """Of completions even 0 asks for some. In a chat it is no number, and 0 is none."""
+    asked = {"model": "tiny", "prompt": CHAINS[1]}
+    for n in (0, 1, 5):
+        error = error_of(client.post(COMPLETIONS, json=asked | {"logprobs": n}), 400)
+        assert error["param"] == "logprobs"
+    for nothing in (None, False):
+        assert client.post(COMPLETIONS, json=asked | {"logprobs": nothing}).status_code == 200
+    assert client.post(CHAT, json=body(top_logprobs=0)).status_code == 200
+
+
+def test_a_temperature_beyond_64_bits(client, tiny):
+    """It is a number like any other: all tokens are then equally likely."""
+    (expected,) = tiny.run([CHAINS[0]], temperature=1e39, top_p=1)
+    (same,) = tiny.run([CHAINS[0]], temperature=10**39, top_p=1)
+    asked = client.post(CHAT, json=body(temperature=10**39, top_p=1))
+    (choice,) = asked.json()["choices"]
+    assert choice["message"]["content"] == same.text == expected.text
+    assert type(Settings(temperature=1, top_p=1).completed(tiny.style).top_p) is float
+
+
+def single_of():
+    """The solver of the tiny system alone, as style single has it: it reads any text."""
+    folder = Path(minimas.__file__).parent / "tiny" / "solver"
+    return minimas.load_mas_system("single", checkpoints=folder, device="cpu")
+
+
+def test_a_question_that_is_longer_than_an_agent_can_read():
+    """It would be read to its end, and nobody could leave meanwhile."""
+    system = single_of()
+    (agent,) = system.agents.values()
+    assert agent.model.config.max_position_embeddings == 256
+    made, _ = client_of(system)
+    fits, too_long = "7 " + "+5 " * 80, "7 " + "+5 " * 3000
+    assert len(agent.tokenizer.encode(fits)) < 256
+    said = [{"role": "user", "content": too_long}, {"role": "user", "content": fits}]
+    with made:
+        assert made.post(CHAT, json=body(fits, max_tokens=1)).status_code == 200
+        for asked in (body(too_long), body() | {"messages": said}):
+            error = error_of(made.post(CHAT, json=asked), 400)
+            assert "more tokens than the 256 positions that agent was made for" in error["message"]
+            assert error["param"] == "messages"
+        both = {"model": "tiny", "prompt": [fits, too_long]}
+        assert error_of(made.post(COMPLETIONS, json=both), 400)["param"] == "prompt"
+        system_message = [{"role": "system", "content": too_long}, *said[1:]]
+        error_of(made.post(CHAT, json=body() | {"messages": system_message}), 400)
+        agent.model.config.max_position_embeddings = None
+        assert made.post(CHAT, json=body(too_long, max_tokens=1)).status_code == 200
+
+
+def test_a_question_that_an_agent_cannot_encode():
+    system = single_of()
+    system.agents["agent"].tokenizer.embedding_rows = 1
+    made, _ = client_of(system)
+    with made:
+        error = error_of(made.post(CHAT, json=body()), 400)
+        assert "the agent has embeddings for 1" in error["message"]
+
+
+def test_a_text_is_longer_than_a_limit(tiny):
+    tokenizer = tiny.agents["solver"].tokenizer
+    for n in (1, 5, 400):
+        text = "7 +5 " * n
+        tokens = len(tokenizer.encode(text))
+        assert is_longer(text, tokens - 1, tokenizer) and not is_longer(text, tokens, tokenizer)
+    assert not is_longer("", 1, tokenizer)
+
+
+def test_caches_that_do_not_fit(tiny, monkeypatch):
+    """A batch that fits neither is answered request by request. Whoever does not fit alone is told so, before work."""
+    options = {"temperature": 1.0, "top_p": 1.0, "rounds": 1}
+    made, batches = client_of(tiny, batch_size=8, wait=20)
+    row = needs.layers_bytes(batches.empty["tiny"]["solver"], 500)
+    room = 4 * row
+    released = []
+    for agent in tiny.agents.values():
+        monkeypatch.setattr(agent, "release", lambda: released.append(1))
+    monkeypatch.setattr(needs, "available_on", lambda device: room)
+    reads = []
+    read_prompts = tiny.agents["solver"].read
+
+    def spied(prompts, room, copies):
+        reads.append(len(prompts) * copies)
+        return read_prompts(prompts, room, copies)
+
+    monkeypatch.setattr(tiny.agents["solver"], "read", spied)
+    asked = [body(one, n=4, max_tokens=500, retry=False, **options) for one in CHAINS[:2]]
+    with made, ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda one: made.post(CHAT, json=one), asked))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert reads == [4, 4] and released
+        reads.clear()
+        for change in ({"n": 8}, {"n": 8, "max_tokens": 251}, {"n": 128, "max_tokens": 32768}):
+            error = error_of(made.post(CHAT, json=asked[0] | change), 400)
+            assert "the KV cache of solver needs" in error["message"]
+            assert f"cpu has {needs.size(room)} available" in error["message"]
+            assert error["message"].endswith("or for fewer tokens (max_tokens)")
+        assert not reads
 
 
 @pytest.mark.parametrize("prompt", ([], "", None, [1], 3, ["7 +5", ""]), ids=str)
@@ -552,7 +689,7 @@ def test_a_body_that_is_too_long(client, monkeypatch):
 
 
 def test_a_key(tiny):
-    made, _ = client_of(tiny, key="sécret")
+    made, _ = client_of(tiny, key="secret")
     with made:
         for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "sécret".encode()}):
             asked = [
@@ -562,7 +699,7 @@ def test_a_key(tiny):
             asked.append(made.post(CHAT, json=body(), headers=headers))
             for response in asked:
                 assert error_of(response, 401)["code"] == "invalid_api_key"
-        right = {"authorization": "Bearer sécret".encode()}
+        right = {"authorization": "Bearer secret"}
         assert made.post(CHAT, json=body(), headers=right).status_code == 200
         assert made.get("/").status_code == 200, "the page asks for the key"
 
@@ -601,7 +738,8 @@ def test_the_case_of_a_host_does_not_matter(tiny, allowed, asked):
     made, _ = client_of(tiny, hosts=[*LOOPBACK, allowed])
     with made:
         assert made.get("/v1/models", headers={"host": asked}).status_code == 200
-        error_of(made.get("/v1/models", headers={"host": "other.local"}), 403)
+        error = error_of(made.get("/v1/models", headers={"host": "other.local"}), 403)
+        assert error["message"].endswith("127.0.0.1, localhost, ::1, myserver.local")
 
 
 def test_tools_are_for_whoever_starts_the_server():
@@ -654,6 +792,21 @@ def post(data, path=CHAT):
 
 
 @pytest.mark.slow
+def test_sighup_drains():
+    """As SIGTERM does, but for the exit status: what is asked is answered, and there is no traceback."""
+    import httpx
+
+    server = Process()
+    with ThreadPoolExecutor(1) as pool:
+        asked = body(rounds=6, latent_steps=50)
+        answer = pool.submit(httpx.post, server.url + CHAT, json=asked, timeout=30)
+        time.sleep(0.3)
+        status, seconds, err = server.end(signal.SIGHUP)
+        assert answer.result().status_code == 200
+    assert status == 129 and seconds < 10 and "Traceback" not in err, err
+
+
+@pytest.mark.slow
 def test_sigterm_drains():
     """What was asked is answered, what takes too long is told so, and the process is gone within ten seconds."""
     import httpx
@@ -675,17 +828,68 @@ def test_sigterm_drains():
 
 
 def test_a_signal_that_is_ignored_stays_so():
-    """As SIGINT is in a job that a script starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """As SIGINT is in a job that a script starts in the background, and SIGHUP under nohup."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         server = Server(uvicorn.Config(None), None, lambda: None)
         with server.capture_signals():
-            signal.raise_signal(signal.SIGINT)
+            for number in numbers:
+                signal.raise_signal(number)
             assert not server.should_exit
             assert signal.getsignal(signal.SIGTERM) == server.handle_exit
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert all(signal.getsignal(number) is signal.SIG_IGN for number in numbers)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_closed_terminal_ends_the_server():
+    """What handled SIGHUP before gets it when the server has ended: that decides the exit status."""
+    told = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: told.append(number))
+    handler = signal.getsignal(signal.SIGHUP)
+    try:
+        server = Server(uvicorn.Config(None), None, lambda: None)
+        with server.capture_signals():
+            signal.raise_signal(signal.SIGHUP)
+            assert server.should_exit and not told
+        assert told == [signal.SIGHUP] and signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_error_after_the_first_event_is_an_event():
+    """Whoever fails the job may not have seen yet that it was begun."""
+
+    async def sent():
+        async def others():
+            yield "data: 2\n\n"
+            yield Refused(503, "it ends")
+            yield "data: 3\n\n"
+
+        return [event async for event in events_from("data: 1\n\n", others())]
+
+    first, second, last = asyncio.run(sent())
+    assert (first, second) == ("data: 1\n\n", "data: 2\n\n")
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["message"] == "it ends" and error["type"] == "server_error"
+
+
+def test_a_job_that_fails_has_one_error_and_nothing_after_it(tiny):
+    """Whether it was begun or not: its connection decides how the error is sent."""
+    served = {"tiny": Served(tiny, Settings())}
+
+    async def queued():
+        job = Job(read(body(stream=True), served, True))
+        job.send_events(["data: 1\n\n"])
+        job.begun = False  # as another thread may still see it
+        job.fail(Refused(503, "it ends"))
+        await asyncio.sleep(0)
+        return [job.queue.get_nowait() for _ in range(job.queue.qsize())]
+
+    *_, refused, end = asyncio.run(queued())
+    assert isinstance(refused, Refused) and end is None
 
 
 def test_a_client_that_has_left_its_stream_is_not_logged(monkeypatch, caplog):
@@ -792,14 +996,20 @@ def served_by(monkeypatch, *options):
     return served[0]
 
 
-def test_two_styles(monkeypatch, tmp_path, tiny):
-    """A model's name chooses the style; here the second is in a file and has other defaults."""
+def copy_of_tiny(folder_of_file, **changes):
+    """The file of a style mine, which is the tiny one with these changes."""
     folder = Path(minimas.__file__).parent / "tiny"
     entry = json.loads((folder.parent / "styles.json").read_text())["tiny"]
     entry["agents"] = {role: str(folder / role) for role in entry["order"]}
-    entry |= {"links": str(folder / "links"), "latent_steps": 1}
-    file = tmp_path / "mine.json"
+    entry |= {"links": str(folder / "links"), **changes}
+    file = folder_of_file / "mine.json"
     file.write_text(json.dumps(entry))
+    return file
+
+
+def test_two_styles(monkeypatch, tmp_path, tiny):
+    """A model's name chooses the style; here the second is in a file and has other defaults."""
+    file = copy_of_tiny(tmp_path, latent_steps=1)
     app = served_by(monkeypatch, "--style", f"tiny,{file}")
     with TestClient(app.starlette(), base_url=URL) as made:
         listed = made.get("/v1/models").json()["data"]
@@ -846,6 +1056,15 @@ def test_a_command_that_is_wrong(monkeypatch):
         (("--tools", "python"), "call none"),
         (("--style", "tiny,single", "--checkpoint", "x"), "several styles"),
         (("--style", "a/tiny.json,b/tiny.json"), "two models the name tiny"),
+        (("--style", "tiny,tiny"), "give it once, or rename"),
+        (("--host", "é" * 70), "cannot be had"),
+        (("--allow-host", "my.test:8000"), "give the name alone"),
+        (("--allow-host", "http://my.test"), "give the name alone"),
+        (("--allow-host", "[::1]"), "give the name alone"),
+        (("--allow-host", ""), "give the name alone"),
+        (("--api-key", "sécret"), "--api-key has a character .* printable ASCII"),
+        (("--api-key", "secret\n"), "--api-key has a character"),
+        (("--api-key", " secret"), "a blank around it"),
         (("--hear", "other"), "--hear is other"),
         (("--api-key", ""), "the API key is empty"),
         (("--style", "tiny,single", "--tools", "python"), "call none"),
@@ -855,9 +1074,55 @@ def test_a_command_that_is_wrong(monkeypatch):
     taken.close()
 
 
+def test_a_port_is_taken_as_soon_as_a_server_starts():
+    """Before it has loaded anything, the second one is refused."""
+    with listener("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port {port} cannot be had .* give another"):
+            listener("127.0.0.1", port)
+
+
+def test_hosts_are_kept_in_order(monkeypatch):
+    names = ["b.test", "a.test", "fe80::1", "c_1.test", "10.0.0.1"]
+    options = [part for name in names for part in ("--allow-host", name)]
+    assert served_by(monkeypatch, *options).hosts == [*LOOPBACK, *names]
+
+
 def test_needs(monkeypatch, capsys):
     run(monkeypatch, "--style", "tiny", "--needs")
-    assert "planner" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("planner") == 1
+
+
+@pytest.fixture
+def two_styles(tmp_path):
+    """--style with tiny, and a copy of it in a file."""
+    return f"tiny,{copy_of_tiny(tmp_path)}"
+
+
+def test_needs_of_two_styles(monkeypatch, capsys, two_styles):
+    run(monkeypatch, "--style", two_styles, "--needs", "--device", "cpu")
+    first, second, together = re.split(r"\n\n(?=mine|all together)", capsys.readouterr().out)
+    assert first.startswith("tiny\n") and second.startswith("mine\n")
+    assert together.startswith("all together: tiny, mine\n")
+
+    def megabytes(text):
+        return float(re.search(r"^cpu +([\d.]+) MB", text, re.MULTILINE)[1])
+
+    assert abs(megabytes(together) - megabytes(first) - megabytes(second)) < 0.02
+
+
+def test_all_styles_have_to_fit_together(monkeypatch, two_styles):
+    """All weights are loaded, and one batch is answered at a time."""
+    origin, settings = Origin("tiny", device="cpu", fast=True), Settings().completed(STYLES["tiny"])
+    alone = needs.needs_of(origin, STYLES["tiny"], [settings], prompt=0)
+    weights = sum(need.weights for need in alone.values())
+    cache = 8 * max(need.cache for need in alone.values())
+    monkeypatch.setattr(needs, "memory_of", lambda device: 2 * weights + cache)
+    assert len(served_by(monkeypatch, "--style", two_styles).batches.served) == 2
+    monkeypatch.setattr(needs, "memory_of", lambda device: 2 * weights + cache - 1)
+    with pytest.raises(InputError, match="cpu has .* of memory, and this run needs at least"):
+        served_by(monkeypatch, "--style", two_styles)
+    served_by(monkeypatch, "--style", "tiny")
 
 
 def test_without_the_extra(monkeypatch):

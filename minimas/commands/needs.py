@@ -7,6 +7,7 @@ Notation: B questions at once.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..common import local_path
@@ -21,13 +22,55 @@ from ..styles import Origin, Source, Style
 UNKNOWN = float("inf")
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A system that is to be loaded beside others: its name, and what needs_text takes."""
+
+    name: str
+    origin: Origin
+    style: Style
+    settings: CompletedSettings
+    task: str
+
+
 def needs_text(origin: Origin, style: Style, points: Sequence[CompletedSettings], task: str) -> str:
     """The tables of --needs: what each agent needs, and what that comes to on each device."""
+    reachable = answers_if_asked(origin, style)
+    needs = needs_of(origin, style, points, reachable=reachable)
+    return tables(origin, style, needs, points[0].batch_size, task, reachable)
+
+
+def needs_text_of_all(systems: Sequence[Planned]) -> str:
+    """The tables of each system under its name, if there are several, and what all come to on each device."""
+    if len(systems) == 1:
+        (one,) = systems
+        return needs_text(one.origin, one.style, [one.settings], one.task)
+    B = systems[0].settings.batch_size
+    parts = []
+    needs_of_all = {}
+    for one in systems:
+        reachable = answers_if_asked(one.origin, one.style)
+        needs = needs_of(one.origin, one.style, [one.settings], reachable=reachable)
+        parts.append(f"{one.name}\n{tables(one.origin, one.style, needs, B, one.task, reachable)}")
+        for role, need in needs.items():
+            needs_of_all[f"{one.name} {role}"] = need
+    names = ", ".join(one.name for one in systems)
+    parts.append(f"all together: {names}\n{aligned(devices_table(needs_of_all, B))}")
+    return "\n\n".join(parts)
+
+
+def answers_if_asked(origin: Origin, style: Style) -> bool:
+    """Whether the hub answers, if a system has sources there; True if it has none."""
     sources = style.sources(origin.checkpoints)
     asks_hub = any(not is_folder(source) for source in sources.values())
-    reachable = not asks_hub or is_reachable()
-    needs = needs_of(origin, style, points, reachable=reachable)
-    B = points[0].batch_size
+    return not asks_hub or is_reachable()
+
+
+def tables(
+    origin: Origin, style: Style, needs: dict[str, Need], B: int, task: str, reachable: bool
+) -> str:
+    """The tables of one system, B questions at once."""
+    sources = style.sources(origin.checkpoints)
     lines = []
     recorded = [role for role, need in needs.items() if need.recorded]
     if recorded:

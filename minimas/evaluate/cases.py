@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ..common import InputError, parse_unique
-from ..runs.formats import unique_object
 from .run_tests import Test
 
 
@@ -76,7 +75,7 @@ def case_of(given: Any, right: list[Any], fn_name: str) -> tuple[str, ...]:
     texts = [as_lines(text) for text in (given, *right)]
     for line in "\n".join(texts).split("\n"):  # TypeError if one of them is no text
         if fn_name and line.strip():
-            json.loads(line, object_pairs_hook=unique_object)
+            parse_unique(line, "an argument or an output")
     return tuple(texts)
 
 

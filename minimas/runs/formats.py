@@ -169,14 +169,6 @@ def shown(line: bytes) -> str:
 # JSON
 
 
-def unique_object(pairs: list[tuple[str, Any]]) -> dict:
-    """A dict of pairs of key and value; ValueError if a key stands twice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError(f"the key {first_repeated(key for key, _ in pairs)!r} stands twice")
-    return made
-
-
 def line_records(file: Path) -> Iterator[Record]:
     """Records of a file with a JSON object on each line."""
     can_seek = not is_compressed(file)

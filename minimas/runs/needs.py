@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,6 +28,9 @@ from ..load import checkpoint_folder, decoder_of, decoder_without_weights
 from ..quantize import GROUP, quantizable
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
+
+if TYPE_CHECKING:
+    from ..system import System
 
 PROMPT = 512  # tokens that a prompt is taken to have, with what it hears from others
 ROW_SCALE = 4  # bytes of the scale that a row of weights shares in int8
@@ -208,28 +212,79 @@ def memory_of(device: torch.device) -> float:
     """All the memory of a device in bytes, free or not, for a CPU with its swap; infinite if it is not known."""
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).total_memory
+    return main_memory("MemTotal|SwapTotal") if device.type == "cpu" else float("inf")
+
+
+def available_on(device: torch.device) -> float:
+    """The memory of a device that this process may still take, in bytes; infinite if it is not known.
+
+    For a CPU without its swap, where an answer would not be waited for.
+    """
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    return main_memory("MemAvailable") if device.type == "cpu" else float("inf")
+
+
+def main_memory(names: str) -> float:
+    """The sum of these lines of /proc/meminfo (a regular expression) in bytes; infinite where there are none."""
     file = Path("/proc/meminfo")
-    if device.type != "cpu" or not file.exists():
+    if not file.exists():
         return float("inf")
-    lines = re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", file.read_text(), re.MULTILINE)
+    lines = re.findall(rf"^(?:{names}): +(\d+) kB", file.read_text(), re.MULTILINE)
     kilobytes = sum(int(line) for line in lines)
     return 1024 * kilobytes or float("inf")
 
 
 def check_memory(origin: Origin, style: Style, points: Sequence[CompletedSettings], B: int) -> None:
     """InputError if B questions at once need more than all the memory of a device, even if their prompts were empty."""
-    needs = needs_of(origin, style, points, prompt=0)
+    rollouts = max(point.rollouts for point in points)
+    check_needs(needs_of(origin, style, points, prompt=0), origin, B, rollouts)
+
+
+def check_needs(needs: dict[str, Need], origin: Origin, B: int, rollouts: int = 1) -> None:
+    """The same for what needs_of gave, of one system or of several that are loaded at the same time."""
     for device, needed in on_devices(needs, B, origin.offload, least=True).items():
         memory = memory_of(device)
         if needed <= memory:
             continue
         ways = ways_to_fit(origin, needs, device, B)
-        if any(point.rollouts > 1 for point in points):
+        if rollouts > 1:
             ways.append("fewer --rollouts")
         raise InputError(
             f"{device} has {size(memory)} of memory, and this run needs at least {size(needed)} there for {B} at once: "
             f"try {', '.join(ways)} or another --device; --needs prints a table"
         )
+
+
+def empty_decoders(system: "System") -> dict[str, Decoder]:
+    """{role: a decoder like its agent's without weights}: the caches that it makes have sizes, and take no memory."""
+    empty = {}
+    for role, agent in system.agents.items():
+        dtype = agent.model.norm.weight.dtype
+        model, _ = decoder_of(type(agent.model), agent.model.config, dtype)
+        empty[role] = model.to(dtype)
+    return empty
+
+
+def check_cache(
+    system: "System", empty: dict[str, Decoder], point: CompletedSettings, B: int
+) -> None:
+    """InputError if a cache for B questions needs more memory than is available, even if their prompts were empty.
+
+    empty   what empty_decoders gives for the system
+    """
+    for role, agent in system.agents.items():
+        needed = B * cache_bytes(empty[role], system.style, role, point, prompt=0)
+        available = available_on(agent.device)
+        if needed > available:
+            texts = B * point.rollouts
+            raise InputError(
+                f"the KV cache of {role} needs {size(needed)} for {texts} {'text' if texts == 1 else 'texts'} of up to "
+                f"{point.max_new_tokens} tokens, and {agent.device} has {size(available)} available: "
+                "ask for fewer texts (n), or for fewer tokens (max_tokens)"
+            )
 
 
 def ways_to_fit(origin: Origin, needs: dict[str, Need], device: torch.device, B: int) -> list[str]:

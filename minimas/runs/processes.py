@@ -101,20 +101,7 @@ def join(
         return device, no_op
     import torch  # after the environment is known to be right
 
-    if device not in (None, "cpu", "cuda"):
-        raise InputError(
-            f"--device is {device}, but {processes.world} processes take a GPU each: leave it out"
-        )
-    if device == "cpu":
-        backend = "gloo"  # on a machine with a GPU torch would join the processes through NCCL, too
-    elif torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        if processes.local >= gpus:
-            raise InputError(
-                f"there are more processes than the {gpus} GPUs of this machine: start one for each GPU"
-            )
-        device = f"cuda:{processes.local}"
-        torch.cuda.set_device(device)
+    device, backend = device_and_backend(processes, device, backend)
     group = None
     try:
         with ended_by_signals():
@@ -131,6 +118,31 @@ def join(
         reason = str(e).partition("\n")[0]
         raise InputError(f"the processes do not find each other ({reason}): {TODO}") from e
     return device, partial(wait_for_all, group)
+
+
+def device_and_backend(
+    processes: Processes, device: str | None, backend: str | None
+) -> tuple[str | None, str | None]:
+    """(the device of this process, the backend of torch.distributed); see `join`."""
+    import torch
+
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(
+            f"--device is {device}, but {processes.world} processes take a GPU each: leave it out"
+        )
+    if device == "cpu":
+        # On a machine with a GPU torch would join the processes through NCCL, too.
+        return device, "gloo"
+    if not torch.cuda.is_available():
+        return device, backend
+    gpus = torch.cuda.device_count()
+    if processes.local >= gpus:
+        raise InputError(
+            f"there are more processes than the {gpus} GPUs of this machine: start one for each GPU"
+        )
+    device = f"cuda:{processes.local}"
+    torch.cuda.set_device(device)
+    return device, backend
 
 
 @cache

@@ -280,6 +280,7 @@ def parquet_rows(repository: str, config: str, split: str) -> Iterator[dict]:
 
 def downloaded(repository: str, pattern: str, revision: str | None) -> Path:
     """The local folder with the files of a data set on the hub that match a pattern."""
-    from ..load import download  # here, because it brings torch along: a local file needs none
+    # Here, because the hub's client takes half a second to load: a local file needs none.
+    from ..compat.hub import download
 
     return download(repository, [pattern], repo_type="dataset", revision=revision)

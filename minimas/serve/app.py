@@ -5,6 +5,7 @@ import hmac
 import logging
 import signal
 import socket
+import threading
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -37,7 +38,7 @@ from .protocol import Refused
 
 MAX_BODY = 1 << 20  # bytes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-DRAIN = 6  # seconds in which requests are answered after SIGTERM; then they are refused
+DRAIN = 6  # seconds in which requests are answered after a signal; then they are refused
 LEAVE = 8  # seconds after which their connections are closed
 PAGE = Path(__file__).with_name("page.html")
 
@@ -60,7 +61,9 @@ class App:
         self.batches = batches
         self.key = key
         self.origins = [origin.rstrip("/") for origin in origins]
-        self.hosts = None if hosts is None else [name.lower() for name in hosts]
+        self.hosts: list[str] | None = None
+        if hosts is not None:
+            self.hosts = list(dict.fromkeys(name.lower() for name in hosts))
 
     def starlette(self) -> Starlette:
         """The ASGI application."""
@@ -214,12 +217,15 @@ async def leave_with(request: Request, job: Job) -> None:
 
 
 async def events_from(first: str, others: AsyncGenerator[Item, None]) -> AsyncIterator[str]:
-    """The events of a stream."""
+    """The events of a stream. An error ends it: its status is sent already, so the error comes as an event."""
     async with aclosing(others):
         yield first
-        async for event in others:
-            assert isinstance(event, str), "after the first event there are only events"
-            yield event
+        async for item in others:
+            if isinstance(item, Refused):
+                yield protocol.event(item.body())
+                return
+            assert isinstance(item, str), "the job of a stream has nothing but events"
+            yield item
 
 
 # Errors
@@ -266,13 +272,28 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Within, SIGINT and SIGTERM end the server, but one that the process ignores stays ignored."""
+        """Within, SIGINT, SIGTERM and SIGHUP end the server, but one that the process ignores stays ignored."""
         ignored = [one for one in HANDLED_SIGNALS if signal.getsignal(one) is signal.SIG_IGN]
         with super().capture_signals():
             for one in ignored:
                 if signal.getsignal(one) is not signal.SIG_IGN:  # it is, in a thread
                     signal.signal(one, signal.SIG_IGN)
+            with self.capture_hangup():
+                yield
+
+    @contextmanager
+    def capture_hangup(self) -> Generator[None, None, None]:
+        """Within, SIGHUP ends the server. uvicorn leaves it out, but raises again whatever `handle_exit` was given."""
+        number = getattr(signal, "SIGHUP", None)  # it is not everywhere
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if number is None or not in_main_thread or signal.getsignal(number) is signal.SIG_IGN:
             yield
+            return
+        before = signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            signal.signal(number, before)
 
 
 def is_no_noise(record: logging.LogRecord) -> bool:
@@ -281,7 +302,7 @@ def is_no_noise(record: logging.LogRecord) -> bool:
 
 
 def serve_on(sock: socket.socket, app: App, ready: Callable[[], object]) -> None:
-    """Serve on a socket until SIGINT or SIGTERM, which is raised again when all is done."""
+    """Serve on a socket until SIGINT, SIGTERM or SIGHUP, which is raised again when all is done."""
     config = uvicorn.Config(
         app.starlette(),
         log_level="warning",

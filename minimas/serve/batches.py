@@ -13,9 +13,10 @@ from ..common import InputError, out_of_memory
 from ..look.trace import page
 from ..prompts import Question
 from ..result import NewText
+from ..runs.needs import check_cache, empty_decoders
 from ..turn import Turn
 from .job import Job
-from .protocol import MAX_TRACES, Refused, Served
+from .protocol import MAX_TRACES, Asked, Refused, Served
 
 LOG = logging.getLogger("uvicorn.error")
 
@@ -31,6 +32,7 @@ class Batches:
     wait        seconds that a request waits for others
     limit       how many requests may wait: one more is refused
     traces      {path: page}, the latest of them
+    empty       {name of a model: its decoders without weights}, which say how large caches are
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Batches:
         self.wait = wait
         self.limit = limit
         self.traces: dict[str, str] = {}
+        self.empty = {name: empty_decoders(one.system) for name, one in served.items()}
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.stopping = False
@@ -131,10 +134,28 @@ class Batches:
             pass
         except Exception as e:
             if out_of_memory(e):
-                for agent in self.served[jobs[0].asked.model].system.agents.values():
-                    agent.release()
+                self.release()
             return refusal(e)
         return None
+
+    def check_memory(self, asked: Asked, questions: int) -> None:
+        """InputError if the caches of a batch of so many questions do not fit the memory that is available.
+
+        It is asked when nothing else is answered, and what agents keep of the last questions is let go first.
+        """
+        system = self.served[asked.model].system
+        empty = self.empty[asked.model]
+        try:
+            check_cache(system, empty, asked.settings, questions)
+        except InputError:
+            self.release()
+            check_cache(system, empty, asked.settings, questions)
+
+    def release(self) -> None:
+        """Free the memory that agents keep from question to question."""
+        for one in self.served.values():
+            for agent in one.system.agents.values():
+                agent.release()
 
     def keep_trace(self, path: str, html: str) -> None:
         """Keep a page, and let the oldest go."""
@@ -163,7 +184,8 @@ class SharedBatch:
                 self.owners.append((job, i))
 
     def answer(self) -> None:
-        """Answer all jobs; Abandoned if nobody waits for them any more."""
+        """Answer all jobs; Abandoned if nobody waits for them any more, InputError if their caches do not fit."""
+        self.batches.check_memory(self.asked, len(self.questions))
         pieces = self.system.write(
             self.questions,
             self.asked.settings,

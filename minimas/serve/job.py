@@ -36,10 +36,12 @@ class Text:
         """What the client may be sent, now that `new` was written. What may begin a stop string is kept back."""
         if self.stopped:
             return ""
+        known = len(self.text)  # characters in which no stop string is
         self.text += new
-        starts = [self.text.find(stop) for stop in self.stops if stop in self.text]
-        if starts:
-            self.text = self.text[: min(starts)]
+        starts = [self.text.find(stop, max(0, known - len(stop) + 1)) for stop in self.stops]
+        found = [start for start in starts if start >= 0]
+        if found:
+            self.text = self.text[: min(found)]
             self.stopped = True
         end = len(self.text)
         if not ended and not self.stopped:
@@ -61,7 +63,7 @@ class Job:
     """A request while it waits and is answered.
 
     queue    what its connection sends: the whole response, or the events of a stream and None after them. A Refused
-             in place of the first is sent as an error
+             is sent as an error, or after the first event as an event. Nothing follows it
     begun    whether events were sent
     over     whether nothing more is to be sent: the client has got all, or has gone away
     texts    {(i, rollout): a text of its i-th question}
@@ -108,7 +110,7 @@ class Job:
         first = []
         if not self.begun and self.asked.is_chat:
             first = [protocol.first_event(self.asked, i) for i in range(self.asked.n)]
-        self.begun = True  # before anything is sent, so that an error comes as an event
+        self.begun = True
         self.send(*first, *events)
 
     def leave(self) -> None:
@@ -121,10 +123,7 @@ class Job:
         if self.over:
             return
         self.over = True
-        if self.begun:
-            self.send(protocol.event(refused.body()), None)
-        else:
-            self.send(refused)
+        self.send(refused, None)
 
     # What is written
 

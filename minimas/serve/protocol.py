@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..common import JSON_TYPES, InputError
+from ..common import JSON_TYPES, InputError, is_number
 from ..prompts import Question
 from ..settings import CompletedSettings, Settings, hears_others
 from ..styles import REWRITES, Style
 from ..system import System
+from ..tokenizer import Tokenizer
 
 MAX_TEXTS = 128  # of a request
 MAX_TRACES = 16  # texts of a request whose traces are wanted, and pages that are kept
 MAX_STOPS = 16
+MAX_STOP = 256  # characters of a stop string
 
 
 class Field(NamedTuple):
@@ -46,6 +48,8 @@ FIELDS = {
     "hear": Field("hear", (str,)),
     "retry": Field("retry", (bool,)),
 }
+# Characters that tokens have at most on average: a text is encoded in parts of so many for each token of a limit
+MOST_OF_A_TOKEN = 16
 # Whoever asks for one of these relies on it
 REFUSED = ("logprobs", "top_logprobs", "echo", "suffix", "tools", "functions", "response_format")
 # Values of theirs that ask for nothing
@@ -124,7 +128,7 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
         raise Refused(400, f"there is no model: give one of {', '.join(served)}", "model")
     style = served_as(model, served).system.style
     for name in REFUSED:
-        if body.get(name) not in MEANINGLESS:
+        if asks_for(name, body.get(name), is_chat):
             raise Refused(400, f"{name} is not supported: leave it out", name)
     try:
         settings = settings_in(body, served[model].settings, style)
@@ -137,6 +141,11 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
     texts = n * len(questions)
     if texts > MAX_TEXTS:
         raise Refused(400, f"{texts} texts are asked for, expected at most {MAX_TEXTS}")
+    try:
+        for question in questions:
+            check_length(question, served[model].system, "messages" if is_chat else "prompt")
+    except InputError as e:
+        raise Refused(400, str(e)) from e
     options = value(body, "stream_options", (dict,), {})
     return Asked(
         model,
@@ -149,6 +158,13 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
         traced=is_traced(body, settings, texts),
         is_chat=is_chat,
     )
+
+
+def asks_for(name: str, found: object, is_chat: bool) -> bool:
+    """Whether this value of a field of REFUSED asks for something."""
+    if name == "logprobs" and not is_chat and is_number(found):
+        return True  # 0 asks for those of the chosen tokens
+    return found not in MEANINGLESS
 
 
 def served_as(model: str, served: Mapping[str, Served]) -> Served:
@@ -166,8 +182,14 @@ def value(body: dict[str, Any], name: str, types: tuple[type, ...], default: Any
         return default
     is_bool = isinstance(found, bool)  # which Python takes for a whole number
     if not isinstance(found, types) or (is_bool and bool not in types):
-        raise Refused(400, f"{name} is {found!r:.80}, expected {WORDS[types[-1]]}", name)
+        raise Refused(400, f"{name} is {found!r:.80}, expected {in_words(types)}", name)
     return found
+
+
+def in_words(types: tuple[type, ...]) -> str:
+    """The types of a field, for a message. A whole number is a number."""
+    named = [one for one in types if one is not int or float not in types]
+    return " or ".join(WORDS[one] for one in named)
 
 
 def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> CompletedSettings:
@@ -178,7 +200,7 @@ def settings_in(body: dict[str, Any], settings: Settings, style: Style) -> Compl
         if found is None:
             continue
         if allowed is not None and found not in allowed:
-            message = f"{name} is {found}, expected {allowed[0]} to {allowed[-1]}"
+            message = f"{name} is {found!r:.80}, expected {allowed[0]} to {allowed[-1]}"
             raise Refused(400, message, name)
         chosen[setting] = found
     return Settings(**chosen).completed(style)
@@ -196,10 +218,14 @@ def is_traced(body: dict[str, Any], settings: CompletedSettings, texts: int) -> 
 
 
 def stops_in(body: dict[str, Any]) -> tuple[str, ...]:
-    """The stop strings, without those that are empty; Refused if there are too many."""
+    """The stop strings, without those that are empty; Refused if there are too many, or if one is too long."""
     stops = tuple(stop for stop in strings_in(body, "stop") if stop)
     if len(stops) > MAX_STOPS:
         raise Refused(400, f"stop has {len(stops)} strings, expected at most {MAX_STOPS}", "stop")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP:
+        message = f"a stop string has {longest} characters, expected at most {MAX_STOP}: shorten it"
+        raise Refused(400, message, "stop")
     return stops
 
 
@@ -256,7 +282,8 @@ def role_and_text(message: object) -> tuple[str, str]:
     role = value(message, "role", (str,))
     if role not in ("system", "developer", "user", "assistant"):
         known = "system, developer, user or assistant"
-        raise Refused(400, f"the role of a message is {role!r}, expected {known}", "messages")
+        message = f"the role of a message is {role!r:.80}, expected {known}"
+        raise Refused(400, message, "messages")
     content = value(message, "content", (list, str), "")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     text = ""
@@ -266,6 +293,35 @@ def role_and_text(message: object) -> tuple[str, str]:
             raise Refused(400, f"a part of a message is {part!r:.80}, expected text", "messages")
         text += part["text"]
     return role, text
+
+
+def check_length(question: Question, system: System, param: str) -> None:
+    """Refused if a question has more tokens than an agent has positions: once it is being read, nothing stops that.
+
+    What a prompt adds is not counted: the chat template, and what others send. InputError if it cannot be encoded.
+    """
+    for role, agent in system.agents.items():
+        positions = agent.model.config.max_position_embeddings
+        text = question.text
+        if role == system.style.order[-1]:
+            text = question.system + text
+        if positions and is_longer(text, positions, agent.tokenizer):
+            message = (
+                f"the question has more tokens than the {positions} positions that {role} was made for, "
+                "with what was said before it: shorten it"
+            )
+            raise Refused(400, message, param)
+
+
+def is_longer(text: str, limit: int, tokenizer: Tokenizer) -> bool:
+    """Whether a text has more tokens than the limit. Of a text that is far too long only the beginning is encoded."""
+    tokens = 0
+    part = MOST_OF_A_TOKEN * limit
+    for start in range(0, len(text), part):
+        tokens += len(tokenizer.encode(text[start : start + part]))
+        if tokens > limit:
+            return True
+    return False
 
 
 # The response
