@@ -50,7 +50,7 @@ from .common import InputError  # noqa: E402  (after the handlers)
 # allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 __all__ = ["InputError", "Result", "STYLES", "Settings", "System", "Turn", "load_mas_system"]
 _PLACES = {
     "Result": "result",
