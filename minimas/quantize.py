@@ -10,7 +10,8 @@ it. Activations, norms, other embeddings, biases and links keep their dtype. In 
 before q is chosen.
 
 Here is the plain form: it makes the weight float again, block by block, and multiplies. fast/quantized.py has the fast
-one. Quantised weights are frozen; gradients go through the activations, so that links can be trained.
+one for a CPU, and fast/linear.py that for CUDA: KernelInt8, of int8 alone. Quantised weights are frozen; gradients go
+through the activations, so that links can be trained.
 
 Notation: D inputs, N outputs.
 """

@@ -267,9 +267,6 @@ def by_kernels(monkeypatch):
     return ran
 
 
-WITHOUT_STEPS = set()  # model_types whose blocks take the plain path on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
-
-
 # Two layers, of two kinds where a family has two. What differs outside of its blocks only is left out.
 TWO_LAYERS = {
     "gemma3": ["sliding_attention", "full_attention"],
@@ -305,9 +302,7 @@ def test_steps_of_every_family(by_kernels, tmp_path, monkeypatch, name, many):
         a, b = plain(x, positions, caches[0]), quick(x, positions, caches[1])
         assert (a - b)[positions >= 0].abs().max() < 5e-5
         steps = by_kernels.count("attend_kernel") + by_kernels.count("delta_kernel")
-        assert steps == (
-            len(quick.layers) if n == 1 and not many and model_type not in WITHOUT_STEPS else 0
-        )
+        assert steps == (len(quick.layers) if n == 1 and not many else 0)
         assert by_kernels.count("linear_kernel") == 4 * steps
         for a, b in zip(*caches):
             assert getattr(a, "filled", 0) == getattr(b, "filled", 0)
