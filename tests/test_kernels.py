@@ -380,6 +380,41 @@ def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
     assert by_kernels.count("attend_kernel") == 2 * (len(model.layers) - 1)
 
 
+@pytest.mark.parametrize("name", ("gemma3", "qwen3.5"))
+@torch.no_grad()
+def test_norms_that_are_changed(by_kernels, tmp_path, name):
+    """Each norm computes with the weight that it has, from memory that stays, as CUDA graphs read it."""
+    model_type, config = checkpoints.VARIANTS[name]
+    config = config | {"num_hidden_layers": 2, "layer_types": TWO_LAYERS[name]}
+    folder = checkpoints.make_agent(tmp_path, model_type, **config)
+    plain, quick = load_model(folder, DEVICE), prepare(load_model(folder, DEVICE))
+    positions = torch.arange(6, device=DEVICE)[None]
+
+    def states_of(model):
+        x = model.embed(IDS[:1, :6].to(DEVICE))
+        cache = model.make_cache(1, 6)
+        read = model(x[:, :5], positions[:, :5], cache)
+        return torch.cat([read, model(x[:, 5:], positions[:, 5:], cache)], 1)
+
+    before = states_of(quick)
+    norms = [module for module in quick.modules() if isinstance(module, llama.RMSNorm)]
+    places = [norm.forward.gain.data_ptr() for norm in norms]
+    old = [norm.weight for norm in norms]
+    old_numbers = [weight.clone() for weight in old]
+    for change in ("replaced", "in place"):
+        for model in (plain, quick):
+            for module in model.modules():
+                if isinstance(module, llama.RMSNorm) and change == "replaced":
+                    module.weight = nn.Parameter(1.5 * module.weight + 0.1, requires_grad=False)
+                elif isinstance(module, llama.RMSNorm):
+                    module.weight *= torch.linspace(0.5, 1, len(module.weight), device=DEVICE)
+        truth = states_of(plain)
+        assert (before - truth).abs().max() > 0.1
+        assert (states_of(quick) - truth).abs().max() < 1e-4
+        assert [norm.forward.gain.data_ptr() for norm in norms] == places
+    assert all(map(torch.equal, old, old_numbers)), "a weight that was replaced is left alone"
+
+
 def test_gradients_take_the_plain_path(by_kernels, tmp_path):
     folder = checkpoints.make_agent(tmp_path, "qwen3")
     gradients = []
