@@ -378,6 +378,48 @@ def test_another_inner_link_is_captured_anew(folders, captures):
     assert_same(system.run([ASKED[0]], **options), plain.run([ASKED[0]], **options))
 
 
+@pytest.mark.parametrize("change", ("in place", "replaced", "another model"))
+def test_weights_that_are_changed_after_the_capture(folders, captures, change):
+    """A graph reads weights in the memory that they had: it is captured anew if they are elsewhere now."""
+    system, plain = (load(folders, "sequential_light", fast=False) for _ in range(2))
+    replayed(system)
+    options = {**OPTIONS, "rounds": 1, "latent_steps": 4, "temperature": 0.0}
+    (before,) = system.run([ASKED[0]], **options)
+    captured = len(captures)
+    system.run([ASKED[0]], **options)
+    assert len(captures) == captured
+    for changed in (system, plain):
+        agent = changed.agents["planner"]
+        if change == "another model":
+            agent.model = copy.deepcopy(agent.model)
+            agent.steps.model = agent.model
+        weight = agent.model.layers[0].mlp.down_proj.weight
+        if change == "in place":
+            weight *= 3
+        else:
+            weight = torch.nn.Parameter(-2 * weight, requires_grad=False)
+            agent.model.layers[0].mlp.down_proj.weight = weight
+    (after,) = system.run([ASKED[0]], **options)
+    assert_same([after], plain.run([ASKED[0]], **options))
+    assert len(captures) == captured + (change != "in place")
+    assert any(
+        (after.latents[key] - before.latents[key]).abs().max() > 1e-3 for key in before.latents
+    )
+
+
+def test_a_part_of_a_link_that_is_replaced_after_the_capture(folders, captures):
+    system, plain = (load(folders, "sequential_light", fast=False) for _ in range(2))
+    replayed(system)
+    options = {**OPTIONS, "rounds": 1, "latent_steps": 4, "temperature": 0.0}
+    system.run([ASKED[0]], **options)
+    captured = len(captures)
+    for changed in (system, plain):
+        link = changed.agents["planner"].inner_link
+        link.post_ln.weight = torch.nn.Parameter(-link.post_ln.weight, requires_grad=False)
+    assert_same(system.run([ASKED[0]], **options), plain.run([ASKED[0]], **options))
+    assert len(captures) == captured + 1
+
+
 def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):
     """`filled` is an upper bound over rows of unequal length: it may reach the capacity before any row does."""
     model = load(folders, "sequential_light").agents["planner"].model
