@@ -10,6 +10,7 @@ Every file is checked here: the rest of the package trusts what it is given. No 
 except chat templates, which run in a sandbox.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -65,10 +66,10 @@ def checkpoint_folder(source: str | Path, *patterns: str, role: str = "checkpoin
     """The local folder of a checkpoint. Of a hub repository only the files that match the patterns are downloaded.
 
     source  a folder, or a hub id such as Qwen/Qwen3-1.7B
-    role    whose it is, for the InputError if it is neither
+    role    whose it is, for the InputError if it is neither, or cannot be read
     """
     folder = local_path(source)
-    if folder.is_dir():
+    if is_folder(folder, role):
         return folder
     if folder.is_file():
         found = other_format([folder.name])
@@ -88,6 +89,21 @@ def checkpoint_folder(source: str | Path, *patterns: str, role: str = "checkpoin
             f"{role}: there is no folder {source}, and as a hub id it cannot be loaded either: {e}"
         ) from e
     return folder
+
+
+def is_folder(path: Path, role: str) -> bool:
+    """Whether there is a folder of that path; InputError if the system does not say so, or does not let us enter it."""
+    try:
+        there = path.is_dir()
+    except OSError as e:  # a name that is too long, or a folder on the way that cannot be entered
+        raise InputError(
+            f"{role}: {path} cannot be looked up ({e.strerror}): give the path of a checkpoint that you may read"
+        ) from e
+    if there and not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(
+            f"{role}: you may not read the folder {path}: change its permissions, or give another one"
+        )
+    return there
 
 
 def check_repository(repository: str, folder: Path, patterns: Iterable[str]) -> None:

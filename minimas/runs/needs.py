@@ -21,9 +21,9 @@ from ..compat.released import FILE as RECORDED
 from ..compat.released import recorded_config
 from ..config import Decoder, parse_config
 from ..devices import devices_by_role, usable_dtype, usable_kind
-from ..fast.quantized import table_bytes
+from ..fast.quantized import padded_outputs, table_bytes
 from ..link import InnerLink, OuterLink
-from ..load import checkpoint_folder, decoder_of, decoder_without_weights
+from ..load import checkpoint_folder, decoder_of, decoder_without_weights, is_folder
 from ..quantize import GROUP, quantizable
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
@@ -98,10 +98,9 @@ def empty_decoder(
     source: str | Path, role: str, reachable: bool
 ) -> tuple[Decoder, torch.dtype, bool]:
     """(the decoder of an agent without its weights, the dtype of its file, whether its shapes are recorded ones)."""
-    if reachable or local_path(source).is_dir():
+    if reachable or is_folder(local_path(source), role):
         folder = checkpoint_folder(source, "config.json", role=role)
-        model, stored = decoder_without_weights(folder)
-        return model, stored, False
+        return *decoder_without_weights(folder), False
     config = recorded_config(str(source))
     try:
         folder = download(str(source), ["config.json"], local_files_only=True)
