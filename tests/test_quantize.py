@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import IDS
+from safetensors.torch import load_file, save_file
 from shared import ASKED, OPTIONS, assert_same
 from torch import nn
 
@@ -25,6 +26,7 @@ from minimas.prompts import Question
 from minimas.quantize import (
     GROUP,
     FrozenProduct,
+    HeadEmbedding,
     Int4Linear,
     Int8Linear,
     QuantizedLinear,
@@ -300,13 +302,17 @@ def test_hooks(agent_folder, kind):
 
 
 @EACH_KIND
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("stored", (torch.float32, torch.bfloat16))
-def test_tied_embeddings_are_read_out_of_the_head(tmp_path, kind, stored):
-    """In the plain and in the fast form: what the quantised head holds, and no float embedding is in memory."""
+def test_tied_embeddings_are_read_out_of_the_head(tmp_path, kind, stored, dtype):
+    """In the plain and in the fast form: what the quantised head holds, and no float embedding is in memory.
+
+    The head is quantised from what is stored, not from what that is in the dtype of activations.
+    """
     folder = checkpoints.make_agent(tmp_path, "llama", dtype=stored, **WIDE)
     embedding = load_model(folder, dtype=torch.float32).embed_tokens.weight
-    expected = class_of(kind).from_float(embedding.detach()).dequantized()
-    plain, fast = (load_model(folder, dtype=torch.float32, quantize=kind) for _ in range(2))
+    expected = class_of(kind).from_float(embedding.detach()).dequantized(dtype=dtype)
+    plain, fast = (load_model(folder, dtype=dtype, quantize=kind) for _ in range(2))
     ids = torch.tensor([[0, 5, len(embedding) - 1], [130, 64, 63]])
     for form in (plain, prepare(fast)):
         assert torch.equal(form.embed(ids), expected[ids])
@@ -320,6 +326,35 @@ def test_embeddings_that_are_not_tied_stay(tmp_path, kind):
     folder = checkpoints.make_agent(tmp_path, "llama", tie_word_embeddings=False, **WIDE)
     whole = load_model(folder).embed_tokens.weight
     assert torch.equal(load_model(folder, quantize=kind).embed_tokens.weight, whole)
+
+
+@EACH_KIND
+@pytest.mark.parametrize("head", ("same", "same in float64", "another"))
+def test_a_head_that_is_stored_though_it_is_tied(tmp_path, kind, head):
+    """If it differs from the embeddings, they stay as floats, in the dtype that is asked for."""
+    folder = checkpoints.make_agent(tmp_path, "llama", **WIDE)
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    embeddings = stored["model.embed_tokens.weight"]
+    made = {"same": embeddings, "same in float64": embeddings.double(), "another": 2 * embeddings}
+    stored["lm_head.weight"] = made[head].clone()
+    save_file(stored, file)
+    model = load_model(folder, dtype=torch.bfloat16, quantize=kind)
+    expected = class_of(kind).from_float(stored["lm_head.weight"])
+    assert torch.equal(model.lm_head.dequantized(), expected.dequantized())
+    if head == "another":
+        assert torch.equal(model.embed_tokens.weight, embeddings.bfloat16())
+    else:
+        assert isinstance(model.embed_tokens, HeadEmbedding)
+
+
+@torch.no_grad()
+def test_a_tied_head_that_stays_float(tmp_path):
+    """It has the dtype that is asked for, and is the embeddings as before."""
+    folder = checkpoints.make_agent(tmp_path, "llama", hidden_size=48)
+    model = load_model(folder, dtype=torch.bfloat16, quantize="int4")
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert model.lm_head.weight.dtype == torch.bfloat16
 
 
 def test_widths_that_groups_do_not_divide_stay_float(tmp_path, capsys):
