@@ -21,6 +21,7 @@ from minimas.commands import ask
 from minimas.commands import needs as printed
 from minimas.compat import hub as hub_client
 from minimas.compat.hub import download
+from minimas.devices import usable_device
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import answering
 from minimas.fast.linear import MergedLinear, PackedLinear
@@ -314,6 +315,32 @@ def test_memory_is_not_guessed(monkeypatch):
     assert needs.memory_of(torch.device("cpu")) == unknown
     origin, style, points = planned(monkeypatch, "--prompt", "1 +2", "--rollouts", 10**9)
     needs.check_memory(origin, style, points, 1)  # unknown: it may run
+
+
+def test_a_device_has_one_name(folders, monkeypatch):
+    """What two agents need on one device is added up, however it is called."""
+    given = "planner=cpu,critic=cpu:0,solver=cpu"
+    origin, entry, points = planned(
+        monkeypatch, *from_folders(folders, "sequential_light"), "--device", given
+    )
+    found = needs.needs_of(origin, entry, points)
+    assert set(needs.on_devices(found, 1, False)) == {torch.device("cpu")}
+    probes = {"cuda": "cuda:1", "cuda:1": "cuda:1", "mps": "mps:0"}  # cuda: the current one
+
+    def zeros(*shape, device):
+        probe = torch.Tensor([0]).as_subclass(Probe)
+        probe.place = torch.device(probes[str(device)])
+        return probe
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    for name, expected in probes.items():
+        assert usable_device(name) == torch.device(expected)
+
+
+class Probe(torch.Tensor):
+    """A tensor that says it is at some place."""
+
+    device = property(lambda self: self.place)
 
 
 # On a GPU, and the released styles
