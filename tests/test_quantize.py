@@ -17,11 +17,11 @@ import minimas
 from minimas.commands import ask
 from minimas.common import QUANTIZED, InputError
 from minimas.evaluate import evaluate
+from minimas.fast import onednn, quantized
 from minimas.fast import prepare as prepare_module
-from minimas.fast import quantized
 from minimas.fast.linear import MergedLinear
 from minimas.fast.prepare import prepare
-from minimas.load import load_model
+from minimas.load import decoder_without_weights, load_model
 from minimas.prompts import Question
 from minimas.quantize import (
     GROUP,
@@ -427,6 +427,31 @@ def test_needs_counts_quantised_weights(folders, kind):
     )
     for role, need in in_tables.items():
         assert (need.weights > needed[role].weights) == (kind == "int8")
+
+
+def bytes_held(model):
+    """What a decoder holds, each memory once, its FastProducts included."""
+    tensors = [weight for _, weight in named_weights(model)]
+    for module in model.modules():
+        for value in vars(module).values():
+            product = value.packed if isinstance(value, MergedLinear) else value
+            if isinstance(product, quantized.FastProduct):
+                own = vars(product).values()
+                tensors += [part for part in own if isinstance(part, torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("family", ("llama", "qwen2", "gemma3"))
+def test_needs_counts_the_tables_of_int8(agent_folder, family, monkeypatch):
+    """To the byte where no linears are merged. Merged ones share a table, and so have fewer spare outputs."""
+    folder = agent_folder(family)
+    empty, _ = decoder_without_weights(folder)
+    counted = needs.decoder_bytes(empty, "int8", in_tables=True)
+    merged = bytes_held(prepare(load_model(folder, quantize="int8")))
+    assert 0.85 * counted < merged <= counted
+    monkeypatch.setattr(prepare_module, "MERGED", {})
+    assert bytes_held(prepare(load_model(folder, quantize="int8"))) == counted
 
 
 @pytest.mark.parametrize("most, tables, lanes", ((128, 76, 128), (96, 102, 96)))

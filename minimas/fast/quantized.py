@@ -160,7 +160,8 @@ class FastInt8(FastProduct):
         super().__init__(linears)
         D, N = self.in_features, self.out_features
         self.lanes = L = lanes_for(N)
-        self.padded_scale = F.pad(torch.cat([linear.scale for linear in linears]), (0, -N % L))
+        spare = padded_outputs(N) - N
+        self.padded_scale = F.pad(torch.cat([linear.scale for linear in linears]), (0, spare))
         self.scale = self.padded_scale[:N]
         q = linears[0].weight
         if len(linears) > 1:
@@ -250,6 +251,12 @@ def table_bytes(N: int, D: int) -> int:
     """What the tables of N outputs take."""
     L = lanes_for(N)
     return tables_for(N, L) * D * (L + TRAILER)
+
+
+def padded_outputs(N: int) -> int:
+    """N with the spare outputs of its last table; each has a scale."""
+    L = lanes_for(N)
+    return tables_for(N, L) * L
 
 
 @cache

@@ -133,9 +133,10 @@ def weight_bytes(module: nn.Module, quantize: str | None, in_tables: bool = Fals
         return whole
     N, D = module.weight.shape
     bias = whole - module.weight.nbytes
+    if quantize == "int8" and in_tables:
+        return bias + table_bytes(N, D) + padded_outputs(N) * ROW_SCALE
     if quantize == "int8":
-        numbers = table_bytes(N, D) if in_tables else N * D
-        return bias + numbers + N * ROW_SCALE
+        return bias + N * D + N * ROW_SCALE
     return bias + N * D // 2 + N * D // GROUP * GROUP_SCALE
 
 
