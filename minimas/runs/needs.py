@@ -108,10 +108,8 @@ def empty_decoder(
         if config is None:
             raise
         family, parsed, dtype = parse_config(RECORDED, config)
-        model, stored = decoder_of(family, parsed, dtype)
-        return model, stored, True
-    model, stored = decoder_without_weights(folder)
-    return model, stored, False
+        return *decoder_of(family, parsed, dtype), True
+    return *decoder_without_weights(folder), False
 
 
 def decoder_bytes(model: Decoder, quantize: str | None, in_tables: bool = False) -> int:
