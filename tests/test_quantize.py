@@ -158,10 +158,17 @@ def test_weights_in_a_narrow_dtype_are_rounded_once(kind, dtype):
 
 
 @EACH_KIND
+@pytest.mark.parametrize("avx512", (True, False))
 @pytest.mark.parametrize("N, D", ((1, 32), (24, 96), (80, 64), (300, 160)))
 @torch.no_grad()
-def test_plain_and_fast_products(kind, N, D, monkeypatch):
-    """In one block and in several; int8 within float32's rounding, int4 within that of bfloat16 activations."""
+def test_plain_and_fast_products(kind, avx512, N, D, monkeypatch):
+    """In one block and in several; int8 within float32's rounding, int4 within that of bfloat16 activations.
+
+    Each CPU computes what one with the other instruction set would, too. The layout of int4 alone is its own.
+    """
+    monkeypatch.setattr(onednn, "AVX512", avx512)
+    monkeypatch.setattr(quantized, "MOST_LANES", 128 if avx512 else 96)
+    monkeypatch.setattr(quantized.FastInt8, "most_rows", 8 if avx512 else 16)
     w = weights(N, D)
     bias = nn.Parameter(torch.randn(N), requires_grad=False)
     linear = class_of(kind).from_float(w, bias)
