@@ -34,6 +34,7 @@ class QuantizedLinear(nn.Module):
     """x (..., D) -> x W' + b (..., N), for a frozen W in fewer bits. `from_float` makes one of a float weight."""
 
     kind: str
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.allocate(device)
 
     @classmethod

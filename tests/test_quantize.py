@@ -291,6 +291,23 @@ def test_copies(agent_folder, kind, tmp_path):
 
 
 @EACH_KIND
+@torch.no_grad()
+def test_weights_of_the_fast_form_as_floats(agent_folder, kind):
+    """Those of a linear alone; one that is merged says where they are."""
+    plain = load_model(agent_folder("llama"), quantize=kind)
+    fast = copy.deepcopy(prepare(load_model(agent_folder("llama"), quantize=kind)))
+    for name in ("layers.0.self_attn.o_proj", "layers.1.mlp.down_proj", "lm_head"):
+        ours, theirs = fast.get_submodule(name), plain.get_submodule(name)
+        assert torch.equal(ours.dequantized(), theirs.dequantized())
+        assert torch.equal(ours.dequantized(5, 40), theirs.dequantized(5, 40))
+        some = torch.tensor([3, 0, 17])
+        dtype = torch.bfloat16
+        assert torch.equal(ours.weights_of(some, dtype), theirs.weights_of(some, dtype))
+    with pytest.raises(InputError, match="packed with others.*fast=False"):
+        fast.layers[0].self_attn.q_proj.dequantized()
+
+
+@EACH_KIND
 def test_hooks(agent_folder, kind):
     """They fire where modules are called, and are refused where they are merged."""
     plain = load_model(agent_folder("llama"), quantize=kind)
