@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .common import upcast
-from .fast.linear import Kernels, PackedLinear, few_rows, kernels_for
-from .fast.quantized import no_state_dict
+from .fast.linear import Kernels, PackedLinear, few_rows, kernels_for, no_state_dict
 
 
 class InnerLink(nn.Module):

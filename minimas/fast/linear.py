@@ -22,8 +22,9 @@ from .hooks import FixedTensors, Place, check_places, fix_tensors
 from .quantized import (
     fast_product,
     has_operator,
+    no_loading,
+    no_state_dict,
     refuse_gradients,
-    refuse_state_dicts,
     stacked,
 )
 
@@ -180,7 +181,8 @@ def can_merge(linears: Sequence[nn.Module], kernels: "Kernels | None") -> bool:
 def drop_weight(linear: nn.Linear) -> None:
     """Take from a linear its weight, which is in a PackedLinear now."""
     linear.register_parameter("weight", None)
-    refuse_state_dicts(linear)
+    linear.register_state_dict_pre_hook(no_state_dict)
+    linear.register_load_state_dict_pre_hook(no_loading)
 
 
 # On CUDA

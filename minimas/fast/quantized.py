@@ -411,7 +411,8 @@ def drop(linear: QuantizedLinear, *buffers: str) -> None:
     for name in buffers:
         linear.register_buffer(name, None)
     linear.weights_of = no_weights  # type: ignore[assignment]
-    refuse_state_dicts(linear)
+    linear.register_state_dict_pre_hook(no_state_dict)
+    linear.register_load_state_dict_pre_hook(no_loading)
 
 
 def no_weights(*_: object) -> NoReturn:
@@ -420,12 +421,6 @@ def no_weights(*_: object) -> NoReturn:
         "in the fast form the weights of this linear are packed with others: "
         "load the system with fast=False"
     )
-
-
-def refuse_state_dicts(module: torch.nn.Module) -> None:
-    """Refuse to give or to take a state dict for a module whose weights are packed: it would lack them."""
-    module.register_state_dict_pre_hook(no_state_dict)
-    module.register_load_state_dict_pre_hook(no_loading)
 
 
 def no_state_dict(*_: object) -> NoReturn:
