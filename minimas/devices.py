@@ -11,16 +11,20 @@ Devices = torch.device | str | Mapping[str, torch.device | str] | None
 
 
 def usable_device(name: torch.device | str | None) -> torch.device:
-    """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there."""
+    """The torch.device of that name (None: cuda if there is one, else cpu); InputError if nothing can be put there.
+
+    Each device has one name: cuda becomes cuda:0 if that is the current one, and cpu:0 becomes cpu.
+    """
     default = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(default if name is None else name)
-        torch.zeros(1, device=device).item()  # a number that is really there: `meta` has none
+        probe = torch.zeros(1, device=device)
+        probe.item()  # a number that is really there: `meta` has none
     except (RuntimeError, AssertionError, TypeError, ImportError) as e:
         reason = str(e).splitlines()[0].partition(". ")[0]  # torch goes on for pages
         others = "cpu or cuda" if torch.cuda.is_available() else "cpu"
         raise InputError(f"device {str(name)!r} cannot be used ({reason}): try {others}") from e
-    return device
+    return probe.device
 
 
 def devices_by_role(roles: Iterable[str], given: Devices = None) -> dict[str, torch.device]:

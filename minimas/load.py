@@ -10,6 +10,7 @@ Every file is checked here: the rest of the package trusts what it is given. No 
 except chat templates, which run in a sandbox.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ AGENT_FILES = (  # and the weights
 )
 WEIGHTS = (WHOLE, "model-*.safetensors")
 HEAD = "lm_head.weight"
+EMBEDDINGS = "embed_tokens.weight"
 
 
 # Folders
@@ -65,10 +67,10 @@ def checkpoint_folder(source: str | Path, *patterns: str, role: str = "checkpoin
     """The local folder of a checkpoint. Of a hub repository only the files that match the patterns are downloaded.
 
     source  a folder, or a hub id such as Qwen/Qwen3-1.7B
-    role    whose it is, for the InputError if it is neither
+    role    whose it is, for the InputError if it is neither, or cannot be read
     """
     folder = local_path(source)
-    if folder.is_dir():
+    if is_folder(folder, role):
         return folder
     if folder.is_file():
         found = other_format([folder.name])
@@ -88,6 +90,21 @@ def checkpoint_folder(source: str | Path, *patterns: str, role: str = "checkpoin
             f"{role}: there is no folder {source}, and as a hub id it cannot be loaded either: {e}"
         ) from e
     return folder
+
+
+def is_folder(path: Path, role: str) -> bool:
+    """Whether there is a folder of that path; InputError if the system does not say so, or does not let us enter it."""
+    try:
+        there = path.is_dir()
+    except OSError as e:  # a name that is too long, or a folder on the way that cannot be entered
+        raise InputError(
+            f"{role}: {path} cannot be looked up ({e.strerror}): give the path of a checkpoint that you may read"
+        ) from e
+    if there and not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(
+            f"{role}: you may not read the folder {path}: change its permissions, or give another one"
+        )
+    return there
 
 
 def check_repository(repository: str, folder: Path, patterns: Iterable[str]) -> None:
@@ -157,19 +174,21 @@ def load_weights(
     """Stream the weights of a folder into `model`, which was built on the meta device, one tensor at a time.
 
     quantize   int8 or int4: a linear becomes quantised as soon as its weight arrives, but a head that may be tied only
-               at the end
+               at the end. Until then it and the embeddings stay as they are stored
     Raises InputError on a damaged file, and on a tensor that is missing, unknown, in two places, or not of the shape
     that config.json makes it.
     """
     expected = dict(model.named_parameters(remove_duplicate=False))
     shards = shard_of(folder)
     loaded: dict[str, str] = {}  # a parameter -> the file that it came from
+    waiting = {HEAD, EMBEDDINGS} if quantize and model.config.tie_word_embeddings else set()
     for shard, file in weight_files(folder).items():
         for name, tensor in tensors_of(shard, file, shards, expected):
             before = weights_at(model, name) if name in loaded else None
-            is_quantised_later = name == HEAD and model.config.tie_word_embeddings
-            kind = None if is_quantised_later else quantize
-            set_weight(model, name, tensor, device, dtype, kind)
+            if name in waiting:
+                set_weight(model, name, tensor, "cpu", tensor.dtype, None)
+            else:
+                set_weight(model, name, tensor, device, dtype, quantize)
             if before is not None and not same(before, weights_at(model, name)):
                 raise stored_twice(folder, name, [loaded[name], shard])
             loaded[name] = shard
@@ -179,7 +198,8 @@ def load_weights(
     if absent:
         raise InputError(absent_message(folder, absent, len(expected), shards))
     if quantize:
-        quantize_head(model, device, dtype, quantize)
+        if waiting:
+            quantize_head(model, device, dtype, quantize)
         warn_of_float_linears(model, folder, quantize)
 
 
@@ -238,8 +258,15 @@ def weights_at(model: Decoder, name: str) -> list[Tensor]:
 
 
 def same(some: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether two lists of tensors hold the same numbers."""
-    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+    """Whether two lists of tensors hold the same numbers, be it in different dtypes."""
+    for one, other in zip(some, others, strict=True):
+        if one.dtype != other.dtype:
+            wide = torch.promote_types(one.dtype, other.dtype)
+            one = one.to(wide)
+            other = other.to(wide)
+        if not torch.equal(one, other):
+            return False
+    return True
 
 
 def stored_twice(folder: Path, name: str, files: list[str]) -> InputError:
@@ -255,16 +282,18 @@ def quantize_head(
 ) -> None:
     """Quantise a head that may be tied, if it can be. If it is tied, the embeddings are read out of it from then on.
 
-    Such a head is float until all weights have arrived: `tie_head` compares it with the embeddings, or gives them its
-    weight. Any other head is quantised before.
+    Such a head is as it is stored until all weights have arrived: `tie_head` compares it with the embeddings, or gives
+    them its weight. It is quantised from that, as any other linear is. What is left of both as floats becomes `dtype`.
     """
-    if not quantizable(model.lm_head, kind):
-        return
     tied = model.lm_head.weight is model.embed_tokens.weight
     set_weight(model, HEAD, model.lm_head.weight, device, dtype, kind)
     head = model.get_submodule("lm_head")
-    if tied and isinstance(head, QuantizedLinear):
+    if not tied:
+        set_weight(model, EMBEDDINGS, model.embed_tokens.weight, device, dtype, None)
+    elif isinstance(head, QuantizedLinear):
         model.embed_tokens = HeadEmbedding(head, dtype)
+    else:
+        model.embed_tokens.weight = model.lm_head.weight
 
 
 def warn_of_float_linears(model: Decoder, folder: Path, kind: str) -> None:
@@ -286,16 +315,15 @@ def tie_head(model: Decoder, absent: set[str]) -> set[str]:
 
     As in transformers 5.3, either may be stored for both. If both are stored, and differ, they are not tied.
     """
-    head, embeddings = HEAD, "embed_tokens.weight"
-    if head in absent and embeddings in absent:
-        return absent - {head}  # they lack one tensor
-    if head in absent:
+    if HEAD in absent and EMBEDDINGS in absent:
+        return absent - {HEAD}  # they lack one tensor
+    if HEAD in absent:
         model.lm_head.weight = model.embed_tokens.weight
-    elif embeddings in absent:
+    elif EMBEDDINGS in absent:
         model.embed_tokens.weight = model.lm_head.weight
-    elif torch.equal(model.lm_head.weight, model.embed_tokens.weight):
+    elif same([model.lm_head.weight], [model.embed_tokens.weight]):
         model.lm_head.weight = model.embed_tokens.weight
-    return absent - {head, embeddings}
+    return absent - {HEAD, EMBEDDINGS}
 
 
 def absent_message(folder: Path, absent: set[str], expected: int, shards: Mapping[str, str]) -> str:

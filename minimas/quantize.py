@@ -10,7 +10,8 @@ it. Activations, norms, other embeddings, biases and links keep their dtype. In 
 before q is chosen.
 
 Here is the plain form: it makes the weight float again, block by block, and multiplies. fast/quantized.py has the fast
-one. Quantised weights are frozen; gradients go through the activations, so that links can be trained.
+one for a CPU, and fast/linear.py that for CUDA: KernelInt8, of int8 alone. Quantised weights are frozen; gradients go
+through the activations, so that links can be trained.
 
 Notation: D inputs, N outputs.
 """
@@ -33,6 +34,7 @@ class QuantizedLinear(nn.Module):
     """x (..., D) -> x W' + b (..., N), for a frozen W in fewer bits. `from_float` makes one of a float weight."""
 
     kind: str
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.allocate(device)
 
     @classmethod

@@ -157,6 +157,147 @@ def test_hooks_that_would_never_fire(tmp_path):
         prepare(model)
 
 
+def test_a_decoder_that_is_fast_already(tmp_path):
+    model = prepare(load_model(checkpoints.make_agent(tmp_path, "llama")))
+    with pytest.raises(InputError, match="in its fast form already.*fast=False"):
+        prepare(model)
+
+
+# Weights that are changed
+
+
+UNPACKED = (pytest.param(True, id="packed"), pytest.param(False, id="unpacked"))  # as on CUDA
+
+
+def two_decoders(tmp_path, monkeypatch, packed, model_type="qwen2", **options):
+    """(the plain form, the fast form) of a decoder; where nothing is packed merged weights are views, as on CUDA."""
+    if not packed:
+        monkeypatch.setattr(onednn, "can_multiply", lambda weight: False)
+    folder = checkpoints.make_agent(tmp_path, model_type)
+    plain, quick = (load_model(folder, **options) for _ in range(2))
+    return plain, prepare(quick)
+
+
+def end_states(model):
+    """Of a prompt and two steps after it."""
+    cache = model.make_cache(1, 60)
+    positions = torch.arange(42)[None]
+    x = model.embed(IDS[:, :42])
+    spans = ((0, 40), (40, 41), (41, 42))
+    return torch.cat([model(x[:, a:b], positions[:, a:b], cache, last=1) for a, b in spans])
+
+
+def assert_close(x, truth):
+    assert (x - truth).abs().max() < 1e-4 * truth.abs().max()
+
+
+COPIES = {
+    "itself": lambda model: model,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("packed", UNPACKED)
+@pytest.mark.parametrize("quantize", (None, "int8"))
+@pytest.mark.parametrize("made", COPIES)
+@torch.no_grad()
+def test_biases_that_are_changed_in_place(tmp_path, monkeypatch, packed, quantize, made):
+    """Those of merged linears and of others, in a copy too; the original is not changed then."""
+    plain, quick = two_decoders(tmp_path, monkeypatch, packed, quantize=quantize)
+    before = end_states(plain)
+    changed = COPIES[made](quick)
+    for model in (plain, changed):
+        for name in ("q_proj", "k_proj", "v_proj"):
+            bias = model.layers[1].self_attn.get_submodule(name).bias
+            bias += torch.linspace(-1, 1, len(bias))
+    truth = end_states(plain)
+    assert (truth - before).abs().max() > 0.01
+    assert_close(end_states(changed), truth)
+    if made != "itself":
+        assert_close(end_states(quick), before)
+
+
+@pytest.mark.parametrize("packed", UNPACKED)
+@pytest.mark.parametrize("quantize", (None, "int8"))
+@torch.no_grad()
+def test_a_bias_of_a_linear_alone(tmp_path, monkeypatch, packed, quantize):
+    """It is the product's own, in a copy too."""
+    if not packed:
+        monkeypatch.setattr(onednn, "can_multiply", lambda weight: False)
+    folder = checkpoints.make_agent(tmp_path, "llama")
+    model = load_model(folder, quantize=quantize)
+    linear = model.layers[0].mlp.down_proj
+    linear.bias = torch.nn.Parameter(torch.zeros(48), requires_grad=False)
+    for form in (prepare(model), copy.deepcopy(model)):
+        linear = form.layers[0].mlp.down_proj
+        before = linear(torch.zeros(1, linear.in_features))
+        linear.bias += 3
+        assert torch.equal(linear(torch.zeros(1, linear.in_features)), before + 3)
+
+
+@pytest.mark.parametrize("made", COPIES)
+@torch.no_grad()
+def test_merged_weights_that_are_changed_in_place(tmp_path, monkeypatch, made):
+    """Where they are not packed. A copy holds them once as well, and the original is not changed with it."""
+    plain, quick = two_decoders(tmp_path, monkeypatch, packed=False)
+    before = end_states(plain)
+    changed = COPIES[made](quick)
+    for model in (plain, changed):
+        model.layers[0].self_attn.q_proj.weight *= 3
+        model.layers[1].mlp.up_proj.weight *= -1
+    truth = end_states(plain)
+    assert (truth - before).abs().max() > 0.01
+    assert_close(end_states(changed), truth)
+    if made != "itself":
+        assert_close(end_states(quick), before)
+    for layer in changed.layers:
+        for merged in (layer.self_attn.qkv, layer.mlp.gate_up):
+            whole = merged.packed.weight.untyped_storage().data_ptr()
+            held = {linear.weight.untyped_storage().data_ptr() for linear in merged.linears}
+            assert held == {whole}
+
+
+@pytest.mark.parametrize("packed", UNPACKED)
+@pytest.mark.parametrize("quantize", (None, "int8"))
+def test_weights_that_are_replaced(tmp_path, monkeypatch, packed, quantize):
+    """The product would go on with the old ones; so it would without a tensor, or with a bias where it has none."""
+    _, quick = two_decoders(tmp_path, monkeypatch, packed, quantize=quantize)
+    products = ["self_attn.q_proj", "mlp.up_proj"]
+    if packed or quantize:
+        products += ["self_attn.o_proj", "mlp.down_proj"]  # else torch computes with what they have
+    for copied in COPIES.values():
+        layer = copied(quick).layers[0]
+        for name in products:
+            linear = layer.get_submodule(name)
+            for leaf in ("weight", "bias"):
+                setattr(linear, leaf, getattr(linear, leaf))  # the same one
+                with pytest.raises(InputError, match=f"the {leaf} .* cannot be replaced"):
+                    setattr(linear, leaf, torch.nn.Parameter(torch.zeros(3), requires_grad=False))
+                if getattr(linear, leaf) is not None:
+                    with pytest.raises(InputError, match=f"the {leaf} .* cannot be replaced"):
+                        delattr(linear, leaf)
+
+
+@torch.no_grad()
+def test_a_state_dict_is_taken_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A decoder whose weights are packed refuses it; one whose weights are merged only takes all of it."""
+    other = load_model(checkpoints.make_agent(tmp_path / "other", "qwen2", seed=1))
+    for packed in (True, False):
+        with monkeypatch.context() as patch:
+            plain, quick = two_decoders(tmp_path / str(packed), patch, packed)
+        weights = other.state_dict()
+        assert (end_states(plain) - end_states(other)).abs().max() > 0.01
+        if packed:
+            with pytest.raises(InputError, match="load_state_dict would leave them.*fast=False"):
+                quick.load_state_dict(weights)
+            continue
+        quick.load_state_dict(weights)
+        assert_close(end_states(quick), end_states(other))
+        with pytest.raises(RuntimeError, match="cannot be replaced.*fast=False"):
+            quick.load_state_dict(plain.state_dict(), assign=True)
+
+
 class ClippedAttention(llama.Attention):
     """A family may do more than Llama in a method that is nothing but linears there."""
 
@@ -376,6 +517,48 @@ def test_another_inner_link_is_captured_anew(folders, captures):
         agent = changed.agents["planner"]
         agent.inner_link = InnerLink(agent.model.config.hidden_size)
     assert_same(system.run([ASKED[0]], **options), plain.run([ASKED[0]], **options))
+
+
+@pytest.mark.parametrize("change", ("in place", "replaced", "another model"))
+def test_weights_that_are_changed_after_the_capture(folders, captures, change):
+    """A graph reads weights in the memory that they had: it is captured anew if they are elsewhere now."""
+    system, plain = (load(folders, "sequential_light", fast=False) for _ in range(2))
+    replayed(system)
+    options = {**OPTIONS, "rounds": 1, "latent_steps": 4, "temperature": 0.0}
+    (before,) = system.run([ASKED[0]], **options)
+    captured = len(captures)
+    system.run([ASKED[0]], **options)
+    assert len(captures) == captured
+    for changed in (system, plain):
+        agent = changed.agents["planner"]
+        if change == "another model":
+            agent.model = copy.deepcopy(agent.model)
+            agent.steps.model = agent.model
+        weight = agent.model.layers[0].mlp.down_proj.weight
+        if change == "in place":
+            weight *= 3
+        else:
+            weight = torch.nn.Parameter(-2 * weight, requires_grad=False)
+            agent.model.layers[0].mlp.down_proj.weight = weight
+    (after,) = system.run([ASKED[0]], **options)
+    assert_same([after], plain.run([ASKED[0]], **options))
+    assert len(captures) == captured + (change != "in place")
+    assert any(
+        (after.latents[key] - before.latents[key]).abs().max() > 1e-3 for key in before.latents
+    )
+
+
+def test_a_part_of_a_link_that_is_replaced_after_the_capture(folders, captures):
+    system, plain = (load(folders, "sequential_light", fast=False) for _ in range(2))
+    replayed(system)
+    options = {**OPTIONS, "rounds": 1, "latent_steps": 4, "temperature": 0.0}
+    system.run([ASKED[0]], **options)
+    captured = len(captures)
+    for changed in (system, plain):
+        link = changed.agents["planner"].inner_link
+        link.post_ln.weight = torch.nn.Parameter(-link.post_ln.weight, requires_grad=False)
+    assert_same(system.run([ASKED[0]], **options), plain.run([ASKED[0]], **options))
+    assert len(captures) == captured + 1
 
 
 def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):

@@ -267,9 +267,6 @@ def by_kernels(monkeypatch):
     return ran
 
 
-WITHOUT_STEPS = set()  # model_types whose blocks take the plain path on CUDA, too: a part of them is not in prepare.KNOWN  # noqa: E501
-
-
 # Two layers, of two kinds where a family has two. What differs outside of its blocks only is left out.
 TWO_LAYERS = {
     "gemma3": ["sliding_attention", "full_attention"],
@@ -305,9 +302,7 @@ def test_steps_of_every_family(by_kernels, tmp_path, monkeypatch, name, many):
         a, b = plain(x, positions, caches[0]), quick(x, positions, caches[1])
         assert (a - b)[positions >= 0].abs().max() < 5e-5
         steps = by_kernels.count("attend_kernel") + by_kernels.count("delta_kernel")
-        assert steps == (
-            len(quick.layers) if n == 1 and not many and model_type not in WITHOUT_STEPS else 0
-        )
+        assert steps == (len(quick.layers) if n == 1 and not many else 0)
         assert by_kernels.count("linear_kernel") == 4 * steps
         for a, b in zip(*caches):
             assert getattr(a, "filled", 0) == getattr(b, "filled", 0)
@@ -383,6 +378,41 @@ def test_what_the_kernels_do_not_know_is_left_alone(by_kernels, tmp_path, part):
         ]
     assert (states[0] - states[2]).abs().max() < 5e-5 and (states[1] - states[3]).abs().max() < 5e-5
     assert by_kernels.count("attend_kernel") == 2 * (len(model.layers) - 1)
+
+
+@pytest.mark.parametrize("name", ("gemma3", "qwen3.5"))
+@torch.no_grad()
+def test_norms_that_are_changed(by_kernels, tmp_path, name):
+    """Each norm computes with the weight that it has, from memory that stays, as CUDA graphs read it."""
+    model_type, config = checkpoints.VARIANTS[name]
+    config = config | {"num_hidden_layers": 2, "layer_types": TWO_LAYERS[name]}
+    folder = checkpoints.make_agent(tmp_path, model_type, **config)
+    plain, quick = load_model(folder, DEVICE), prepare(load_model(folder, DEVICE))
+    positions = torch.arange(6, device=DEVICE)[None]
+
+    def states_of(model):
+        x = model.embed(IDS[:1, :6].to(DEVICE))
+        cache = model.make_cache(1, 6)
+        read = model(x[:, :5], positions[:, :5], cache)
+        return torch.cat([read, model(x[:, 5:], positions[:, 5:], cache)], 1)
+
+    before = states_of(quick)
+    norms = [module for module in quick.modules() if isinstance(module, llama.RMSNorm)]
+    places = [norm.forward.gain.data_ptr() for norm in norms]
+    old = [norm.weight for norm in norms]
+    old_numbers = [weight.clone() for weight in old]
+    for change in ("replaced", "in place"):
+        for model in (plain, quick):
+            for module in model.modules():
+                if isinstance(module, llama.RMSNorm) and change == "replaced":
+                    module.weight = nn.Parameter(1.5 * module.weight + 0.1, requires_grad=False)
+                elif isinstance(module, llama.RMSNorm):
+                    module.weight *= torch.linspace(0.5, 1, len(module.weight), device=DEVICE)
+        truth = states_of(plain)
+        assert (before - truth).abs().max() > 0.1
+        assert (states_of(quick) - truth).abs().max() < 1e-4
+        assert [norm.forward.gain.data_ptr() for norm in norms] == places
+    assert all(map(torch.equal, old, old_numbers)), "a weight that was replaced is left alone"
 
 
 def test_gradients_take_the_plain_path(by_kernels, tmp_path):

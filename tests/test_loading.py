@@ -1,6 +1,9 @@
 """Folders in the released layout, whole and broken."""
 
+import errno
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import checkpoints
@@ -13,7 +16,13 @@ from minimas import InputError, load_mas_system
 from minimas.agent import load_agent
 from minimas.common import write_atomic
 from minimas.config import read_config
-from minimas.load import load_generation_config, load_inner_link, load_model, load_outer_links
+from minimas.load import (
+    checkpoint_folder,
+    load_generation_config,
+    load_inner_link,
+    load_model,
+    load_outer_links,
+)
 from minimas.styles import STYLES
 from minimas.tokenizer import load_tokenizer
 from minimas.train.save import copy_agent
@@ -285,6 +294,26 @@ def test_json_that_python_does_not_read(folder, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(InputError, match="config.json is not"):
         load_model(folder)
+
+
+def test_a_folder_that_cannot_be_read(folder, monkeypatch):
+    """A name that is too long for the system, one behind a closed folder, and a closed folder."""
+    for source in ("x" * 300, f"{folder}/{300 * 'x'}"):
+        with pytest.raises(
+            InputError, match="^checkpoint: .* cannot be looked up .*too long.*give"
+        ):
+            checkpoint_folder(source, "config.json")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", refuse)  # root is never refused
+        with pytest.raises(InputError, match=r"cannot be looked up \(Permission denied\): give"):
+            checkpoint_folder(folder, "config.json")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="you may not read the folder .*change its permissions"):
+        checkpoint_folder(folder, "config.json")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "generation_config.json"])

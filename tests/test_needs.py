@@ -21,6 +21,7 @@ from minimas.commands import ask
 from minimas.commands import needs as printed
 from minimas.compat import hub as hub_client
 from minimas.compat.hub import download
+from minimas.devices import usable_device
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import answering
 from minimas.fast.linear import MergedLinear, PackedLinear
@@ -54,13 +55,15 @@ def from_folders(folders, style):
 
 
 def nbytes(tensors):
-    """The bytes of tensors, each memory once."""
-    return sum(
-        {
-            t.data_ptr() if t.layout is torch.strided else id(t): t.numel() * t.element_size()
-            for t in tensors
-        }.values()
-    )
+    """The bytes of tensors, each memory once; what is packed for oneDNN has no storage that could be asked for."""
+    held = {}
+    for tensor in tensors:
+        if tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+        else:
+            held[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(held.values())
 
 
 def in_memory(model):
@@ -88,16 +91,7 @@ def test_weights_and_links_are_those_of_the_loaded_system(folders, monkeypatch, 
     )
     for role, need in needs.needs_of(origin, entry, points).items():
         agent = system.agents[role]
-        merged_biases = (
-            0
-            if not origin.fast or origin.offload
-            else sum(  # they are merged, and kept beside that
-                p.nbytes
-                for name, p in agent.model.named_parameters()
-                if name.endswith("_proj.bias")
-            )
-        )
-        assert need.weights == in_memory(agent.model) - merged_biases, role
+        assert need.weights == in_memory(agent.model), role
         if not origin.fast and origin.dtype is None:  # the miniatures' links are stored as float32
             links = [
                 agent.inner_link,
@@ -327,6 +321,32 @@ def test_memory_is_not_guessed(monkeypatch):
     assert needs.available_on(torch.device("cpu")) == unknown
     origin, style, points = planned(monkeypatch, "--prompt", "1 +2", "--rollouts", 10**9)
     needs.check_memory(origin, style, points, 1)  # unknown: it may run
+
+
+def test_a_device_has_one_name(folders, monkeypatch):
+    """What two agents need on one device is added up, however it is called."""
+    given = "planner=cpu,critic=cpu:0,solver=cpu"
+    origin, entry, points = planned(
+        monkeypatch, *from_folders(folders, "sequential_light"), "--device", given
+    )
+    found = needs.needs_of(origin, entry, points)
+    assert set(needs.on_devices(found, 1, False)) == {torch.device("cpu")}
+    probes = {"cuda": "cuda:1", "cuda:1": "cuda:1", "mps": "mps:0"}  # cuda: the current one
+
+    def zeros(*shape, device):
+        probe = torch.Tensor([0]).as_subclass(Probe)
+        probe.place = torch.device(probes[str(device)])
+        return probe
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    for name, expected in probes.items():
+        assert usable_device(name) == torch.device(expected)
+
+
+class Probe(torch.Tensor):
+    """A tensor that says it is at some place."""
+
+    device = property(lambda self: self.place)
 
 
 # On a GPU, and the released styles

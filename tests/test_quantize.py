@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import IDS
+from safetensors.torch import load_file, save_file
 from shared import ASKED, OPTIONS, assert_same
 from torch import nn
 
@@ -16,15 +17,16 @@ import minimas
 from minimas.commands import ask
 from minimas.common import QUANTIZED, InputError
 from minimas.evaluate import evaluate
+from minimas.fast import onednn, quantized
 from minimas.fast import prepare as prepare_module
-from minimas.fast import quantized
 from minimas.fast.linear import MergedLinear
 from minimas.fast.prepare import prepare
-from minimas.load import load_model
+from minimas.load import decoder_without_weights, load_model
 from minimas.prompts import Question
 from minimas.quantize import (
     GROUP,
     FrozenProduct,
+    HeadEmbedding,
     Int4Linear,
     Int8Linear,
     QuantizedLinear,
@@ -156,10 +158,17 @@ def test_weights_in_a_narrow_dtype_are_rounded_once(kind, dtype):
 
 
 @EACH_KIND
+@pytest.mark.parametrize("avx512", (True, False))
 @pytest.mark.parametrize("N, D", ((1, 32), (24, 96), (80, 64), (300, 160)))
 @torch.no_grad()
-def test_plain_and_fast_products(kind, N, D, monkeypatch):
-    """In one block and in several; int8 within float32's rounding, int4 within that of bfloat16 activations."""
+def test_plain_and_fast_products(kind, avx512, N, D, monkeypatch):
+    """In one block and in several; int8 within float32's rounding, int4 within that of bfloat16 activations.
+
+    Each CPU computes what one with the other instruction set would, too. The layout of int4 alone is its own.
+    """
+    monkeypatch.setattr(onednn, "AVX512", avx512)
+    monkeypatch.setattr(quantized, "MOST_LANES", 128 if avx512 else 96)
+    monkeypatch.setattr(quantized.FastInt8, "most_rows", 8 if avx512 else 16)
     w = weights(N, D)
     bias = nn.Parameter(torch.randn(N), requires_grad=False)
     linear = class_of(kind).from_float(w, bias)
@@ -282,6 +291,23 @@ def test_copies(agent_folder, kind, tmp_path):
 
 
 @EACH_KIND
+@torch.no_grad()
+def test_weights_of_the_fast_form_as_floats(agent_folder, kind):
+    """Those of a linear alone; one that is merged says where they are."""
+    plain = load_model(agent_folder("llama"), quantize=kind)
+    fast = copy.deepcopy(prepare(load_model(agent_folder("llama"), quantize=kind)))
+    for name in ("layers.0.self_attn.o_proj", "layers.1.mlp.down_proj", "lm_head"):
+        ours, theirs = fast.get_submodule(name), plain.get_submodule(name)
+        assert torch.equal(ours.dequantized(), theirs.dequantized())
+        assert torch.equal(ours.dequantized(5, 40), theirs.dequantized(5, 40))
+        some = torch.tensor([3, 0, 17])
+        dtype = torch.bfloat16
+        assert torch.equal(ours.weights_of(some, dtype), theirs.weights_of(some, dtype))
+    with pytest.raises(InputError, match="packed with others.*fast=False"):
+        fast.layers[0].self_attn.q_proj.dequantized()
+
+
+@EACH_KIND
 def test_hooks(agent_folder, kind):
     """They fire where modules are called, and are refused where they are merged."""
     plain = load_model(agent_folder("llama"), quantize=kind)
@@ -300,13 +326,17 @@ def test_hooks(agent_folder, kind):
 
 
 @EACH_KIND
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("stored", (torch.float32, torch.bfloat16))
-def test_tied_embeddings_are_read_out_of_the_head(tmp_path, kind, stored):
-    """In the plain and in the fast form: what the quantised head holds, and no float embedding is in memory."""
+def test_tied_embeddings_are_read_out_of_the_head(tmp_path, kind, stored, dtype):
+    """In the plain and in the fast form: what the quantised head holds, and no float embedding is in memory.
+
+    The head is quantised from what is stored, not from what that is in the dtype of activations.
+    """
     folder = checkpoints.make_agent(tmp_path, "llama", dtype=stored, **WIDE)
     embedding = load_model(folder, dtype=torch.float32).embed_tokens.weight
-    expected = class_of(kind).from_float(embedding.detach()).dequantized()
-    plain, fast = (load_model(folder, dtype=torch.float32, quantize=kind) for _ in range(2))
+    expected = class_of(kind).from_float(embedding.detach()).dequantized(dtype=dtype)
+    plain, fast = (load_model(folder, dtype=dtype, quantize=kind) for _ in range(2))
     ids = torch.tensor([[0, 5, len(embedding) - 1], [130, 64, 63]])
     for form in (plain, prepare(fast)):
         assert torch.equal(form.embed(ids), expected[ids])
@@ -320,6 +350,35 @@ def test_embeddings_that_are_not_tied_stay(tmp_path, kind):
     folder = checkpoints.make_agent(tmp_path, "llama", tie_word_embeddings=False, **WIDE)
     whole = load_model(folder).embed_tokens.weight
     assert torch.equal(load_model(folder, quantize=kind).embed_tokens.weight, whole)
+
+
+@EACH_KIND
+@pytest.mark.parametrize("head", ("same", "same in float64", "another"))
+def test_a_head_that_is_stored_though_it_is_tied(tmp_path, kind, head):
+    """If it differs from the embeddings, they stay as floats, in the dtype that is asked for."""
+    folder = checkpoints.make_agent(tmp_path, "llama", **WIDE)
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    embeddings = stored["model.embed_tokens.weight"]
+    made = {"same": embeddings, "same in float64": embeddings.double(), "another": 2 * embeddings}
+    stored["lm_head.weight"] = made[head].clone()
+    save_file(stored, file)
+    model = load_model(folder, dtype=torch.bfloat16, quantize=kind)
+    expected = class_of(kind).from_float(stored["lm_head.weight"])
+    assert torch.equal(model.lm_head.dequantized(), expected.dequantized())
+    if head == "another":
+        assert torch.equal(model.embed_tokens.weight, embeddings.bfloat16())
+    else:
+        assert isinstance(model.embed_tokens, HeadEmbedding)
+
+
+@torch.no_grad()
+def test_a_tied_head_that_stays_float(tmp_path):
+    """It has the dtype that is asked for, and is the embeddings as before."""
+    folder = checkpoints.make_agent(tmp_path, "llama", hidden_size=48)
+    model = load_model(folder, dtype=torch.bfloat16, quantize="int4")
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert model.lm_head.weight.dtype == torch.bfloat16
 
 
 def test_widths_that_groups_do_not_divide_stay_float(tmp_path, capsys):
@@ -392,6 +451,31 @@ def test_needs_counts_quantised_weights(folders, kind):
     )
     for role, need in in_tables.items():
         assert (need.weights > needed[role].weights) == (kind == "int8")
+
+
+def bytes_held(model):
+    """What a decoder holds, each memory once, its FastProducts included."""
+    tensors = [weight for _, weight in named_weights(model)]
+    for module in model.modules():
+        for value in vars(module).values():
+            product = value.packed if isinstance(value, MergedLinear) else value
+            if isinstance(product, quantized.FastProduct):
+                own = vars(product).values()
+                tensors += [part for part in own if isinstance(part, torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("family", ("llama", "qwen2", "gemma3"))
+def test_needs_counts_the_tables_of_int8(agent_folder, family, monkeypatch):
+    """To the byte where no linears are merged. Merged ones share a table, and so have fewer spare outputs."""
+    folder = agent_folder(family)
+    empty, _ = decoder_without_weights(folder)
+    counted = needs.decoder_bytes(empty, "int8", in_tables=True)
+    merged = bytes_held(prepare(load_model(folder, quantize="int8")))
+    assert 0.85 * counted < merged <= counted
+    monkeypatch.setattr(prepare_module, "MERGED", {})
+    assert bytes_held(prepare(load_model(folder, quantize="int8"))) == counted
 
 
 @pytest.mark.parametrize("most, tables, lanes", ((128, 76, 128), (96, 102, 96)))

@@ -9,7 +9,7 @@
 
     prepare.py    puts a decoder on the fast path, in place
     onednn.py     the product of oneDNN, which torch has no public name for
-    hooks.py      hooks and replaced modules, which it cannot always obey
+    hooks.py      hooks, and replaced modules and weights, which it cannot always obey
     linear.py     merged and packed linears
     norms.py      RMSNorm in fewer operations
     quantized.py  products with quantised weights

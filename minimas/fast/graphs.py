@@ -29,8 +29,12 @@ class Graphs(Steps):
     A graph reads and writes the memory that it was captured with. So there is one for each kind of step and number of
     rows, and while graphs are at work a KVCache counts as filled: what is seen, positions decide.
 
+    It also reads the weights in the memory that they had. So with another model, and if a module or the memory of a
+    weight was replaced, all graphs are discarded. What is changed in place is read by the graphs, too.
+
     base      the cache, for `capacity` (rows, positions)
     recorded  {(*kind, rows): RecordedStep}
+    captured  {the model, or another module of a step: its `parts` when its steps were captured}
     """
 
     def __init__(self, model: Llama) -> None:
@@ -40,8 +44,8 @@ class Graphs(Steps):
         self.pool: Any = None  # memory that all graphs of one cache share
         self.base: list | None = None
         self.capacity = (0, 0)
-        self.layers: list[nn.Module] = []  # for which the graphs are
         self.recorded: dict[tuple, RecordedStep] = {}
+        self.captured: dict[nn.Module, list[object]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: graphs and their memory stay behind, a copy captures its own."""
@@ -56,20 +60,21 @@ class Graphs(Steps):
         self.base = None
         self.capacity = (0, 0)
         self.recorded = {}
+        self.captured = {}
 
     def adopt(self, cache: list, B: int, S: int) -> None:
         """Use this cache of B rows and S positions from now on, and discard all graphs of another one."""
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.base = first_rows(cache, B)  # all B, even when rows leave `cache`
         self.capacity = (B, S)
-        self.layers = list(self.model.layers)
         self.recorded = {}
+        self.captured = {self.model: parts(self.model)}
 
     def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions, in the same memory as before if that suffices."""
         most_rows, most_positions = self.capacity
         is_too_small = most_rows < B or most_positions < S
-        if self.base is None or is_too_small or self.layers != list(self.model.layers):
+        if self.base is None or is_too_small or self.is_outdated():
             rows = max(B, most_rows)
             positions = round_up(max(S, most_positions), SPARE)
             self.release()  # free the old cache before the new one is allocated
@@ -83,6 +88,12 @@ class Graphs(Steps):
             if isinstance(c, KVCache):
                 c.filled = 0
         return cache
+
+    def is_outdated(self) -> bool:
+        """Whether the cache and the graphs are those of another model, or of modules and weights that were replaced."""
+        if self.model not in self.captured:
+            return True
+        return any(parts(module) != found for module, found in self.captured.items())
 
     def grow_cache(self, cache: list, more: int) -> None:
         """Make room for `more` positions; the graphs of the old memory are discarded."""
@@ -122,6 +133,8 @@ class Graphs(Steps):
             callback()
             outputs.append(output)
             self.recorded[key] = self.record(step, state, output)
+            for module in modules_in(kind):
+                self.captured.setdefault(module, parts(module))
         recorded = self.recorded[key]
         copy_into(recorded.state, state)
         while len(outputs) < times:
@@ -134,8 +147,7 @@ class Graphs(Steps):
 
     def has_hook(self, kind: tuple) -> bool:
         """Whether a step of this kind calls a hook, which a replay would not."""
-        modules = [self.model, *(part for part in kind if isinstance(part, nn.Module))]
-        return any(has_hook_inside(module) for module in modules)
+        return any(has_hook_inside(module) for module in (self.model, *modules_in(kind)))
 
     def record(self, step: Step, state: LoopState, output: torch.Tensor) -> RecordedStep:
         """Capture a step; a loop state and an output of it say which shapes its buffers have."""
@@ -150,6 +162,22 @@ class Graphs(Steps):
         if output.is_cuda and self.stream is None:
             self.stream = torch.cuda.Stream(output.device)
         return RecordedStep(buffers, output_buffer, capture(in_place, self.pool, self.stream))
+
+
+def modules_in(kind: tuple) -> list[nn.Module]:
+    """The modules besides the model that a kind of step calls."""
+    return [part for part in kind if isinstance(part, nn.Module)]
+
+
+def parts(module: nn.Module) -> list[object]:
+    """What a graph of a module's step has fixed: the modules within, and where in memory their tensors are."""
+    found: list[object] = []
+    for part in module.modules():
+        found.append(part)
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                found.append(tensor.data_ptr())
+    return found
 
 
 def copy_into(buffers: LoopState, values: LoopState) -> None:

@@ -1,8 +1,12 @@
-"""Hooks and replaced modules, in a form that does not call every module: what it cannot do is an error message."""
+"""Hooks, and replaced modules and weights, in a form that does not call every module.
+
+What it cannot do is an error message.
+"""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import torch
 import torch.nn.modules.module as torch_modules
 from torch import nn
 
@@ -49,6 +53,15 @@ def no_hook(*args: object, **options: object) -> NoReturn:
     )
 
 
+def state_of(tensor: torch.Tensor) -> tuple[int, int, int | None]:
+    """What tells whether a tensor was replaced or changed: itself, its place in memory, and how often it was changed.
+
+    A change in place of `tensor.data` is not counted by torch, nor is any of a tensor made in inference mode.
+    """
+    changes = None if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr(), changes
+
+
 def places_of(module: nn.Module, names: Sequence[str] | None = None) -> list[Place]:
     """Of modules within a module: the dict of the one that holds it, its name there, and itself.
 
@@ -71,3 +84,38 @@ def check_places(places: Sequence[Place]) -> None:
                 f"the module {name} was replaced, whose weights the fast form has in another layout: "
                 "load the system with fast=False"
             )
+
+
+class FixedTensors(dict[str, Any]):
+    """The parameters or buffers of a module, for whose product the fast form has them in another layout.
+
+    InputError if a tensor is replaced or taken out, and if one is put where there is none because its numbers are
+    packed: the product would go on as before. A tensor that is there may be changed in place.
+    """
+
+    def __setitem__(self, name: str, tensor: torch.Tensor | None) -> None:
+        # A copy of the module fills an empty one.
+        if name in self and self[name] is not tensor:
+            no_other(name)
+        super().__setitem__(name, tensor)
+
+    def __delitem__(self, name: str) -> None:
+        no_other(name)
+
+    def share(self, name: str, tensor: torch.Tensor) -> None:
+        """Put a tensor there all the same, because the product reads it."""
+        super().__setitem__(name, tensor)
+
+
+def no_other(name: str) -> NoReturn:
+    """Raise what is said of a tensor that cannot be replaced."""
+    raise InputError(
+        f"the {name} of this module cannot be replaced, since the fast form has it in another layout: "
+        "load the system with fast=False"
+    )
+
+
+def fix_tensors(module: nn.Module) -> None:
+    """Refuse other weights in a module whose product the fast form computes from them in another layout."""
+    module._parameters = FixedTensors(module._parameters)
+    module._buffers = FixedTensors(module._buffers)

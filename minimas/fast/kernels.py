@@ -15,10 +15,13 @@ two that cover their dimension; the excess is masked.
 From Hopper on, a kernel starts while the one before it still runs (programmatic dependent launch). Until that one has
 ended, it may only ask for weights, which no kernel writes: all that stands before `wait`.
 
-Only linear.py and the fused links come here, and only where Triton is (it comes with torch for CUDA). With
-TRITON_INTERPRET=1 the same kernels run on a CPU, slowly: that is how the tests run them without a GPU.
+The rest of the package comes here through linear.Kernels alone, and only where Triton is: it comes with torch for CUDA.
+With TRITON_INTERPRET=1 the same kernels run on a CPU, slowly: that is how the tests run them without a GPU.
 
 Notation: B rows, K inputs, N outputs; in attention H query heads, K key/value heads, G = H / K, d head width.
+Padded sizes: rows for B, dims for d or D, dims_k and dims_v for d_k and d_v, heads and few for G, taps for the inputs
+that a convolution sees; `some` splits are read at once. rows, heads and dims are at least 16 where a tensor core
+multiplies, few is not.
 In a kernel, names that end in _ptr are pointers, and names that end in mask say which elements are there.
 """
 
@@ -178,7 +181,8 @@ def linear(
 
     norm      rms: an RMSNorm with gain (K,) float32 and eps. layer: a LayerNorm with eps, without gain and shift, and
               the mean is not subtracted from x: the rows of W must add up to 0, so that it cannot matter
-    act       gelu (erf); or silu or gelu_tanh, W being [W_gate; W_up]: act(W_gate norm(x)) * W_up norm(x), (B, N / 2)
+    act       gelu (erf); or silu or gelu_tanh, W being [W_gate; W_up]: act(W_gate norm(x)) * W_up norm(x), (B, N / 2),
+              without a bias
     normed    only the first `normed` outputs have the norm and the activation (default: all)
     residual  (B, N)
     scale     (N,) float32 of an int8 weight, the weights being scale times that
@@ -187,6 +191,7 @@ def linear(
     """
     B, K = x.shape
     gated = act in GATES
+    assert not (gated and bias is not None), "the kernel has no bias for the second half"
     N = len(weight) // 2 if gated else len(weight)
     y = x.new_empty(B, N)
     rows = max(16, triton.next_power_of_2(B))  # a tensor core multiplies 16 rows at least
@@ -261,12 +266,12 @@ def attend_range(
     values_ptr: tl.tensor,
     start: tl.tensor,
     end: tl.tensor,
-    new: tl.tensor,
+    new_index: tl.tensor,
     i: tl.tensor,
     d: tl.tensor,
     BS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Attention of q (heads, dims) over the keys from index `start` to `end` except `new`, by an online softmax.
+    """Attention of q (heads, dims) over the keys from index `start` to `end` except `new_index`, by an online softmax.
 
     It goes on from y (heads, dims), the sum of values, each times exp(score - running_max), and from denominator
     (heads,), the sum of these factors.
@@ -278,7 +283,7 @@ def attend_range(
         keys = tl.load(keys_ptr + at, mask=mask, other=0)
         values = tl.load(values_ptr + at, mask=mask, other=0)
         score = tl.dot(q, keys.T, input_precision="ieee")  # (heads, BS)
-        score = tl.where((s < end) & (s != new), score, -1e30)
+        score = tl.where((s < end) & (s != new_index), score, -1e30)
         new_max = tl.maximum(running_max, tl.max(score, 1))
         p = tl.exp(score - new_max[:, None])
         rescale = tl.exp(running_max - new_max)
@@ -339,7 +344,7 @@ def attend_kernel(
     i = tl.arange(0, dims)[None, :]
     bk = b * K + head
     position = tl.load(position_ptr + b)
-    index = position % ring  # of the new key
+    new_index = position % ring  # of the new key
     first = tl.maximum(position - window + 1, 0)
     last = tl.minimum(position, ring)
     span = tl.maximum(tl.cdiv(tl.cdiv(last - first, splits), BS), 1) * BS  # keys of a split
@@ -361,19 +366,19 @@ def attend_kernel(
     q = (q * scale).to(dtype)
     k = k.to(dtype)
     if split == 0:
-        tl.store(keys_ptr + index * d + i, k, mask=i < d)
-        tl.store(values_ptr + index * d + i, v, mask=i < d)
+        tl.store(keys_ptr + new_index * d + i, k, mask=i < d)
+        tl.store(values_ptr + new_index * d + i, v, mask=i < d)
         if stored_positions_ptr is not None:
-            tl.store(stored_positions_ptr + b * (ring + 1) + index, position)
-    new = (split == 0).to(tl.float32)  # 1 in the split of the new key, else 0
+            tl.store(stored_positions_ptr + b * (ring + 1) + new_index, position)
+    is_first = (split == 0).to(tl.float32)  # 1 in the split of the new key, else 0
     new_score = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)  # (heads,)
     running_max = tl.where(split == 0, new_score, -1e30)
-    denominator = tl.zeros((heads,), tl.float32) + new
-    y = tl.zeros((heads, dims), tl.float32) + new * v.to(tl.float32)
+    denominator = tl.zeros((heads,), tl.float32) + is_first
+    y = tl.zeros((heads, dims), tl.float32) + is_first * v.to(tl.float32)
     start = first + split * span
     end = tl.minimum(last, first + (split + 1) * span)
     y, denominator, running_max = attend_range(
-        q, y, denominator, running_max, keys_ptr, values_ptr, start, end, index, i, d, BS
+        q, y, denominator, running_max, keys_ptr, values_ptr, start, end, new_index, i, d, BS
     )
     at = (bk * splits + split) * heads + g
     tl.store(maxima_ptr + at, running_max)
@@ -589,8 +594,8 @@ def delta_kernel(
     past: tl.tensor,
     scale: tl.tensor,
     eps: tl.tensor,
-    keys: tl.constexpr,
-    values: tl.constexpr,
+    dims_k: tl.constexpr,
+    dims_v: tl.constexpr,
     taps: tl.constexpr,
     early: tl.constexpr,
 ) -> None:
@@ -598,8 +603,8 @@ def delta_kernel(
     wait(early)
     b = tl.program_id(0)
     head = tl.program_id(1)
-    i = tl.arange(0, keys)
-    j = tl.arange(0, values)
+    i = tl.arange(0, dims_k)
+    j = tl.arange(0, dims_v)
     qkv_ptr = qkv_ptr + b * row
     memory_ptr = memory_ptr + b * (2 * key_heads * d_k + key_heads * group * d_v) * past
     of_q = head * d_k + i  # channels
@@ -622,12 +627,11 @@ def delta_kernel(
         of_v = 2 * key_heads * d_k + h * d_v + j
         v = convolve(qkv_ptr, memory_ptr, weight_ptr, of_v, j < d_v, past, taps)
         S *= tl.exp(-A * dt)
-        found = tl.sum(S * k[:, None], 0)  # (values,): S' k
+        found = tl.sum(S * k[:, None], 0)  # (dims_v,): S' k
         S += k[:, None] * (beta * (v - found))[None, :]
         o = tl.sum(S * q[:, None], 0)
-        tl.store(
-            state_ptrs, S, mask=state_mask
-        )  # all have read: the convolution of v has a barrier
+        # All have read: the convolution of v has a barrier.
+        tl.store(state_ptrs, S, mask=state_mask)
         gain = tl.load(gain_ptr + j, mask=j < d_v, other=0)
         o *= tl.rsqrt(tl.sum(o * o, 0) / d_v + eps) * gain * z * tl.sigmoid(z)
         tl.store(y_ptr + bh * d_v + j, o.to(y_ptr.dtype.element_ty), mask=j < d_v)
@@ -677,8 +681,8 @@ def delta(
         past=past,
         scale=d_k**-0.5,
         eps=eps,
-        keys=triton.next_power_of_2(d_k),
-        values=triton.next_power_of_2(d_v),
+        dims_k=triton.next_power_of_2(d_k),
+        dims_v=triton.next_power_of_2(d_v),
         taps=triton.next_power_of_2(past + 1),
         num_warps=8,
     )

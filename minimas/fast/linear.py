@@ -16,11 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..common import InputError
 from ..quantize import Int8Linear, QuantizedLinear
 from . import onednn
-from .hooks import Place, check_places
-from .quantized import fast_product, has_operator, no_state_dict
+from .hooks import FixedTensors, Place, check_places, fix_tensors
+from .quantized import (
+    fast_product,
+    has_operator,
+    no_loading,
+    no_state_dict,
+    refuse_gradients,
+    stacked,
+)
 
 # With AVX-512, oneDNN reads weights a fifth slower for one to three rows than for four.
 FEWEST_ROWS = 4 if onednn.AVX512 else 1
@@ -45,12 +51,16 @@ class PackedLinear:
     ) -> None:
         """`keep`: the weight is used elsewhere too, so leave its layout alone."""
         self.weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-        present = [bias for bias in biases if bias is not None]  # all or none: see can_merge
-        self.bias = torch.cat(present) if present else None
+        self.bias = stacked(biases)
         self.by_onednn = onednn.can_multiply(self.weight)
         self.packed = self.by_onednn and not keep
         if self.packed:
             self.weight = onednn.pack(self.weight.detach())
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """What the linears have views of: see MergedLinear."""
+        return ("bias",) if self.packed else ("weight", "bias")
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle, which cannot read a packed weight: it travels in torch's layout."""
@@ -72,10 +82,7 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.by_onednn:
             return F.linear(x, self.weight, self.bias)
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise InputError(
-                "the fast path computes no gradients on a CPU: load the system with fast=False to train"
-            )
+        refuse_gradients(x)
         n = x.numel() // x.shape[-1]
         if n == 0 or n >= FEWEST_ROWS:
             return onednn.multiply(x, self.weight, self.bias)
@@ -90,10 +97,12 @@ class PackedLinear:
 class MergedLinear:
     """Several linears of one input as one product: x -> their outputs.
 
-    places  of the linears
-    sizes   how many outputs each of them has
-    packed  all of them as one. Their own weights become views of it or, where it is packed, None: no weight is in
-            memory twice
+    linears  as they were
+    places   of the linears
+    sizes    how many outputs each of them has
+    packed   all of them as one. Their own weights and biases become views of what is named in `packed.shared`, and a
+             weight that is packed becomes None. So nothing is in memory twice, and what is changed in place is changed
+             for the product, too
     """
 
     packed: Any  # PackedLinear, FastProduct or KernelInt8
@@ -105,25 +114,54 @@ class MergedLinear:
         kernels: "Kernels | None" = None,
     ) -> None:
         """kernels: those that multiply with int8 weights, on CUDA."""
+        self.linears = list(linears)
         self.places = places
         self.sizes = [linear.out_features for linear in linears]
-        if isinstance(linears[0], QuantizedLinear):
-            self.packed = fast_product(linears) if kernels is None else KernelInt8(linears, kernels)
-            return
-        weights = [linear.weight for linear in linears]
-        biases = [linear.bias for linear in linears]
-        self.packed = PackedLinear(weights, biases)
-        if self.packed.by_onednn:
-            for linear in linears:
-                drop_weight(linear)
-        else:
-            parts = self.packed.weight.split(self.sizes)
-            for linear, part in zip(linears, parts, strict=True):
-                linear.weight = nn.Parameter(part, requires_grad=False)
+        self.packed = merged_product(linears, kernels)
+        for linear in linears:
+            fix_tensors(linear)
+        self.share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For copy.deepcopy and pickle, which copy a view as a tensor of its own."""
+        vars(self).update(state)
+        self.share()
+
+    def share(self) -> None:
+        """Make the linears' tensors views of those of the product."""
+        for name in self.packed.shared:
+            whole = getattr(self.packed, name)
+            if whole is None:
+                continue
+            for linear, part in zip(self.linears, whole.split(self.sizes), strict=True):
+                share_tensor(linear, name, part)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         check_places(self.places)
         return self.packed(x).split(self.sizes, -1)
+
+
+def merged_product(linears: Sequence[Any], kernels: "Kernels | None") -> Any:
+    """Linears that can be merged as one product; weights that are packed for it are taken from them."""
+    if isinstance(linears[0], QuantizedLinear):
+        return fast_product(linears) if kernels is None else KernelInt8(linears, kernels)
+    weights = [linear.weight for linear in linears]
+    biases = [linear.bias for linear in linears]
+    packed = PackedLinear(weights, biases)
+    if packed.packed:
+        for linear in linears:
+            drop_weight(linear)
+    return packed
+
+
+def share_tensor(linear: nn.Module, name: str, part: torch.Tensor) -> None:
+    """Give a linear a part of a merged tensor as its parameter or buffer of this name."""
+    if name in linear._buffers:
+        assert isinstance(linear._buffers, FixedTensors)
+        linear._buffers.share(name, part)
+    else:
+        assert isinstance(linear._parameters, FixedTensors)
+        linear._parameters.share(name, nn.Parameter(part, requires_grad=False))
 
 
 def can_merge(linears: Sequence[nn.Module], kernels: "Kernels | None") -> bool:
@@ -144,6 +182,7 @@ def drop_weight(linear: nn.Linear) -> None:
     """Take from a linear its weight, which is in a PackedLinear now."""
     linear.register_parameter("weight", None)
     linear.register_state_dict_pre_hook(no_state_dict)
+    linear.register_load_state_dict_pre_hook(no_loading)
 
 
 # On CUDA
@@ -184,6 +223,8 @@ class KernelInt8:
     bias            (N,) or None
     """
 
+    shared = ("weight", "scale", "bias")  # what the linears have views of: see MergedLinear
+
     def __init__(self, linears: Sequence[Int8Linear], kernels: Kernels) -> None:
         self.kernels = kernels
         self.whole = merged_int8(linears)
@@ -209,21 +250,15 @@ class KernelInt8:
 
 
 def merged_int8(linears: Sequence[Int8Linear]) -> Int8Linear:
-    """One Int8Linear with the outputs of several, whose weights become views of its own."""
+    """One Int8Linear with the outputs of several; the only one is itself."""
     if len(linears) == 1:
         return linears[0]
-    biases: list[torch.Tensor] = [one.bias for one in linears if one.bias is not None]
-    bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    merged_bias = stacked([linear.bias for linear in linears])
+    bias = None if merged_bias is None else nn.Parameter(merged_bias, requires_grad=False)
     outputs = sum(linear.out_features for linear in linears)
     whole = Int8Linear(linears[0].in_features, outputs, bias, device="meta")  # its buffers follow
     whole.weight = torch.cat([linear.weight for linear in linears])
     whole.scale = torch.cat([linear.scale for linear in linears])
-    start = 0
-    for linear in linears:
-        end = start + linear.out_features
-        linear.weight = whole.weight[start:end]
-        linear.scale = whole.scale[start:end]
-        start = end
     return whole
 
 

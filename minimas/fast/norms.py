@@ -9,6 +9,7 @@ import torch
 
 from .. import gemma, llama
 from ..common import upcast
+from .hooks import state_of
 from .linear import Kernels
 
 
@@ -53,17 +54,35 @@ class KernelNorm:
 
     x and the residual are (..., D), and so is the result.
 
-    norm     the RMSNorm, whose own forward serves where gradients are asked for
-    gain     (D,) float32, what the normed vector was multiplied by when this was made
-    eps      of the norm
-    kernels  those that compute it
+    norm      the RMSNorm, whose own forward serves where gradients are asked for
+    own_gain  (D,) float32, what `gain` returned last
+    seen      the weight that this was made of, by `state_of`
+    eps       of the norm
+    kernels   those that compute it
     """
 
     def __init__(self, norm: llama.RMSNorm, kernels: Kernels) -> None:
-        self.gain = gain_of(norm).detach()
+        # A tensor made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self.own_gain = gain_of(norm).detach().clone()
+        self.seen = state_of(norm.weight)
         self.eps = norm.eps
         self.norm = norm
         self.kernels = kernels
+
+    @property
+    def gain(self) -> torch.Tensor:
+        """(D,) float32, what a normed vector is multiplied by.
+
+        Always in the same memory, which CUDA graphs read. So a weight that was changed reaches them, too, when the next
+        prompt is read.
+        """
+        now = state_of(self.norm.weight)
+        if now != self.seen:
+            with torch.no_grad():
+                self.own_gain.copy_(gain_of(self.norm))
+            self.seen = now
+        return self.own_gain
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         if not torch.is_grad_enabled():

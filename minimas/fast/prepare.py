@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from .. import gemma, llama, qwen
-from ..common import warn_once
+from ..common import InputError, warn_once
 from ..quantize import Int4Linear, Int8Linear, QuantizedLinear
 from . import onednn
-from .blocks import CpuBlock, KernelBlock
-from .hooks import places_of, refuse_hooks
+from .blocks import CpuBlock, FastBlock, KernelBlock
+from .hooks import fix_tensors, places_of, refuse_hooks
 from .linear import (
     KernelInt8,
     Kernels,
@@ -63,22 +63,52 @@ KNOWN_ON_CPU = {
 }
 
 
+# What stands in for methods of modules in the fast form
+FORMS = (MergedLinear, PackedLinear, FastProduct, KernelInt8, CpuNorm, KernelNorm, FastBlock)
+
+
 def prepare(model: llama.Llama) -> llama.Llama:
-    """Put a frozen decoder on the fast path, in place, one weight at a time; returns it."""
-    embedding = getattr(model.embed_tokens, "weight", None)  # a HeadEmbedding has none
-    tied = model.lm_head.weight is embedding
+    """Put a frozen decoder on the fast path, in place, one weight at a time; returns it.
+
+    InputError if it is there already, and if a module that is going to be merged has a hook.
+    """
+    if any(is_fast(module) for module in model.modules()):
+        raise InputError(
+            "this decoder is in its fast form already: give one that was loaded with fast=False"
+        )
     kernels = kernels_for(model.norm.weight)
+    merged = merge_linears(model, kernels)
+    pack_linears(model, merged, kernels)
+    free_unused_memory()
+    replace_norms(model, kernels)
+    replace_blocks(model, kernels)
+    return model
+
+
+def is_fast(module: nn.Module) -> bool:
+    """Whether a method of a module was replaced by one of the FORMS."""
+    return any(isinstance(value, FORMS) for value in vars(module).values())
+
+
+def merge_linears(model: llama.Llama, kernels: Kernels | None) -> set[nn.Module]:
+    """Merge linears of one input, and return them."""
     merged: set[nn.Module] = set()
     for module in model.modules():
         for method, names in MERGED.get(type(module), {}).items():
             linears = [getattr(module, name) for name in names]
             if not can_merge(linears, kernels):
                 continue
-            merged_linear = MergedLinear(linears, places_of(module, names), kernels)
-            replace(module, method, merged_linear)
             for linear in linears:
                 refuse_hooks(linear)
+            replace(module, method, MergedLinear(linears, places_of(module, names), kernels))
             merged.update(linears)
+    return merged
+
+
+def pack_linears(model: llama.Llama, merged: set[nn.Module], kernels: Kernels | None) -> None:
+    """Give each linear that was not merged the fastest product that there is for it."""
+    embedding = getattr(model.embed_tokens, "weight", None)  # a HeadEmbedding has none
+    tied = model.lm_head.weight is embedding
     for module in model.modules():
         if module in merged:
             continue
@@ -89,13 +119,22 @@ def prepare(model: llama.Llama) -> llama.Llama:
             replace(module, "forward", PackedLinear([module.weight], [module.bias], keep))
             if not keep:
                 drop_weight(module)
-    free_unused_memory()
+            fix_tensors(module)
+
+
+def replace_norms(model: llama.Llama, kernels: Kernels | None) -> None:
+    """Compute RMSNorms in fewer operations."""
     for module in model.modules():
-        if isinstance(module, llama.RMSNorm) and type(module) in NORMS:
-            if kernels is not None:
-                replace(module, "forward", KernelNorm(module, kernels))
-            elif module.weight.device.type == "cpu":
-                replace(module, "forward", CpuNorm(module))
+        if not isinstance(module, llama.RMSNorm) or type(module) not in NORMS:
+            continue
+        if kernels is not None:
+            replace(module, "forward", KernelNorm(module, kernels))
+        elif module.weight.device.type == "cpu":
+            replace(module, "forward", CpuNorm(module))
+
+
+def replace_blocks(model: llama.Llama, kernels: Kernels | None) -> None:
+    """Let blocks take their steps in fewer operations, or in our kernels, where all their parts are known."""
     for block in model.layers:
         if kernels is None:
             if part_types(block) <= KNOWN_ON_CPU and has_products(block):
@@ -105,7 +144,6 @@ def prepare(model: llama.Llama) -> llama.Llama:
             for part in block.modules():
                 if part is not block:
                     refuse_hooks(part)
-    return model
 
 
 def part_types(block: nn.Module) -> set[type[nn.Module]]:
@@ -129,6 +167,7 @@ def prepare_quantized(linear: QuantizedLinear, kernels: Kernels | None) -> None:
         product = fast_product([linear])
         replace(linear, "forward", product)
         replace(linear, "weights_of", product.weights_of)
+        fix_tensors(linear)
     elif linear.weight.device.type == "cpu":
         warn_once(
             f"this torch has no operator for {linear.kind} weights on this CPU: they are made float again at each "

@@ -48,20 +48,17 @@ class FastProduct:
     most_rows   for which the operator is faster than to make the weights float
     """
 
+    shared = ("bias",)  # what the linears have views of: see MergedLinear
     lanes: int
     most_rows: int
 
     def __init__(self, linears: Sequence[Any]) -> None:
         self.in_features = linears[0].in_features
         self.out_features = sum(linear.out_features for linear in linears)
-        present = [linear.bias for linear in linears if linear.bias is not None]
-        self.bias = torch.cat(present) if present else None
+        self.bias = stacked([linear.bias for linear in linears])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise InputError(
-                "the fast path computes no gradients on a CPU: load the system with fast=False to train"
-            )
+        refuse_gradients(x)
         y = self.of_rows(x.reshape(-1, self.in_features))
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -82,7 +79,13 @@ class FastProduct:
         """For few rows: x (rows, D) -> x W' (rows, N), plus what is to be added, (N,) or (rows, N)."""
         raise NotImplementedError
 
-    def weights_of(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def weights_of(self, outputs: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """As QuantizedLinear.weights_of."""
+        if isinstance(outputs, slice):
+            outputs = torch.arange(self.out_features)[outputs]
+        return self.numbered_weights(outputs, dtype)
+
+    def numbered_weights(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The weights (n, D) of the outputs with these numbers (n,), as floats."""
         raise NotImplementedError
 
@@ -160,7 +163,8 @@ class FastInt8(FastProduct):
         super().__init__(linears)
         D, N = self.in_features, self.out_features
         self.lanes = L = lanes_for(N)
-        self.padded_scale = F.pad(torch.cat([linear.scale for linear in linears]), (0, -N % L))
+        spare = padded_outputs(N) - N
+        self.padded_scale = F.pad(torch.cat([linear.scale for linear in linears]), (0, spare))
         self.scale = self.padded_scale[:N]
         q = linears[0].weight
         if len(linears) > 1:
@@ -186,7 +190,7 @@ class FastInt8(FastProduct):
         y = y * self.scale if added is None else torch.addcmul(added, y, self.scale)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def weights_of(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def numbered_weights(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         L = self.lanes
         wide = torch.promote_types(dtype, torch.float32)
         tables = self.weight.view(-1, self.in_features, L + TRAILER)
@@ -252,6 +256,12 @@ def table_bytes(N: int, D: int) -> int:
     return tables_for(N, L) * D * (L + TRAILER)
 
 
+def padded_outputs(N: int) -> int:
+    """N with the spare outputs of its last table; each has a scale."""
+    L = lanes_for(N)
+    return tables_for(N, L) * L
+
+
 @cache
 def bags(n: int, B: int, D: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices and offsets of n B sums over all D rows of a table: of the first table B times, of the next one, ..."""
@@ -298,7 +308,7 @@ class FastInt4(FastProduct):
         y = y.to(x.dtype)
         return y if added is None else y + added
 
-    def weights_of(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def numbered_weights(self, outputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         lanes = packed_lanes()
         wide = torch.promote_types(dtype, torch.float32)
         blocks = self.weight.view(-1, self.in_features, lanes // 2)
@@ -377,17 +387,54 @@ def packed_lanes() -> int:
 # For prepare.py and linear.py
 
 
-def drop(module: torch.nn.Module, *buffers: str) -> None:
+def stacked(biases: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """The biases of linears on top of one another, (N,), or None if there are none; the bias of one linear is itself.
+
+    All have one or none has: see linear.can_merge.
+    """
+    present = [bias for bias in biases if bias is not None]
+    if not present:
+        return None
+    return present[0] if len(present) == 1 else torch.cat(present)
+
+
+def refuse_gradients(x: torch.Tensor) -> None:
+    """InputError if a gradient of a product with x is going to be asked for."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise InputError(
+            "the fast path computes no gradients on a CPU: load the system with fast=False to train"
+        )
+
+
+def drop(linear: QuantizedLinear, *buffers: str) -> None:
     """Let go of buffers whose numbers are in a FastProduct now."""
     for name in buffers:
-        module.register_buffer(name, None)
-    module.register_state_dict_pre_hook(no_state_dict)
+        linear.register_buffer(name, None)
+    linear.weights_of = no_weights  # type: ignore[assignment]
+    linear.register_state_dict_pre_hook(no_state_dict)
+    linear.register_load_state_dict_pre_hook(no_loading)
+
+
+def no_weights(*_: object) -> NoReturn:
+    """Stands in for the weights_of of a linear whose weights are merged with others."""
+    raise InputError(
+        "in the fast form the weights of this linear are packed with others: "
+        "load the system with fast=False"
+    )
 
 
 def no_state_dict(*_: object) -> NoReturn:
     """Called before `state_dict` reads a module whose weights are packed: they would be missing."""
     raise InputError(
         "in the fast form weights are packed, so that state_dict would lack them: "
+        "load the system with fast=False"
+    )
+
+
+def no_loading(*_: object) -> NoReturn:
+    """Called before `load_state_dict` fills a module whose weights are packed: nothing would take them."""
+    raise InputError(
+        "in the fast form weights are packed, so that load_state_dict would leave them as they are: "
         "load the system with fast=False"
     )
 

@@ -22,9 +22,9 @@ from ..compat.released import FILE as RECORDED
 from ..compat.released import recorded_config
 from ..config import Decoder, parse_config
 from ..devices import devices_by_role, usable_dtype, usable_kind
-from ..fast.quantized import table_bytes
+from ..fast.quantized import padded_outputs, table_bytes
 from ..link import InnerLink, OuterLink
-from ..load import checkpoint_folder, decoder_of, decoder_without_weights
+from ..load import checkpoint_folder, decoder_of, decoder_without_weights, is_folder
 from ..quantize import GROUP, quantizable
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
@@ -102,10 +102,9 @@ def empty_decoder(
     source: str | Path, role: str, reachable: bool
 ) -> tuple[Decoder, torch.dtype, bool]:
     """(the decoder of an agent without its weights, the dtype of its file, whether its shapes are recorded ones)."""
-    if reachable or local_path(source).is_dir():
+    if reachable or is_folder(local_path(source), role):
         folder = checkpoint_folder(source, "config.json", role=role)
-        model, stored = decoder_without_weights(folder)
-        return model, stored, False
+        return *decoder_without_weights(folder), False
     config = recorded_config(str(source))
     try:
         folder = download(str(source), ["config.json"], local_files_only=True)
@@ -113,10 +112,8 @@ def empty_decoder(
         if config is None:
             raise
         family, parsed, dtype = parse_config(RECORDED, config)
-        model, stored = decoder_of(family, parsed, dtype)
-        return model, stored, True
-    model, stored = decoder_without_weights(folder)
-    return model, stored, False
+        return *decoder_of(family, parsed, dtype), True
+    return *decoder_without_weights(folder), False
 
 
 def decoder_bytes(model: Decoder, quantize: str | None, in_tables: bool = False) -> int:
@@ -138,9 +135,10 @@ def weight_bytes(module: nn.Module, quantize: str | None, in_tables: bool = Fals
         return whole
     N, D = module.weight.shape
     bias = whole - module.weight.nbytes
+    if quantize == "int8" and in_tables:
+        return bias + table_bytes(N, D) + padded_outputs(N) * ROW_SCALE
     if quantize == "int8":
-        numbers = table_bytes(N, D) if in_tables else N * D
-        return bias + numbers + N * ROW_SCALE
+        return bias + N * D + N * ROW_SCALE
     return bias + N * D // 2 + N * D // GROUP * GROUP_SCALE
 
 
