@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .cache import KVCache, first_rows, repeat_rows
-from .common import InputError, no_op, warn_once
+from .common import InputError, no_op, state_of, warn_once
 from .devices import usable_kind
 from .fast.graphs import Graphs
 from .fast.hooks import has_global_hook, has_hook
@@ -283,6 +283,7 @@ class Agent:
     def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions. With graphs it reuses the memory of what was read last."""
         self.drop_prefix()
+        self.steps.model = self.model  # which may have been replaced
         return self.steps.make_cache(B, S)
 
     def drop_prefix(self) -> None:
@@ -350,7 +351,7 @@ class Agent:
 
 
 def marks(model: Llama) -> list[tuple] | None:
-    """What tells whether a model was changed: the place of each of its tensors, and how often it was changed in place.
+    """What tells whether a model was changed: the state of each of its tensors.
 
     None if a module has a forward hook, which may do something else each time. A change in place of `weight.data` is
     not counted by torch: Agent.drop_prefix is needed after one.
@@ -363,13 +364,8 @@ def marks(model: Llama) -> list[tuple] | None:
             return None
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
-                found.append((id(tensor), tensor.data_ptr(), changes(tensor)))
+                found.append(state_of(tensor))
     return found
-
-
-def changes(tensor: torch.Tensor) -> int | None:
-    """How often a tensor was changed in place; None in inference mode, in which torch does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def first_text(pieces: list[torch.Tensor]) -> list[int]:

@@ -99,6 +99,15 @@ def upcast(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+def state_of(tensor: torch.Tensor) -> tuple[int, int, int | None]:
+    """What tells whether a tensor was replaced or changed: itself, its place in memory, and how often it was changed.
+
+    A change in place of `tensor.data` is not counted by torch, nor is any of a tensor that was made in inference mode.
+    """
+    changes = None if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr(), changes
+
+
 # Text and JSON
 
 

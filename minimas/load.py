@@ -381,15 +381,14 @@ class SkipInit(TorchFunctionMode):
 
 def decoder_without_weights(folder: Path) -> tuple[Decoder, torch.dtype]:
     """(the decoder that config.json describes, on the meta device; the dtype that it names)."""
-    return decoder_of(*read_config(folder))
+    decoder, config, stored = read_config(folder)
+    return on_meta(decoder, config), stored
 
 
-def decoder_of(
-    family: Callable[[Any], Decoder], config: Any, stored: torch.dtype
-) -> tuple[Decoder, torch.dtype]:
-    """(a decoder on the meta device, the dtype that its config names), of what read_config returns."""
+def on_meta(decoder: Callable[[Any], Decoder], config: Any) -> Decoder:
+    """A decoder of this class and Config on the meta device: it has shapes, and takes no memory."""
     with torch.device("meta"), SkipInit():
-        return family(config), stored
+        return decoder(config)
 
 
 def load_model(

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from .agent import Prompt, changes
-from .common import InputError
+from .agent import Prompt
+from .common import InputError, state_of
 
 Edge = tuple[str, str]  # source, target
 # Of B questions: latents (B, m, D of the target), or B of unequal length, (m_b, D) each, or B texts.
@@ -253,7 +253,7 @@ def shown(value: Any) -> str:
 def snapshot(value: Any) -> Any:
     """What tells whether a value was replaced or changed in place: tensors by identity and number of changes."""
     if torch.is_tensor(value):
-        return id(value), changes(value)
+        return state_of(value)
     if isinstance(value, (list, tuple)):
         return [snapshot(one) for one in value]
     if isinstance(value, str):

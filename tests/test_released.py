@@ -21,7 +21,7 @@ from minimas.commands.failures import command
 from minimas.compat.released import FILE, recorded_config
 from minimas.config import parse_config
 from minimas.link import InnerLink, OuterLink
-from minimas.load import decoder_of
+from minimas.load import on_meta
 from minimas.styles import STYLES
 from minimas.system import load_mas_system
 
@@ -103,7 +103,8 @@ def test_recorded_configs_are_by_hub_id():
     assert recorded_config("someone/Mixture-Science-BioMistral-7B") is None
     assert recorded_config("/a/folder") is None
     for agent in RECORDED["models"].values():
-        decoder, _ = decoder_of(*parse_config(FILE, agent["config"]))
+        family, config, _ = parse_config(FILE, agent["config"])
+        decoder = on_meta(family, config)
         assert len(decoder.layers) == agent["config"]["num_hidden_layers"]
         assert set(agent.get("unsure", {})) <= {*agent, *agent["config"]}
 

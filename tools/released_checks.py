@@ -32,9 +32,9 @@ from minimas.link import InnerLink, OuterLink, fused
 from minimas.load import (
     agent_patterns,
     checkpoint_folder,
-    decoder_of,
     decoder_without_weights,
     load_link,
+    on_meta,
     parameter_name,
     weight_files,
 )
@@ -202,7 +202,8 @@ class Expected:
 
     def decoder(self, entry: Mapping[str, Any]) -> Any:
         """The decoder of an agent's entry, without weights."""
-        model, _ = decoder_of(*parse_config(self.file, entry["model"]["config"]))
+        family, config, _ = parse_config(self.file, entry["model"]["config"])
+        model = on_meta(family, config)
         return model
 
 

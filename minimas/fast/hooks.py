@@ -53,15 +53,6 @@ def no_hook(*args: object, **options: object) -> NoReturn:
     )
 
 
-def state_of(tensor: torch.Tensor) -> tuple[int, int, int | None]:
-    """What tells whether a tensor was replaced or changed: itself, its place in memory, and how often it was changed.
-
-    A change in place of `tensor.data` is not counted by torch, nor is any of a tensor made in inference mode.
-    """
-    changes = None if tensor.is_inference() else tensor._version
-    return id(tensor), tensor.data_ptr(), changes
-
-
 def places_of(module: nn.Module, names: Sequence[str] | None = None) -> list[Place]:
     """Of modules within a module: the dict of the one that holds it, its name there, and itself.
 

@@ -8,8 +8,7 @@ import math
 import torch
 
 from .. import gemma, llama
-from ..common import upcast
-from .hooks import state_of
+from ..common import state_of, upcast
 from .linear import Kernels
 
 

@@ -24,7 +24,7 @@ from ..config import Decoder, parse_config
 from ..devices import devices_by_role, usable_dtype, usable_kind
 from ..fast.quantized import padded_outputs, table_bytes
 from ..link import InnerLink, OuterLink
-from ..load import checkpoint_folder, decoder_of, decoder_without_weights, is_folder
+from ..load import checkpoint_folder, decoder_without_weights, is_folder, on_meta
 from ..quantize import GROUP, quantizable
 from ..settings import CompletedSettings
 from ..styles import Origin, Style
@@ -112,7 +112,7 @@ def empty_decoder(
         if config is None:
             raise
         family, parsed, dtype = parse_config(RECORDED, config)
-        return *decoder_of(family, parsed, dtype), True
+        return on_meta(family, parsed), dtype, True
     return *decoder_without_weights(folder), False
 
 
@@ -261,8 +261,7 @@ def empty_decoders(system: "System") -> dict[str, Decoder]:
     empty = {}
     for role, agent in system.agents.items():
         dtype = agent.model.norm.weight.dtype
-        model, _ = decoder_of(type(agent.model), agent.model.config, dtype)
-        empty[role] = model.to(dtype)
+        empty[role] = on_meta(type(agent.model), agent.model.config).to(dtype)
     return empty
 
 
