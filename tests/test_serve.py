@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -612,13 +613,14 @@ def test_a_question_that_is_longer_than_an_agent_can_read():
         assert made.post(CHAT, json=body(too_long, max_tokens=1)).status_code == 200
 
 
-def test_a_question_that_an_agent_cannot_encode():
+def test_a_question_that_an_agent_cannot_embed():
     system = single_of()
-    system.agents["agent"].tokenizer.embedding_rows = 1
+    model = system.agents["agent"].model
+    model.config = replace(model.config, vocab_size=1)
     made, _ = client_of(system)
     with made:
         error = error_of(made.post(CHAT, json=body()), 400)
-        assert "the agent has embeddings for 1" in error["message"]
+        assert "the agent has embeddings for 1:" in error["message"]
 
 
 def test_a_text_is_longer_than_a_limit(tiny):

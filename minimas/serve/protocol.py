@@ -141,11 +141,8 @@ def read(body: object, served: Mapping[str, Served], is_chat: bool) -> Asked:
     texts = n * len(questions)
     if texts > MAX_TEXTS:
         raise Refused(400, f"{texts} texts are asked for, expected at most {MAX_TEXTS}")
-    try:
-        for question in questions:
-            check_length(question, served[model].system, "messages" if is_chat else "prompt")
-    except InputError as e:
-        raise Refused(400, str(e)) from e
+    for question in questions:
+        check_length(question, served[model].system, "messages" if is_chat else "prompt")
     options = value(body, "stream_options", (dict,), {})
     return Asked(
         model,
@@ -298,7 +295,7 @@ def role_and_text(message: object) -> tuple[str, str]:
 def check_length(question: Question, system: System, param: str) -> None:
     """Refused if a question has more tokens than an agent has positions: once it is being read, nothing stops that.
 
-    What a prompt adds is not counted: the chat template, and what others send. InputError if it cannot be encoded.
+    What a prompt adds is not counted: the chat template, and what others send.
     """
     for role, agent in system.agents.items():
         positions = agent.model.config.max_position_embeddings
