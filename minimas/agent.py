@@ -153,7 +153,7 @@ class Agent:
             row.append(piece)
         if text:
             row.append(self.token_ids(text))
-        longest = self.model.config.max_position_embeddings
+        longest = self.model.config.positions
         if longest and sum(map(len, row)) > longest:
             family = type(self.model).__name__
             warn_once(
@@ -173,11 +173,12 @@ class Agent:
         This is not asked of a whole tokenizer, since many hold ids that their models never learned.
         """
         rows = self.model.config.vocab_size
-        highest = int(ids.max()) if len(ids) else 0
-        if highest >= rows:
-            token = self.tokenizer.fast.id_to_token(highest)
+        for wrong in ids[(ids < 0) | (ids >= rows)].tolist():
+            token = self.tokenizer.fast.id_to_token(wrong) if wrong >= 0 else None
+            if token is None:
+                raise InputError(f"token ids hold {wrong}, expected 0 to {rows - 1}")
             raise InputError(
-                f"the text has token {highest}, {token!r}, but the agent has embeddings for {rows}: "
+                f"the text has token {wrong}, {token!r}, but the agent has embeddings for {rows}: "
                 "fetch its tokenizer.json and weights again, or leave that token out"
             )
         return self.model.embed(ids.to(self.model.norm.weight.device))
@@ -294,6 +295,12 @@ class Agent:
         """Free all memory that is kept from question to question."""
         self.drop_prefix()
         self.steps.release()
+
+    def kept_bytes(self) -> int:
+        """What is kept from question to question, in bytes. A cache that needs more memory is given this, too."""
+        kept = self.steps.base or (self.prefix_cache.cache if self.prefix_cache else [])
+        tensors = [getattr(layer, name) for layer in kept for name in layer.tensors]
+        return sum(tensor.nbytes for tensor in tensors)
 
     # Thinking
 

@@ -48,6 +48,13 @@ class Config:
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
 
     @property
+    def positions(self) -> int | None:
+        """Positions that the model was made for. Linear scaling stretches them, and configs name those of before it."""
+        p = self.rope_parameters
+        factor = p["factor"] if p.get("rope_type") == "linear" else 1
+        return self.max_position_embeddings and int(factor * self.max_position_embeddings)
+
+    @property
     def attention_sizes(self) -> tuple[int, int, int]:
         """H, K and d: how many query heads and key/value heads there are, and how wide each is."""
         assert self.num_key_value_heads is not None and self.head_dim is not None  # __post_init__

@@ -28,6 +28,7 @@ class Steps:
     def __init__(self, model: Llama) -> None:
         self.model = model
         self.sync_every = 1  # steps that are taken before the host looks at their outputs
+        self.base: list | None = None  # a cache that stays in place from prompt to prompt
 
     def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions, one object per layer."""

@@ -50,7 +50,6 @@ class System:
     origin        what it was loaded from; None for one that was put together by hand
     trained       whether its links were trained since then, so that the files of its origin do not have them
     lock          held while a batch is answered or links are trained: agents keep what they read last
-    is_writing    whether a text of the answer is being written
     Several threads may use it; it answers one batch at a time.
     """
 
@@ -69,13 +68,11 @@ class System:
         self.origin = origin
         self.trained = False
         self.lock = Exclusive()
-        self.is_writing = False
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: a lock stays behind, and so does what agents keep of the last question."""
         self.drop_prefixes()
-        kept = {name: value for name, value in vars(self).items() if name != "lock"}
-        return kept | {"is_writing": False}
+        return {name: value for name, value in vars(self).items() if name != "lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -262,18 +259,14 @@ class System:
         wanted  wanted(question, rollout) is asked after each step of the writing: a text that is not wanted ends there
         whole   yield no text before it has ended, which spares decoding it after each step
         Whoever iterates holds the system: until the end, or `close`, no other thread is answered.
-        InputError if a link is missing, if an edit cannot take effect, if states or scores are not finite, and if the
-        thread that iterates over another text of this system asks for this one before that has ended.
+        Each piece may be taken by another thread. The thread that took the last one cannot use the system for anything
+        else until the text has ended: that is an InputError. Other threads wait.
+        InputError if a link is missing, if an edit cannot take effect, and if states or scores are not finite.
         """
         self.check_links(settings)
         if not questions:
             return
         with self.lock:
-            if self.is_writing:  # the memory that its agents write into is in use
-                raise InputError(
-                    "this system is writing a text already: iterate over that to its end, or close it, before you ask "
-                    "for another one"
-                )
             others = messages_of(self, before, settings, callback) if before is not None else None
             hearing = Hearing(self.style, settings, others)
             started = time.perf_counter()
@@ -313,7 +306,7 @@ class System:
         """
         for b in turn.rows:
             histories[b].forget(turn.round, turn.role)
-        self.is_writing = True
+        self.lock.shut = True  # what agents write into is in use
         try:
             for new in texts:
                 i, rollout = divmod(new.number, settings.rollouts)
@@ -322,8 +315,9 @@ class System:
                 if new.written is not None:
                     result = self.result_of(new.written, questions[i], turn.round, histories[b])
                 yield NewText(b, rollout, new.text, result)
+                self.lock.pass_on()
         finally:
-            self.is_writing = False
+            self.lock.shut = False
 
     def wait_for(self, role: str) -> None:
         """Wait until the device of an agent has done its work, which is only launched otherwise."""

@@ -179,7 +179,7 @@ class Turn:
 
     def check_prompts(self) -> None:
         """InputError unless the prompts are one for each question, which the agent can read."""
-        self.check_each("turn.prompts", self.prompts)
+        self.check_each("turn.prompts", self.prompts, "prompts")
         D = self._width
         for prompt in self.prompts:
             if not isinstance(prompt, (list, tuple)):
@@ -211,14 +211,14 @@ class Turn:
             if not are_latents(own, D):
                 self.refuse(f"{name} holds {shown(own)}, expected latents (m, {D})")
 
-    def check_each(self, name: str, message: Any) -> None:
+    def check_each(self, name: str, message: Any, parts: str = "messages") -> None:
         """InputError unless a message is a tensor or a list with one part for each question."""
         B = len(self.rows)
         if not isinstance(message, (torch.Tensor, list, tuple)):
             self.refuse(f"{name} is {shown(message)}, expected a tensor or a list")
         n = len(message) if not isinstance(message, torch.Tensor) or message.ndim else 0
         if n != B:
-            self.refuse(f"{name} holds {n} messages, expected one for each of {B} questions")
+            self.refuse(f"{name} holds {n} {parts}, expected one for each of {B} questions")
 
     def refuse(self, why: str) -> NoReturn:
         """Raise InputError, and say of which turn."""

@@ -3,8 +3,8 @@
 import copy
 import inspect
 import pickle
-import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import fields, replace
 
 import checkpoints
@@ -608,7 +608,7 @@ def test_the_prompt_of_the_answer_may_be_changed(tiny):
 @pytest.mark.parametrize(
     "prompts, complaint",
     [
-        (lambda prompts: prompts[:1], "turn.prompts holds 1 messages, expected one for each of 2"),
+        (lambda prompts: prompts[:1], "turn.prompts holds 1 prompts, expected one for each of 2"),
         (lambda prompts: "text", "turn.prompts is 'text', expected a tensor or a list"),
         (lambda prompts: [*prompts[:1], "text"], "turn.prompts holds 'text', expected lists of"),
         (lambda prompts: [*prompts[:1], []], "turn.prompts holds an empty one"),
@@ -636,44 +636,84 @@ def test_each_agent_checks_the_ids_that_it_embeds(tiny):
     with pytest.raises(InputError, match="has token 44, .* embeddings for 10: fetch"):
         agent.read([[torch.tensor([3, 44])]])
     tiny.agents["solver"].read([[torch.tensor([3, 44])]])
+    with pytest.raises(InputError, match="token ids hold -1, expected 0 to"):
+        tiny.agents["solver"].read([[torch.tensor([-1, 44])]])
 
 
 # Threads
 
 
+class Worker:
+    """A thread that does one thing after another, as those of a web framework."""
+
+    def __init__(self):
+        self.pool = ThreadPoolExecutor(1)
+
+    def start(self, task):
+        return self.pool.submit(task)
+
+    def do(self, task):
+        return self.start(task).result(60)
+
+
 def test_a_text_may_be_taken_by_one_thread_after_another(tiny):
-    """As a web framework iterates: what thread 1 began thread 2 ends, and then thread 3 is answered."""
+    """As a web framework iterates: what one thread began another one ends. Who asks meanwhile waits, each of them."""
+    first, second, third = Worker(), Worker(), Worker()
     settings = Settings(retry=False).completed(tiny.style)
     pieces = tiny.write(tiny.style.questions([CHAIN]), settings)
-    found = []
+    first.do(lambda: next(pieces))
+    with pytest.raises(InputError, match="this system is writing a text"):
+        first.do(lambda: answers(tiny))
+    second.do(lambda: next(pieces))
+    waiting = [worker.start(lambda: answers(tiny)) for worker in (first, third)]
+    done, _ = wait(waiting, timeout=1)
+    assert not done
+    found = second.do(lambda: list(pieces))
+    assert found[-1].result.answer == "5"
+    assert [one.result(60) for one in waiting] == [["5"], ["5"]]
 
-    def in_thread(task):
-        thread = threading.Thread(target=lambda: found.append(task()), daemon=True)
-        thread.start()
-        thread.join(60)
 
-    in_thread(lambda: next(pieces))
-    in_thread(lambda: list(pieces))
-    in_thread(lambda: answers(tiny))
-    assert found[1][-1].result.answer == found[2][0] == "5"
+def test_an_edit_may_ask_where_another_thread_goes_on(tiny):
+    """A question that is stopped in round 1 is written then; the other one goes on, and an edit asks for a third."""
+    first, second, third = Worker(), Worker(), Worker()
+    asked = []
+    started = []
+
+    def edit(turn, questions):
+        if turn.round == 1 and turn.role == "planner":
+            turn.stop([0])
+        if turn.round == 2 and turn.role == "planner":
+            for worker in (first, third):
+                started.append(worker.start(lambda: answers(tiny)))
+            done, _ = wait(started, timeout=1)
+            assert not done
+            asked.extend(answers(tiny, questions=[OTHER]))
+
+    settings = Settings().completed(tiny.style)
+    pieces = tiny.write(tiny.style.questions([CHAIN, CHAIN]), settings, edit=edit)
+    first.do(lambda: next(pieces))
+    found = second.do(lambda: list(pieces))
+    assert [new.result.answer for new in found if new.result] == ["2", "5"]
+    assert asked == ["4"]
+    assert [one.result(60) for one in started] == [["5"], ["5"]]
 
 
 def test_a_system_that_writes_refuses_its_own_thread(tiny):
-    """Between two turns it may be asked something else, but not while a text is written into its agents' memory."""
+    """It writes into its agents' memory. Between two turns it may be asked something else."""
     settings = Settings().completed(tiny.style)
     pieces = tiny.write(tiny.style.questions([CHAIN]), settings)
     next(pieces)
-    with pytest.raises(InputError, match="this system is writing a text already"):
+    with pytest.raises(InputError, match="this system is writing a text"):
         tiny.run([OTHER])
     pieces.close()
-    asked = []
+    assert tiny.lock.holder is None
 
-    def edit(turn, questions):
-        if not turn.answers:
-            asked.extend(answers(tiny, questions=[OTHER], rounds=1))
+    def wanted(question, rollout):
+        tiny.run([OTHER])
 
-    assert answers(tiny, edit) == ["5"]
-    assert set(asked) == set(answers(tiny, questions=[OTHER], rounds=1))
+    with pytest.raises(InputError, match="this system is writing a text"):
+        list(tiny.write(tiny.style.questions([CHAIN]), settings, wanted=wanted))
+    assert answers(tiny) == ["5"]
 
 
 def test_a_question_made_by_hand_is_in_its_result(tiny):

@@ -20,7 +20,7 @@ from minimas.agent import load_agent
 from minimas.fast import graphs as graphs_module
 from minimas.fast import onednn
 from minimas.fast.blocks import CpuBlock
-from minimas.fast.graphs import Graphs
+from minimas.fast.graphs import Graphs, parts
 from minimas.fast.linear import MergedLinear, PackedLinear
 from minimas.fast.norms import CpuNorm
 from minimas.fast.prepare import prepare
@@ -151,10 +151,16 @@ def test_an_offloaded_agent_is_not_fast():
 
 
 def test_hooks_that_would_never_fire(tmp_path):
+    """They are refused before anything is changed."""
     model = load_model(checkpoints.make_agent(tmp_path, "llama"))
-    model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: None)
+    hook = model.layers[-1].self_attn.k_proj.register_forward_hook(lambda *_: None)
     with pytest.raises(InputError, match="a hook would not fire: load the system with fast=False"):
         prepare(model)
+    hook.remove()
+    model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: None).remove()
+    prepare(model)
+    with pytest.raises(InputError, match="a hook would not fire"):
+        model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: None)
 
 
 def test_a_decoder_that_is_fast_already(tmp_path):
@@ -533,7 +539,6 @@ def test_weights_that_are_changed_after_the_capture(folders, captures, change):
         agent = changed.agents["planner"]
         if change == "another model":
             agent.model = copy.deepcopy(agent.model)
-            agent.steps.model = agent.model
         weight = agent.model.layers[0].mlp.down_proj.weight
         if change == "in place":
             weight *= 3
@@ -559,6 +564,42 @@ def test_a_part_of_a_link_that_is_replaced_after_the_capture(folders, captures):
         link.post_ln.weight = torch.nn.Parameter(-link.post_ln.weight, requires_grad=False)
     assert_same(system.run([ASKED[0]], **options), plain.run([ASKED[0]], **options))
     assert len(captures) == captured + 1
+
+
+def test_a_part_of_a_link_that_an_edit_replaces(folders, captures):
+    """What an agent read is kept from round to round, but no step that was captured with the part of before."""
+    system, plain = (load(folders, "sequential_light", fast=False) for _ in range(2))
+    replayed(system)
+    options = {**OPTIONS, "rounds": 3, "latent_steps": 4, "temperature": 0.0}
+
+    def replacing_in(agent):
+        def edit(turn, questions):
+            if turn.round == 2 and turn.role == "planner":
+                weight = agent.inner_link.post_ln.weight
+                agent.inner_link.post_ln.weight = torch.nn.Parameter(-weight, requires_grad=False)
+
+        return edit
+
+    found = []
+    for one in (system, plain):
+        found.append(one.run([ASKED[0]], edit=replacing_in(one.agents["planner"]), **options))
+    assert_same(*found)
+    planner = system.agents["planner"]
+    assert planner.steps.captured[planner.inner_link] == parts(planner.inner_link)
+
+
+def test_steps_with_links_of_before_are_let_go(folders, captures):
+    system = replayed(load(folders, "sequential_light"))
+    planner = system.agents["planner"]
+    for _ in range(3):
+        planner.inner_link = InnerLink(planner.model.config.hidden_size)
+        system.run([ASKED[0]], **{**OPTIONS, "rounds": 1, "latent_steps": 4})
+    assert set(planner.steps.captured) == {planner.model, planner.inner_link}
+    links = [
+        part for key in planner.steps.recorded for part in key if part in (planner.inner_link,)
+    ]
+    latent = [key for key in planner.steps.recorded if key[0] == "latent"]
+    assert len(latent) == len(links) == 1
 
 
 def test_a_cache_that_may_be_full_takes_further_steps(folders, captures):

@@ -20,6 +20,7 @@ import pytest
 from shared import load
 
 import minimas
+from minimas.agent import Agent
 from minimas.common import InputError
 from minimas.serve.protocol import MAX_STOP, Refused, Served, is_longer, question_in, read
 from minimas.settings import Settings
@@ -642,6 +643,7 @@ def test_caches_that_do_not_fit(tiny, monkeypatch):
     for agent in tiny.agents.values():
         monkeypatch.setattr(agent, "release", lambda: released.append(1))
     monkeypatch.setattr(needs, "available_on", lambda device: room)
+    monkeypatch.setattr(Agent, "kept_bytes", lambda agent: 0)
     reads = []
     read_prompts = tiny.agents["solver"].read
 
@@ -657,10 +659,10 @@ def test_caches_that_do_not_fit(tiny, monkeypatch):
         assert reads == [4, 4] and released
         reads.clear()
         for change in ({"n": 8}, {"n": 8, "max_tokens": 251}, {"n": 128, "max_tokens": 32768}):
-            error = error_of(made.post(CHAT, json=asked[0] | change), 400)
+            error = error_of(made.post(CHAT, json=asked[0] | change), 503)
             assert "the KV cache of solver needs" in error["message"]
             assert f"cpu has {needs.size(room)} available" in error["message"]
-            assert error["message"].endswith("or for fewer tokens (max_tokens)")
+            assert error["message"].endswith("(max_tokens), or again later")
         assert not reads
 
 

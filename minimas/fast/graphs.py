@@ -10,7 +10,7 @@ from ..cache import KVCache, first_rows, grow
 from ..common import no_op
 from ..llama import Llama
 from ..steps import LoopState, Step, Steps, round_up
-from .hooks import has_hook_inside
+from .hooks import has_global_hook, has_hook, has_hook_inside
 
 SPARE = 64  # positions: capacities are rounded up to a multiple, so that a slightly longer prompt still fits
 
@@ -35,6 +35,7 @@ class Graphs(Steps):
     base      the cache, for `capacity` (rows, positions)
     recorded  {(*kind, rows): RecordedStep}
     captured  {the model, or another module of a step: its `parts` when its steps were captured}
+    modules   the model and all modules within it
     """
 
     def __init__(self, model: Llama) -> None:
@@ -42,10 +43,10 @@ class Graphs(Steps):
         self.sync_every = 16
         self.stream: torch.cuda.Stream | None = None  # of the captures; made with the first one
         self.pool: Any = None  # memory that all graphs of one cache share
-        self.base: list | None = None
         self.capacity = (0, 0)
         self.recorded: dict[tuple, RecordedStep] = {}
         self.captured: dict[nn.Module, list[object]] = {}
+        self.modules: list[nn.Module] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: graphs and their memory stay behind, a copy captures its own."""
@@ -69,6 +70,7 @@ class Graphs(Steps):
         self.capacity = (B, S)
         self.recorded = {}
         self.captured = {self.model: parts(self.model)}
+        self.modules = list(self.model.modules())
 
     def make_cache(self, B: int, S: int) -> list:
         """An empty cache for B rows of S positions, in the same memory as before if that suffices."""
@@ -91,9 +93,7 @@ class Graphs(Steps):
 
     def is_outdated(self) -> bool:
         """Whether the cache and the graphs are those of another model, or of modules and weights that were replaced."""
-        if self.model not in self.captured:
-            return True
-        return any(parts(module) != found for module, found in self.captured.items())
+        return self.captured.get(self.model) != parts(self.model)
 
     def grow_cache(self, cache: list, more: int) -> None:
         """Make room for `more` positions; the graphs of the old memory are discarded."""
@@ -122,6 +122,7 @@ class Graphs(Steps):
         rows, tokens = state[0].shape[:2]
         if times == 0 or tokens > 1 or torch.is_grad_enabled() or self.has_hook(kind):
             return super().take(step, state, times, cache, callback, kind)
+        self.forget_replaced(modules_in(kind))
         outputs = []
         layers = [c for c in cache if isinstance(c, KVCache)]
         filled_after = [min(c.filled + times, c.capacity) for c in layers]
@@ -133,8 +134,6 @@ class Graphs(Steps):
             callback()
             outputs.append(output)
             self.recorded[key] = self.record(step, state, output)
-            for module in modules_in(kind):
-                self.captured.setdefault(module, parts(module))
         recorded = self.recorded[key]
         copy_into(recorded.state, state)
         while len(outputs) < times:
@@ -147,7 +146,17 @@ class Graphs(Steps):
 
     def has_hook(self, kind: tuple) -> bool:
         """Whether a step of this kind calls a hook, which a replay would not."""
-        return any(has_hook_inside(module) for module in (self.model, *modules_in(kind)))
+        if any(has_hook(module) for module in self.modules):
+            return True
+        return has_global_hook() or any(has_hook_inside(module) for module in modules_in(kind))
+
+    def forget_replaced(self, modules: list[nn.Module]) -> None:
+        """Discard the steps with modules besides the model, if these are others than they were captured with."""
+        now = {module: parts(module) for module in modules}
+        if all(self.captured.get(module) == found for module, found in now.items()):
+            return
+        self.recorded = {key: kept for key, kept in self.recorded.items() if not modules_in(key)}
+        self.captured = {self.model: self.captured[self.model], **now}
 
     def record(self, step: Step, state: LoopState, output: torch.Tensor) -> RecordedStep:
         """Capture a step; a loop state and an output of it say which shapes its buffers have."""

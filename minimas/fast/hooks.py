@@ -38,9 +38,7 @@ def has_global_hook() -> bool:
 
 
 def refuse_hooks(module: nn.Module) -> None:
-    """Refuse hooks on a module that the fast form does not call, also those that it has: none would ever fire."""
-    if has_hook(module):
-        no_hook()
+    """Refuse hooks on a module that the fast form does not call: none would ever fire."""
     for method in METHODS:
         setattr(module, method, no_hook)
 

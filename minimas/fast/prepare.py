@@ -5,7 +5,7 @@ A subclass may compute something else, so it is not in a table unless it is name
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from ..common import InputError, warn_once
 from ..quantize import Int4Linear, Int8Linear, QuantizedLinear
 from . import onednn
 from .blocks import CpuBlock, FastBlock, KernelBlock
-from .hooks import fix_tensors, places_of, refuse_hooks
+from .hooks import fix_tensors, has_hook, no_hook, places_of, refuse_hooks
 from .linear import (
     KernelInt8,
     Kernels,
@@ -77,6 +77,7 @@ def prepare(model: llama.Llama) -> llama.Llama:
             "this decoder is in its fast form already: give one that was loaded with fast=False"
         )
     kernels = kernels_for(model.norm.weight)
+    check_hooks(model, kernels)
     merged = merge_linears(model, kernels)
     pack_linears(model, merged, kernels)
     free_unused_memory()
@@ -90,18 +91,35 @@ def is_fast(module: nn.Module) -> bool:
     return any(isinstance(value, FORMS) for value in vars(module).values())
 
 
-def merge_linears(model: llama.Llama, kernels: Kernels | None) -> set[nn.Module]:
-    """Merge linears of one input, and return them."""
-    merged: set[nn.Module] = set()
+def check_hooks(model: llama.Llama, kernels: Kernels | None) -> None:
+    """InputError if a module has a hook that the fast form would never call, before anything is changed."""
+    silent = [linear for _, _, _, linears in mergeable(model, kernels) for linear in linears]
+    for block in model.layers:
+        if kernels is not None and part_types(block) <= KNOWN:
+            silent += [part for part in block.modules() if part is not block]
+    if any(has_hook(module) for module in silent):
+        no_hook()
+
+
+def mergeable(
+    model: llama.Llama, kernels: Kernels | None
+) -> Iterator[tuple[nn.Module, str, tuple[str, ...], list[Any]]]:
+    """(a module, its method, the names of its linears, these) for each method that can be one product."""
     for module in model.modules():
         for method, names in MERGED.get(type(module), {}).items():
             linears = [getattr(module, name) for name in names]
-            if not can_merge(linears, kernels):
-                continue
-            for linear in linears:
-                refuse_hooks(linear)
-            replace(module, method, MergedLinear(linears, places_of(module, names), kernels))
-            merged.update(linears)
+            if can_merge(linears, kernels):
+                yield module, method, names, linears
+
+
+def merge_linears(model: llama.Llama, kernels: Kernels | None) -> set[nn.Module]:
+    """Merge linears of one input, and return them."""
+    merged: set[nn.Module] = set()
+    for module, method, names, linears in mergeable(model, kernels):
+        for linear in linears:
+            refuse_hooks(linear)
+        replace(module, method, MergedLinear(linears, places_of(module, names), kernels))
+        merged.update(linears)
     return merged
 
 

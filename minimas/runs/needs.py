@@ -270,17 +270,18 @@ def check_cache(
 ) -> None:
     """InputError if a cache for B questions needs more memory than is available, even if their prompts were empty.
 
+    What an agent keeps is available, too: it is let go, or used again.
     empty   what empty_decoders gives for the system
     """
     for role, agent in system.agents.items():
         needed = B * cache_bytes(empty[role], system.style, role, point, prompt=0)
-        available = available_on(agent.device)
+        available = available_on(agent.device) + agent.kept_bytes()
         if needed > available:
             texts = B * point.rollouts
             raise InputError(
                 f"the KV cache of {role} needs {size(needed)} for {texts} {'text' if texts == 1 else 'texts'} of up to "
                 f"{point.max_new_tokens} tokens, and {agent.device} has {size(available)} available: "
-                "ask for fewer texts (n), or for fewer tokens (max_tokens)"
+                "ask for fewer texts (n) or tokens (max_tokens), or again later"
             )
 
 

@@ -143,7 +143,9 @@ class App:
     async def complete(self, request: Request, is_chat: bool) -> Response:
         """Check a request, let it wait for its turn, and answer it."""
         self.check(request)
-        asked = protocol.read(await json_of(request), self.batches.served, is_chat)
+        body = await json_of(request)
+        # In a thread, since a long text takes long to encode
+        asked = await asyncio.to_thread(protocol.read, body, self.batches.served, is_chat)
         job = Job(asked)
         self.batches.add(job)
         items = items_of(job, request)

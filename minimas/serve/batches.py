@@ -139,7 +139,7 @@ class Batches:
         return None
 
     def check_memory(self, asked: Asked, questions: int) -> None:
-        """InputError if the caches of a batch of so many questions do not fit the memory that is available.
+        """Refused if the caches of a batch of so many questions do not fit the memory that is available.
 
         It is asked when nothing else is answered, and what agents keep of the last questions is let go first.
         """
@@ -149,7 +149,10 @@ class Batches:
             check_cache(system, empty, asked.settings, questions)
         except InputError:
             self.release()
-            check_cache(system, empty, asked.settings, questions)
+            try:
+                check_cache(system, empty, asked.settings, questions)
+            except InputError as e:
+                raise Refused(503, str(e)) from e
 
     def release(self) -> None:
         """Free the memory that agents keep from question to question."""
@@ -184,7 +187,7 @@ class SharedBatch:
                 self.owners.append((job, i))
 
     def answer(self) -> None:
-        """Answer all jobs; Abandoned if nobody waits for them any more, InputError if their caches do not fit."""
+        """Answer all jobs; Abandoned if nobody waits for them any more, Refused if their caches do not fit."""
         self.batches.check_memory(self.asked, len(self.questions))
         pieces = self.system.write(
             self.questions,
@@ -241,6 +244,8 @@ def stopped() -> Refused:
 
 def refusal(error: Exception) -> Refused:
     """What a client is told of an error. One of ours is logged with its traceback, which stays here."""
+    if isinstance(error, Refused):
+        return error
     if isinstance(error, InputError):
         return Refused(400, str(error))
     if out_of_memory(error):

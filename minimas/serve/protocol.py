@@ -48,8 +48,9 @@ FIELDS = {
     "hear": Field("hear", (str,)),
     "retry": Field("retry", (bool,)),
 }
-# Characters that tokens have at most on average: a text is encoded in parts of so many for each token of a limit
-MOST_OF_A_TOKEN = 16
+PART = (
+    1 << 14
+)  # characters of a text that are encoded at a time, so that others are served in between
 # Whoever asks for one of these relies on it
 REFUSED = ("logprobs", "top_logprobs", "echo", "suffix", "tools", "functions", "response_format")
 # Values of theirs that ask for nothing
@@ -293,19 +294,20 @@ def role_and_text(message: object) -> tuple[str, str]:
 
 
 def check_length(question: Question, system: System, param: str) -> None:
-    """Refused if a question has more tokens than an agent has positions: once it is being read, nothing stops that.
+    """Refused if a question has more tokens than an agent has positions.
 
-    What a prompt adds is not counted: the chat template, and what others send.
+    Once a prompt is being read nothing stops that, so whoever asks for too much would hold up all others. What a prompt
+    adds to a question is not counted: the chat template, and what others send.
     """
     for role, agent in system.agents.items():
-        positions = agent.model.config.max_position_embeddings
+        positions = agent.model.config.positions
         text = question.text
         if role == system.style.order[-1]:
             text = question.system + text
         if positions and is_longer(text, positions, agent.tokenizer):
             message = (
-                f"the question has more tokens than the {positions} positions that {role} was made for, "
-                "with what was said before it: shorten it"
+                f"the question, with what was said before it, has more tokens than the {positions} positions that "
+                f"{role} was made for: shorten it"
             )
             raise Refused(400, message, param)
 
@@ -313,9 +315,8 @@ def check_length(question: Question, system: System, param: str) -> None:
 def is_longer(text: str, limit: int, tokenizer: Tokenizer) -> bool:
     """Whether a text has more tokens than the limit. Of a text that is far too long only the beginning is encoded."""
     tokens = 0
-    part = MOST_OF_A_TOKEN * limit
-    for start in range(0, len(text), part):
-        tokens += len(tokenizer.encode(text[start : start + part]))
+    for start in range(0, len(text), PART):
+        tokens += len(tokenizer.encode(text[start : start + PART]))
         if tokens > limit:
             return True
     return False
