@@ -171,7 +171,8 @@ def of_steps(options, ours, models, prompts, B, m, n):
     )
     note(copy_bandwidth=bytes_per_second)
     for role, asked in prompts.items():
-        agent, S = ours.system.agents[role], ours.system.agents[role].embed(asked)[0].shape[1]
+        agent = ours.system.agents[role]
+        S = max(map(len, agent.embed(asked)))
         for name, work, count in ("latent step", ours.think, m), ("text token", ours.write, n):
             one, many = (
                 [
@@ -197,7 +198,7 @@ def memory_of_a_run(options, ours, asked, prompts, B, m, n):
     agents, required, widest = ours.system.agents, 0, 0
     for role, agent in agents.items():
         agent.release()
-        T = agent.embed(prompts[role])[0].shape[1]
+        T = max(map(len, agent.embed(prompts[role])))
         cache, work = needed(agent, B, T, T + (n if role == ours.system.style.order[-1] else m))
         required, widest = required + cache, max(widest, work)
     _, _, taken = bench_train.peak(lambda: ours.run(asked), options.device)
@@ -236,9 +237,9 @@ def pairs(mine, theirs, x, positions, rope, cache, mask):
     inputs, out = ("qkv", "o_proj") if name == "self_attn" else ("inputs", "out_proj")
     a = getattr(theirs, name)
     proj, of_all = getattr(module, out), getattr(module, inputs)
-    made = step.product(x, of_all, step.before[0])
+    made = step.product(x, of_all, step.attention_norm)
     y = torch.randn(len(x), proj.in_features, device=x.device).to(x)
-    z = step.product(x, mine.mlp.gate_up, step.before[1], act=step.act)
+    z = step.product(x, mine.mlp.gate_up, step.mlp_norm, act=step.act)
 
     def ours():
         with patch.object(step, "product", lambda *_: made):
@@ -262,12 +263,12 @@ def pairs(mine, theirs, x, positions, rope, cache, mask):
 
     return {
         "linear in": (
-            lambda: step.product(x, of_all, step.before[0]),
+            lambda: step.product(x, of_all, step.attention_norm),
             lambda: getattr(a, inputs)(theirs.input_layernorm(x)),
         ),
         "linear out": (lambda: step.add(x, y, proj, None), lambda: x + getattr(a, out)(y)),
         "linear gate_up": (
-            lambda: step.product(x, mine.mlp.gate_up, step.before[1], act=step.act),
+            lambda: step.product(x, mine.mlp.gate_up, step.mlp_norm, act=step.act),
             gate_up,
         ),
         "linear down": (
