@@ -170,6 +170,22 @@ def gpu_speed():
     return gpu_speed
 
 
+def test_peft_does_not_take_our_adapter_for_its_own(tmp_path, monkeypatch):
+    """Where PEFT is installed, transformers asks adapter_config.json for its model, and ours names none."""
+    auto_factory = pytest.importorskip(
+        "transformers.models.auto.auto_factory",
+        reason="needs transformers: pip install '.[oracle]'",
+    )
+    import reference
+
+    monkeypatch.setattr(auto_factory, "is_peft_available", lambda: True)
+    folder = checkpoints.make_agent(tmp_path, "llama")
+    with pytest.raises(KeyError):
+        reference.AutoModelForCausalLM.from_pretrained(folder)
+    model = reference.load_model(folder, torch.float32)
+    assert not model.training and model.dtype == torch.float32
+
+
 def test_the_start_is_timed_as_an_agent_runs(gpu_speed, tmp_path, monkeypatch, capsys):
     """With gradients neither kernels nor graphs are used. What was timed before the end is told at once."""
     seen = []

@@ -738,11 +738,7 @@ def main():
         )
         if args.profile or args.scale:
             return profile(args, ours, asked) if args.profile else scale(args, ours)
-        load = lambda name: (
-            transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-            .to(args.device)
-            .eval()
-        )
+        load = lambda name: reference.load_model(name, dtype).to(args.device)
         names = {
             role: args.models / REAL[role] if real else folders[role] for role in ours.system.agents
         }

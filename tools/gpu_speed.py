@@ -25,6 +25,7 @@ if "--device cpu" in " ".join(sys.argv):
 import bench
 import bench_train
 import checkpoints
+import reference
 import torch
 import torch.nn.functional as F
 import transformers
@@ -113,9 +114,8 @@ def racers(options, settings):
         settings,
     )
     note(seconds_to_load=time.perf_counter() - started)
-    load = transformers.AutoModelForCausalLM.from_pretrained
     models = {
-        role: load(folders[role], dtype=dtype).to(options.device).eval()
+        role: reference.load_model(folders[role], dtype).to(options.device)
         for role in ours.system.agents
     }
     return (

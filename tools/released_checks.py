@@ -9,17 +9,16 @@ Notation: T tokens, D the agent's width, D_target that of the one who hears.
 import gc
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from checkpoints import without_adapter
 from safetensors import safe_open
 from torch import nn
 
@@ -535,16 +534,6 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def without_adapter(folder: Path) -> Iterator[Path]:
-    """The folder as transformers may see it: it would take adapter_config.json for PEFT's."""
-    with TemporaryDirectory() as name:
-        for file in folder.iterdir():
-            if not file.name.startswith("adapter"):
-                os.symlink(file.resolve(), Path(name) / file.name)
-        yield Path(name)
 
 
 def their_ids(folder: Path, text: str) -> list[int]:
