@@ -103,8 +103,8 @@ def median_seconds(f, device, times=3):
 # Against transformers
 
 
-def racers(options, settings):
-    """minimas, and transformers with and without its cache, on the same weights."""
+def load_ours(options, settings):
+    """minimas, ready to run."""
     folders, dtype = agent_folders(options)
     started = time.perf_counter()
     ours = bench.Ours(
@@ -114,27 +114,31 @@ def racers(options, settings):
         settings,
     )
     note(seconds_to_load=time.perf_counter() - started)
+    return ours
+
+
+def load_peers(options, ours):
+    """transformers with and without its cache, on the same weights."""
+    folders, dtype = agent_folders(options)
     models = {
         role: reference.load_model(folders[role], dtype).to(options.device)
         for role in ours.system.agents
     }
-    return (
-        ours,
-        *(
-            bench.Peer(ours, folders, cached, models, dtype, options.device)
-            for cached in (True, False)
-        ),
-        models,
-    )
+    return [
+        bench.Peer(ours, folders, cached, models, dtype, options.device) for cached in (True, False)
+    ]
 
 
 def race(options):
-    """Whole runs of B questions; then the steps of each agent, and memory."""
+    """Whole runs of B questions, the steps of each agent, and memory; then transformers beside whole runs.
+
+    What can go wrong in transformers comes last, and costs no figure of minimas.
+    """
     B, m, n, rounds = int(options.argument), 32, 256, 3
     if options.small:
         B, m, n, rounds = min(B, 3), 4, 6, 2
     settings = Settings(rounds=rounds, latent_steps=m, max_new_tokens=n, temperature=0.0)
-    ours, cached, released, models = racers(options, settings)
+    ours = load_ours(options, settings)
     asked, device = bench.questions(B, 120), options.device
     note(
         on=torch.cuda.get_device_name() if device == "cuda" else "CPU",
@@ -149,6 +153,9 @@ def race(options):
     seconds = median_seconds(lambda: ours.run(asked), device)
     note(seconds_of_a_run=seconds)
     prompts = dict(bench.prompts_of_a_run(ours, asked))
+    of_steps(options, ours, prompts, B, m, n)
+    memory_of_a_run(options, ours, asked, prompts, B, m, n)
+    cached, released = load_peers(options, ours)
     for peer, least in (released, 20 if B == 1 else 10), (cached, None):  # one whole run each, warm
         for role in prompts:
             peer.think(role, prompts[role], 2)
@@ -159,11 +166,9 @@ def race(options):
             bar(f"end to end, {peer.name} / minimas, batch {B}", taken / seconds, least)
     apart, same = bench.agree(ours.run(asked), result, torch.bfloat16)
     note(latents_apart=apart, tokens_equal=same, end_to_end_cached_ratio=taken / seconds)
-    of_steps(options, ours, models, prompts, B, m, n)
-    memory_of_a_run(options, ours, asked, prompts, B, m, n)
 
 
-def of_steps(options, ours, models, prompts, B, m, n):
+def of_steps(options, ours, prompts, B, m, n):
     """Prefill, latent step and text token of each agent, and the part of the copy bandwidth at which steps read."""
     bytes_per_second, found = (
         bench.copy_bandwidth("cuda") if options.device == "cuda" else bench.read_bandwidth(),
@@ -182,7 +187,7 @@ def of_steps(options, ours, models, prompts, B, m, n):
                 for k in (1, count)
             )
             step = (many - one) / (count - 1)
-            size = bench.step_bytes(agent, models[role], B, S + count // 2, name == "text token")
+            size = bench.step_bytes(agent, B, S + count // 2, name == "text token")
             found[f"{name}, {role}"] = {
                 "milliseconds": 1e3 * step,
                 "mbu": size / step / bytes_per_second,
