@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from minimas.commands.failures import command
 from minimas.compat.released import FILE, recorded_config
 from minimas.config import parse_config
+from minimas.fast import blocks
 from minimas.link import InnerLink, OuterLink
 from minimas.load import on_meta
 from minimas.styles import STYLES
@@ -446,15 +447,37 @@ def test_logits_of_others(damaged, expectations, report, monkeypatch):
         monkeypatch.setattr(checks, "their_ids", lambda *args: numbers.of_chat)
         monkeypatch.setattr(checks, "their_logits", lambda *args: numbers.logits)
         checks.check_transformers(*args)
-        assert len(faults(report)) == 1
+        assert len(faults(report)) == 3
         monkeypatch.setattr(checks, "their_ids", lambda *args: numbers.of_chat[1:])
         monkeypatch.setattr(checks, "their_logits", lambda *args: numbers.logits * float("nan"))
         checks.check_transformers(*args)
 
     looked_at(damaged, expectations, report, nothing, check)
-    fast, ids, theirs = faults(report)
-    assert "fast path against plain" in fast and "token ids" in ids
+    fast, steps, latents, ids, theirs = faults(report)
+    assert "logits after 50 tokens in float32, fast path against plain" in fast
+    assert "8 steps of the fast path against plain" in steps
+    assert "5 latents of the fast path against plain" in latents
+    assert "token ids" in ids
     assert theirs.endswith("minimas against transformers: nan; expected at most 2e-04")
+
+
+@pytest.mark.parametrize("is_broken", (False, True))
+def test_a_step_that_computes_something_else(damaged, expectations, report, monkeypatch, is_broken):
+    """A prefill does not take it: it shows in tokens that are read one at a time, and in latents."""
+    if is_broken:
+        monkeypatch.setattr(blocks.CpuBlock, "step", lambda block, x, *others: x * 0 + 7)
+
+    def check(folder, expected, entry):
+        device = torch.device("cpu")
+        agent = checks.load_plain(report, "planner", folder, torch.float32, device)
+        checks.check_fast(report, "planner", agent, "some text", 50)
+
+    looked_at(damaged, expectations, report, nothing, check)
+    whats = [line.split(": ")[0].split(None, 2)[2] for line in faults(report)]
+    right = [line.split(": ")[0].split(None, 2)[2] for line in found(report, checks.OK)][1:]
+    prefill = "logits after 50 tokens in float32, fast path against plain"
+    steps = ["8 steps of the fast path against plain", "5 latents of the fast path against plain"]
+    assert (right, whats) == (([prefill], steps) if is_broken else ([prefill, *steps], []))
 
 
 def test_what_was_not_done_is_missing(report):

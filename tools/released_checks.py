@@ -47,6 +47,11 @@ LONGEST = 400  # characters of what is found, and of what is expected
 LAST = 64  # tokens of a prompt whose logits are compared
 OFF = {torch.float32: 2e-4, torch.float64: 1e-6}  # the most that logits may differ, of the largest
 OFF_NARROW = 5e-2  # in bfloat16 and float16, where two correct programs round differently
+STEPS = 8  # tokens after the prompt that are read one at a time
+LATENTS = 5  # states of a roll-out that are compared
+# The most that states of a roll-out may differ: each goes back in, and with it how it was rounded
+OFF_LATENTS = {torch.float32: 1e-3, torch.float64: 1e-6}
+OFF_LATENTS_NARROW = 0.5
 OFF_LINK = 1e-4  # of a link in float32, of its largest output
 # Files that need not be there, by the beginnings of their names
 NOT_NEEDED = ("README.md", ".gitattributes", "LICENSE", "outer_adapter_config")
@@ -458,16 +463,28 @@ def chat(agent: Agent, text: str) -> str:
 def check_fast(report: Report, role: str, agent: Agent, text: str, tokens: int) -> Numbers:
     """The fast form of an agent against the plain one -> the prefill logits of the plain one.
 
+    A prefill does not take the steps that texts and latents are made of. So tokens are read one at a time behind it,
+    and some latent steps are taken, which on CUDA replay graphs.
+
     text    what it reads, cut to so many tokens
     agent   in the plain form; it is put on the fast path
     """
     of_chat = agent.tokenizer.encode(chat(agent, text))
     ids = torch.tensor([of_chat[:tokens]])
-    numbers = Numbers(ids, logits(agent, ids), of_chat, agent.model.norm.weight.dtype)
+    of_prefill, of_steps = logits_with_steps(agent, ids)
+    numbers = Numbers(ids, of_prefill, of_chat, agent.model.norm.weight.dtype)
     with report.part(role, "fast path"):
+        states = latents(agent, ids)
         make_fast(agent)
-        off = distance(logits(agent, ids), numbers.logits)
+        fast_prefill, fast_steps = logits_with_steps(agent, ids)
+        off = distance(fast_prefill, of_prefill)
         report.compare_number(role, f"{numbers.name}, fast path against plain", off, numbers.most)
+        what = f"{len(of_steps)} steps of the fast path against plain"
+        report.compare_number(role, what, distance(fast_steps, of_steps), numbers.most)
+        if states is not None:
+            what = f"{LATENTS} latents of the fast path against plain"
+            most = OFF_LATENTS.get(numbers.dtype, OFF_LATENTS_NARROW)
+            report.compare_number(role, what, distance(latents(agent, ids), states), most)
     return numbers
 
 
@@ -510,12 +527,41 @@ def tell_agreement(
 
 def logits(agent: Agent, ids: torch.Tensor) -> torch.Tensor:
     """ids (1, T) -> logits of the last LAST tokens in float32, on the CPU."""
+    return prefill(agent, ids, agent.model.make_cache(1, ids.shape[1]))
+
+
+def prefill(agent: Agent, ids: torch.Tensor, cache: list) -> torch.Tensor:
+    """The same, into a cache."""
     model = agent.model
     ids = ids.to(agent.device)
     T = ids.shape[1]
     positions = torch.arange(T, device=agent.device)[None]
-    h = model(model.embed(ids), positions, model.make_cache(1, T), last=min(T, LAST))
+    h = model(model.embed(ids), positions, cache, last=min(T, LAST))
     return model.logits(h[0]).float().cpu()
+
+
+def logits_with_steps(agent: Agent, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids (1, T) -> the same, and (STEPS, vocabulary) of the first of ids again, one at a time behind them."""
+    model = agent.model
+    T = ids.shape[1]
+    cache = model.make_cache(1, T + STEPS)
+    of_prefill = prefill(agent, ids, cache)
+    of_steps = []
+    for i in range(STEPS):
+        token = ids[:, i % T : i % T + 1].to(agent.device)
+        position = torch.full((1, 1), T + i, device=agent.device)
+        h = model(model.embed(token), position, cache, last=1)
+        of_steps.append(model.logits(h[0]).float().cpu())
+    return of_prefill, torch.cat(of_steps)
+
+
+def latents(agent: Agent, ids: torch.Tensor) -> torch.Tensor | None:
+    """ids (1, T) -> LATENTS states after the last LAST of them, on the CPU; None if the agent has no inner link."""
+    if agent.inner_link is None:
+        return None
+    states = agent.think([[ids[0, -LAST:]]], LATENTS).float().cpu()
+    agent.release()
+    return states
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
