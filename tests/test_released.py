@@ -496,6 +496,22 @@ def test_what_was_not_done_is_missing(report):
     assert report.findings[-1].found.startswith("~/x\\nyyy") and "..." in report.findings[-1].found
 
 
+@pytest.mark.parametrize("home", (None, "/", "/a/home"))
+def test_who_has_no_home(tmp_path, monkeypatch, home):
+    """In some containers a user has none, or it is the root of all paths."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    if home is None:
+        monkeypatch.setattr(checks.Path, "home", no_home)
+    else:
+        monkeypatch.setenv("HOME", home)
+    report = checks.Report(tmp_path / "report.json", {"style": "a style"})
+    report.add(checks.OK, "planner", "a file", "/a/home/file")
+    assert report.findings[0].found == ("~/file" if home == "/a/home" else "/a/home/file")
+
+
 # The command
 
 

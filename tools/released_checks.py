@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,7 @@ class Report:
     head    the style, the versions and the machine
     files   {repository: {file: {"bytes": ..., "sha256": ...}}}
     texts   what agents wrote
+    home    what is written as ~; empty if nothing is
     """
 
     file: Path
@@ -92,11 +93,13 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     texts: list[dict[str, Any]] = field(default_factory=list)
+    home: str = field(default_factory=lambda: home_folder())
 
     def add(self, status: str, where: str, what: str, found: object, expected: object = "") -> None:
         """Add a finding; who ran it is nobody's business."""
-        home = str(Path.home())
-        texts = [short(value).replace(home, "~") for value in (what, found, expected)]
+        texts = [short(value) for value in (what, found, expected)]
+        if self.home:
+            texts = [text.replace(self.home, "~") for text in texts]
         self.findings.append(Finding(status, where, *texts))
 
     def compare(
@@ -163,6 +166,17 @@ class Report:
         whole |= {"files": self.files, "texts": self.texts}
         text = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
         write_atomic(self.file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def home_folder() -> str:
+    """The user's home; empty if there is none, or if it is /, of which every path has some."""
+    with suppress(
+        RuntimeError
+    ):  # no HOME, and the user has no entry in passwd, as in some containers
+        home = str(Path.home())
+        if len(home) > 1:
+            return home
+    return ""
 
 
 def short(value: object) -> str:
