@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import checkpoints
 import pytest
@@ -23,6 +24,7 @@ from minimas.config import parse_config
 from minimas.fast import blocks
 from minimas.link import InnerLink, OuterLink
 from minimas.load import on_meta
+from minimas.runs import needs
 from minimas.styles import STYLES
 from minimas.system import load_mas_system
 
@@ -555,6 +557,33 @@ def test_an_expectation_of_another_form(monkeypatch, capsys, tmp_path):
     file.write_text("{}")
     assert run(monkeypatch, "mixture", "--expect", file) == 2
     assert "has no agent_files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("memory", "cpu has 1.00 MB of memory, and this run needs at least "),
+        ("disk", " are to be downloaded, and the hub's cache "),
+    ],
+)
+def test_what_does_not_fit_is_not_downloaded(
+    whole, expectations, monkeypatch, tmp_path, capsys, place, message
+):
+    if place == "memory":
+        monkeypatch.setattr(needs, "memory_of", lambda device: 1e6)
+    else:
+        usage = SimpleNamespace(free=1000)
+        monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)
+    style = "sequential_light"
+    cache = tmp_path / "cache"
+    out = tmp_path / "found.json"
+    with standin.serve(whole(style)) as hub:
+        standin.connect(monkeypatch, hub, cache)
+        assert run(monkeypatch, style, *SHORT, "--expect", expectations(style), "--out", out) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert ("--quantize int8" if place == "memory" else "make room, or set HF_HUB_CACHE") in told
+    assert not list(cache.rglob("*.safetensors"))
 
 
 SHORT = ("--device", "cpu", "--tokens", "80", "--max-new-tokens", "6")

@@ -9,6 +9,7 @@ Notation: T tokens, D the agent's width, D_target that of the one who hears.
 import gc
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from checkpoints import without_adapter
+from huggingface_hub import constants
 from safetensors import safe_open
 from torch import nn
 
@@ -277,8 +279,35 @@ def listed(source: Source, names: Sequence[str]) -> dict[str, int]:
 
 def fetched(source: Source, where: str, names: Sequence[str]) -> Path:
     """The folder of a repository, downloaded as for a run of either task."""
-    patterns = [*names, *agent_patterns("math"), *agent_patterns("code")]
-    return checkpoint_folder(source, *dict.fromkeys(patterns), role=where)
+    return checkpoint_folder(source, *patterns_of(names), role=where)
+
+
+def patterns_of(names: Sequence[str]) -> list[str]:
+    """The patterns of all files of a repository that are downloaded."""
+    return list(dict.fromkeys([*names, *agent_patterns("math"), *agent_patterns("code")]))
+
+
+def bytes_to_download(source: Source, names: Sequence[str]) -> int:
+    """What `fetched` would download; 0 if it is not known."""
+    if Path(source).expanduser().is_dir():
+        return 0
+    try:
+        files: Any = download(str(source), patterns_of(names), dry_run=True)
+    except InputError:  # the list of files says what is wrong with it
+        return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def check_disk(needed: int) -> None:
+    """InputError if the hub's cache has less room than so many bytes."""
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    free_bytes = shutil.disk_usage(place).free
+    if needed > free_bytes:
+        raise InputError(
+            f"{size(needed)} are to be downloaded, and the hub's cache {cache} has {size(free_bytes)} free: "
+            "make room, or set HF_HUB_CACHE to a folder on a larger disk"
+        )
 
 
 def check_hashes(
