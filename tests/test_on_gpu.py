@@ -170,6 +170,133 @@ def gpu_speed():
     return gpu_speed
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder that all parts share."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def dry_run(gpu_speed, work, monkeypatch, capsys):
+    """(part, argument) -> what it reports of a dry run."""
+    monkeypatch.setattr(gpu_speed.bench, "read_bandwidth", lambda: 1e10)  # reads 1 GB
+    monkeypatch.setattr(gpu_speed.bench, "copy_bandwidth", lambda device: 1e10)
+
+    def run(part, argument=None):
+        options = SimpleNamespace(device="cpu", small=True, work=work, argument=argument)
+        with torch.no_grad():
+            part(options)
+        log = work / "log"
+        log.write_text(capsys.readouterr().out)
+        return on_gpu.results(log)
+
+    return run
+
+
+def know_prompts(gpu_speed, monkeypatch, T):
+    """Let figures of steps and memory be taken after prompts of T tokens."""
+    prompt = [torch.arange(8, 8 + T)]
+    prompts = [(role, [prompt]) for role in ("planner", "critic", "solver")]
+    monkeypatch.setattr(gpu_speed.bench, "prompts_of_a_run", lambda *_: prompts)
+
+
+@pytest.mark.slow
+def test_a_race(gpu_speed, dry_run, monkeypatch):
+    """What shapes require is that of the lengths of the prompts: at first it was that of their width."""
+    T, m, n = 100, 4, 6
+    know_prompts(gpu_speed, monkeypatch, T)
+    found = dry_run(gpu_speed.race, "1")
+    small = gpu_speed.bench.SMALL
+    keys_and_values = 2 * small["num_key_value_heads"] * small["head_dim"]
+    per_position = 4 * small["num_hidden_layers"] * keys_and_values
+    of_mlp = 3 * small["intermediate_size"] + 2 * small["hidden_size"]
+    assert found["memory"]["caches"] == per_position * (2 * (T + m) + T + n)
+    assert found["memory"]["widest"] == 4 * T * of_mlp
+    assert len(found["steps"]) == 6
+    assert found["tokens_equal"] == 1 and found["latents_apart"] < 1e-3
+    assert found["seconds_of_released"] > 0 and found["seconds_of_cached"] > 0
+
+
+@pytest.mark.slow
+def test_transformers_that_fails_costs_no_figure_of_minimas(
+    gpu_speed, dry_run, monkeypatch, capsys
+):
+    def fail(*_, **__):
+        raise OSError("transformers does not load it")
+
+    know_prompts(gpu_speed, monkeypatch, 20)
+    monkeypatch.setattr(gpu_speed.reference, "load_model", fail)
+    with pytest.raises(OSError, match="does not load it"):
+        dry_run(gpu_speed.race, "1")
+    told = capsys.readouterr().out
+    for figure in "seconds_of_a_run", "text token, solver", "caches":
+        assert f'"{figure}"' in told
+
+
+def test_the_bytes_of_a_step(gpu_speed, tmp_path):
+    """They are those of transformers' model, which holds each weight once."""
+    folder = checkpoints.make_agent(tmp_path, "llama")
+    agent = gpu_speed.load_agent(folder, "math", torch.device("cpu"), None, fast=True)
+    theirs = gpu_speed.reference.load_model(folder, torch.float32)
+    c = agent.model.config
+    cache = 4 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 3 * 50
+    for is_text, last in (True, theirs.lm_head.weight.nbytes), (False, 8 * c.hidden_size**2):
+        layers = sum(p.nbytes for p in theirs.model.layers.parameters())
+        assert gpu_speed.bench.step_bytes(agent, 3, 50, is_text) == layers + last + cache
+
+
+@pytest.mark.slow
+def test_the_ways_of_a_step(gpu_speed, dry_run):
+    (found,) = dry_run(gpu_speed.ways)["ways"].values()
+    assert min(found["milliseconds"], found["torch"], found["compile"]) > 0
+
+
+@pytest.mark.slow
+def test_the_speed_of_links(gpu_speed, dry_run):
+    table = dry_run(gpu_speed.links)["links"]
+    assert [row["rows"] for row in table] == [1, 64, 1, 64]
+    assert {row["link"] for row in table} == {"inner 64", "outer 64 > 40"}
+
+
+@pytest.mark.slow
+def test_a_training_step(gpu_speed, dry_run):
+    found = dry_run(gpu_speed.train)["train"]
+    assert found["gradients_apart"]["batched"] < 1e-3
+    assert found["against"]["batched"]["time_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_the_worth_of_kernels(gpu_speed, work):
+    """A process of its own: Triton must be told of its interpreter before it is imported."""
+    begun = on_gpu.start(
+        "kernels", [gpu_speed.__file__, "kernels"], ["--small", "--device", "cpu"], work, 1
+    )
+    try:
+        code = begun.wait(300)
+    finally:
+        on_gpu.end(begun)
+    log = work / "kernels.log"
+    found = on_gpu.results(log)
+    assert code == 0, log.read_text()
+    assert "skipped" in found or {"linear in", "norm", "attend", "delta"} <= set(found["kernels"])
+
+
+def test_peft_does_not_take_our_adapter_for_its_own(tmp_path, monkeypatch):
+    """Where PEFT is installed, transformers asks adapter_config.json for its model, and ours names none."""
+    auto_factory = pytest.importorskip(
+        "transformers.models.auto.auto_factory",
+        reason="needs transformers: pip install '.[oracle]'",
+    )
+    import reference
+
+    monkeypatch.setattr(auto_factory, "is_peft_available", lambda: True)
+    folder = checkpoints.make_agent(tmp_path, "llama")
+    with pytest.raises(KeyError):
+        reference.AutoModelForCausalLM.from_pretrained(folder)
+    model = reference.load_model(folder, torch.float32)
+    assert not model.training and model.dtype == torch.float32
+
+
 def test_the_start_is_timed_as_an_agent_runs(gpu_speed, tmp_path, monkeypatch, capsys):
     """With gradients neither kernels nor graphs are used. What was timed before the end is told at once."""
     seen = []

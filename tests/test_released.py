@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import checkpoints
 import pytest
@@ -20,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from minimas.commands.failures import command
 from minimas.compat.released import FILE, recorded_config
 from minimas.config import parse_config
+from minimas.fast import blocks
 from minimas.link import InnerLink, OuterLink
 from minimas.load import on_meta
+from minimas.runs import needs
 from minimas.styles import STYLES
 from minimas.system import load_mas_system
 
@@ -446,15 +449,37 @@ def test_logits_of_others(damaged, expectations, report, monkeypatch):
         monkeypatch.setattr(checks, "their_ids", lambda *args: numbers.of_chat)
         monkeypatch.setattr(checks, "their_logits", lambda *args: numbers.logits)
         checks.check_transformers(*args)
-        assert len(faults(report)) == 1
+        assert len(faults(report)) == 3
         monkeypatch.setattr(checks, "their_ids", lambda *args: numbers.of_chat[1:])
         monkeypatch.setattr(checks, "their_logits", lambda *args: numbers.logits * float("nan"))
         checks.check_transformers(*args)
 
     looked_at(damaged, expectations, report, nothing, check)
-    fast, ids, theirs = faults(report)
-    assert "fast path against plain" in fast and "token ids" in ids
+    fast, steps, latents, ids, theirs = faults(report)
+    assert "logits after 50 tokens in float32, fast path against plain" in fast
+    assert "8 steps of the fast path against plain" in steps
+    assert "5 latents of the fast path against plain" in latents
+    assert "token ids" in ids
     assert theirs.endswith("minimas against transformers: nan; expected at most 2e-04")
+
+
+@pytest.mark.parametrize("is_broken", (False, True))
+def test_a_step_that_computes_something_else(damaged, expectations, report, monkeypatch, is_broken):
+    """A prefill does not take it: it shows in tokens that are read one at a time, and in latents."""
+    if is_broken:
+        monkeypatch.setattr(blocks.CpuBlock, "step", lambda block, x, *others: x * 0 + 7)
+
+    def check(folder, expected, entry):
+        device = torch.device("cpu")
+        agent = checks.load_plain(report, "planner", folder, torch.float32, device)
+        checks.check_fast(report, "planner", agent, "some text", 50)
+
+    looked_at(damaged, expectations, report, nothing, check)
+    whats = [line.split(": ")[0].split(None, 2)[2] for line in faults(report)]
+    right = [line.split(": ")[0].split(None, 2)[2] for line in found(report, checks.OK)][1:]
+    prefill = "logits after 50 tokens in float32, fast path against plain"
+    steps = ["8 steps of the fast path against plain", "5 latents of the fast path against plain"]
+    assert (right, whats) == (([prefill], steps) if is_broken else ([prefill, *steps], []))
 
 
 def test_what_was_not_done_is_missing(report):
@@ -471,6 +496,22 @@ def test_what_was_not_done_is_missing(report):
     assert len(json.loads(report.file.read_text())["findings"]) == 3
     report.add(checks.OK, "planner", "home", f"{Path.home()}/x\n" + "y" * 500)
     assert report.findings[-1].found.startswith("~/x\\nyyy") and "..." in report.findings[-1].found
+
+
+@pytest.mark.parametrize("home", (None, "/", "/a/home"))
+def test_who_has_no_home(tmp_path, monkeypatch, home):
+    """In some containers a user has none, or it is the root of all paths."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    if home is None:
+        monkeypatch.setattr(checks.Path, "home", no_home)
+    else:
+        monkeypatch.setenv("HOME", home)
+    report = checks.Report(tmp_path / "report.json", {"style": "a style"})
+    report.add(checks.OK, "planner", "a file", "/a/home/file")
+    assert report.findings[0].found == ("~/file" if home == "/a/home" else "/a/home/file")
 
 
 # The command
@@ -516,6 +557,33 @@ def test_an_expectation_of_another_form(monkeypatch, capsys, tmp_path):
     file.write_text("{}")
     assert run(monkeypatch, "mixture", "--expect", file) == 2
     assert "has no agent_files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("memory", "cpu has 1.00 MB of memory, and this run needs at least "),
+        ("disk", " are to be downloaded, and the hub's cache "),
+    ],
+)
+def test_what_does_not_fit_is_not_downloaded(
+    whole, expectations, monkeypatch, tmp_path, capsys, place, message
+):
+    if place == "memory":
+        monkeypatch.setattr(needs, "memory_of", lambda device: 1e6)
+    else:
+        usage = SimpleNamespace(free=1000)
+        monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)
+    style = "sequential_light"
+    cache = tmp_path / "cache"
+    out = tmp_path / "found.json"
+    with standin.serve(whole(style)) as hub:
+        standin.connect(monkeypatch, hub, cache)
+        assert run(monkeypatch, style, *SHORT, "--expect", expectations(style), "--out", out) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert ("--quantize int8" if place == "memory" else "make room, or set HF_HUB_CACHE") in told
+    assert not list(cache.rglob("*.safetensors"))
 
 
 SHORT = ("--device", "cpu", "--tokens", "80", "--max-new-tokens", "6")

@@ -41,6 +41,7 @@ from minimas.config import DTYPES
 from minimas.fast.graphs import capture
 from minimas.generate import generate
 from minimas.link import InnerLink, OuterLink, fused
+from minimas.load import on_meta
 from minimas.recurse import recurse
 from minimas.settings import Settings
 from minimas.styles import STYLES
@@ -345,22 +346,24 @@ def copy_bandwidth(device):
     return 20 * len(a) / min(timed(copies, device)[0] for _ in range(3))
 
 
-def step_bytes(agent, model, B, S, text):
+def step_bytes(agent, B, S, text):
     """Bytes that one step must read: the layers, what makes a token or the next latent of a state, and S cached
     positions.
 
-    model: the agent's decoder in transformers, which has the same weights under no other form.
+    The weights are those of a decoder as its config makes it: an agent on the fast path holds some in another form.
     """
+    dtype = agent.model.norm.weight.dtype
+    model = on_meta(type(agent.model), agent.model.config).to(dtype)
     size = lambda module: sum(p.numel() * p.element_size() for p in module.parameters())
-    D, itemsize = model.config.hidden_size, next(model.parameters()).element_size()
+    D = model.config.hidden_size
     cache = sum(
         c.k[..., :1, :].numel() * 2 * min(S, c.k.shape[2]) * c.k.element_size()
         if hasattr(c, "k")
         else 2 * c.state.numel() * 4
-        for c in agent.model.make_cache(B, S)
+        for c in model.make_cache(B, S)
     )
     return (
-        size(model.model.layers) + (size(model.lm_head) if text else 2 * D * D * itemsize) + cache
+        size(model.layers) + (size(model.lm_head) if text else 2 * D * D * dtype.itemsize) + cache
     )
 
 
@@ -494,17 +497,13 @@ def compare(args, ours, cached, released, asked):
     S, agents = len(asked[0].split()) + 100 + m, ours.system.agents
     result["latent_mbu"] = {
         role: round(
-            step_bytes(agents[role], cached.models[role], len(asked), S, False)
-            / steps[role]
-            / bandwidth,
+            step_bytes(agents[role], len(asked), S, False) / steps[role] / bandwidth,
             3,
         )
         for role in style.order
     }
     result["decode_mbu"] = round(
-        step_bytes(agents[last], cached.models[last], len(asked), S, True)
-        / median(token["minimas"])
-        / bandwidth,
+        step_bytes(agents[last], len(asked), S, True) / median(token["minimas"]) / bandwidth,
         3,
     )
     print(f"bandwidth {bandwidth / 1e9:.1f} GB/s")
@@ -738,11 +737,7 @@ def main():
         )
         if args.profile or args.scale:
             return profile(args, ours, asked) if args.profile else scale(args, ours)
-        load = lambda name: (
-            transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-            .to(args.device)
-            .eval()
-        )
+        load = lambda name: reference.load_model(name, dtype).to(args.device)
         names = {
             role: args.models / REAL[role] if real else folders[role] for role in ours.system.agents
         }

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import reference
 import torch
 import transformers
 
@@ -55,7 +56,7 @@ class Peer:
     """The same of transformers."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.model = reference.load_model(folder, dtype)
         self.dtype = dtype
 
     def read(self, x: torch.Tensor) -> None:

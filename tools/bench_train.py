@@ -227,10 +227,7 @@ def systems(args, folder):
             system.agents[role].model.state_dict(), assign=True
         )  # one copy of the weights
     models = {
-        role: transformers.AutoModelForCausalLM.from_pretrained(folders[role], dtype=dtype).to(
-            args.device
-        )
-        for role in style.order
+        role: reference.load_model(folders[role], dtype).to(args.device) for role in style.order
     }
     peers = [
         TrainingPeer(system, folders, models, dtype, args.device, batched)

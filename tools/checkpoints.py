@@ -6,7 +6,10 @@ bits everywhere: numpy's RandomState is frozen for good.
 """
 
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -362,6 +365,16 @@ TWO_KINDS = {
         "mrope_interleaved": True,
     },
 }
+
+
+@contextmanager
+def without_adapter(folder):
+    """The folder as transformers may see it: where PEFT is installed it takes adapter_config.json for PEFT's."""
+    with TemporaryDirectory() as name:
+        for file in Path(folder).iterdir():
+            if not file.name.startswith("adapter"):
+                os.symlink(file.resolve(), Path(name) / file.name)
+        yield Path(name)
 
 
 def widths(D, inter, heads, kv, d, layers=1, **more):

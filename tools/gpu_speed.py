@@ -25,6 +25,7 @@ if "--device cpu" in " ".join(sys.argv):
 import bench
 import bench_train
 import checkpoints
+import reference
 import torch
 import torch.nn.functional as F
 import transformers
@@ -102,8 +103,8 @@ def median_seconds(f, device, times=3):
 # Against transformers
 
 
-def racers(options, settings):
-    """minimas, and transformers with and without its cache, on the same weights."""
+def load_ours(options, settings):
+    """minimas, ready to run."""
     folders, dtype = agent_folders(options)
     started = time.perf_counter()
     ours = bench.Ours(
@@ -113,28 +114,31 @@ def racers(options, settings):
         settings,
     )
     note(seconds_to_load=time.perf_counter() - started)
-    load = transformers.AutoModelForCausalLM.from_pretrained
+    return ours
+
+
+def load_peers(options, ours):
+    """transformers with and without its cache, on the same weights."""
+    folders, dtype = agent_folders(options)
     models = {
-        role: load(folders[role], dtype=dtype).to(options.device).eval()
+        role: reference.load_model(folders[role], dtype).to(options.device)
         for role in ours.system.agents
     }
-    return (
-        ours,
-        *(
-            bench.Peer(ours, folders, cached, models, dtype, options.device)
-            for cached in (True, False)
-        ),
-        models,
-    )
+    return [
+        bench.Peer(ours, folders, cached, models, dtype, options.device) for cached in (True, False)
+    ]
 
 
 def race(options):
-    """Whole runs of B questions; then the steps of each agent, and memory."""
+    """Whole runs of B questions, the steps of each agent, and memory; then transformers beside whole runs.
+
+    What can go wrong in transformers comes last, and costs no figure of minimas.
+    """
     B, m, n, rounds = int(options.argument), 32, 256, 3
     if options.small:
         B, m, n, rounds = min(B, 3), 4, 6, 2
     settings = Settings(rounds=rounds, latent_steps=m, max_new_tokens=n, temperature=0.0)
-    ours, cached, released, models = racers(options, settings)
+    ours = load_ours(options, settings)
     asked, device = bench.questions(B, 120), options.device
     note(
         on=torch.cuda.get_device_name() if device == "cuda" else "CPU",
@@ -149,6 +153,9 @@ def race(options):
     seconds = median_seconds(lambda: ours.run(asked), device)
     note(seconds_of_a_run=seconds)
     prompts = dict(bench.prompts_of_a_run(ours, asked))
+    of_steps(options, ours, prompts, B, m, n)
+    memory_of_a_run(options, ours, asked, prompts, B, m, n)
+    cached, released = load_peers(options, ours)
     for peer, least in (released, 20 if B == 1 else 10), (cached, None):  # one whole run each, warm
         for role in prompts:
             peer.think(role, prompts[role], 2)
@@ -159,11 +166,9 @@ def race(options):
             bar(f"end to end, {peer.name} / minimas, batch {B}", taken / seconds, least)
     apart, same = bench.agree(ours.run(asked), result, torch.bfloat16)
     note(latents_apart=apart, tokens_equal=same, end_to_end_cached_ratio=taken / seconds)
-    of_steps(options, ours, models, prompts, B, m, n)
-    memory_of_a_run(options, ours, asked, prompts, B, m, n)
 
 
-def of_steps(options, ours, models, prompts, B, m, n):
+def of_steps(options, ours, prompts, B, m, n):
     """Prefill, latent step and text token of each agent, and the part of the copy bandwidth at which steps read."""
     bytes_per_second, found = (
         bench.copy_bandwidth("cuda") if options.device == "cuda" else bench.read_bandwidth(),
@@ -171,7 +176,8 @@ def of_steps(options, ours, models, prompts, B, m, n):
     )
     note(copy_bandwidth=bytes_per_second)
     for role, asked in prompts.items():
-        agent, S = ours.system.agents[role], ours.system.agents[role].embed(asked)[0].shape[1]
+        agent = ours.system.agents[role]
+        S = max(map(len, agent.embed(asked)))
         for name, work, count in ("latent step", ours.think, m), ("text token", ours.write, n):
             one, many = (
                 [
@@ -181,7 +187,7 @@ def of_steps(options, ours, models, prompts, B, m, n):
                 for k in (1, count)
             )
             step = (many - one) / (count - 1)
-            size = bench.step_bytes(agent, models[role], B, S + count // 2, name == "text token")
+            size = bench.step_bytes(agent, B, S + count // 2, name == "text token")
             found[f"{name}, {role}"] = {
                 "milliseconds": 1e3 * step,
                 "mbu": size / step / bytes_per_second,
@@ -197,7 +203,7 @@ def memory_of_a_run(options, ours, asked, prompts, B, m, n):
     agents, required, widest = ours.system.agents, 0, 0
     for role, agent in agents.items():
         agent.release()
-        T = agent.embed(prompts[role])[0].shape[1]
+        T = max(map(len, agent.embed(prompts[role])))
         cache, work = needed(agent, B, T, T + (n if role == ours.system.style.order[-1] else m))
         required, widest = required + cache, max(widest, work)
     _, _, taken = bench_train.peak(lambda: ours.run(asked), options.device)
@@ -236,9 +242,9 @@ def pairs(mine, theirs, x, positions, rope, cache, mask):
     inputs, out = ("qkv", "o_proj") if name == "self_attn" else ("inputs", "out_proj")
     a = getattr(theirs, name)
     proj, of_all = getattr(module, out), getattr(module, inputs)
-    made = step.product(x, of_all, step.before[0])
+    made = step.product(x, of_all, step.attention_norm)
     y = torch.randn(len(x), proj.in_features, device=x.device).to(x)
-    z = step.product(x, mine.mlp.gate_up, step.before[1], act=step.act)
+    z = step.product(x, mine.mlp.gate_up, step.mlp_norm, act=step.act)
 
     def ours():
         with patch.object(step, "product", lambda *_: made):
@@ -262,12 +268,12 @@ def pairs(mine, theirs, x, positions, rope, cache, mask):
 
     return {
         "linear in": (
-            lambda: step.product(x, of_all, step.before[0]),
+            lambda: step.product(x, of_all, step.attention_norm),
             lambda: getattr(a, inputs)(theirs.input_layernorm(x)),
         ),
         "linear out": (lambda: step.add(x, y, proj, None), lambda: x + getattr(a, out)(y)),
         "linear gate_up": (
-            lambda: step.product(x, mine.mlp.gate_up, step.before[1], act=step.act),
+            lambda: step.product(x, mine.mlp.gate_up, step.mlp_norm, act=step.act),
             gate_up,
         ),
         "linear down": (

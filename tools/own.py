@@ -51,14 +51,14 @@ def same(args):
     Records keep texts without their tokens. One that has another spelling in tokens is written again, alone, to have
     them.
     """
-    from transformers import AutoModelForCausalLM
+    from reference import load_model
 
     system = minimas.load_mas_system("single", checkpoints=args.agent, device="cpu", fast=True)
     tokenizer, eos_ids = (
         system.agents["agent"].tokenizer,
         [*system.agents["agent"].generation_config.eos_ids],
     )
-    peer = AutoModelForCausalLM.from_pretrained(args.agent, dtype=torch.float32).eval()
+    peer = load_model(args.agent, torch.float32)
     for file in args.records:
         first, *records = (
             json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()

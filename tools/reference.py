@@ -10,17 +10,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from checkpoints import without_adapter
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = json.loads((Path(__file__).parent.parent / "minimas" / "prompts.json").read_text())
 
 
+def load_model(folder, dtype, **options):
+    """transformers' model of an agent's folder, in eval mode."""
+    with without_adapter(folder) as view:
+        return AutoModelForCausalLM.from_pretrained(view, dtype=dtype, **options).eval()
+
+
 def hidden_and_logits(folder, ids, mask=None, dtype=torch.float32):
     """Last hidden states and logits of transformers' model for token ids (B, T)."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
-    ).eval()
+    model = load_model(folder, dtype, attn_implementation="eager")
     with torch.no_grad():
         out = model(ids, attention_mask=mask, output_hidden_states=True)
     return out.hidden_states[-1], out.logits
@@ -68,9 +73,7 @@ class Peer:
 
     def __init__(self, folder):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        self.model = load_model(folder, torch.float32, attn_implementation="eager")
         self.inner = link_weights(folder, "adapter(math).pt", "adapter.pt")
         self.E = self.model.get_input_embeddings()
 

@@ -31,8 +31,10 @@ from released_checks import (
     Expected,
     Numbers,
     Report,
+    bytes_to_download,
     chat,
     check_config,
+    check_disk,
     check_fast,
     check_hashes,
     check_link,
@@ -60,9 +62,9 @@ from minimas.compat.released import FILE
 from minimas.devices import usable_device, usable_dtype
 from minimas.link import InnerLink, OuterLink
 from minimas.result import Result
-from minimas.runs.needs import check_memory
+from minimas.runs.needs import check_memory, check_needs, needs_of
 from minimas.runs.outputs import writable_file
-from minimas.settings import CHANNELS, Settings
+from minimas.settings import CHANNELS, CompletedSettings, Settings
 from minimas.styles import STYLES, Origin, Source, Style
 from minimas.system import load_mas_system
 
@@ -158,15 +160,11 @@ def check_system(
     args: argparse.Namespace,
 ) -> None:
     """The whole system: three questions by both channels; if it is quantised, also how far its logits are off."""
-    chosen = {"max_new_tokens": args.max_new_tokens, "temperature": 0.0, "batch_size": 1}
-    settings = [Settings(channel=channel, **chosen).completed(style) for channel in CHANNELS]
-    options: dict[str, Any] = {"dtype": args.dtype, "offload": args.offload, "fast": True}
-    if args.quantize:
-        options["quantize"] = args.quantize
+    settings = settings_of(style, args)
+    options = options_of(args)
     system = None
     with report.part(SYSTEM, "loading it"):
-        origin = Origin(args.style, sources, args.device, **options)
-        check_memory(origin, style, settings, 1)
+        check_memory(Origin(args.style, sources, args.device, **options), style, settings, 1)
         system = load_mas_system(args.style, checkpoints=sources, device=args.device, **options)
         report.add(OK, SYSTEM, "loading it", " ".join(repr(system).split()))
     if system is None:
@@ -180,6 +178,20 @@ def check_system(
             with report.part(one.channel, question):
                 (result,) = system.run([question], one)
                 tell_result(report, one.channel, result, answer)
+
+
+def settings_of(style: Style, args: argparse.Namespace) -> list[CompletedSettings]:
+    """The settings of both channels."""
+    chosen = {"max_new_tokens": args.max_new_tokens, "temperature": 0.0, "batch_size": 1}
+    return [Settings(channel=channel, **chosen).completed(style) for channel in CHANNELS]
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How the system is loaded."""
+    options: dict[str, Any] = {"dtype": args.dtype, "offload": args.offload, "fast": True}
+    if args.quantize:
+        options["quantize"] = args.quantize
+    return options
 
 
 def tell_result(report: Report, channel: str, result: Result, answer: str) -> None:
@@ -279,6 +291,27 @@ def check_reachable(sources: dict[str, Source]) -> None:
         )
 
 
+def check_room(
+    sources: dict[str, Source],
+    style: Style,
+    names: dict[str, str],
+    expected: Expected,
+    args: argparse.Namespace,
+) -> None:
+    """InputError if the system would not fit into memory, or its files not on the disk: this is asked before they come.
+
+    Of an agent only config.json is fetched. If one cannot be had, the checks say so, and memory is asked again later.
+    """
+    origin = Origin(args.style, sources, args.device, **options_of(args))
+    try:
+        needs = needs_of(origin, style, settings_of(style, args), prompt=0)
+    except InputError:
+        needs = {}
+    check_needs(needs, origin, 1)
+    files = {name: expected.files(names[name]) for name in names}
+    check_disk(sum(bytes_to_download(sources[name], files[name]) for name in names))
+
+
 def main() -> None:
     args = arguments()
     style = STYLES[args.style]
@@ -289,6 +322,7 @@ def main() -> None:
     names = {name: Path(str(source)).name for name, source in style.checkpoints.items()}
     for name in names.values():
         expected.repository(name)
+    check_room(sources, style, names, expected, args)
     report = Report(args.out, head(args))
     numbers: dict[str, Numbers] = {}
     for role in style.order:

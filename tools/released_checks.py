@@ -9,17 +9,18 @@ Notation: T tokens, D the agent's width, D_target that of the one who hears.
 import gc
 import hashlib
 import json
-import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from checkpoints import without_adapter
+from huggingface_hub import constants
 from safetensors import safe_open
 from torch import nn
 
@@ -48,6 +49,11 @@ LONGEST = 400  # characters of what is found, and of what is expected
 LAST = 64  # tokens of a prompt whose logits are compared
 OFF = {torch.float32: 2e-4, torch.float64: 1e-6}  # the most that logits may differ, of the largest
 OFF_NARROW = 5e-2  # in bfloat16 and float16, where two correct programs round differently
+STEPS = 8  # tokens after the prompt that are read one at a time
+LATENTS = 5  # states of a roll-out that are compared
+# The most that states of a roll-out may differ: each goes back in, and with it how it was rounded
+OFF_LATENTS = {torch.float32: 1e-3, torch.float64: 1e-6}
+OFF_LATENTS_NARROW = 0.5
 OFF_LINK = 1e-4  # of a link in float32, of its largest output
 # Files that need not be there, by the beginnings of their names
 NOT_NEEDED = ("README.md", ".gitattributes", "LICENSE", "outer_adapter_config")
@@ -81,6 +87,7 @@ class Report:
     head    the style, the versions and the machine
     files   {repository: {file: {"bytes": ..., "sha256": ...}}}
     texts   what agents wrote
+    home    what is written as ~; empty if nothing is
     """
 
     file: Path
@@ -88,11 +95,13 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     texts: list[dict[str, Any]] = field(default_factory=list)
+    home: str = field(default_factory=lambda: home_folder())
 
     def add(self, status: str, where: str, what: str, found: object, expected: object = "") -> None:
         """Add a finding; who ran it is nobody's business."""
-        home = str(Path.home())
-        texts = [short(value).replace(home, "~") for value in (what, found, expected)]
+        texts = [short(value) for value in (what, found, expected)]
+        if self.home:
+            texts = [text.replace(self.home, "~") for text in texts]
         self.findings.append(Finding(status, where, *texts))
 
     def compare(
@@ -159,6 +168,17 @@ class Report:
         whole |= {"files": self.files, "texts": self.texts}
         text = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
         write_atomic(self.file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def home_folder() -> str:
+    """The user's home; empty if there is none, or if it is /, of which every path has some."""
+    with suppress(
+        RuntimeError
+    ):  # no HOME, and the user has no entry in passwd, as in some containers
+        home = str(Path.home())
+        if len(home) > 1:
+            return home
+    return ""
 
 
 def short(value: object) -> str:
@@ -259,8 +279,35 @@ def listed(source: Source, names: Sequence[str]) -> dict[str, int]:
 
 def fetched(source: Source, where: str, names: Sequence[str]) -> Path:
     """The folder of a repository, downloaded as for a run of either task."""
-    patterns = [*names, *agent_patterns("math"), *agent_patterns("code")]
-    return checkpoint_folder(source, *dict.fromkeys(patterns), role=where)
+    return checkpoint_folder(source, *patterns_of(names), role=where)
+
+
+def patterns_of(names: Sequence[str]) -> list[str]:
+    """The patterns of all files of a repository that are downloaded."""
+    return list(dict.fromkeys([*names, *agent_patterns("math"), *agent_patterns("code")]))
+
+
+def bytes_to_download(source: Source, names: Sequence[str]) -> int:
+    """What `fetched` would download; 0 if it is not known."""
+    if Path(source).expanduser().is_dir():
+        return 0
+    try:
+        files: Any = download(str(source), patterns_of(names), dry_run=True)
+    except InputError:  # the list of files says what is wrong with it
+        return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def check_disk(needed: int) -> None:
+    """InputError if the hub's cache has less room than so many bytes."""
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    free_bytes = shutil.disk_usage(place).free
+    if needed > free_bytes:
+        raise InputError(
+            f"{size(needed)} are to be downloaded, and the hub's cache {cache} has {size(free_bytes)} free: "
+            "make room, or set HF_HUB_CACHE to a folder on a larger disk"
+        )
 
 
 def check_hashes(
@@ -459,16 +506,28 @@ def chat(agent: Agent, text: str) -> str:
 def check_fast(report: Report, role: str, agent: Agent, text: str, tokens: int) -> Numbers:
     """The fast form of an agent against the plain one -> the prefill logits of the plain one.
 
+    A prefill does not take the steps that texts and latents are made of. So tokens are read one at a time behind it,
+    and some latent steps are taken, which on CUDA replay graphs.
+
     text    what it reads, cut to so many tokens
     agent   in the plain form; it is put on the fast path
     """
     of_chat = agent.tokenizer.encode(chat(agent, text))
     ids = torch.tensor([of_chat[:tokens]])
-    numbers = Numbers(ids, logits(agent, ids), of_chat, agent.model.norm.weight.dtype)
+    of_prefill, of_steps = logits_with_steps(agent, ids)
+    numbers = Numbers(ids, of_prefill, of_chat, agent.model.norm.weight.dtype)
     with report.part(role, "fast path"):
+        states = latents(agent, ids)
         make_fast(agent)
-        off = distance(logits(agent, ids), numbers.logits)
+        fast_prefill, fast_steps = logits_with_steps(agent, ids)
+        off = distance(fast_prefill, of_prefill)
         report.compare_number(role, f"{numbers.name}, fast path against plain", off, numbers.most)
+        what = f"{len(of_steps)} steps of the fast path against plain"
+        report.compare_number(role, what, distance(fast_steps, of_steps), numbers.most)
+        if states is not None:
+            what = f"{LATENTS} latents of the fast path against plain"
+            most = OFF_LATENTS.get(numbers.dtype, OFF_LATENTS_NARROW)
+            report.compare_number(role, what, distance(latents(agent, ids), states), most)
     return numbers
 
 
@@ -511,12 +570,41 @@ def tell_agreement(
 
 def logits(agent: Agent, ids: torch.Tensor) -> torch.Tensor:
     """ids (1, T) -> logits of the last LAST tokens in float32, on the CPU."""
+    return prefill(agent, ids, agent.model.make_cache(1, ids.shape[1]))
+
+
+def prefill(agent: Agent, ids: torch.Tensor, cache: list) -> torch.Tensor:
+    """The same, into a cache."""
     model = agent.model
     ids = ids.to(agent.device)
     T = ids.shape[1]
     positions = torch.arange(T, device=agent.device)[None]
-    h = model(model.embed(ids), positions, model.make_cache(1, T), last=min(T, LAST))
+    h = model(model.embed(ids), positions, cache, last=min(T, LAST))
     return model.logits(h[0]).float().cpu()
+
+
+def logits_with_steps(agent: Agent, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids (1, T) -> the same, and (STEPS, vocabulary) of the first of ids again, one at a time behind them."""
+    model = agent.model
+    T = ids.shape[1]
+    cache = model.make_cache(1, T + STEPS)
+    of_prefill = prefill(agent, ids, cache)
+    of_steps = []
+    for i in range(STEPS):
+        token = ids[:, i % T : i % T + 1].to(agent.device)
+        position = torch.full((1, 1), T + i, device=agent.device)
+        h = model(model.embed(token), position, cache, last=1)
+        of_steps.append(model.logits(h[0]).float().cpu())
+    return of_prefill, torch.cat(of_steps)
+
+
+def latents(agent: Agent, ids: torch.Tensor) -> torch.Tensor | None:
+    """ids (1, T) -> LATENTS states after the last LAST of them, on the CPU; None if the agent has no inner link."""
+    if agent.inner_link is None:
+        return None
+    states = agent.think([[ids[0, -LAST:]]], LATENTS).float().cpu()
+    agent.release()
+    return states
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -535,16 +623,6 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def without_adapter(folder: Path) -> Iterator[Path]:
-    """The folder as transformers may see it: it would take adapter_config.json for PEFT's."""
-    with TemporaryDirectory() as name:
-        for file in folder.iterdir():
-            if not file.name.startswith("adapter"):
-                os.symlink(file.resolve(), Path(name) / file.name)
-        yield Path(name)
 
 
 def their_ids(folder: Path, text: str) -> list[int]:
