@@ -172,9 +172,8 @@ class Report:
 
 def home_folder() -> str:
     """The user's home; empty if there is none, or if it is /, of which every path has some."""
-    with suppress(
-        RuntimeError
-    ):  # no HOME, and the user has no entry in passwd, as in some containers
+    # In some containers there is no HOME, and the user has no entry in passwd.
+    with suppress(RuntimeError):
         home = str(Path.home())
         if len(home) > 1:
             return home
