@@ -5,7 +5,6 @@ chat_template.jinja, and in older folders others beside them (compat/).
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -81,22 +80,30 @@ class Tokenizer:
             elif system:
                 messages[0]["content"] = system + "\n\n" + user
             return self.render(messages, date)
+        except InputError:
+            raise
         except Exception as e:  # a template is a program, it can raise anything
-            raise InputError(
-                "the chat template refuses a system and a user message: "
-                f"{(str(e) or type(e).__name__).splitlines()[0]}"
-            ) from e
+            raise template_fault(e) from e
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
-        """The roles whose messages the template shows: ("system", "user"), or ("user",), or none."""
+        """The roles whose messages the template shows: ("system", "user"), or ("user",), or none.
+
+        InputError if it fails, which is not taken for a refusal.
+        """
         attempts: list[tuple[str, ...]] = [("system", "user"), ("user",)]
         for roles in attempts:
             messages = [{"role": role, "content": f"[{role}]"} for role in roles]
-            with suppress(Exception):  # a template is a program, it can raise anything
+            try:
                 text = self.render(messages, DATE)
-                if all(f"[{role}]" in text for role in roles):
-                    return roles
+            except TemplateError:  # it refuses one of them
+                continue
+            except InputError:
+                raise
+            except Exception as e:
+                raise template_fault(e) from e
+            if all(f"[{role}]" in text for role in roles):
+                return roles
         return ()
 
     def render(
@@ -117,6 +124,12 @@ class Tokenizer:
             raise TemplateError("its text is blank")
         check_text(text, "what it renders")
         return text
+
+
+def template_fault(error: Exception) -> InputError:
+    """What to raise if a chat template raised an error."""
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    return InputError(f"the chat template refuses a system and a user message: {why}")
 
 
 class Decoding:
