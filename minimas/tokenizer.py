@@ -5,6 +5,7 @@ chat_template.jinja, and in older folders others beside them (compat/).
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,7 @@ class Tokenizer:
             elif system:
                 messages[0]["content"] = system + "\n\n" + user
             return self.render(messages, date)
-        except InputError:
-            raise
-        except Exception as e:  # a template is a program, it can raise anything
+        except TemplateError as e:
             raise template_fault(e) from e
 
     @cached_property
@@ -94,32 +93,31 @@ class Tokenizer:
         attempts: list[tuple[str, ...]] = [("system", "user"), ("user",)]
         for roles in attempts:
             messages = [{"role": role, "content": f"[{role}]"} for role in roles]
-            try:
+            with suppress(TemplateError):  # it refuses one of them
                 text = self.render(messages, DATE)
-            except TemplateError:  # it refuses one of them
-                continue
-            except InputError:
-                raise
-            except Exception as e:
-                raise template_fault(e) from e
-            if all(f"[{role}]" in text for role in roles):
-                return roles
+                if all(f"[{role}]" in text for role in roles):
+                    return roles
         return ()
 
     def render(
         self, messages: list[dict[str, str]], date: str, add_generation_prompt: bool = True
     ) -> str:
-        """The template's text for messages. It raises anything if it fails, TemplateError if it refuses them."""
-        text = self.template.render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            enable_thinking=False,
-            date_string=date,
-            add_generation_prompt=add_generation_prompt,
-            strftime_now=partial(date_as, date),
-            **self.named,
-        )
+        """The template's text for messages; InputError if it fails, TemplateError if it refuses them."""
+        try:
+            text = self.template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                enable_thinking=False,
+                date_string=date,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=partial(date_as, date),
+                **self.named,
+            )
+        except TemplateError:
+            raise
+        except Exception as e:  # a template is a program, it can raise anything
+            raise template_fault(e) from e
         if not text.strip():
             raise TemplateError("its text is blank")
         check_text(text, "what it renders")

@@ -83,7 +83,7 @@ class FixedTensors(dict[str, Any]):
     """
 
     def __setitem__(self, name: str, tensor: torch.Tensor | None) -> None:
-        # A copy of the module fills an empty one.
+        # What is not there yet may be set: a copy of the module begins without tensors.
         if name in self and self[name] is not tensor:
             no_other(name)
         super().__setitem__(name, tensor)

@@ -48,9 +48,8 @@ FIELDS = {
     "hear": Field("hear", (str,)),
     "retry": Field("retry", (bool,)),
 }
-PART = (
-    1 << 14
-)  # characters of a text that are encoded at a time, so that others are served in between
+# Characters of a text that are encoded at a time, so that others are served in between
+PART = 1 << 14
 # Whoever asks for one of these relies on it
 REFUSED = ("logprobs", "top_logprobs", "echo", "suffix", "tools", "functions", "response_format")
 # Values of theirs that ask for nothing

@@ -16,8 +16,7 @@ from torch import nn
 
 from ..agent import Agent
 from ..common import InputError, no_op, warn
-from ..fast.linear import KernelInt8, MergedLinear, PackedLinear
-from ..fast.quantized import FastProduct
+from ..fast.prepare import is_fast
 from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
 from ..quantize import named_weights
@@ -227,22 +226,11 @@ def check_trainable(system: System) -> None:
         modules += agent.model.modules()
         if agent.inner_link is not None:
             modules.append(agent.inner_link)
-    if any(is_fast(module) for module in modules):
+    fused = (FusedInnerLink, FusedOuterLink)
+    if any(isinstance(module, fused) or is_fast(module) for module in modules):
         raise InputError(
             "the system is in its fast form, which cannot be trained: load it with fast=False"
         )
-
-
-def is_fast(module: nn.Module) -> bool:
-    """Whether a module has its weights in the layout of the fast path (fast/)."""
-    if isinstance(module, (FusedInnerLink, FusedOuterLink)):
-        return True
-    merged = [
-        part
-        for part in vars(module).values()
-        if isinstance(part, (MergedLinear, PackedLinear, FastProduct, KernelInt8))
-    ]
-    return bool(merged)
 
 
 def task_of_links(style: Style, task: str) -> str | None:
