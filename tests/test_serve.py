@@ -795,40 +795,42 @@ def post(data, path=CHAT):
     return f"{head}Content-Length: {len(text)}\r\n\r\n{text}"
 
 
+def arrived(server, *bodies):
+    """Connections over which these were sent in this order, all of which the server has begun to read."""
+    import httpx
+
+    connections = [raw(server.port, post(one)) for one in bodies]
+    # The server accepts connections in order, so what is answered on a later one came after these
+    assert httpx.get(server.url + "/v1/models", timeout=20).status_code == 200
+    return connections
+
+
+def status_of(connection):
+    """The status of the response, when it comes."""
+    with connection, connection.makefile("rb") as response:
+        return int(response.readline().split()[1])
+
+
 @pytest.mark.slow
 def test_sighup_drains():
     """As SIGTERM does, but for the exit status: what is asked is answered, and there is no traceback."""
-    import httpx
-
     server = Process()
-    with ThreadPoolExecutor(1) as pool:
-        asked = body(rounds=6, latent_steps=50)
-        answer = pool.submit(httpx.post, server.url + CHAT, json=asked, timeout=30)
-        time.sleep(0.3)
-        status, seconds, err = server.end(signal.SIGHUP)
-        assert answer.result().status_code == 200
+    (asked,) = arrived(server, body(rounds=6, latent_steps=50))
+    status, seconds, err = server.end(signal.SIGHUP)
+    assert status_of(asked) == 200
     assert status == 129 and seconds < 10 and "Traceback" not in err, err
 
 
 @pytest.mark.slow
 def test_sigterm_drains():
     """What was asked is answered, what takes too long is told so, and the process is gone within ten seconds."""
-    import httpx
-
     server = Process("--batch-size", "1")
-    endless = {"rounds": 64, "latent_steps": 1024}
-    with ThreadPoolExecutor(8) as pool:
-        quick = [pool.submit(httpx.post, server.url + CHAT, json=body(one)) for one in CHAINS]
-        time.sleep(0.1)
-        slow = [
-            pool.submit(httpx.post, server.url + CHAT, json=body(**endless), timeout=30)
-            for _ in range(2)
-        ]
-        time.sleep(0.5)
-        status, seconds, err = server.end()
-        assert [one.result().status_code for one in quick] == [200] * 4
-        assert [one.result().status_code for one in slow] == [503] * 2
-    assert status == 143 and seconds < 10 and "Traceback" not in err
+    quick = arrived(server, *map(body, CHAINS))
+    slow = arrived(server, *[body(rounds=64, latent_steps=1024)] * 2)
+    status, seconds, err = server.end()
+    assert [status_of(one) for one in quick] == [200] * 4
+    assert [status_of(one) for one in slow] == [503] * 2
+    assert status == 143 and seconds < 10 and "Traceback" not in err, err
 
 
 def test_a_signal_that_is_ignored_stays_so():
