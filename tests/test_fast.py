@@ -285,6 +285,23 @@ def test_weights_that_are_replaced(tmp_path, monkeypatch, packed, quantize):
                         delattr(linear, leaf)
 
 
+@pytest.mark.parametrize("packed", UNPACKED)
+@pytest.mark.parametrize("quantize", (None, "int8", "int4"))
+@torch.no_grad()
+def test_a_decoder_that_is_moved(tmp_path, monkeypatch, packed, quantize):
+    """Its products would go on with the weights of before. To where it is, it may be moved."""
+    _, quick = two_decoders(tmp_path, monkeypatch, packed, quantize=quantize)
+    truth = end_states(quick)
+    for copied in COPIES.values():
+        model = copied(quick)
+        for module in model, model.layers, model.layers[0], model.layers[0].input_layernorm:
+            for change in (module.half, module.double, lambda: module.to("meta")):
+                with pytest.raises(InputError, match="keeps its device and its dtype"):
+                    change()
+            assert module.to("cpu", torch.float32) is module
+        assert torch.equal(end_states(model), truth)
+
+
 @torch.no_grad()
 def test_a_state_dict_is_taken_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     """A decoder whose weights are packed refuses it; one whose weights are merged only takes all of it."""

@@ -1,9 +1,9 @@
-"""Hooks, and replaced modules and weights, in a form that does not call every module.
+"""Hooks, and replaced or moved modules and weights, in a form that does not call every module.
 
 What it cannot do is an error message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -108,3 +108,25 @@ def fix_tensors(module: nn.Module) -> None:
     """Refuse other weights in a module whose product the fast form computes from them in another layout."""
     module._parameters = FixedTensors(module._parameters)
     module._buffers = FixedTensors(module._buffers)
+
+
+class Unmoved:
+    """Stands in for the `_apply` of a module, by which torch moves it: `to`, `half` or `cuda`.
+
+    InputError if a tensor of the module, or of one within it, is not what it was then: products and steps would go on
+    with the tensors of before.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(
+        self, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> nn.Module:
+        for tensor in [*self.module.parameters(), *self.module.buffers()]:
+            if change(tensor) is not tensor:
+                raise InputError(
+                    "a decoder in the fast form keeps its device and its dtype: "
+                    "load the system with the device and the dtype that you want, or with fast=False"
+                )
+        return self.module

@@ -15,7 +15,7 @@ from ..common import InputError, warn_once
 from ..quantize import Int4Linear, Int8Linear, QuantizedLinear
 from . import onednn
 from .blocks import CpuBlock, FastBlock, KernelBlock
-from .hooks import fix_tensors, has_hook, no_hook, places_of, refuse_hooks
+from .hooks import Unmoved, fix_tensors, has_hook, no_hook, places_of, refuse_hooks
 from .linear import (
     KernelInt8,
     Kernels,
@@ -83,6 +83,8 @@ def prepare(model: llama.Llama) -> llama.Llama:
     free_unused_memory()
     replace_norms(model, kernels)
     replace_blocks(model, kernels)
+    for module in model.modules():
+        replace(module, "_apply", Unmoved(module))
     return model
 
 
