@@ -5,7 +5,7 @@ or Slot, and stays one until it is embedded. So nothing in a question or in a us
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -31,6 +31,7 @@ class Question:
     task      math, choice or code, if it is not the system's: for training; an answer is read by the system's task
     typed     the question as the user typed it
     system    a system message of the user, which follows that of the agent who answers
+    index     its place in the list that was asked; None if it was not asked in one
     """
 
     text: str
@@ -39,6 +40,7 @@ class Question:
     task: str | None = None
     typed: str = ""
     system: str = ""
+    index: int | None = field(default=None, compare=False, repr=False)
 
     @property
     def asked(self) -> str:

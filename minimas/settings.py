@@ -216,7 +216,7 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
 def check_type(name: str, value: object, type_: type, expected: str) -> None:
     """InputError unless a setting is of this type."""
     if not isinstance(value, type_):
-        raise InputError(f"{name} is {value!r}, expected {expected}")
+        raise InputError(f"{name} is {value!r:.80}, expected {expected}")
 
 
 def check_top_p(value: object) -> None:

@@ -6,7 +6,7 @@ package, and `single` is one agent that is asked once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,11 @@ class Style:
             raise InputError(
                 f"{len(fn_names)} fn_names for {len(texts)} questions: give one for each"
             )
-        pairs = zip(texts, fn_names, strict=True)
-        return [self.question(text, fn_name, dataset) for text, fn_name in pairs]
+        questions = []
+        for index, (text, fn_name) in enumerate(zip(texts, fn_names, strict=True)):
+            question = self.question(text, fn_name, dataset)
+            questions.append(replace(question, index=index))
+        return questions
 
     # Where its checkpoints are
 

@@ -11,7 +11,7 @@ Notation: B questions in a batch, D an agent's width, m latent steps, k rollouts
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from .load import load_outer_links
 from .prompts import TASKS, Question, Slot, count_options, prompt, wrap
 from .recurse import recurse
 from .result import History, NewText, Result
-from .settings import CompletedSettings, Settings
+from .settings import CompletedSettings, Settings, check_type
 from .styles import Origin, Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
 from .writing import Growth, Written, write_answers
+
+Edit = Callable[[Turn, list[Question]], Any]  # see System.run
 
 
 def always(question: int, rollout: int) -> bool:
@@ -123,7 +125,7 @@ class System:
         fn_names: Sequence[str | None] | None = None,
         dataset: str | None = None,
         progress: bool = False,
-        edit: Callable[[Turn, list[Question]], Any] = no_op,
+        edit: Edit | None = None,
     ) -> list[Result]:
         """Answer a list of questions: their Results in order, one for each (with rollouts=k: k, one after another).
 
@@ -136,13 +138,21 @@ class System:
         progress       show a bar on stderr
         edit           edit(turn, questions) is called after each Turn with its Questions, and may change what others
                        hear, mute an edge, stop a question, or drop one, which then has no Result: see turn.py and
-                       docs/extending.md
+                       docs/extending.md. question.index is the question's place in the list
 
         Random numbers depend on a question's text and the seed only: asked twice, a question is answered alike twice.
         Raises InputError if a question or a setting cannot be used, before anything is computed.
         """
         if isinstance(tools, str):
             raise InputError(f"tools is {tools!r}, expected a list of names such as [{tools!r}]")
+        if tools is not None and not isinstance(tools, Iterable):
+            raise InputError(f"tools is {tools!r:.80}, expected a list of names")
+        if edit is not None and not callable(edit):
+            raise InputError(
+                f"edit is {edit!r:.80}, expected a function of a turn and its questions"
+            )
+        if settings is not None:
+            check_type("settings", settings, Settings, "a Settings object")
         options: dict[str, Any] = dict(
             rounds=rounds,
             latent_steps=latent_steps,
@@ -171,7 +181,7 @@ class System:
         keep_latents: bool = False,
         keep_states: bool = False,
         progress: bool = False,
-        edit: Callable[[Turn, list[Question]], Any] = no_op,
+        edit: Edit | None = None,
     ) -> Generator[Result, None, None]:
         """Iterate over the Results of Questions under completed Settings, batch by batch. The options are those of run.
 
@@ -213,7 +223,7 @@ class System:
         keep_latents: bool = False,
         keep_states: bool = False,
         callback: Callable = no_op,
-        edit: Callable[[Turn, list[Question]], Any] = no_op,
+        edit: Edit | None = None,
         before: Sequence[Question] | None = None,
     ) -> list[Result]:
         """One batch of Questions -> its Results in order, k for each that no edit dropped. Settings must be completed.
@@ -247,7 +257,7 @@ class System:
         keep_latents: bool = False,
         keep_states: bool = False,
         callback: Callable = no_op,
-        edit: Callable[[Turn, list[Question]], Any] = no_op,
+        edit: Edit | None = None,
         before: Sequence[Question] | None = None,
         wanted: Callable[[int, int], bool] = always,
         whole: bool = False,
@@ -275,7 +285,8 @@ class System:
             for turn in recurse(self, questions, settings, callback):
                 own = [questions[b] for b in turn.rows]
                 hearing.replace(turn, own)
-                edit(turn, own)
+                if edit is not None:
+                    edit(turn, list(own))
                 turn.check()  # before it is kept; `recurse` checks it only afterwards
                 if turn.answers:
                     texts = write_answers(self, turn, own, settings, callback, wanted, whole)
@@ -476,6 +487,8 @@ def load_mas_system(
     if plain is not None:
         warnings.warn("plain= is deprecated: give fast=", DeprecationWarning, stacklevel=2)
         fast = not plain
+    check_type("fast", fast, bool, "True or False")
+    check_type("offload", offload, bool, "True or False")
     known_style = style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)

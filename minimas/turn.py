@@ -7,8 +7,8 @@
     turn.drop([1])              this question leaves the batch after this turn, and is not answered
     turn.prompts = ...          what the agent that answers reads
 
-A change of these takes effect or is refused: it is never ignored. (A turn that answers is the end anyway, so that there
-`stop` has nothing to do.)
+A change takes effect or is refused: it is never ignored. Nothing else of a turn can be set. (A turn that answers is the
+end anyway, so that there `stop` has nothing to do.)
 
 Notation: B questions of the turn, m latents, D an agent's width.
 """
@@ -26,6 +26,7 @@ Edge = tuple[str, str]  # source, target
 # Of B questions: latents (B, m, D of the target), or B of unequal length, (m_b, D) each, or B texts.
 Message = torch.Tensor | list[torch.Tensor] | list[str]
 Latents = torch.Tensor | list[torch.Tensor]  # (B, m, D), or B of unequal length, (m_b, D) each
+MAY_BE_SET = ("states", "sent", "prompts")  # of a Turn
 
 
 class Turn:
@@ -63,6 +64,7 @@ class Turn:
         silence  what is heard along each edge that leaves the role if nothing is sent there
         width    D, of the latents in prompts and of states
         """
+        self._is_made = False
         self.round = round
         self.role = role
         self.rows = list(rows)
@@ -73,12 +75,23 @@ class Turn:
         self.replaced: dict[Edge, str] = {}
         self.stopped: set[int] = set()
         self.dropped: set[int] = set()
+        self._rows_taken = tuple(rows)
         self._send = send
         self._sent = sent
         self._silence = silence or {}
         self._width = width
         self._states_sent = snapshot(states)  # as they were when `sent` was made
+        self._messages_made = marks_of(sent)  # as they were made of the agent's states or texts
         self._prompts_read = snapshot(prompts)
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; InputError for one that an edit cannot change, such as a misspelt one."""
+        if name not in MAY_BE_SET and not name.startswith("_") and self._is_made:
+            self.refuse(
+                f"turn.{name} cannot be set: set turn.{', turn.'.join(MAY_BE_SET)}, or call mute, stop or drop"
+            )
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         does = "writes" if self.states is None else "thinks"
@@ -91,10 +104,10 @@ class Turn:
         """What others hear, by edge."""
         if self._sent is None:
             self._sent = {}
-            if self._send is not None and self.states is not None:
-                self.check_latents("turn.states", self.states, self._width)
-                self._sent = self._send(self.states)
+            if self._send is not None:
+                self._sent = self._send(self.checked_states())
             self._states_sent = snapshot(self.states)
+            self._messages_made = marks_of(self._sent)
         return self._sent
 
     @sent.setter
@@ -108,31 +121,37 @@ class Turn:
         self._states_sent = snapshot(self.states)
 
     def mute(self, *edges: Edge) -> None:
-        """Send nothing along these edges; InputError if this turn sends nothing there anyway."""
-        for edge in edges:
-            if edge not in self.sent:
-                there = ", ".join(">".join(other) for other in self.sent) or "none"
+        """Send nothing along these edges, or none at all: along all. InputError if nothing is sent there anyway."""
+        for edge in edges or list(self.sent):
+            if edge not in list(self.sent):  # a list may hold what cannot be a key
+                there = ", ".join(map(repr, self.sent)) or "none"
                 raise InputError(
-                    f"{self.role} has no edge {edge!r} to mute, expected one of: {there}"
+                    f"{self.role} has no edge {edge!r:.80} to mute, expected one of: {there}"
                 )
             del self.sent[edge]
 
     def stop(self, questions: Iterable[int] | None = None) -> None:
         """Answer these questions (indices into `rows`; None: all) in this round, as if it were the last."""
-        self.stopped |= self.indices(questions, "stop")
+        self.stopped.update(self.indices(questions, "stop"))
 
     def drop(self, questions: Iterable[int] | None = None) -> None:
         """Let these questions (indices into `rows`; None: all) leave the batch after this turn, without an answer."""
         if self.answers:
             self.refuse("this turn answers: a question cannot be dropped any more")
-        self.dropped |= self.indices(questions, "drop")
+        self.dropped.update(self.indices(questions, "drop"))
 
     def indices(self, questions: Iterable[int] | None, what: str) -> set[int]:
         """These indices into `rows`, or all; InputError if one of them is none."""
         everything = range(len(self.rows))
         if isinstance(questions, torch.Tensor):
             questions = questions.tolist()
-        given = list(everything if questions is None else questions)
+        if questions is None:
+            questions = everything
+        if not isinstance(questions, Iterable):
+            raise InputError(
+                f"{what} takes the indices of questions in a list, and was given {questions!r:.80}"
+            )
+        given = list(questions)
         for i in given:
             if not isinstance(i, Integral) or isinstance(i, bool):
                 raise InputError(
@@ -151,6 +170,8 @@ class Turn:
 
     def check(self) -> None:
         """InputError if a change of this turn cannot take effect."""
+        if self.rows != list(self._rows_taken):
+            self.refuse("turn.rows were changed: call stop or drop")
         if snapshot(self.prompts) != self._prompts_read:
             if not self.answers:
                 self.refuse(
@@ -176,6 +197,8 @@ class Turn:
                 known = ", ".join(map(repr, self._silence)) or "no edge"
                 self.refuse(f"turn.sent has {edge!r}, where nobody hears it: expected {known}")
             self.check_message(edge, message)
+            if snapshot(message) != self._messages_made.get(edge):
+                self.check_numbers(f"turn.sent[{edge!r}]", message)
 
     def check_prompts(self) -> None:
         """InputError unless the prompts are one for each question, which the agent can read."""
@@ -187,10 +210,21 @@ class Turn:
             for piece in prompt:
                 if not is_piece(piece, D):
                     self.refuse(
-                        f"turn.prompts holds {shown(piece)}, expected texts, token ids (n,) or latents (m, {D})"
+                        f"turn.prompts holds {shown(piece)}, expected texts, token ids (n,) or "
+                        f"latents (m, {D}) of floats"
                     )
+            self.check_numbers("turn.prompts", prompt)
             if not any(map(len, prompt)):
                 self.refuse("turn.prompts holds an empty one: there is nothing to write after")
+
+    def checked_states(self) -> Latents:
+        """The states; InputError if an edit has put some there out of which nothing can be sent."""
+        if self.states is None:
+            self.refuse("turn.states was set to None: to send nothing, call turn.mute()")
+        self.check_latents("turn.states", self.states, self._width)
+        if snapshot(self.states) != self._states_sent:
+            self.check_numbers("turn.states", self.states)
+        return self.states
 
     def check_message(self, edge: Edge, message: Message) -> None:
         """InputError if what is sent along an edge is not what its target can read."""
@@ -209,7 +243,15 @@ class Turn:
         self.check_each(name, message)
         for own in message:
             if not are_latents(own, D):
-                self.refuse(f"{name} holds {shown(own)}, expected latents (m, {D})")
+                self.refuse(f"{name} holds {shown(own)}, expected latents (m, {D}) of floats")
+
+    def check_numbers(self, name: str, parts: Any) -> None:
+        """InputError if latents that an edit has put there are not finite. Else their reader would be blamed."""
+        for own in parts:
+            if isinstance(own, torch.Tensor) and not own.isfinite().all():
+                self.refuse(
+                    f"{name} holds numbers that are not finite, which an edit has put there"
+                )
 
     def check_each(self, name: str, message: Any, parts: str = "messages") -> None:
         """InputError unless a message is a tensor or a list with one part for each question."""
@@ -244,9 +286,10 @@ def is_piece(value: Any, D: int) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: of an array its shape and dtype."""
+    """A value in a message: of an array its kind, shape and dtype."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{type(value).__name__} {tuple(value.shape)} of {dtype}"
     return f"{value!r:.60}"
 
 
@@ -259,6 +302,11 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, str):
         return value
     return id(value)  # comparing other objects, such as arrays, may give no truth value
+
+
+def marks_of(messages: dict[Edge, Message] | None) -> dict[Edge, Any]:
+    """The snapshot of each message."""
+    return {edge: snapshot(message) for edge, message in (messages or {}).items()}
 
 
 def select(message: Message, rows: list[int]) -> Message:

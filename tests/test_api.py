@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import fields, replace
@@ -20,6 +21,7 @@ from minimas.prompts import Question
 CHAIN = "7 +5 *3 -4 +8 *7 -1 +6"  # 5; 2 after one round, 9 after two
 OTHER = "7 +5 *3 +3 +8 *7 -1 +6"  # 4
 EDGE = ("planner", "critic")
+NAMED = re.escape(repr(EDGE))
 OPTIONS = {"rounds": 2, "latent_steps": 2, "max_new_tokens": 3, "retry": False, "temperature": 0.0}
 
 
@@ -535,13 +537,34 @@ def thinks(states):
         (sends(None), "is None, expected a tensor or a list"),
         (sends(["hello"]), r"holds 'hello', expected latents \(m, 128\)"),
         (sends(torch.tensor(1.0)), "holds 0 messages, expected one for each of 1"),
-        (sends(lambda turn: turn.sent[EDGE].long()), r"holds \(5, 128\) of int64, expected"),
-        (sends(lambda turn: turn.sent[EDGE].numpy()), r"is \(1, 5, 128\) of float32, expected a"),
+        (
+            sends(lambda turn: turn.sent[EDGE].long()),
+            r"holds Tensor \(5, 128\) of int64, expected latents \(m, 128\) of floats",
+        ),
+        (
+            sends(lambda turn: turn.sent[EDGE].numpy()),
+            r"is ndarray \(1, 5, 128\) of float32, expected a tensor or a list",
+        ),
+        (
+            sends(lambda turn: turn.sent[EDGE] * float("nan")),
+            r"round 1, planner: turn.sent\[.*\] holds numbers that are not finite",
+        ),
+        (
+            thinks(lambda turn: turn.states / 0),
+            "round 1, planner: turn.states holds numbers that are not finite",
+        ),
+        (thinks(None), r"turn.states was set to None.*turn.mute\(\)"),
         (sends_all([]), r"turn.sent was set to \[\], expected a dict"),
         (sends_all(None), "turn.sent was set to None, expected a dict.*mute the edges"),
-        (thinks(lambda turn: turn.states.numpy()), r"is \(1, 5, 96\) of float32, expected a"),
+        (
+            thinks(lambda turn: turn.states.numpy()),
+            r"is ndarray \(1, 5, 96\) of float32, expected a",
+        ),
         (thinks("hello"), "turn.states is 'hello', expected a tensor or a list"),
-        (thinks(lambda turn: turn.states[..., :5]), r"turn.states holds \(5, 5\) of float32"),
+        (
+            thinks(lambda turn: turn.states[..., :5]),
+            r"turn.states holds Tensor \(5, 5\) of float32",
+        ),
         (lambda turn: turn.stop([False]), "stop takes the indices of questions, and False is"),
         (lambda turn: turn.drop(torch.tensor([True])), "drop takes the indices of questions, and"),
         (read_already, "prompts were changed, but they have been read"),
@@ -552,6 +575,19 @@ def thinks(states):
         (lambda turn: turn.mute(("critic", "solver")), "planner has no edge"),
         (lambda turn: turn.stop([1]), "no question 1 to stop"),
         (lambda turn: turn.drop([1]), "no question 1 to drop"),
+        (
+            lambda turn: turn.stop(0),
+            "stop takes the indices of questions in a list, and was given 0",
+        ),
+        (
+            lambda turn: turn.mute([EDGE]),
+            "planner has no edge .* to mute, expected one of: " + NAMED,
+        ),
+        (lambda turn: turn.mute(list(EDGE)), "no edge .* to mute, expected one of: " + NAMED),
+        (lambda turn: setattr(turn, "state", turn.states), "turn.state cannot be set: set turn.st"),
+        (lambda turn: setattr(turn, "role", "critic"), "turn.role cannot be set"),
+        (lambda turn: setattr(turn, "answers", True), "turn.answers cannot be set"),
+        (lambda turn: turn.rows.pop(), "turn.rows were changed: call stop or drop"),
     ],
 )
 def test_a_change_that_cannot_take_effect_is_refused(tiny, change, complaint):
@@ -561,6 +597,40 @@ def test_a_change_that_cannot_take_effect_is_refused(tiny, change, complaint):
 
     with pytest.raises(InputError, match=complaint):
         tiny.run([CHAIN], rounds=1, edit=edit)
+
+
+def test_without_an_edge_all_are_muted(tiny):
+    asked = [CHAIN, "1 +1 *3"]
+    muted = tiny.run(asked, keep_latents=True, edit=lambda turn, questions: turn.mute())
+    silent = tiny.run(asked, keep_latents=True, hear="none")
+    assert [result.text for result in muted] == [result.text for result in silent]
+    assert all(len(latents) == 0 for latents in muted[0].latents.values())
+
+
+def test_what_cannot_be_an_edit_is_refused(tiny):
+    assert tiny.run([CHAIN], edit=None)[0].text == tiny.run([CHAIN])[0].text
+    for given, complaint in (
+        ({"edit": 3}, "edit is 3, expected a function of a turn"),
+        ({"settings": {"rounds": 1}}, "settings is .*, expected a Settings object"),
+        ({"tools": 3}, "tools is 3, expected a list of names"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            tiny.run([CHAIN], **given)
+
+
+def test_an_edit_finds_a_question_in_the_list_that_was_asked(tiny):
+    """In whichever batch it is, and if it was asked twice. What it does with the list of its questions is its own."""
+    asked = [CHAIN, "1 +1 *3", CHAIN, "3 *7 *9", "1 +1 *3"]
+    found = set()
+
+    def edit(turn, questions):
+        for question in questions:
+            found.add((question.index, question.typed))
+        questions.clear()
+
+    texts = [result.text for result in tiny.run(asked, batch_size=2, edit=edit)]
+    assert texts == [result.text for result in tiny.run(asked)]
+    assert found == set(enumerate(asked))
 
 
 def test_a_question_cannot_be_dropped_while_it_is_answered(tiny):
@@ -615,7 +685,7 @@ def test_the_prompt_of_the_answer_may_be_changed(tiny):
         (lambda prompts: [*prompts[:1], [5]], "turn.prompts holds 5, expected texts, token ids"),
         (
             lambda prompts: [*prompts[:1], [torch.zeros(2, 3)]],
-            r"turn.prompts holds \(2, 3\) of float32, expected texts, .* latents \(m, \d+\)",
+            r"turn.prompts holds Tensor \(2, 3\) of float32, expected texts, .* latents \(m, \d+\) of",
         ),
     ],
 )
