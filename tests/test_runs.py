@@ -14,6 +14,7 @@ import pytest
 from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
+from minimas.evaluate import run_tests
 from minimas.runs import lock as locks
 from minimas.runs import processes
 from minimas.runs.dependencies import fingerprint
@@ -428,6 +429,15 @@ def test_processes_that_do_not_find_each_other(monkeypatch):
     monkeypatch.setattr(torch.distributed, "barrier", fails)
     device, wait = join(Processes(1, 2, 1), "cpu")
     with pytest.raises(InputError, match="another process of this run has ended"):
+@pytest.mark.parametrize("number", ["x", "", "0"])
+def test_a_number_of_processes_on_this_machine(number, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", number)
+    with pytest.raises(InputError, match=f"LOCAL_WORLD_SIZE is '?{number}'? in the environment"):
+        run_tests.tests_at_once()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000000")
+    assert run_tests.tests_at_once() == 1
+
+
         wait()
     assert device == "cpu"
 
