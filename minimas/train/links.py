@@ -4,6 +4,7 @@ links = train_outer(system, examples, TrainSettings(steps=200))
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..fast.prepare import is_fast
 from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
 from ..quantize import named_weights
-from ..runs.dependencies import EDGE, depends_on, digest
+from ..runs.dependencies import depends_on, digest
 from ..runs.lock import held
 from ..runs.outputs import output_path
 from ..runs.processes import rank_and_world, wait_for_all
@@ -28,7 +29,14 @@ from ..styles import Style
 from ..system import System
 from ..turn import Edge
 from .examples import TrainExample, check_limit, load_examples
-from .folders import check_apart, check_new_or_resumed, check_out, files_of, locks_of
+from .folders import (
+    check_apart,
+    check_new_or_resumed,
+    check_out,
+    files_of,
+    inner_link_files,
+    locks_of,
+)
 from .held_out import HeldOut, without
 from .loop import Run, adamw, batch_of, fit
 from .losses import InnerLoss, Objective, OuterLoss, checkpoint_activations
@@ -53,6 +61,9 @@ from .settings import (
 NO_EFFECT_ON_WEIGHTS = ("save_every", "keep_activations")
 
 # The folder, in that of outer links, of those with the lowest own loss of rows held out
+# The most numbers of one weight that are compared on resume
+COMPARED = 1 << 20
+
 BEST = "best"
 
 Examples = str | Path | Iterable[TrainExample] | Iterable[Mapping[str, Any]]
@@ -648,19 +659,22 @@ def dependencies(
         if training.what == "outer":
             modules.append(agent.inner_link)  # it may have been trained since it was loaded
     settings["weights_hash"] = hash_of_weights(modules)
-    return depends_on(system.style, sources, rows, settings, training.out)
+    written = []
+    if training.what == "inner" and training.out is not None:  # that folder may be the agent's own
+        written = inner_link_files(training.out)
+    return depends_on(system.style, sources, rows, settings, written)
 
 
 def hash_of_weights(modules: Sequence[nn.Module | None]) -> str:
-    """A hash of the weights of modules: names, shapes, and of each the beginning and the end."""
+    """A hash of the weights of modules: their names, shapes and numbers; of a large one evenly spaced numbers."""
     seen = hashlib.sha256()
     for module in modules:
         for name, tensor in named_weights(module) if module is not None else ():
             flat = tensor.detach().flatten()
-            n = EDGE // flat.element_size()
-            ends = torch.cat([flat[:n], flat[-n:]]).cpu().contiguous()
+            step = max(1, math.ceil(len(flat) / COMPARED))
+            numbers = flat[::step].cpu().contiguous()
             seen.update(f"{name} {tuple(tensor.shape)} ".encode())
-            seen.update(ends.view(torch.uint8).numpy().tobytes())
+            seen.update(numbers.view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..agent import Agent
 from ..common import InputError, Terminated, no_op, warn, write_atomic
-from ..runs.dependencies import unchanged
+from ..runs.dependencies import check_unchanged
 from ..runs.plot import Chart
 from ..runs.processes import rank_and_world
 from ..settings import COMPARED_HEARD
@@ -126,13 +126,15 @@ class Run:
         """The last state that was saved; InputError if it is damaged, or that of a training under other settings."""
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            dependencies, _ = state["settings"], state["steppers"]
+            before = state["settings"]
+            if "steppers" not in state:
+                raise KeyError("steppers")
         except Exception as e:  # a damaged file can raise anything
             raise InputError(
                 f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
                 "delete it to begin this training anew with --resume, or give another --out"
             ) from e
-        unchanged(self.state_file, dependencies, self.dependencies, "--out")
+        check_unchanged(self.state_file, before, self.dependencies, "--out")
         return state
 
     def resume(self, with_state: Sequence[Any]) -> int:
