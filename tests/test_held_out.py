@@ -88,6 +88,17 @@ def test_losses_are_those_of_what_is_heard(loaded, examples, batch_size):
     assert mean["own"] < min(mean["other"], mean["none"])
 
 
+def test_rows_of_one_question_hear_another_one(loaded, examples):
+    """As `other` two rows of the same question hear what the row before both of them sent."""
+    settings = Settings(rounds=2, latent_steps=5).completed(loaded.style)
+    pair = [examples[0], examples[1]]
+    doubled = [examples[0], examples[1], examples[1]]
+    once = losses_by_hearing(loaded, pair, settings, ("other",))["other"]
+    twice = losses_by_hearing(loaded, doubled, settings, ("other",), batch_size=2)["other"]
+    for found, expected in zip(twice, [once[0], once[1], once[1]], strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
 def links_loss(system, prompt, example):
     """The cross-entropies of an answer after a prompt, token by token."""
     agent = system.agents["solver"]
