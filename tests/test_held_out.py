@@ -313,6 +313,29 @@ def test_questions_that_come_twice_are_left_out_twice(examples):
     assert without(rows, examples[1:2]) == [examples[0], examples[2]]
 
 
+def test_rows_that_are_dropped_are_counted(system, examples, capsys):
+    rows = [*examples[:6], examples[6], examples[6], examples[7], examples[6], examples[7]]
+    train_outer(system, rows, replace(FEW, steps=0, held_out=2), progress=False)
+    assert capsys.readouterr().err == (
+        "minimas: 3 of 9 rows are not learned from because their question is among the 2 held out\n"
+    )
+    train_outer(system, examples, replace(FEW, steps=0, held_out=2), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ((0, 1, 0, 1, 0), "--held-out is 2, and the 3 other rows ask the questions of these"),
+        ((0, 1, 2, 2), "--held-out is 2, and the last 2 rows ask the same question"),
+    ],
+)
+def test_rows_that_leave_nothing_to_compare(system, examples, rows, message):
+    rows = [examples[i] for i in rows]
+    with pytest.raises(InputError, match=message):
+        train_outer(system, rows, replace(FEW, held_out=2), progress=False)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

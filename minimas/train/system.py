@@ -26,6 +26,7 @@ from .links import (
     Callback,
     Examples,
     Training,
+    check_callback,
     check_objective,
     examples_of,
     gradients,
@@ -76,6 +77,7 @@ def train_system(
     rank, _ = rank_and_world()
     known_style = style if isinstance(style, Style) else style_named(style)
     task = task or known_style.task
+    check_callback(callback)
     check_known("task", [task], TASKS)
     inner_settings, outer_settings = settings_of_parts(chosen_settings(settings), known_style)
     check_objective(objective, outer_settings)
@@ -94,31 +96,40 @@ def train_system(
     ) -> list[TrainExample]:
         return examples_of(what, role, own, known_style, task, rows, columns, limit)
 
-    def learn_inner(role: str, left_out: list[TrainExample]) -> None:
-        own = without(examples_for("inner", role, inner_settings), left_out)
+    def learn_inner(role: str, rows_held_out: list[TrainExample]) -> None:
+        own = without(examples_for("inner", role, inner_settings), rows_held_out)
         if not own:
             raise InputError(
                 f"--held-out leaves out every row that {role} could learn from: leave out fewer"
             )
         base = {role: sources[role]}
         system = load_to_train(known_style, base, task, new_link=True, **options)
-        learn_inner_link(Training("inner", role, system, inner_settings, own, made[role], **shared))
+        learn_inner_link(
+            Training("inner", role, system, inner_settings, own, out=made[role], **shared)
+        )
 
     with held(locks_of("system", folder, known_style), rank), gradients():
         if rank == 0:
             name = task_of_links(known_style, task)
             check_new_or_resumed("system", folder, known_style, name, resume)
         outer_rows = examples_for("outer", None, outer_settings)
-        _, left_out = split_held_out(outer_rows, outer_settings.held_out)
+        learned, rows_held_out = split_held_out(outer_rows, outer_settings.held_out)
         for role in known_style.order:
-            learn_inner(role, left_out)
+            learn_inner(role, rows_held_out)
         system = load_to_train(known_style, made, task, **options)
-        learn_outer_links(
-            Training("outer", None, system, outer_settings, outer_rows, parts["links"], **shared),
-            objective,
+        outer = Training(
+            "outer",
+            None,
+            system,
+            outer_settings,
+            learned,
+            rows_held_out,
+            out=parts["links"],
+            **shared,
         )
         links = load_outer_links(parts["links"], task, known_style.edges, system.agents)
     system.outer_links.update(links)  # as the folder has them, rounded to bfloat16
+        learn_outer_links(outer, objective)
     return system
 
 
