@@ -17,7 +17,7 @@ from ..prompts import TASKS
 from ..runs.lock import held
 from ..runs.outputs import output_path
 from ..runs.processes import rank_and_world
-from ..styles import Style, style_named
+from ..styles import Origin, Style, style_named
 from ..system import System
 from .examples import TrainExample
 from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
@@ -72,12 +72,14 @@ def train_system(
     objective    of the outer links, see train_outer
     callback     called after each step of each training, see train_inner
 
+    The System is as load_mas_system(style, checkpoints=out) loads it. So its records can be written to a file, but
+    not if the style is a Style object.
     Raises InputError on what cannot be used.
     """
     rank, _ = rank_and_world()
+    check_callback(callback)
     known_style = style if isinstance(style, Style) else style_named(style)
     task = task or known_style.task
-    check_callback(callback)
     check_known("task", [task], TASKS)
     inner_settings, outer_settings = settings_of_parts(chosen_settings(settings), known_style)
     check_objective(objective, outer_settings)
@@ -127,9 +129,15 @@ def train_system(
             out=parts["links"],
             **shared,
         )
+        learn_outer_links(outer, objective)
         links = load_outer_links(parts["links"], task, known_style.edges, system.agents)
     system.outer_links.update(links)  # as the folder has them, rounded to bfloat16
-        learn_outer_links(outer, objective)
+    if not isinstance(style, Style):  # it has no name to load it by
+        several = len(known_style.order) > 1  # of one agent, a folder stands for that agent
+        system.origin = Origin(
+            style, folder if several else parts, device, dtype, quantize=quantize
+        )
+        system.trained = False  # since the links of that folder were loaded
     return system
 
 
