@@ -7,7 +7,8 @@ Each value is an edit of a Turn (turn.py), made when the turn has sent and befor
 
     own       turn.sent stays as it is
     other     the message that the question before it in the data set sent: same round, same edge. The first question
-              hears the last one's. That question was run on its own, and heard its own messages.
+              hears the last one's. A question of the same text is passed over: its message would be the own one. The
+              question before was run on its own, and heard its own messages.
     none      nothing: the slot of the one who hears is empty, as after turn.mute
     noise     in place of each latent noise of the same mean and the same norm, so also of the same rms
     shuffled  the same latents in another order
@@ -79,11 +80,34 @@ class Hearing:
 
 
 def before_each(questions: Sequence[Question], settings: Settings) -> list[Question] | None:
-    """For each question of a data set the one before it, None if nobody hears it; InputError if there is only one."""
+    """For each question of a data set the one before it, as in `indices_before`; None if nobody hears it."""
     check_neighbours(len(questions), settings)
     if not hears_others(settings):
         return None
-    return [*questions[-1:], *questions[:-1]]
+    return [questions[i] for i in indices_before(questions)]
+
+
+def indices_before(questions: Sequence[Question]) -> list[int]:
+    """For each question the index of the nearest one before it that has another text; the last one is before the first.
+
+    InputError if all have the same text.
+    """
+    n = len(questions)
+    before: list[int | None] = [None] * n
+    other = None
+    for _ in range(2):  # the first time round it is not known what is before the first questions
+        for i in range(n):
+            one_before = (i - 1) % n
+            if questions[one_before].text != questions[i].text:
+                other = one_before
+            before[i] = other
+    found = [i for i in before if i is not None]
+    if len(found) < n:
+        raise InputError(
+            f"hear is other, and all {n} questions are the same text: give at least two that differ, so that each "
+            "hears another one"
+        )
+    return found
 
 
 def messages_of(

@@ -21,14 +21,15 @@ HEARD = ("own", "other", "none", "noise", "shuffled")  # hear.py says what each 
 COMPARED_HEARD = ("own", "other", "none")
 # Less counts as 0: logits that are divided by it would overflow in float32
 LEAST_TEMPERATURE = 1e-30
-NOT_FOR_ARGPARSE = ("range", "trainings")  # what a field says besides
+NOT_FOR_ARGPARSE = ("least", "above", "trainings")  # what a field says besides
 
 
 def setting(
     default: Any,
     help: str,
     *,
-    range: str | None = None,
+    least: float | None = None,
+    above: float | None = None,
     trainings: tuple[str, ...] | None = None,
     **more: Any,
 ) -> Any:
@@ -36,11 +37,12 @@ def setting(
 
     The option of a field that is True by default is --no-NAME, and its help begins with "do not".
 
-    range       of a number, in words: "above 0" or "from 0 up"
+    least       the least number that it may be
+    above       what a number must be more than; a field has one of the two at most
     trainings   those that have a use for it (train/settings.py), if not all have
     more        what argparse takes besides: `metavar`, `choices`
     """
-    metadata = {"help": help, "range": range, "trainings": trainings, **more}
+    metadata = {"help": help, "least": least, "above": above, "trainings": trainings, **more}
     return field(default=default, metadata=metadata)
 
 

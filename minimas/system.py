@@ -49,7 +49,7 @@ class System:
 
     outer_links   {(source, target): OuterLink}
     task          math, choice or code: how agents are asked, and what counts as an answer
-    origin        what it was loaded from; None for one that was put together by hand
+    origin        what it was loaded from, or what train_system wrote; None if that is not known
     trained       whether its links were trained since then, so that the files of its origin do not have them
     lock          held while a batch is answered or links are trained: agents keep what they read last
     Several threads may use it; it answers one batch at a time.

@@ -347,7 +347,7 @@ def test_examples_of_two_data_sets_are_refused(system, data):
 def test_a_system_put_together_by_hand_has_no_file(system, data, tmp_path):
     """Its records could not say what they depend on."""
     own = System(system.style, system.agents, system.outer_links)
-    with pytest.raises(InputError, match="put together by hand"):
+    with pytest.raises(InputError, match="it is not known from which files"):
         evaluate(own, data, rounds=1, out=tmp_path / "r.jsonl")
     found = evaluate(own, data[:2], rounds=1, channel="latent", progress=False)
     assert len(found.records) == 2

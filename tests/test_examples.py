@@ -3,6 +3,7 @@ out.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import standin
@@ -129,6 +130,31 @@ def test_empty_rows_are_counted(tmp_path):
         minimas.InputError, match="has no row with a question and a text for planner"
     ):
         load_examples(write(tmp_path / "c.jsonl", rows[1:2]), style, ["planner"], warn=told.append)
+
+
+def test_an_empty_text_of_a_role_is_not_the_answer(tmp_path):
+    """In a style of one's own. The answer stands in for a column that is not there."""
+    style = replace(STYLES["sequential_light"], prompts={"planner": "{question}"})
+    told = []
+    rows = [
+        {"question": "1+1?", "answer": "A"},
+        {"question": "2+2?", "answer": "A", "planner": "P"},
+        {"question": "3+3?", "answer": "A", "planner": " "},
+        {"question": "4+4?", "answer": "A", "planner": None},
+    ]
+    data = write(tmp_path / "a.jsonl", rows)
+    examples = load_examples(data, style, ["planner"], warn=told.append)
+    assert [example.texts["planner"] for example in examples] == [("A",), ("P",)]
+    assert told == [
+        "2 of 4 rows are left out because their question or a text is empty; "
+        f"the first is {data} line 3"
+    ]
+
+
+@pytest.mark.parametrize("columns", ["planner=x", ["planner"], {"planner": 3}])
+def test_names_of_columns_are_a_dict(columns):
+    with pytest.raises(minimas.InputError, match="columns is .*, expected {our name: the column"):
+        load_examples("tiny", "tiny", columns=columns)
 
 
 def test_columns_can_be_named(tmp_path):

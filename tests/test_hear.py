@@ -11,8 +11,9 @@ import torch
 import minimas
 from minimas.common import InputError
 from minimas.evaluate import evaluate, load_dataset
-from minimas.hear import noise, shuffled
+from minimas.hear import before_each, noise, shuffled
 from minimas.look.trace import page
+from minimas.prompts import Question
 from minimas.settings import Settings
 from minimas.styles import STYLES
 
@@ -55,6 +56,16 @@ def test_other_is_what_was_sent_for_the_question_before(system, channel):
             else:
                 assert torch.allclose(message, donor.latents[key], atol=1e-4)
         assert set(result.replaced.values()) == {"other"} and len(result.replaced) == 5
+
+
+def test_a_question_of_the_same_text_is_not_another_one(system):
+    """It is passed over, also from the first question to the last ones."""
+    settings = Settings(hear="other").completed(system.style)
+    texts = ["c", "a", "a", "a", "b", "c", "c"]
+    before = before_each([Question(text) for text in texts], settings)
+    assert [question.text for question in before] == ["b", "c", "c", "c", "a", "b", "b"]
+    with pytest.raises(InputError, match="all 3 questions are the same text: give at least two"):
+        system.run(ASKED[:1] * 3, hear="other")
 
 
 def test_other_along_one_edge(system, own):

@@ -88,6 +88,17 @@ def test_losses_are_those_of_what_is_heard(loaded, examples, batch_size):
     assert mean["own"] < min(mean["other"], mean["none"])
 
 
+def test_rows_of_one_question_hear_another_one(loaded, examples):
+    """As `other` two rows of the same question hear what the row before both of them sent."""
+    settings = Settings(rounds=2, latent_steps=5).completed(loaded.style)
+    pair = [examples[0], examples[1]]
+    doubled = [examples[0], examples[1], examples[1]]
+    once = losses_by_hearing(loaded, pair, settings, ("other",))["other"]
+    twice = losses_by_hearing(loaded, doubled, settings, ("other",), batch_size=2)["other"]
+    for found, expected in zip(twice, [once[0], once[1], once[1]], strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
 def links_loss(system, prompt, example):
     """The cross-entropies of an answer after a prompt, token by token."""
     agent = system.agents["solver"]
@@ -300,6 +311,29 @@ def test_a_system_learns_nothing_of_the_rows(tmp_path, examples):
 def test_questions_that_come_twice_are_left_out_twice(examples):
     rows = [*examples[:3], examples[1]]
     assert without(rows, examples[1:2]) == [examples[0], examples[2]]
+
+
+def test_rows_that_are_dropped_are_counted(system, examples, capsys):
+    rows = [*examples[:6], examples[6], examples[6], examples[7], examples[6], examples[7]]
+    train_outer(system, rows, replace(FEW, steps=0, held_out=2), progress=False)
+    assert capsys.readouterr().err == (
+        "minimas: 3 of 9 rows are not learned from because their question is among the 2 held out\n"
+    )
+    train_outer(system, examples, replace(FEW, steps=0, held_out=2), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ((0, 1, 0, 1, 0), "--held-out is 2, and the 3 other rows ask the questions of these"),
+        ((0, 1, 2, 2), "--held-out is 2, and the last 2 rows ask the same question"),
+    ],
+)
+def test_rows_that_leave_nothing_to_compare(system, examples, rows, message):
+    rows = [examples[i] for i in rows]
+    with pytest.raises(InputError, match=message):
+        train_outer(system, rows, replace(FEW, held_out=2), progress=False)
 
 
 @pytest.mark.parametrize(

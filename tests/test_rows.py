@@ -143,6 +143,7 @@ def test_columns_that_nobody_confuses(tmp_path, read):
         ("a.JSON", json.dumps({"data": ROWS})),
         ("a.Csv", "question,answer\n1+1?,2\n2+2?,4\n"),
         ("a.tsv", "question\tanswer\n1+1?\t2\n2+2?\t4\n"),
+        ("a.csv", "question,answer\n1+1?,2\n,\n2+2?,4\n , \n,,,\n"),
         ("a.csv", "question\tanswer\n1+1?\t2\n2+2?\t4\n"),
         ("a.csv", '"question";"answer"\r\n1+1?;2\r\n2+2?;4\r\n'),
         ("a.csv", "question|answer\n1+1?|2\n2+2?|4\n"),
@@ -155,6 +156,19 @@ def test_columns_that_nobody_confuses(tmp_path, read):
 )
 def test_a_file_is_read_by_what_it_holds(tmp_path, read, name, content):
     assert read(write(tmp_path, name, content)) == PAIRS
+
+
+@pytest.mark.parametrize("cell", ["z", 3, None])
+def test_one_row_with_a_column_data(tmp_path, read, cell):
+    file = write(tmp_path, "a.json", json.dumps(ROWS[0] | {"data": cell}))
+    assert read(file) == PAIRS[:1]
+    assert read(write(tmp_path, "b.json", json.dumps({"data": ROWS[0]}))) == PAIRS[:1]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_value_that_is_no_object(tmp_path, read, name):
+    with pytest.raises(InputError, match="holds 'None', expected an object with named columns"):
+        read(write(tmp_path, name, "null\n"))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "A.PARQUET", "a.json", "a.csv", "a"])

@@ -14,9 +14,10 @@ import pytest
 from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
+from minimas.evaluate import run_tests
 from minimas.runs import lock as locks
 from minimas.runs import processes
-from minimas.runs.dependencies import fingerprint
+from minimas.runs.dependencies import bytes_compared, fingerprint
 from minimas.runs.lock import Lock, held, share
 from minimas.runs.processes import Processes, join, launched
 from minimas.tiny import build
@@ -341,6 +342,34 @@ def test_the_state_of_a_training_is_no_part_of_a_checkpoint(tmp_path):
     assert fingerprint([tmp_path]) != before
 
 
+@pytest.mark.parametrize("size", [1 << 18, (1 << 26) + 12345], ids=["small", "large"])
+def test_a_change_in_the_middle_of_a_file_is_seen(size, tmp_path):
+    """Of a large file one of size/4096 bytes in a row, wherever it lies."""
+    file = tmp_path / "model.safetensors"
+    with open(file, "wb") as data:
+        data.truncate(size)
+    before = fingerprint([tmp_path])
+    changed = 1 if size < 1 << 20 else -(-size // 4096)
+    found = set()
+    for start in (0, size // 2, size // 3, size - changed):
+        with open(file, "r+b") as data:
+            data.seek(start)
+            data.write(b"x" * changed)
+        found.add(fingerprint([tmp_path]))
+        with open(file, "r+b") as data:
+            data.seek(start)
+            data.write(bytes(changed))
+    assert len(found) == 4 and before not in found
+    assert fingerprint([tmp_path]) == before
+
+
+def test_little_of_a_large_file_is_read(tmp_path):
+    with open(tmp_path / "model.safetensors", "wb") as data:
+        data.truncate(5 * 10**9)  # it takes no room: it has no blocks on the disk
+    read = list(bytes_compared(tmp_path / "model.safetensors"))
+    assert sum(map(len, read)) == 1 << 24
+
+
 # Processes
 
 
@@ -398,6 +427,15 @@ def test_an_environment_that_contradicts_itself(change, complaint, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=complaint):
         launched()
+
+
+@pytest.mark.parametrize("number", ["x", "", "0"])
+def test_a_number_of_processes_on_this_machine(number, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", number)
+    with pytest.raises(InputError, match=f"LOCAL_WORLD_SIZE is '?{number}'? in the environment"):
+        run_tests.tests_at_once()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000000")
+    assert run_tests.tests_at_once() == 1
 
 
 def test_environments_that_are_whole(monkeypatch):

@@ -268,7 +268,7 @@ def test_parts_are_a_batch(tmp_path, monkeypatch, capsys):
 def test_what_is_not_finite_reaches_no_weight(loss, found):
     link, saved = torch.nn.Linear(1, 1), []
     before = link.weight.clone()
-    run = type(
+    folder = type(
         "",
         (),
         {
@@ -288,9 +288,13 @@ def test_what_is_not_finite_reaches_no_weight(loss, found):
             [loop.adamw(link, 1.0)],
             5,
             "test",
-            run=run,
+            folder=folder,
         )
     assert torch.equal(link.weight, before) and saved == [2]
+    with pytest.raises(
+        minimas.InputError, match=f"at step 1 {found}. What was learned before it is lost"
+    ):
+        loop.fit(lambda step, part: loss(link.weight), [loop.adamw(link, 1.0)], 1, "test")
 
 
 @pytest.mark.slow

@@ -14,10 +14,13 @@ import torch
 
 import minimas
 from minimas import InputError
+from minimas.agent import load_agent
 from minimas.evaluate import evaluate
 from minimas.link import InnerLink, OuterLink
+from minimas.prompts import Question
 from minimas.runs.lock import Lock, held
 from minimas.styles import STYLES
+from minimas.system import System
 from minimas.train import (
     TrainSettings,
     folders,
@@ -28,6 +31,7 @@ from minimas.train import (
     train_system,
 )
 from minimas.train import __main__ as command
+from minimas.train.examples import TrainExample
 from minimas.train.losses import next_token_loss
 from minimas.train.settings import TRAININGS, trainings_of
 
@@ -307,6 +311,15 @@ CASES = [
     (dict(examples=["7 +5"]), "examples row 1 is '7 .5', expected a dict with question, answer"),
     (dict(examples=[{"question": "7 +5"}]), "examples row 1 has no column plan for planner"),
     (dict(examples="nothing.json"), "nothing.json"),
+    (dict(callback=None), "callback is None, expected a function of one dict: leave it out"),
+    (
+        dict(examples=[TrainExample("7 +5", {"solver": ("2",)})]),
+        "example 1 has the question '7 .5', expected a Question: give style.question",
+    ),
+    (
+        dict(examples=[TrainExample(Question("7 +5"), ["2"])]),
+        r"example 1 has the texts \['2'\], expected {role",
+    ),
     (
         dict(objective=lambda *_: 0, settings=replace(FEW, supervise_all=1.0)),
         "supervise_all is the weight of a cross-entropy that an objective takes the place of",
@@ -553,6 +566,58 @@ def test_an_error_leaves_links_and_weights_as_they_were(system, examples, tmp_pa
         }
         assert not any(weight.requires_grad for weight in link.parameters())
     assert not system.trained, "its files still have these links"
+
+
+def test_a_system_that_was_trained_says_what_its_records_depend_on(tmp_path, capsys):
+    """The file goes on with the System that is loaded from the folder."""
+    settings = TrainSettings(rounds=1, latent_steps=2, ridge_rows=4)
+    options = dict(rounds=1, channel="latent", out=tmp_path / "r.jsonl", progress=False)
+    system = train_system(
+        "tiny", "tiny", settings, out=tmp_path / "made", limit=4, device="cpu", progress=False
+    )
+    found = evaluate(system, "tiny", limit=2, **options)
+    again = minimas.load_mas_system("tiny", checkpoints=tmp_path / "made", device="cpu")
+    assert evaluate(again, "tiny", limit=2, **options).records == found.records
+    train_outer(system, "tiny", TrainSettings(steps=0, ridge_rows=4), progress=False)
+    with pytest.raises(InputError, match="trained after it was loaded"):
+        evaluate(system, "tiny", limit=2, **options)
+
+
+def test_a_training_in_the_folder_of_its_agent_sees_other_weights(tmp_path, examples):
+    """It leaves out what it writes itself: the link, its manifest and its state."""
+    own = shutil.copytree(STYLES["tiny"].checkpoints["planner"], tmp_path / "planner")
+    (own / "adapter.pt").rename(tmp_path / "adapter.pt")
+
+    def train(**more):
+        agent = load_agent(own, "math", torch.device("cpu"), torch.float32, untrained=True)
+        system = System(STYLES["tiny"], {"planner": agent}, {})
+        settings = TrainSettings(steps=2, batch_size=2)
+        train_inner(system, "planner", examples, settings, out=own, progress=False, **more)
+
+    train()
+    train(resume=True)
+    weights = (own / "model.safetensors").read_bytes()
+    middle = len(weights) // 2
+    changed = weights[:middle] + bytes([weights[middle] ^ 1]) + weights[middle + 1 :]
+    (own / "model.safetensors").write_bytes(changed)
+    with pytest.raises(InputError, match="holds another run .*checkpoint_files"):
+        train(resume=True)
+
+
+def test_a_change_in_the_middle_of_a_weight_is_seen():
+    linear = torch.nn.Linear(1 << 10, 1 << 11)
+    before = links.hash_of_weights([linear])
+    with torch.no_grad():
+        linear.weight[1000] += 1
+    assert links.hash_of_weights([linear]) != before
+
+
+def test_one_process_of_several_shows_bars(system, examples, monkeypatch):
+    training = links.Training("outer", None, system, None, examples)
+    assert training.progress
+    monkeypatch.setattr(links, "rank_and_world", lambda: (1, 2))
+    training = links.Training("outer", None, system, None, examples)
+    assert not training.progress
 
 
 @pytest.mark.parametrize("inner_steps", [0, 1])

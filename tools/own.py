@@ -33,7 +33,7 @@ from minimas.settings import CompletedSettings, Settings
 from minimas.system import System
 from minimas.train.examples import TrainExample, load_examples
 from minimas.train.held_out import losses_by_hearing
-from minimas.train.loop import Run, adamw, batch_of, fit
+from minimas.train.loop import TrainingFolder, adamw, batch_of, fit
 from minimas.train.losses import next_token_loss, reply_ending, row_losses, teacher_forced
 
 LENGTHS = (1, 2, 4, 8, 16)  # n
@@ -485,8 +485,8 @@ def prompt(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     given = {name: str(value) for name, value in vars(args).items() if name != "run"}
     settings = given | {"steps": args.steps, "minimas": minimas.__version__}
-    run = Run(args.out, None, settings, {writer: agent}, learned, lambda: None, 50)
-    fit(loss_at, [adamw(learned, args.lr)], args.steps, "prompt", run=run)
+    folder = TrainingFolder(args.out, None, settings, {writer: agent}, learned, lambda: None, 50)
+    fit(loss_at, [adamw(learned, args.lr)], args.steps, "prompt", folder=folder)
     losses: list[float] = []
     with torch.no_grad():
         for i in tqdm(range(0, len(test), 8), "loss"):

@@ -413,8 +413,8 @@ def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | No
     """InputError if a run that reads `inputs` cannot write its records to a file."""
     if run.system is not None and run.system.origin is None:
         raise InputError(
-            "this System was put together by hand, so that its records could not say what they depend on: leave out "
-            "`out`, or load it with load_mas_system"
+            "it is not known from which files this System was loaded, so that its records could not say what they "
+            "depend on: leave out `out`, or load it with load_mas_system"
         )
     if run.system is not None and run.system.trained:
         raise InputError(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..answers import extract
 from ..common import InputError, write_atomic
 from ..prompts import Question, count_options
-from ..runs.dependencies import depends_on, digest, unchanged
+from ..runs.dependencies import check_unchanged, depends_on, digest
 from ..settings import Settings
 from ..styles import Origin, Source, Style
 from .benchmarks import Example
@@ -211,7 +211,7 @@ def contents(
     any_dtype = regrade or before.get("dtype") is None
     compared = before | {"dtype": settings["dtype"]} if any_dtype else before
     if lines:  # else that run found out that it could not begin
-        unchanged(file, compared, settings, "--out", regrade=regrade)
+        check_unchanged(file, compared, settings, "--out", regrade=regrade)
     read = RECORD | {"texts"} if regrade else RECORD
     if foreign := [line for line in lines if not read <= line.keys()]:
         missing = ", ".join(sorted(read - foreign[0].keys()))

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 from tqdm import tqdm
 
 from ..common import InputError
+from ..runs.processes import sharing_this_machine
 from ..sandbox.python import Programs
 
 HARNESS = Path(__file__).with_name("harness.py").read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ def tests_at_once() -> int:
     cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cpus // sharing_this_machine())
 
 
 def passes(

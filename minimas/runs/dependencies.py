@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from ..styles import Style
 
 GRADING = ("graders", "graders_hash", "answers_hash")  # what verdicts depend on, and texts do not
 LOADED = (".pt", ".safetensors", ".json", ".jinja")  # files that agents and links are loaded from
-EDGE = 1 << 16  # bytes of a file's beginning, and of its end, that are compared
+WHOLE = 1 << 26  # bytes of the largest file that is compared whole
+# Of a larger file: so many blocks of so many bytes
+BLOCKS = 1 << 12
+BLOCK = 1 << 12
 
 
 def depends_on(
@@ -20,19 +23,19 @@ def depends_on(
     sources: Iterable[str | Path],
     rows: Any,
     settings: Mapping[str, Any],
-    out: Path | None = None,
+    written: Collection[Path] = (),
 ) -> dict[str, Any]:
     """All that the results of a run depend on, as JSON values: it may be continued only where they are the same.
 
     sources   the folders or hub ids of agents and links; a hub id counts by its name
     rows      what agents read or learn
     settings  {name: value} of all else
-    out       the folder that the command itself writes
+    written   files that the command itself writes, perhaps among those of an agent
     """
     dependencies = {
         "minimas": __version__,
         "style_hash": digest([style.order, style.edges, style.prompts]),
-        "checkpoint_files": fingerprint(sources, out),
+        "checkpoint_files": fingerprint(sources, written),
         "rows_hash": digest(rows),
         **settings,
     }
@@ -44,23 +47,27 @@ def digest(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
-def fingerprint(sources: Iterable[str | Path], out: Path | None = None) -> str:
+def fingerprint(sources: Iterable[str | Path], written: Collection[Path] = ()) -> str:
     """A hash of hub ids, and of the files that would be loaded from sources that are folders; "" if there are none.
 
-    It takes their names, sizes, beginnings and ends, where a .pt file has checksums of all that it holds; it leaves out
-    those in the folder `out`. A folder within another one is not looked into: it may hold what a command writes.
+    It takes the names, sizes and bytes of files, of a large one those of `bytes_compared`. It leaves out the files
+    `written`. A folder within another one is not looked into: it may hold what a command writes.
     """
     given = list(sources)
     hub_ids = [str(source) for source in given if not local_path(source).is_dir()]
     paths = [local_path(source).resolve() for source in given]
-    seen = " ".join(hub_ids).encode()
+    left_out = {file.resolve() for file in written}
+    is_empty = not hub_ids
+    seen = hashlib.sha256(" ".join(hub_ids).encode())
     for folder in filter(Path.is_dir, paths):
         for file in files_loaded_from(folder):
-            if out and file.is_relative_to(out.resolve()):
+            if file in left_out:
                 continue
-            seen += f"{file.relative_to(folder)} {file.stat().st_size} ".encode()
-            seen += beginning_and_end(file)
-    return hashlib.sha256(seen).hexdigest()[:16] if seen else ""
+            is_empty = False
+            seen.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+            for data in bytes_compared(file):
+                seen.update(data)
+    return "" if is_empty else seen.hexdigest()[:16]
 
 
 def files_loaded_from(folder: Path) -> list[Path]:
@@ -74,15 +81,24 @@ def files_loaded_from(folder: Path) -> list[Path]:
     return [file for file in loaded if file not in states]
 
 
-def beginning_and_end(file: Path) -> bytes:
-    """The first and the last bytes of a file."""
+def bytes_compared(file: Path) -> Iterator[bytes]:
+    """All bytes of a file up to 64 MiB. Of a larger one 4,096 blocks of 4 KiB, from its beginning to its end.
+
+    The blocks are evenly spaced, so that a change of size/4096 bytes in a row is always seen: 1.2 MB of 5 GB. A shorter
+    one may lie between two blocks.
+    """
+    size = file.stat().st_size
     with open(file, "rb") as data:
-        first = data.read(EDGE)
-        data.seek(max(0, file.stat().st_size - EDGE))
-        return first + data.read()
+        if size <= WHOLE:
+            while block := data.read(1 << 20):
+                yield block
+            return
+        for i in range(BLOCKS):
+            data.seek(i * (size - BLOCK) // (BLOCKS - 1))
+            yield data.read(BLOCK)
 
 
-def unchanged(
+def check_unchanged(
     file: Path,
     before: Mapping[str, Any],
     now: Mapping[str, Any],

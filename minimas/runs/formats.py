@@ -124,6 +124,10 @@ def kind_of_text(file: Path, suffix: str) -> str:
     if not begins_as_json:
         if suffix in TABLES:
             return "table"
+        if suffix in (*LINES, ".json") and is_value(
+            first
+        ):  # its reader will say that it is no object
+            return "lines" if suffix in LINES else "json"
         raise InputError(
             f"{file} begins with {shown(first)}, which is neither JSON nor named as a table: "
             "name it .csv or .tsv if its first line names columns, else save it as JSON"
@@ -143,21 +147,22 @@ def lines_with_text(stream: BinaryIO) -> Iterator[bytes]:
 
 def is_object(line: bytes) -> bool:
     """Whether a line is a whole object in JSON."""
-    if not line.lstrip().startswith(b"{"):
-        return False  # without reading a list that is the whole file
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    # The first character is asked for, too, so that a list is not read that is the whole file
+    return line.lstrip().startswith(b"{") and is_value(line)
 
 
 def is_json(file: Path) -> bool:
     """Whether a whole file is JSON."""
     with opened(file) as stream:
-        try:
-            json.loads(stream.read())
-        except (ValueError, RecursionError):
-            return False
+        return is_value(stream.read())
+
+
+def is_value(data: bytes) -> bool:
+    """Whether bytes are one value in JSON."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
     return True
 
 
@@ -194,7 +199,9 @@ def json_records(file: Path) -> Iterator[Record]:
             f"{file} is not readable JSON: a second value follows the first; "
             "put all rows into one list, or each on a line of its own"
         ) from e
-    rows = value.get("data", value) if isinstance(value, dict) else value
+    rows = value
+    if isinstance(value, dict) and isinstance(value.get("data"), (list, dict)):
+        rows = value["data"]
     if not isinstance(rows, list):
         rows = [rows]
     for number, cells in enumerate(rows, 1):
@@ -264,7 +271,7 @@ def delimiter_of(text: str, suffix: str) -> str:
 
 
 def table_rows(text: str, delimiter: str, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of its first line, its cells) of each row that is not blank."""
+    """Yield (number of its first line, its cells) of each row in which not all cells are blank."""
     read_cell = cell_reader(delimiter)
     line = 1
     position = 0
@@ -277,7 +284,7 @@ def table_rows(text: str, delimiter: str, file: Path) -> Iterator[tuple[int, lis
             if text[position : position + 1] != delimiter:
                 break
             position += 1  # past the delimiter
-        if cells != [""]:
+        if any(cell.strip() for cell in cells):
             yield line, cells
         position += 2 if text.startswith("\r\n", position) else 1
         line += len(re.findall(r"\r\n|\r|\n", text[start:position]))

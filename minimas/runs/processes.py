@@ -17,7 +17,8 @@ VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # In which processes find each other, however long one may wait for another's work
 MEETING = timedelta(minutes=10)
 MEETINGS = count()  # in the life of this process; the others count alike
-TODO = f"start several processes with torchrun, or unset {', '.join(VARIABLES)} to run one"
+UNSET = ", ".join((*VARIABLES, "LOCAL_WORLD_SIZE"))
+TODO = f"start several processes with torchrun, or unset {UNSET} to run one"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ def number_in(name: str) -> int | None:
         raise InputError(
             f"{name} is {text!r} in the environment, expected a number: {TODO}"
         ) from None
+
+
+def sharing_this_machine() -> int:
+    """How many processes of the run share this machine; InputError if its variable holds no such number."""
+    name = "LOCAL_WORLD_SIZE"
+    number = number_in(name)
+    if number is None:
+        return 1
+    if number < 1:
+        raise InputError(f"{name} is {number} in the environment, expected 1 or more: {TODO}")
+    return number
 
 
 def join(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..common import InputError, check_known, check_whole, local_path, read_json, warn
 from ..prompts import TASKS, Question
@@ -19,8 +19,18 @@ from ..runs.rows import Row, file_rows, is_file_name, numbered, parquet_rows, te
 from ..styles import Style, style_named
 from ..tiny.task import lessons
 
-# section of prompts.json -> role -> columns, of which the first that is there and not empty is taken
+# section of prompts.json -> role -> columns
 TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
+
+
+class TextColumns(NamedTuple):
+    """The columns that the text of a role can be in, of which the first is taken that a row has.
+
+    or_next   take the next one where it is empty: released data have one of several columns filled
+    """
+
+    names: tuple[str, ...]
+    or_next: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def load_examples(
         style = style_named(style)
     roles = style.order if roles is None else roles
     name = str(data) if isinstance(data, (str, Path)) else "examples"
-    columns = dict(columns or {})
+    columns = checked_columns(columns)
     check_known("role", roles, style.order)
     check_known("column", columns, ("question", "fn_name", "type", "task_family", *style.order))
     candidates = candidate_columns(style, roles, columns, answer_first)
@@ -114,29 +124,42 @@ def check_limit(limit: int | None) -> None:
         check_whole("--limit", limit, 1)
 
 
+def checked_columns(columns: object) -> dict[str, str]:
+    """What a caller gave as the names of columns, {} for None; InputError unless it is a dict of texts."""
+    given = {} if columns is None else columns
+    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given.values()):
+        return dict(given)
+    raise InputError(
+        f"columns is {columns!r:.80}, expected {{our name: the column in the data}}, such as "
+        "{'question': 'problem'}"
+    )
+
+
 def candidate_columns(
     style: Style, roles: Sequence[str], columns: dict[str, str], answer_first: bool
-) -> dict[str, tuple[str, ...]]:
-    """{role: the columns that its text can be in, of which the first that is there and not empty is taken}."""
-    by_paradigm = TEXT_COLUMNS.get(style.paradigm, {})
-    candidates: dict[str, tuple[str, ...]] = {}
+) -> dict[str, TextColumns]:
+    """{role: the columns that its text can be in}."""
+    released = TEXT_COLUMNS.get(style.paradigm, {})
+    candidates: dict[str, TextColumns] = {}
     for role in roles:
         if role in columns:
-            candidates[role] = (columns[role],)
+            candidates[role] = TextColumns((columns[role],))
+        elif role in released:
+            candidates[role] = TextColumns(tuple(released[role]), or_next=True)
         else:
-            candidates[role] = tuple(by_paradigm.get(role, (role, "answer")))
+            candidates[role] = TextColumns((role, "answer"))
     last = style.order[-1]
-    if answer_first and last not in columns:
-        others = [name for name in candidates[last] if name != "answer"]
-        candidates[last] = ("answer", *others)
+    if answer_first and last in candidates and last not in columns:
+        others = [name for name in candidates[last].names if name != "answer"]
+        candidates[last] = TextColumns(("answer", *others), candidates[last].or_next)
     return candidates
 
 
 def example_of(
-    row: Row, style: Style, candidates: dict[str, tuple[str, ...]], task: str
+    row: Row, style: Style, candidates: dict[str, TextColumns], task: str
 ) -> TrainExample | None:
     """The TrainExample of a row; None if its question or a text is empty."""
-    texts = {role: texts_of(row, role, names) for role, names in candidates.items()}
+    texts = {role: texts_of(row, role, among) for role, among in candidates.items()}
     fn_name = fn_name_of(row)
     family = row.text("task_family", required=False).strip().lower()
     typed = row.text("question").strip()
@@ -178,15 +201,15 @@ def checked_rows(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
         yield dict(row)
 
 
-def texts_of(row: Row, role: str, candidates: Sequence[str]) -> tuple[str, ...]:
-    """The texts of `role` in a row, one per round, from the first candidate column that is not empty; () if all are."""
-    there = [name for name in candidates if name in row.cells]
+def texts_of(row: Row, role: str, candidates: TextColumns) -> tuple[str, ...]:
+    """The texts of `role` in a row, one per round; () if they are empty. InputError if there is no column for them."""
+    there = [name for name in candidates.names if name in row.cells]
     if not there:
         raise InputError(
-            f"{row} has no column {' or '.join(candidates)} for {role}, only "
+            f"{row} has no column {' or '.join(candidates.names)} for {role}, only "
             f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN"
         )
-    for name in there:
+    for name in there if candidates.or_next else there[:1]:
         cell = row.at(name)
         cells = cell if isinstance(cell, list) else [cell]
         texts = tuple(text_of(one, f"{row}: column {name!r}").strip() for one in cells)

@@ -12,6 +12,7 @@ from ..styles import Style
 # Of links for each task, in the folder of an agent and in that of outer links
 INNER_MANIFEST = "innerlink_config.json"
 OUTER_MANIFEST = "outerlink_config.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of an inner link
 
 
 def suffix(task: str | None) -> str:
@@ -25,6 +26,16 @@ def files_of(folder: Path, task: str | None) -> tuple[Path, Path]:
     The metrics are there from the start: with them, but without a state, a training was killed before it kept one.
     """
     return folder / f"training{suffix(task)}.pt", folder / f"metrics{suffix(task)}.jsonl"
+
+
+def inner_link_files(folder: Path) -> list[Path]:
+    """What trainings of inner links write among the files of their agent: links of all tasks, and what names them.
+
+    The state and the metrics are those of `files_of`.
+    """
+    names = [ADAPTER_CONFIG, INNER_MANIFEST]
+    names += [f"adapter{suffix(task)}.pt" for task in (None, "math", "code")]
+    return [folder / name for name in names]
 
 
 def tasks_of(manifest: Path) -> dict[str, Any]:

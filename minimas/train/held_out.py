@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..agent import Prompt
 from ..common import no_op
-from ..hear import Hearing, Messages
+from ..hear import Hearing, Messages, indices_before
 from ..recurse import recurse
 from ..settings import COMPARED_HEARD, CompletedSettings, heard_along, hears_others
 from ..system import System
@@ -40,12 +40,14 @@ def losses_by_hearing(
 ) -> dict[str, list[torch.Tensor]]:
     """{value of `hear`: for each example the cross-entropies (n,) of its answer's tokens in nats}.
 
-    The last token is the one that ends the answer. As `other`, example i hears example i - 1, and the first the last.
+    The last token is the one that ends the answer. As `other`, an example hears the nearest one before it that has
+    another question, the last being before the first: InputError if all have the same.
     """
     batches = [slice(i, i + batch_size) for i in range(0, len(examples), batch_size)]
     needs_own = any(hears_others(replace(settings, hear=value)) for value in values)
     order = ["own"] if needs_own else []
     order += [value for value in values if value not in order]
+    before = indices_before([example.question for example in examples]) if needs_own else []
     others: list[Messages] = []
     found = {}
     with tqdm(total=len(order) * len(batches), unit="batch", disable=not progress) as bar:
@@ -62,22 +64,27 @@ def losses_by_hearing(
                 sent.append(own_sent)
                 bar.update()
             if value == "own" and needs_own:
-                others = of_the_rows_before(sent, batches)
+                others = of_the_rows_before(sent, batches, before)
             found[value] = losses
     system.drop_prefixes()
     return {value: found[value] for value in values}
 
 
-def of_the_rows_before(sent: Sequence[Messages], batches: Sequence[slice]) -> list[Messages]:
-    """The messages of all rows, batch by batch -> for each batch those of the row before each of its rows."""
+def of_the_rows_before(
+    sent: Sequence[Messages], batches: Sequence[slice], before: Sequence[int]
+) -> list[Messages]:
+    """The messages of all rows, batch by batch -> for each batch those that its rows hear.
+
+    before   for each row the index of the one that it hears
+    """
     by_batch: list[Messages] = [{} for _ in batches]
     for key in sent[0]:
         rows: list[Any] = []  # latents (m, D) each
         for own in sent:
             rows.extend(own[key])
-        rows = [rows[-1], *rows[:-1]]
+        heard = [rows[i] for i in before]
         for messages, batch in zip(by_batch, batches, strict=True):
-            messages[key] = rows[batch]
+            messages[key] = heard[batch]
     return by_batch
 
 
@@ -179,7 +186,9 @@ class HeldOut:
         return means
 
 
-def without(examples: Sequence[TrainExample], held: Sequence[TrainExample]) -> list[TrainExample]:
+def without(
+    examples: Sequence[TrainExample], rows_held_out: Sequence[TrainExample]
+) -> list[TrainExample]:
     """The examples whose question is not among those that are left out."""
-    questions = {example.question.text for example in held}
+    questions = {example.question.text for example in rows_held_out}
     return [example for example in examples if example.question.text not in questions]

@@ -4,6 +4,7 @@ links = train_outer(system, examples, TrainSettings(steps=200))
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from ..common import InputError, no_op, warn
 from ..fast.prepare import is_fast
 from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
+from ..prompts import Question
 from ..quantize import named_weights
-from ..runs.dependencies import EDGE, depends_on, digest
+from ..runs.dependencies import depends_on, digest
 from ..runs.lock import held
 from ..runs.outputs import output_path
 from ..runs.processes import rank_and_world, wait_for_all
@@ -28,9 +30,16 @@ from ..styles import Style
 from ..system import System
 from ..turn import Edge
 from .examples import TrainExample, check_limit, load_examples
-from .folders import check_apart, check_new_or_resumed, check_out, files_of, locks_of
+from .folders import (
+    check_apart,
+    check_new_or_resumed,
+    check_out,
+    files_of,
+    inner_link_files,
+    locks_of,
+)
 from .held_out import HeldOut, without
-from .loop import Run, adamw, batch_of, fit
+from .loop import TrainingFolder, adamw, batch_of, fit
 from .losses import InnerLoss, Objective, OuterLoss, checkpoint_activations
 from .ridge import (
     ReadReply,
@@ -52,6 +61,9 @@ from .settings import (
 # Settings that may change on --resume
 NO_EFFECT_ON_WEIGHTS = ("save_every", "keep_activations")
 
+# The most numbers of one weight that are compared on resume
+COMPARED = 1 << 20
+
 # The folder, in that of outer links, of those with the lowest own loss of rows held out
 BEST = "best"
 
@@ -64,12 +76,14 @@ Known = dict[tuple[str, str], list[ReadReply]]  # what agents have read already,
 class Training:
     """One training.
 
-    what      inner or outer
-    role      whose inner link is trained; None for outer links
-    examples  what is learned from
-    out       the folder to write; None writes nothing
-    resume    continue the training in that folder
-    known     what agents have read in earlier trainings
+    what           inner or outer
+    role           whose inner link is trained; None for outer links
+    examples       what is learned from
+    rows_held_out  what is only measured
+    out            the folder to write; None writes nothing
+    resume         continue the training in that folder
+    progress       show bars on stderr, in the first process of several
+    known          what agents have read in earlier trainings
     """
 
     what: str
@@ -77,11 +91,16 @@ class Training:
     system: System
     settings: CompletedTrainSettings
     examples: list[TrainExample]
+    rows_held_out: list[TrainExample] = field(default_factory=list)
     out: Path | None = None
     resume: bool = False
     progress: bool = True
     callback: Callback = no_op
     known: Known = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rank, _ = rank_and_world()
+        self.progress = self.progress and rank == 0
 
     @property
     def task(self) -> str | None:
@@ -161,6 +180,9 @@ def train_outer(
         "outer", None, system, examples, settings, out, resume, progress, callback
     )
     check_best(training)
+    learned, rows_held_out = split_held_out(training.examples, training.settings.held_out)
+    training.examples = learned
+    training.rows_held_out = rows_held_out
     with output_held(training), system.lock, gradients():
         return learn_outer_links(training, objective)
 
@@ -177,6 +199,7 @@ def new_training(
     callback: Callback,
 ) -> Training:
     """A Training of what a caller gave; InputError if it cannot be used."""
+    check_callback(callback)
     completed = chosen_settings(settings).completed(what, system.style)
     check_trainable(system)
     if out is None and resume:
@@ -188,7 +211,15 @@ def new_training(
             check_apart(folder, sources_of(system))
     known_examples = examples_of(what, role, completed, system.style, system.task, examples)
     return Training(
-        what, role, system, completed, known_examples, folder, resume, progress, callback
+        what,
+        role,
+        system,
+        completed,
+        known_examples,
+        out=folder,
+        resume=resume,
+        progress=progress,
+        callback=callback,
     )
 
 
@@ -248,7 +279,7 @@ def examples_of(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> list[TrainExample]:
-    """TrainExamples as they are, or read from data; InputError if one lacks a text that this training needs.
+    """TrainExamples as they are, or read from data; InputError if one lacks what this training needs.
 
     columns, limit   as in load_examples; TrainExamples have no columns
     """
@@ -258,7 +289,7 @@ def examples_of(
     if are_examples(rows):
         examples = rows[:limit]
         for number, example in enumerate(examples, 1):
-            check_texts(example, number, roles)
+            check_example(example, number, roles)
         return examples
     rank, _ = rank_and_world()
     return load_examples(
@@ -291,8 +322,25 @@ def are_examples(rows: str | Path | list[Any]) -> TypeGuard[list[TrainExample]]:
     return all(isinstance(row, TrainExample) for row in rows)
 
 
-def check_texts(example: TrainExample, number: int, roles: Sequence[str]) -> None:
-    """InputError unless a TrainExample, the number-th, has a tuple of texts for each of the roles."""
+def check_callback(callback: Callback) -> None:
+    """InputError if a callback is no function."""
+    if not callable(callback):
+        raise InputError(
+            f"callback is {callback!r:.80}, expected a function of one dict: leave it out if nothing is to be called"
+        )
+
+
+def check_example(example: TrainExample, number: int, roles: Sequence[str]) -> None:
+    """InputError unless a TrainExample, the number-th, has a Question, and a tuple of texts for each of the roles."""
+    if not isinstance(example.question, Question):
+        raise InputError(
+            f"example {number} has the question {example.question!r:.40}, expected a Question: give "
+            "style.question(text), or rows as dicts"
+        )
+    if not isinstance(example.texts, Mapping):
+        raise InputError(
+            f"example {number} has the texts {example.texts!r:.40}, expected {{role: (text,)}}: give a dict"
+        )
     for role in roles:
         texts = example.texts.get(role)
         if isinstance(texts, str):
@@ -328,16 +376,36 @@ def check_best(training: Training) -> None:
 def split_held_out(
     examples: list[TrainExample], n: int
 ) -> tuple[list[TrainExample], list[TrainExample]]:
-    """(rows to learn from, the last n rows, which are only measured); InputError if none is left to learn from."""
+    """(rows to learn from, the last n rows, which are only measured).
+
+    Rows that ask what one of the last n asks are neither; a warning says how many. InputError if none is left to learn
+    from, or if the last n ask one question only.
+    """
+    if n == 0:
+        return examples, []
     cut = len(examples) - n
-    if cut > 0:
-        held = examples[cut:]
-        learned = without(examples[:cut], held)
-        if learned:
-            return learned, held
-    raise InputError(
-        f"--held-out is {n}, and there are {len(examples)} rows: leave some to learn from"
-    )
+    if cut <= 0:
+        raise InputError(
+            f"--held-out is {n}, and there are {len(examples)} rows: leave some to learn from"
+        )
+    rows_held_out = examples[cut:]
+    learned = without(examples[:cut], rows_held_out)
+    if not learned:
+        raise InputError(
+            f"--held-out is {n}, and the {cut} other rows ask the questions of these, so that none is left to learn "
+            "from: give rows with other questions"
+        )
+    if len({example.question.text for example in rows_held_out}) == 1:
+        raise InputError(
+            f"--held-out is {n}, and the last {n} rows ask the same question, while each hears another one: leave out "
+            "more, or give the rows in another order"
+        )
+    rank, _ = rank_and_world()
+    if len(learned) < cut and rank == 0:
+        warn(
+            f"{cut - len(learned)} of {cut} rows are not learned from because their question is among the {n} held out"
+        )
+    return learned, rows_held_out
 
 
 # The links
@@ -368,15 +436,15 @@ def learn_inner_link(training: Training) -> InnerLink:
             set_inner_link(agent, replies_of(training, role))
         turns = [example.turn(system.style, role) for example in training.examples]
         loss = InnerLoss(system, role, settings.mse, settings.max_length, settings.date)
-        run = None
+        folder = None
         if out is not None and agent.source is not None:
             rank, _ = rank_and_world()
             if rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 copy_agent(agent.source, system.task, out)
             save = partial(save_inner_link, out, system.style, training.task, link)
-            run = run_of(training, loss, save, dependencies(training, {role: agent}, turns))
-        learn(training, loss, turns, run)
+            folder = folder_of(training, loss, save, dependencies(training, {role: agent}, turns))
+        learn(training, loss, turns, folder)
     return link
 
 
@@ -399,8 +467,8 @@ def learn_outer_links(
     style = system.style
     settings = training.settings
     out = training.out
-    learned, held = split_held_out(training.examples, settings.held_out)
-    training.examples = learned
+    learned = training.examples
+    rows_held_out = training.rows_held_out
     with seeded(settings.seed), links_kept_on_error(system):
         links = start_outer_links(training)
         loss = OuterLoss(
@@ -411,23 +479,23 @@ def learn_outer_links(
             longest=settings.max_length,
             objective=objective,
         )
-        run = None
+        folder = None
         keep_best: Callable[[], None] = no_op
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             save = partial(save_outer_links, out, style, training.task, links)
             used = learned if objective else with_texts_used(training, learned)
             depends = dependencies(training, system.agents, used, name_of(objective))
-            if held:
-                depends["held_out_hash"] = digest(with_texts_used(training, held))
-            run = run_of(training, loss, save, depends)
+            if rows_held_out:
+                depends["held_out_hash"] = digest(with_texts_used(training, rows_held_out))
+            folder = folder_of(training, loss, save, depends)
             if settings.best:
                 keep_best = partial(save_outer_links, out / BEST, style, training.task, links)
         held_out = None
-        if held:
+        if rows_held_out:
             held_out = HeldOut(
                 system,
-                held,
+                rows_held_out,
                 settings.of_inference(style),
                 settings.steps,
                 settings.save_every,
@@ -435,7 +503,7 @@ def learn_outer_links(
                 settings.max_length,
                 keep_best,
             )
-        learn(training, loss, learned, run, held_out)
+        learn(training, loss, learned, folder, held_out)
     return links
 
 
@@ -509,16 +577,16 @@ def replies_of(training: Training, role: str) -> list[ReadReply]:
 # Learning
 
 
-def run_of(
+def folder_of(
     training: Training,
     loss: InnerLoss | OuterLoss,
     save_links: Callable[[], None],
     depends: dict[str, Any],
-) -> Run:
-    """The Run that keeps a training in its folder."""
+) -> TrainingFolder:
+    """The folder that keeps a training."""
     assert training.out is not None
     rank, _ = rank_and_world()
-    return Run(
+    return TrainingFolder(
         training.out,
         training.task,
         depends,
@@ -534,7 +602,7 @@ def learn(
     training: Training,
     loss: InnerLoss | OuterLoss,
     rows: Sequence,
-    run: Run | None = None,
+    folder: TrainingFolder | None = None,
     held_out: HeldOut | None = None,
 ) -> None:
     """Take the steps of a training on rows, and leave the system as it was but for its links."""
@@ -561,13 +629,13 @@ def learn(
             warm_up=settings.warm_up,
             clip=settings.clip,
             parts=settings.accumulate,
-            run=run,
+            folder=folder,
             progress=training.progress,
             callback=callback,
             held_out=held_out,
         )
-        if run and settings.steps == 0:
-            run.save(0)
+        if folder and settings.steps == 0:
+            folder.save(0)
     if world > 1:
         wait_for_all()  # until the files of rank 0 are there
 
@@ -648,19 +716,22 @@ def dependencies(
         if training.what == "outer":
             modules.append(agent.inner_link)  # it may have been trained since it was loaded
     settings["weights_hash"] = hash_of_weights(modules)
-    return depends_on(system.style, sources, rows, settings, training.out)
+    written = []
+    if training.what == "inner" and training.out is not None:  # that folder may be the agent's own
+        written = inner_link_files(training.out)
+    return depends_on(system.style, sources, rows, settings, written)
 
 
 def hash_of_weights(modules: Sequence[nn.Module | None]) -> str:
-    """A hash of the weights of modules: names, shapes, and of each the beginning and the end."""
+    """A hash of the weights of modules: their names, shapes and numbers; of a large one evenly spaced numbers."""
     seen = hashlib.sha256()
     for module in modules:
         for name, tensor in named_weights(module) if module is not None else ():
             flat = tensor.detach().flatten()
-            n = EDGE // flat.element_size()
-            ends = torch.cat([flat[:n], flat[-n:]]).cpu().contiguous()
+            step = max(1, math.ceil(len(flat) / COMPARED))
+            numbers = flat[::step].cpu().contiguous()
             seen.update(f"{name} {tuple(tensor.shape)} ".encode())
-            seen.update(ends.view(torch.uint8).numpy().tobytes())
+            seen.update(numbers.view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..agent import Agent
 from ..common import InputError, Terminated, no_op, warn, write_atomic
-from ..runs.dependencies import unchanged
+from ..runs.dependencies import check_unchanged
 from ..runs.plot import Chart
 from ..runs.processes import rank_and_world
 from ..settings import COMPARED_HEARD
@@ -70,7 +70,7 @@ def read_metrics(file: Path) -> dict[int, dict]:
     return dict(sorted(metrics.items()))
 
 
-class Run:
+class TrainingFolder:
     """The folder of a training: training.pt, from which it resumes; metrics.jsonl, one line per step, and one before
     the first if rows are held out; and the links.
 
@@ -126,13 +126,15 @@ class Run:
         """The last state that was saved; InputError if it is damaged, or that of a training under other settings."""
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            dependencies, _ = state["settings"], state["steppers"]
+            before = state["settings"]
+            if "steppers" not in state:
+                raise KeyError("steppers")
         except Exception as e:  # a damaged file can raise anything
             raise InputError(
                 f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
                 "delete it to begin this training anew with --resume, or give another --out"
             ) from e
-        unchanged(self.state_file, dependencies, self.dependencies, "--out")
+        check_unchanged(self.state_file, before, self.dependencies, "--out")
         return state
 
     def resume(self, with_state: Sequence[Any]) -> int:
@@ -241,7 +243,7 @@ def fit(
     warm_up: int = TrainSettings.warm_up,
     clip: float = TrainSettings.clip,
     parts: int = TrainSettings.accumulate,
-    run: Run | None = None,
+    folder: TrainingFolder | None = None,
     progress: bool = True,
     callback: Callable[[dict[str, Any]], object] = no_op,
     held_out: HeldOut | None = None,
@@ -250,74 +252,100 @@ def fit(
 
     warm_up   steps in which the learning rate rises, before it follows a cosine down to 0
     name      label of the progress bar
-    run       a Run: it loads an earlier state, records each step and saves states. Without one nothing is saved.
-    progress  show a bar on stderr
+    folder    it loads an earlier state, records each step and saves states. Without one nothing is saved.
+    progress  show a bar on stderr, in the first process of several
     callback  called after each step with its step, loss, lr and gradient_norm
     held_out  measures rows that are left out, before the first step too; what it finds is part of a step's metrics
-    Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `run` saves the last state.
-    Ctrl-C, SIGTERM and SIGHUP end it after the step, whose state `run` saves: KeyboardInterrupt or Terminated.
+    Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `folder` saves the state.
+    Ctrl-C, SIGTERM and SIGHUP end it after the step, whose state `folder` saves: KeyboardInterrupt or Terminated.
     """
+    rank, _ = rank_and_world()
+    progress = progress and rank == 0
     schedules = scheduled(optimizers, steps, warm_up)
     steppers: list[Any] = [*optimizers, *schedules]
     with_state = [*steppers, held_out] if held_out else steppers
-    first = run.resume(with_state) if run else 0
-    quiet = run is not None and run.rank > 0
-    hidden = quiet or not progress
-    if held_out is not None and quiet:
+    first = folder.resume(with_state) if folder else 0
+    if rank > 0:
         held_out = None  # rank 0 measures for all
     if held_out is not None and first == 0:
-        start = measured(held_out, 0, hidden)
-        if run:
-            run.write_metrics({"step": 0, **start})
-            run.started = time.perf_counter()
-    ending = Ending(quiet) if run else None
+        report_start(folder, held_out, progress)
+    ending = Ending(quiet=rank > 0) if folder else None
     losses: list[float] = []
     with (
-        tqdm(range(first, steps), name, steps, initial=first, unit="step", disable=hidden) as bar,
+        tqdm(
+            range(first, steps), name, steps, initial=first, unit="step", disable=not progress
+        ) as bar,
         ending or nullcontext(),
     ):
         for step in bar:
-            with run.counting() if run else nullcontext():
+            with folder.counting() if folder else nullcontext():
                 loss, norm = set_gradients(loss_at, step, parts, optimizers, clip)
-            check_finite_step(step, loss, norm, run)
+            check_finite_step(step, loss, norm, folder)
             lr = float(schedules[0].get_last_lr()[0])
             for stepper in steppers:
                 stepper.step()
             losses.append(loss)
-            shown = {"loss": f"{loss:.4f}"}
             metrics = {"step": step + 1, "loss": loss, "lr": lr, "gradient_norm": norm}
-            pace = run.pace() if run else {}
-            found = {}
-            if held_out is not None and held_out.is_due(step + 1):
-                found = measured(held_out, step + 1, hidden)
-            if run:
-                shown["tokens/s"] = f"{pace['tokens_per_second']:.0f}"
-                run.record_step(metrics | pace | found)
-            callback(metrics | found)
-            if run and ending:  # before the bar is shown: a terminal that was closed can show none
-                leave_if_asked(run, ending, step + 1, optimizers)
+            shown = report_step(metrics, folder, held_out, callback, progress)
+            # Before the bar is shown: a terminal that was closed can show none
+            if folder and ending:
+                leave_if_asked(folder, ending, step + 1, optimizers)
             bar.set_postfix(shown)
     return losses
 
 
-def measured(held_out: HeldOut, step: int, hidden: bool) -> dict[str, float]:
-    """What is measured after `step` steps, under its names in metrics; it is said on stderr unless that is hidden."""
+def report_start(folder: TrainingFolder | None, held_out: HeldOut, progress: bool) -> None:
+    """Measure the rows that are held out before the first step; a folder keeps what is found."""
+    found = measured(held_out, 0, progress)
+    if folder:
+        folder.write_metrics({"step": 0, **found})
+        folder.started = time.perf_counter()
+
+
+def report_step(
+    metrics: dict[str, Any],
+    folder: TrainingFolder | None,
+    held_out: HeldOut | None,
+    callback: Callable[[dict[str, Any]], object],
+    progress: bool,
+) -> dict[str, str]:
+    """Measure what is due after a step, keep its metrics in the folder and call back; returns what the bar shows."""
+    step = metrics["step"]
+    shown = {"loss": f"{metrics['loss']:.4f}"}
+    pace = folder.pace() if folder else {}  # without the time of what is measured
+    found = {}
+    if held_out is not None and held_out.is_due(step):
+        found = measured(held_out, step, progress)
+    if folder:
+        shown["tokens/s"] = f"{pace['tokens_per_second']:.0f}"
+        folder.record_step(metrics | pace | found)
+    callback(metrics | found)
+    return shown
+
+
+def measured(held_out: HeldOut, step: int, progress: bool) -> dict[str, float]:
+    """What is measured after `step` steps, under its names in metrics; with `progress` it is said on stderr."""
     means = held_out.measure()
-    if not hidden:
+    if progress:
         found = ", ".join(f"{mean:.4f} {value}" for value, mean in means.items())
         tqdm.write(f"step {step}: held-out loss {found}", file=sys.stderr)
     return {f"held_out_{value}": mean for value, mean in means.items()}
 
 
-def check_finite_step(step: int, loss: float, norm: float, run: Run | None) -> None:
-    """InputError if the loss or the norm of the gradient is not finite; the Run keeps what was learned before."""
+def check_finite_step(step: int, loss: float, norm: float, folder: TrainingFolder | None) -> None:
+    """InputError if the loss or the norm of the gradient is not finite; a folder keeps what was learned before."""
     if math.isfinite(loss + norm):
         return
-    if run:
-        run.save(step)
+    found = f"at step {step + 1} the loss is {loss}, its gradient norm {norm}"
+    if folder:
+        folder.save(step)
+        raise InputError(
+            f"{found}. The links before it are kept in the folder: start from them with a lower --lr and another "
+            "--out, at step 1 with --dtype float32"
+        )
     raise InputError(
-        f"at step {step + 1} the loss is {loss}, its gradient norm {norm}. The links before it are kept: start from "
-        "them with a lower --lr and another --out, at step 1 with --dtype float32"
+        f"{found}. What was learned before it is lost, since there is no folder to keep it: train again with a lower "
+        "lr, at step 1 with agents in float32; with `out` the links of the last step are kept"
     )
 
 
@@ -454,7 +482,7 @@ class Ending:
 
 
 def leave_if_asked(
-    run: Run, ending: Ending, step: int, optimizers: Sequence[torch.optim.Optimizer]
+    folder: TrainingFolder, ending: Ending, step: int, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
     """Save the state after `step` steps and leave, if a signal was noted.
 
@@ -463,7 +491,7 @@ def leave_if_asked(
     number = ending.agreed(optimizers)
     if not number:
         return
-    run.save(step)
+    folder.save(step)
     _, world = rank_and_world()
     if world > 1:
         torch.distributed.barrier()  # torchrun ends the others when one has left

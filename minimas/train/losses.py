@@ -266,9 +266,10 @@ class OuterLoss(torch.nn.Module):
         return teacher_forced(self.system.agents[role], prompts, replies, self.longest)
 
     def first_states(self, h: torch.Tensor, ids: torch.Tensor) -> list[torch.Tensor]:
-        """States h (B, N + 1, D) of teacher_forced -> for each row those at its first latent_steps tokens, (m, D) each.
+        """States h (B, N + 1, D) of teacher_forced -> for each row those at its first tokens, (n, D) each.
 
-        They are the states after these tokens: h[:, i + 1] follows token i.
+        n is latent_steps, or the number of tokens of a text that is shorter. They are the states after these tokens:
+        h[:, i + 1] follows token i.
         """
         states = []
         for row, own_ids in zip(h, ids, strict=True):

@@ -15,7 +15,7 @@ from ..common import InputError, write_atomic
 from ..link import InnerLink, OuterLink
 from ..load import AGENT_FILES, agent_patterns, checkpoint_folder, weight_files
 from ..styles import Style
-from .folders import INNER_MANIFEST, OUTER_MANIFEST, suffix, tasks_of
+from .folders import ADAPTER_CONFIG, INNER_MANIFEST, OUTER_MANIFEST, suffix, tasks_of
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -70,11 +70,11 @@ def save_link(link: torch.nn.Module, file: Path, dtype: torch.dtype = torch.bflo
 
 def save_inner_link(folder: Path, style: Style, task: str | None, link: InnerLink) -> None:
     """Write an inner link into its agent's folder; task is math or code if the style has links for each, else None."""
-    write_json(folder / "adapter_config.json", {"adapter_type": link.adapter_type})
+    write_json(folder / ADAPTER_CONFIG, {"adapter_type": link.adapter_type})
     file = f"adapter{suffix(task)}.pt"
     save_link(link, folder / file)
     if task:
-        names = ("adapter_config.json", *AGENT_FILES, "model.safetensors")
+        names = (ADAPTER_CONFIG, *AGENT_FILES, "model.safetensors")
         shared = {name: name for name in names if (folder / name).exists()}
         add_task(folder / INNER_MANIFEST, style.paradigm, task, {"adapter.pt": file, **shared})
 

@@ -61,25 +61,23 @@ class TrainSettings:
     steps: int | None = setting(
         None,
         f"0 writes the links as they start (default {STEPS}, system: 0)",
-        range="from 0 up",
+        least=0,
     )
     inner_steps: int = setting(
         0,
         "steps of each inner link, 0 takes the ridge regression",
-        range="from 0 up",
+        least=0,
         trainings=("system",),
     )
-    batch_size: int = setting(2, "rows at once in each process", range="above 0")
-    accumulate: int = setting(1, "batches per step", range="above 0")
-    lr: float = setting(5e-4, "highest learning rate", range="above 0")
-    warm_up: int = setting(
-        10, "steps in which it rises, before a cosine takes it to 0", range="above 0"
-    )
-    clip: float = setting(1.0, "largest norm of a step's gradient", range="above 0")
+    batch_size: int = setting(2, "rows at once in each process", least=1)
+    accumulate: int = setting(1, "batches per step", least=1)
+    lr: float = setting(5e-4, "highest learning rate", above=0)
+    warm_up: int = setting(10, "steps in which it rises, before a cosine takes it to 0", least=1)
+    clip: float = setting(1.0, "largest norm of a step's gradient", above=0)
     max_length: int = setting(
         4096,  # as in the released recipe
         "positions of a prompt with its text; texts are cut to fit, prompts never",
-        range="above 0",
+        least=1,
     )
     keep_activations: bool = setting(
         False, "no activation checkpointing: faster, but takes more memory"
@@ -87,10 +85,10 @@ class TrainSettings:
     mse: float = setting(
         0.0,
         "inner links: weight of the squared error besides the cosine",
-        range="from 0 up",
+        least=0,
         trainings=("inner", "system"),
     )
-    rounds: int = setting(3, "rounds of recursion", range="above 0", trainings=OUTER)
+    rounds: int = setting(3, "rounds of recursion", least=1, trainings=OUTER)
     latents: str = setting(
         "rollout",
         "agents think as at inference, or send the states at the tokens of given texts, as released",
@@ -100,13 +98,13 @@ class TrainSettings:
     latent_steps: int | None = setting(
         None,
         f"latents per turn (default: the style's; with --latents teacher at most {TEACHER_LATENTS})",
-        range="above 0",
+        least=1,
         trainings=OUTER,
     )
     supervise_all: float = setting(
         0.0,
         "weight of the loss in other rounds",
-        range="from 0 up",
+        least=0,
         trainings=OUTER,
         metavar="WEIGHT",
     )
@@ -117,13 +115,13 @@ class TrainSettings:
         trainings=("inner", "outer"),
         choices=("ridge", "random", "checkpoint"),
     )
-    ridge_rows: int = setting(256, "rows for the regression", range="above 0")
-    save_every: int = setting(100, "steps between two saved states", range="above 0")
+    ridge_rows: int = setting(256, "rows for the regression", least=1)
+    save_every: int = setting(100, "steps between two saved states", least=1)
     held_out: int = setting(
         0,
         "leave out the last HELD_OUT rows, and measure their loss with own, other and no latents before the first step "
         "and at each saved state",
-        range="from 0 up",
+        least=0,
         trainings=OUTER,
     )
     best: bool = setting(
@@ -240,25 +238,30 @@ def check_value(one: Field, value: Any) -> None:
     choices = one.metadata.get("choices")
     if choices and value not in choices:
         raise InputError(f"{option} is {value!r}, expected one of {', '.join(choices)}")
-    expected = one.metadata["range"]
+    least = one.metadata["least"]
     if int in types:
-        least = {"above 0": 1, "from 0 up": 0, None: None}[expected]
         check_whole(option, value, least)
     elif float in types:
         if not is_number(value):
             raise InputError(f"{option} is {value!r:.80}, expected a number")
-        check_range(option, value, expected)
+        check_range(option, value, least, one.metadata["above"])
     elif bool in types:
         check_type(option, value, bool, "True or False")
     else:
         check_type(option, value, str, "a text")
 
 
-def check_range(option: str, value: float, expected: str) -> None:
-    """InputError if a number is not finite, or not in the range that is expected."""
-    enough = value >= 0 if expected == "from 0 up" else value > 0
-    if not enough or value == math.inf:
-        raise InputError(f"{option} is {value}, expected a finite number {expected}")
+def check_range(option: str, value: float, least: float | None, above: float | None) -> None:
+    """InputError if a number is not finite, less than `least`, or not more than `above`; None sets no limit."""
+    is_enough = (least is None or value >= least) and (above is None or value > above)
+    if is_enough and value < math.inf:
+        return
+    expected = "a finite number"
+    if least is not None:
+        expected += f" from {least} up"
+    if above is not None:
+        expected += f" above {above}"
+    raise InputError(f"{option} is {value!r:.80}, expected {expected}")
 
 
 # What else is checked before anything is loaded

@@ -17,7 +17,7 @@ from ..prompts import TASKS
 from ..runs.lock import held
 from ..runs.outputs import output_path
 from ..runs.processes import rank_and_world
-from ..styles import Style, style_named
+from ..styles import Origin, Style, style_named
 from ..system import System
 from .examples import TrainExample
 from .folders import check_apart, check_new_or_resumed, check_out, locks_of, parts_of
@@ -26,6 +26,7 @@ from .links import (
     Callback,
     Examples,
     Training,
+    check_callback,
     check_objective,
     examples_of,
     gradients,
@@ -71,9 +72,12 @@ def train_system(
     objective    of the outer links, see train_outer
     callback     called after each step of each training, see train_inner
 
+    The System is as load_mas_system(style, checkpoints=out) loads it. So its records can be written to a file, but
+    not if the style is a Style object.
     Raises InputError on what cannot be used.
     """
     rank, _ = rank_and_world()
+    check_callback(callback)
     known_style = style if isinstance(style, Style) else style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
@@ -94,31 +98,46 @@ def train_system(
     ) -> list[TrainExample]:
         return examples_of(what, role, own, known_style, task, rows, columns, limit)
 
-    def learn_inner(role: str, left_out: list[TrainExample]) -> None:
-        own = without(examples_for("inner", role, inner_settings), left_out)
+    def learn_inner(role: str, rows_held_out: list[TrainExample]) -> None:
+        own = without(examples_for("inner", role, inner_settings), rows_held_out)
         if not own:
             raise InputError(
                 f"--held-out leaves out every row that {role} could learn from: leave out fewer"
             )
         base = {role: sources[role]}
         system = load_to_train(known_style, base, task, new_link=True, **options)
-        learn_inner_link(Training("inner", role, system, inner_settings, own, made[role], **shared))
+        learn_inner_link(
+            Training("inner", role, system, inner_settings, own, out=made[role], **shared)
+        )
 
     with held(locks_of("system", folder, known_style), rank), gradients():
         if rank == 0:
             name = task_of_links(known_style, task)
             check_new_or_resumed("system", folder, known_style, name, resume)
         outer_rows = examples_for("outer", None, outer_settings)
-        _, left_out = split_held_out(outer_rows, outer_settings.held_out)
+        learned, rows_held_out = split_held_out(outer_rows, outer_settings.held_out)
         for role in known_style.order:
-            learn_inner(role, left_out)
+            learn_inner(role, rows_held_out)
         system = load_to_train(known_style, made, task, **options)
-        learn_outer_links(
-            Training("outer", None, system, outer_settings, outer_rows, parts["links"], **shared),
-            objective,
+        outer = Training(
+            "outer",
+            None,
+            system,
+            outer_settings,
+            learned,
+            rows_held_out,
+            out=parts["links"],
+            **shared,
         )
+        learn_outer_links(outer, objective)
         links = load_outer_links(parts["links"], task, known_style.edges, system.agents)
     system.outer_links.update(links)  # as the folder has them, rounded to bfloat16
+    if not isinstance(style, Style):  # it has no name to load it by
+        several = len(known_style.order) > 1  # of one agent, a folder stands for that agent
+        system.origin = Origin(
+            style, folder if several else parts, device, dtype, quantize=quantize
+        )
+        system.trained = False  # since the links of that folder were loaded
     return system
 
 
