@@ -317,6 +317,9 @@ def test_what_is_shown_fits_a_screen(tiny, donor):
     assert all(role in repr(tiny) for role in tiny.style.order) and "float32 on cpu" in repr(tiny)
     for role, family in (("planner", "Qwen3"), ("critic", "Llama"), ("solver", "Qwen2")):
         assert f"{role}: {family}, 2 layers" in repr(tiny)
+        agent = tiny.agents[role]
+        assert repr(agent).startswith(f"Agent({family}, 2 layers of width ")
+        assert f"  {role}: {agent.summary()}\n" in repr(tiny)
     assert "planner" in donor._repr_html_() and donor._repr_html_().startswith("<iframe srcdoc=")
     (bare,) = tiny.run(["7 +5"])
     assert bare._repr_html_().startswith("<pre>")
