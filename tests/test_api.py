@@ -325,6 +325,30 @@ def test_what_is_shown_fits_a_screen(tiny, donor):
     assert bare._repr_html_().startswith("<pre>")
 
 
+@pytest.mark.parametrize(
+    "questions, options, complaint",
+    [
+        ("7 +5", {}, "questions is one text: give a list of them"),
+        ({"7 +5": "2"}, {}, "questions is {'7 .5': '2'}, expected a list of texts"),
+        (None, {}, "questions is None, expected a list of texts"),
+        (["7 +5"], {"dataset": 5}, "dataset is 5, expected a name"),
+        (["7 +5"], {"fn_names": "f"}, "fn_names is 'f', expected a list"),
+        (["7 +5"], {"fn_names": [5]}, "fn_names has 5, expected the name of a function"),
+        (["7 +5"], {"fn_names": []}, "0 fn_names for 1 questions: give one for each"),
+    ],
+)
+def test_what_is_no_list_of_questions(tiny, questions, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        tiny.run(questions, **options)
+
+
+@pytest.mark.parametrize("question", ["7" + " +1" * 10000, b"7 +5" * 10000, "\ud800" * 10000])
+def test_a_message_shows_the_beginning_of_a_long_question(tiny, question):
+    with pytest.raises(InputError) as error:
+        tiny.run([question])
+    assert len(str(error.value)) < 300
+
+
 # Changes of what agents hear
 
 

@@ -433,6 +433,11 @@ def test_numbers_of_numpy_become_those_of_python():
     settings = given.completed(STYLES["tiny"])
     values = settings.rounds, settings.temperature, settings.seed
     assert values == (2, 0.5, -1) and [type(value) for value in values] == [int, float, int]
+    for truth in True, False:
+        given = minimas.Settings(retry=np.bool_(truth))
+        assert given.completed(STYLES["tiny"]).retry is truth
+    with pytest.raises(InputError, match="retry is array"):
+        minimas.Settings(retry=np.array([True])).completed(STYLES["tiny"])
 
 
 @pytest.mark.parametrize(
