@@ -129,6 +129,19 @@ class Agent:
         self.steps = Steps(model)
         self.prefix_cache: PrefixCache | None = None
 
+    def __repr__(self) -> str:
+        return f"Agent({self.summary()})"
+
+    def summary(self) -> str:
+        """Its family, size, dtype, device and inner link, in one line."""
+        config = self.model.config
+        family = type(self.model).__name__
+        shape = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+        dtype = str(self.model.norm.weight.dtype).removeprefix("torch.")
+        weights = f", weights in {self.quantize}" if self.quantize else ""
+        link = type(self.inner_link).__name__ if self.inner_link is not None else "no inner link"
+        return f"{family}, {shape}, {dtype}{weights} on {self.device}, {link}"
+
     # Prompts
 
     def embed(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ Every file is checked here: the rest of the package trusts what it is given. No 
 except chat templates, which run in a sandbox.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -533,6 +534,18 @@ def load_inner_link(
     return load_link(InnerLink(D), required(folder, name), device, dtype)
 
 
+def missing_link_message(
+    manifest: Path, speaker: str, hearer: str, key: str, listed: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """What to say if a manifest has no link of this key: its links, and how an edge of a style names one of them."""
+    message = f"{manifest} lists no link {key} ({speaker} to {hearer}); it has {', '.join(listed) or 'none'}"
+    for other, adapter in listed.items():
+        if (adapter.get("source_role"), adapter.get("target_role")) == (speaker, hearer):
+            edge = json.dumps([speaker, hearer, other])
+            return f"{message}: if {other} is meant, write the edge as {edge} in the style's edges"
+    return message
+
+
 def load_outer_links(
     source: str | Path,
     task: str,
@@ -553,9 +566,7 @@ def load_outer_links(
     files = {}
     for (speaker, hearer), key in edges.items():
         if key not in listed:
-            raise InputError(
-                f"{manifest} lists no link {key} ({speaker} to {hearer}); it has {', '.join(listed) or 'none'}"
-            )
+            raise InputError(missing_link_message(manifest, speaker, hearer, key, listed))
         files[speaker, hearer] = entry(manifest, listed[key], "filename", type_=str)
     folder = checkpoint_folder(source, *files.values())
     widths = {role: agent.model.config.hidden_size for role, agent in agents.items()}

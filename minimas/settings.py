@@ -191,8 +191,9 @@ def hears_others(settings: Settings) -> bool:
 
 
 def as_python(value: Any) -> Any:
-    """A number of numpy as one of Python, which a file of JSON takes; all else as it is."""
-    if isinstance(value, Real) and hasattr(value, "item"):
+    """A number or a bool of numpy as one of Python, which a file of JSON takes; all else as it is."""
+    is_bool = type(value).__name__ in ("bool", "bool_")  # bool_ before numpy 2
+    if (is_bool or isinstance(value, Real)) and hasattr(value, "item"):
         return value.item()
     return value
 

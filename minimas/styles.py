@@ -78,18 +78,22 @@ class Style:
         fn_names: Sequence[str | None] | None = None,
         dataset: str | None = None,
     ) -> list[Question]:
-        """Texts as typed -> Questions; InputError names one that cannot be read."""
+        """Texts as typed -> Questions; InputError names one that cannot be read.
+
+        dataset   may be any name: it matters only where the prompts have one of their own for it (`solver_gpqa`)
+        """
         if isinstance(texts, str):
             raise InputError("questions is one text: give a list of them")
+        if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+            raise InputError(f"questions is {texts!r:.80}, expected a list of texts")
         texts = list(texts)
         for text in texts:
             check_question(text)
+        if dataset is not None and not isinstance(dataset, str):
+            raise InputError(f"dataset is {dataset!r:.80}, expected a name, or None for none")
         if fn_names is None:
             fn_names = [""] * len(texts)
-        if len(fn_names) != len(texts):
-            raise InputError(
-                f"{len(fn_names)} fn_names for {len(texts)} questions: give one for each"
-            )
+        check_fn_names(fn_names, len(texts))
         questions = []
         for index, (text, fn_name) in enumerate(zip(texts, fn_names, strict=True)):
             question = self.question(text, fn_name, dataset)
@@ -203,8 +207,26 @@ def is_source(value: object) -> bool:
 def check_question(text: object) -> None:
     """InputError unless it is a text that agents can read."""
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"a question is {text!r}, empty or no text: type something to be answered")
-    check_text(text, f"the question {text!r}")
+        raise InputError(
+            f"a question is {text!r:.80}, empty or no text: type something to be answered"
+        )
+    check_text(text, f"the question {text!r:.80}")
+
+
+def check_fn_names(fn_names: Sequence[str | None], n: int) -> None:
+    """InputError unless they are a name, None or "" for each of n questions."""
+    if isinstance(fn_names, str):
+        raise InputError(
+            f"fn_names is {fn_names!r:.80}, expected a list with one for each question"
+        )
+    if len(fn_names) != n:
+        raise InputError(f"{len(fn_names)} fn_names for {n} questions: give one for each")
+    for name in fn_names:
+        if name is not None and not isinstance(name, str):
+            raise InputError(
+                f"fn_names has {name!r:.80}, expected the name of a function, None for one without a name, "
+                'or "" for a program'
+            )
 
 
 # The table, and files of its form

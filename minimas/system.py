@@ -85,16 +85,7 @@ class System:
             f"System(task {self.task}, {self.style.rounds} rounds of {' > '.join(self.style.order)}"
         ]
         for role, agent in self.agents.items():
-            model = agent.model
-            link = agent.inner_link
-            weight = model.norm.weight
-            dtype = str(weight.dtype).removeprefix("torch.")
-            shape = f"{model.config.num_hidden_layers} layers of width {model.config.hidden_size}"
-            has = type(link).__name__ if link is not None else "no inner link"
-            weights = f", weights in {agent.quantize}" if agent.quantize else ""
-            lines.append(
-                f"  {role}: {type(model).__name__}, {shape}, {dtype}{weights} on {agent.device}, {has}"
-            )
+            lines.append(f"  {role}: {agent.summary()}")
         for (source, target), outer_link in self.outer_links.items():
             lines.append(f"  {source} > {target}: {type(outer_link).__name__}")
         return "\n".join(lines) + ")"
@@ -172,6 +163,11 @@ class System:
         given = {name: value for name, value in options.items() if value is not None}
         settings = replace(settings or Settings(), **given).completed(self.style)
         asked = self.style.questions(questions, fn_names, dataset)
+        if fn_names is not None and self.task != "code":
+            raise InputError(
+                f"fn_names is given, but the task is {self.task}, which asks for no function: "
+                "leave it out, or load the system with task='code'"
+            )
         return list(self.stream(asked, settings, keep_latents, keep_states, progress, edit))
 
     def stream(

@@ -319,9 +319,36 @@ def test_what_is_shown_fits_a_screen(tiny, donor):
     assert all(role in repr(tiny) for role in tiny.style.order) and "float32 on cpu" in repr(tiny)
     for role, family in (("planner", "Qwen3"), ("critic", "Llama"), ("solver", "Qwen2")):
         assert f"{role}: {family}, 2 layers" in repr(tiny)
+        agent = tiny.agents[role]
+        assert repr(agent).startswith(f"Agent({family}, 2 layers of width ")
+        assert f"  {role}: {agent.summary()}\n" in repr(tiny)
     assert "planner" in donor._repr_html_() and donor._repr_html_().startswith("<iframe srcdoc=")
     (bare,) = tiny.run(["7 +5"])
     assert bare._repr_html_().startswith("<pre>")
+
+
+@pytest.mark.parametrize(
+    "questions, options, complaint",
+    [
+        ("7 +5", {}, "questions is one text: give a list of them"),
+        ({"7 +5": "2"}, {}, "questions is {'7 .5': '2'}, expected a list of texts"),
+        (None, {}, "questions is None, expected a list of texts"),
+        (["7 +5"], {"dataset": 5}, "dataset is 5, expected a name"),
+        (["7 +5"], {"fn_names": "f"}, "fn_names is 'f', expected a list"),
+        (["7 +5"], {"fn_names": [5]}, "fn_names has 5, expected the name of a function"),
+        (["7 +5"], {"fn_names": []}, "0 fn_names for 1 questions: give one for each"),
+    ],
+)
+def test_what_is_no_list_of_questions(tiny, questions, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        tiny.run(questions, **options)
+
+
+@pytest.mark.parametrize("question", ["7" + " +1" * 10000, b"7 +5" * 10000, "\ud800" * 10000])
+def test_a_message_shows_the_beginning_of_a_long_question(tiny, question):
+    with pytest.raises(InputError) as error:
+        tiny.run([question])
+    assert len(str(error.value)) < 300
 
 
 # Changes of what agents hear
@@ -607,12 +634,13 @@ def test_without_an_edge_all_are_muted(tiny):
     assert all(len(latents) == 0 for latents in muted[0].latents.values())
 
 
-def test_what_cannot_be_an_edit_is_refused(tiny):
+def test_what_run_cannot_use_is_refused(tiny):
     assert tiny.run([CHAIN], edit=None)[0].text == tiny.run([CHAIN])[0].text
     for given, complaint in (
         ({"edit": 3}, "edit is 3, expected a function of a turn"),
         ({"settings": {"rounds": 1}}, "settings is .*, expected a Settings object"),
         ({"tools": 3}, "tools is 3, expected a list of names"),
+        ({"fn_names": ["f"]}, "fn_names is given, but the task is math"),
     ):
         with pytest.raises(InputError, match=complaint):
             tiny.run([CHAIN], **given)

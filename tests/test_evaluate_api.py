@@ -394,6 +394,9 @@ def test_what_a_table_writes(table, tmp_path):
     for write in table.to_csv, table.plot:
         with pytest.raises(InputError, match="'none/t' cannot be written"):
             write("none/t")
+    with pytest.raises(InputError, match="x.png' ends in .png, expected .svg"):
+        table.plot(tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
 
 
 # Options

@@ -244,6 +244,7 @@ def test_links_and_an_agent_are_not_taken_for_each_other(folder, tmp_path):
     links = tmp_path / "links"
     links.mkdir()
     (links / "outerlink_config.json").write_text("{}")
+    (links / "training.pt").write_bytes(b"x")  # as a training leaves it there
     with pytest.raises(InputError, match="outer links, and no agent; give it as .*links=PATH"):
         load_model(links)
     with pytest.raises(InputError, match="an agent, and no outer links; give it as .*ROLE=PATH"):

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import minimas
+from minimas import InputError
 from minimas.commands.ask import main
 from minimas.commands.failures import command
-from minimas.look.logit_lens import logit_lens, table
+from minimas.look import logit_lens
+from minimas.look.logit_lens import table
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +33,24 @@ def test_rows(seen):
         agent, H = system.agents[row["role"]], result.states[row["round"], row["role"]]
         h = H[row["step"] - 1]
         p = agent.model.logits(h).softmax(-1)
-        assert row["norm"] == pytest.approx(h.norm().item(), abs=1e-3)
-        assert row["entropy"] == pytest.approx(-(p * p.log2()).sum().item(), abs=2e-3)
+        assert row["norm"] == pytest.approx(h.norm().item(), rel=1e-5)
+        assert row["entropy"] == pytest.approx(-(p * p.log2()).sum().item(), rel=1e-3)
         likeliest = p.argsort(descending=True)[:3].tolist()
         assert [agent.tokenizer.fast.token_to_id(text) for text, _ in row["tokens"]] == likeliest
         assert [value for _, value in row["tokens"]] == pytest.approx(
-            p[likeliest].tolist(), abs=1e-4
+            p[likeliest].tolist(), rel=1e-3
         )
         assert (row["step_cosine"] is None) == (row["step"] == 1) and (
             row["round_cosine"] is None
         ) == (row["round"] == 1)
         if row["step"] > 1:
             assert row["step_cosine"] == pytest.approx(
-                torch.cosine_similarity(h, H[row["step"] - 2], dim=0).item(), abs=1e-3
+                torch.cosine_similarity(h, H[row["step"] - 2], dim=0).item(), abs=1e-6
             )
         if row["round"] > 1:
             before = result.states[row["round"] - 1, row["role"]][row["step"] - 1]
             assert row["round_cosine"] == pytest.approx(
-                torch.cosine_similarity(h, before, dim=0).item(), abs=1e-3
+                torch.cosine_similarity(h, before, dim=0).item(), abs=1e-6
             )
 
 
@@ -83,6 +85,46 @@ def test_states_are_kept_only_when_asked(seen):
     assert (
         logit_lens(system, system.run(["7 +5"], latent_steps=0, keep_states=True)[0].states) == []
     )
+
+
+def test_of_a_result(seen):
+    system, result, rows = seen
+    assert logit_lens(system, result) == rows
+    (aloud,) = system.run(["7 +5"], channel="text", keep_states=True)
+    assert aloud.states == {} and logit_lens(system, aloud) == []
+
+
+@pytest.mark.parametrize(
+    "given, top, complaint",
+    [
+        (lambda kept, plain: plain, 3, "there are no states: ask with keep_states=True"),
+        (lambda kept, plain: plain.states, 3, "there are no states: ask with keep_states=True"),
+        (lambda kept, plain: [kept], 3, "states is a list, expected a Result or the dict of its"),
+        (
+            lambda kept, plain: kept.latents,
+            3,
+            r"states has the key \(1, 'planner', 'critic'\), expected \(round, role\): give result.states",
+        ),
+        (
+            lambda kept, plain: {(1, "critic"): kept.states[1, "planner"]},
+            3,
+            r"states\[\(1, 'critic'\)\] is Tensor \(5, 96\) of float32, expected \(m, 128\)",
+        ),
+        (
+            lambda kept, plain: {(1, "judge"): kept.states[1, "planner"]},
+            3,
+            "role of states 'judge' is not known, expected one of planner",
+        ),
+        (lambda kept, plain: kept, 0, "top is 0, expected a whole number from 1 up"),
+        (lambda kept, plain: kept, 100000, "top is 100000, but an agent has only 56 tokens"),
+    ],
+)
+def test_what_it_cannot_read(seen, given, top, complaint):
+    system = seen[0]
+    (kept,) = system.run(["7 +5"], rounds=1, keep_states=True, keep_latents=True)
+    (plain,) = system.run(["7 +5"], rounds=1)
+    with pytest.raises(InputError, match=complaint):
+        logit_lens(system, given(kept, plain), top)
 
 
 def test_table(seen):

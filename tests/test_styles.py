@@ -75,6 +75,26 @@ def test_a_file_is_a_style(folder):
         assert all(torch_equal(ours.latents[key], theirs.latents[key]) for key in theirs.latents)
 
 
+def test_an_edge_without_the_name_of_its_link(folder):
+    """The message has the edge as it is to be written, and with it the style loads."""
+    file = write(folder, links="links")
+    with pytest.raises(InputError) as error:
+        minimas.load_mas_system(file, device="cpu")
+    message = str(error.value)
+    assert "lists no link outer_planner_critic (planner to critic); it has outer_12, ou" in message
+    assert message.endswith(
+        'write the edge as ["planner", "critic", "outer_12"] in the style\'s edges'
+    )
+    others = [edge for edge in OWN["edges"] if edge != ["planner", "critic"]]
+    edges = [["planner", "critic", "outer_12"], *released_keys(others)]
+    assert minimas.load_mas_system(write(folder, edges=edges, links="links"), device="cpu")
+    with pytest.raises(InputError, match=r"no link x \(critic to planner\); it has .*outer_31$"):
+        edges = [*released_keys(OWN["edges"]), ["critic", "planner", "x"]]
+        prompts = OWN["prompts"] | {"planner_with_feedback": "{question} {solver} {critic}"}
+        file = write(folder, edges=edges, prompts=prompts, links="links")
+        minimas.load_mas_system(file, device="cpu")
+
+
 def torch_equal(a, b):
     return a.shape == b.shape and bool((a == b).all())
 
@@ -413,6 +433,11 @@ def test_numbers_of_numpy_become_those_of_python():
     settings = given.completed(STYLES["tiny"])
     values = settings.rounds, settings.temperature, settings.seed
     assert values == (2, 0.5, -1) and [type(value) for value in values] == [int, float, int]
+    for truth in True, False:
+        given = minimas.Settings(retry=np.bool_(truth))
+        assert given.completed(STYLES["tiny"]).retry is truth
+    with pytest.raises(InputError, match="retry is array"):
+        minimas.Settings(retry=np.array([True])).completed(STYLES["tiny"])
 
 
 @pytest.mark.parametrize(

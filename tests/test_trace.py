@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import minimas
+from minimas import InputError
 from minimas.commands import ask
 from minimas.commands.failures import command
 from minimas.jinja import environment
@@ -191,6 +192,13 @@ def seen(text):
     return "".join(
         chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text
     ).replace("\x7f", "\u2421")
+
+
+def test_a_result_without_states_is_refused():
+    system = minimas.load_mas_system("tiny", device="cpu")
+    kept, plain = system.run(["7 +5"], **KEEP)[0], system.run(["1 +2"])[0]
+    with pytest.raises(InputError, match="states of '1 .2' were not kept.* ask with keep_states=T"):
+        page(system, [kept, plain])
 
 
 @BOTH

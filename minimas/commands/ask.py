@@ -207,7 +207,7 @@ def print_result(
     system: System, result: Result, settings: CompletedSettings, args: argparse.Namespace
 ) -> None:
     """Print a Result at once, above the progress bar."""
-    peek_rows = logit_lens(system, result.states) if args.peek else None
+    peek_rows = logit_lens(system, result) if args.peek else None
     tqdm.write(result_text(result, settings, args.json, peek_rows))
     sys.stdout.flush()
     warn_without_answer(system, result)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol, get_args, get_origin
 
 from .. import __version__
 from ..common import QUANTIZED, InputError, local_path
-from ..runs.outputs import output_path
+from ..runs.outputs import named_output
 from ..settings import NOT_FOR_ARGPARSE, Settings
 from ..styles import STYLES, Origin
 
@@ -212,20 +212,16 @@ def names(text: str) -> tuple[str, ...]:
 def output(*suffixes: str) -> Callable[[str], Path]:
     """What turns the text of an option that names an output into its path, as an argparse type.
 
-    It refuses an empty text, and a file whose name ends in another suffix than these, if there are any. No suffix is
-    fine.
+    It refuses an empty text, and what named_output refuses.
     """
 
     def path(text: str) -> Path:
         if not text:
             raise argparse.ArgumentTypeError("the path is empty: give one, or leave the option out")
-        file = output_path(text)
-        if suffixes and file.suffix.lower() not in ("", *suffixes):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} ends in {file.suffix}, expected {' or '.join(suffixes)}, which is what is "
-                "written: rename it"
-            )
-        return file
+        try:
+            return named_output(text, *suffixes)
+        except InputError as e:  # argparse would say no more than that the value is invalid
+            raise argparse.ArgumentTypeError(str(e)) from e
 
     return path
 

@@ -109,10 +109,13 @@ def required_of_model(folder: Path, name: str) -> Path:
     has_weights = (folder / WHOLE).is_file() or (folder / INDEX).is_file()
     if (folder / name).is_file() or has_weights:
         return required(folder, name)
+    if (folder / LINKS).is_file():  # beside it a training leaves files of PyTorch
+        raise InputError(
+            f"{folder} has no {name}, but it holds {LINKS}: outer links, and no agent; give it as "
+            "--checkpoint links=PATH"
+        )
     found = other_format(names_within(folder))
-    if found is None and (folder / LINKS).is_file():
-        found = f"it holds {LINKS}: outer links, and no agent; give it as --checkpoint links=PATH"
-    elif found is None:
+    if found is None:
         found = folders_within(folder)
     elif "adapter_model" in found:
         found += base_of_adapter(folder)

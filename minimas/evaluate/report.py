@@ -9,7 +9,7 @@ from typing import Any
 
 from ..common import write_atomic
 from ..jinja import environment
-from ..runs.outputs import aligned, writable_file
+from ..runs.outputs import aligned, named_output, writable_file
 from ..runs.plot import save_charts
 from ..settings import Settings
 from .records import POINT, Record
@@ -62,9 +62,9 @@ class Table:
 
     def plot(self, file: str | Path) -> None:
         """Draw accuracy, by the first grader, and tokens against rounds into an SVG file, with a line for each channel,
-        number of latent steps and what is heard; InputError if it cannot be written.
+        number of latent steps and what is heard; InputError if it cannot be written, or has the name of another format.
         """
-        path = writable_file("the file of the plot", file)
+        path = writable_file("the file of the plot", named_output(file, ".svg"))
         grader = next(iter(self.intervals[0]))
         right = ("percent right", "rounds", lines(self.rows, f"{grader} %"))
         tokens = ("decoded tokens a question", "rounds", lines(self.rows, "tokens"))

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from ..agent import Agent
-from ..common import upcast
+from ..common import InputError, check_known, check_whole, upcast
+from ..turn import are_latents, shown
 
 if TYPE_CHECKING:
+    from ..result import Result
     from ..system import System
+
+States = dict[tuple[int, str], torch.Tensor]  # {(round, role): (m, D)}
 
 
 class LensRow(TypedDict):
-    """What the logit lens says of one state.
+    """What the logit lens says of one state. No number is rounded.
 
     round, role, step   its place, each number from 1
     tokens              the likeliest tokens under the agent's own head, as (text, probability), at temperature 1
@@ -40,18 +44,65 @@ class LensRow(TypedDict):
     round_cosine: float | None
 
 
-def logit_lens(
-    system: System, states: dict[tuple[int, str], torch.Tensor], top: int = 3
-) -> list[LensRow]:
+def logit_lens(system: System, states: States | Result, top: int = 3) -> list[LensRow]:
     """A LensRow for each state of a question, with its `top` likeliest tokens.
 
-    states   {(round, role): (m, D)}, as in Result.states
+    states   a Result that was run with keep_states=True, or its `states`: {(round, role): (m, D)}
+    InputError if there are no states, or they are not those of this system's agents.
     """
+    kept = states_of(states)
+    for key, H in kept.items():
+        check_states(system, key, H)
+    check_top(system, top)
+
     rows = []
-    for (r, role), H in states.items():
-        before = states.get((r - 1, role))
+    for (r, role), H in kept.items():
+        before = kept.get((r - 1, role))
         rows += turn_rows(system.agents[role], r, role, H, before, top)
     return rows
+
+
+def states_of(given: States | Result) -> States:
+    """The states of a Result, or those that were given; InputError if none were kept.
+
+    A Result whose states were kept may have none: agents sent texts, or one agent was asked once.
+    """
+    states = getattr(given, "states", given)
+    timings = getattr(given, "timings", {})  # of a Result, kept together with states
+    if not isinstance(states, dict):
+        raise InputError(
+            f"states is a {type(states).__name__}, expected a Result or the dict of its states: give result.states"
+        )
+    if not states and not timings:
+        raise InputError(
+            "there are no states: ask with keep_states=True, and give the Result or its result.states"
+        )
+    return states
+
+
+def check_states(system: System, key: object, H: object) -> None:
+    """InputError unless `key` is (round, role), and H the states (m, D) of an agent."""
+    if not isinstance(key, tuple) or len(key) != 2:
+        raise InputError(
+            f"states has the key {key!r:.80}, expected (round, role): give result.states, not result.latents"
+        )
+    role = key[1]
+    check_known("role of states", [role], system.agents)
+    D = system.agents[role].model.config.hidden_size
+    if not are_latents(H, D):
+        raise InputError(
+            f"states[{key!r}] is {shown(H)}, expected (m, {D}): give result.states of this system"
+        )
+
+
+def check_top(system: System, top: int) -> None:
+    """InputError unless each agent has so many tokens."""
+    check_whole("top", top, 1)
+    fewest = min(agent.model.config.vocab_size for agent in system.agents.values())
+    if top > fewest:
+        raise InputError(
+            f"top is {top}, but an agent has only {fewest} tokens: give {fewest} or less"
+        )
 
 
 @torch.no_grad()
@@ -71,15 +122,15 @@ def turn_rows(
     rows: list[LensRow] = []
     for i in range(len(H)):
         texts = [token_text(agent, token) for token in likeliest.indices[i].tolist()]
-        probabilities = [round(value, 4) for value in likeliest.values[i].tolist()]
+        probabilities = likeliest.values[i].tolist()
         rows.append(
             {
                 "round": r,
                 "role": role,
                 "step": i + 1,
                 "tokens": list(zip(texts, probabilities, strict=True)),
-                "entropy": round(bits[i].item(), 3),
-                "norm": round(H[i].norm().item(), 3),
+                "entropy": bits[i].item(),
+                "norm": H[i].norm().item(),
                 "step_cosine": by_step[i],
                 "round_cosine": by_round[i],
             }
@@ -100,7 +151,7 @@ def round_cosines(H: torch.Tensor, before: torch.Tensor | None) -> list[float | 
 
 def cosines(a: torch.Tensor, b: torch.Tensor) -> list[float]:
     """The cosine of each row of a (m, D) with the same row of b."""
-    return [round(c, 3) for c in torch.cosine_similarity(a, b, dim=-1).tolist()]
+    return torch.cosine_similarity(a, b, dim=-1).tolist()
 
 
 def token_text(agent: Agent, token: int) -> str:

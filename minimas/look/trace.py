@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..common import InputError
 from ..jinja import environment
 from ..styles import Style
 from .logit_lens import logit_lens, token_text
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def page(system: System, results: list[Result]) -> str:
-    """The page of Results that were run with keep_states and keep_latents, as HTML."""
+    """The page of Results that were run with keep_states and keep_latents, as HTML; InputError without states."""
+    for result in results:
+        if not result.timings:
+            raise InputError(
+                f"the states of {result.question!r:.80} were not kept, and the page shows them: "
+                "ask with keep_states=True and keep_latents=True"
+            )
     writer = system.agents[system.style.order[-1]]
     questions = []
     for result in results:
@@ -40,7 +47,7 @@ def page(system: System, results: list[Result]) -> str:
 
 def turns(system: System, result: Result) -> list[dict[str, Any]]:
     """The turns of a question: when each began, how long it took, its prompt, and its rows of the logit lens."""
-    rows = logit_lens(system, result.states)
+    rows = logit_lens(system, result)
     shown = []
     begun = 0.0
     for (r, role), end in result.timings.items():

@@ -12,6 +12,17 @@ def output_path(name: str | Path) -> Path:
     return path.resolve() if ".." in path.parts else path
 
 
+def named_output(name: str | Path, *suffixes: str) -> Path:
+    """The path of an output; InputError if it ends in another suffix than these, if there are any. None is fine."""
+    file = output_path(name)
+    if suffixes and file.suffix.lower() not in ("", *suffixes):
+        raise InputError(
+            f"{str(name)!r} ends in {file.suffix}, expected {' or '.join(suffixes)}, which is what is "
+            "written: rename it"
+        )
+    return file
+
+
 def writable_file(option: str, name: str | Path, make_folder: bool = False) -> Path:
     """The Path of a file that a command is going to write; InputError if it cannot be written. It is not changed."""
     file = output_path(name)

@@ -43,7 +43,7 @@ def with_labels(question: str) -> str:
     steps_right = 1 <= len(steps) <= LONGEST and set(steps) <= set(OPERATIONS)
     if not (starts_right and steps_right):
         raise InputError(
-            f"the tiny system cannot read {question.strip()!r}: expected one digit and 1 to 9 steps out "
+            f"the tiny system cannot read {question.strip()!r:.80}: expected one digit and 1 to 9 steps out "
             "of +1 to +9, -1 to -9, *3, *7 and *9, separated by blanks, such as '7 +5 *3 -4'"
         )
     labelled = [LABELS[i] + step for i, step in enumerate(steps)]
