@@ -13,7 +13,7 @@ import pytest
 import minimas
 from minimas import InputError, Settings
 from minimas.commands import ask
-from minimas.evaluate import Example, Table, answering, evaluate, load_dataset
+from minimas.evaluate import Example, Table, answering, evaluate, grade, load_dataset
 from minimas.evaluate import __main__ as command
 from minimas.evaluate.report import interval
 from minimas.runs.lock import Lock, held
@@ -79,6 +79,38 @@ def test_importing_it_needs_no_torch():
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_runs_once(tmp_path):
+    """What it asks math-verify does not import it again."""
+    pytest.importorskip("math_verify")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('begins')\n"
+        "import minimas\n"
+        "from minimas.evaluate import Example, evaluate\n"
+        "system = minimas.load_mas_system('tiny', device='cpu')\n"
+        "gold = r'\\sum_{k=1}^{2} 1'\n"
+        "data = [Example('1', '7 +5', gold, 'math')]\n"
+        "table = evaluate(system, data, graders='math-verify', progress=False)\n"
+        "print(table.records[0]['right'])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout == "begins\n{'math-verify': [True]}\n", done.stderr
+
+
+def test_graders_start_before_the_first_question(system, data, monkeypatch):
+    """Answers in memory would be lost."""
+    pytest.importorskip("math_verify")
+    no_agents(monkeypatch)
+
+    def broken(_):
+        raise InputError("it cannot be started")
+
+    monkeypatch.setattr(grade.MathVerify, "start", broken)
+    with pytest.raises(InputError, match="it cannot be started"):
+        evaluate(system, data, graders="math-verify", progress=False)
 
 
 # Like the command

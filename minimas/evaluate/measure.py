@@ -27,7 +27,7 @@ from ..runs.processes import Processes, join, launched, leave
 from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Origin, Style, style_named
 from .benchmarks import BENCHMARKS, Example, benchmark_named, load_dataset, settings_for
-from .grade import graders_for
+from .grade import graders_for, start_graders
 from .records import (
     POINT,
     Key,
@@ -501,13 +501,14 @@ def answers_of(
 ) -> Iterator[Record]:
     """The records of this process's share of the questions, but those whose keys are in `finished`.
 
-    A System is loaded only if one is missing.
+    Graders are started and a System is loaded only if one is missing.
     """
     from . import answering
 
     batches = answering.share_of(run.points, len(examples), processes)
     if not any(answering.missing_in(batch, finished) for batch in batches):
         return iter(())
+    start_graders(run.graders)
     system = run.system
     if system is None:
         origin = replace(run.origin, device=device)
