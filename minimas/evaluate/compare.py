@@ -12,7 +12,9 @@ and c only by the other.
                 rest of each kind, which keeps the interval honest for few questions
     p           of McNemar's test, mid-p: how probable so uneven a split of b + c is if both ways are equally good
                 (Fagerland, Lydersen and Laake 2013)
-    tokens, seconds   mean differences, with 95 % intervals from the deviation of a question's difference
+    tokens      mean difference, with a 95 % interval by the normal approximation, from the deviation of a question's
+                difference; "-" stands for it below FEWEST questions, which are too few for that
+    seconds     mean difference only: the record of a question holds the mean of its batch, which has no deviation
 """
 
 import math
@@ -45,6 +47,8 @@ from .report import Interval, Row, Table, Z, as_text, tokens_of
 
 if TYPE_CHECKING:
     from ..system import System
+
+FEWEST = 20  # questions for a normal approximation
 
 
 class Comparison:
@@ -279,8 +283,8 @@ def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) ->
         f"{grader} %": f"{100 * (b - c) / n:+.1f}",
         "95 %": f"{100 * low:+.1f} to {100 * high:+.1f}",
         "mid-p": f"{mcnemar_mid_p(b, c):.3g}",
-        "tokens": mean_text(tokens, 1),
-        "seconds": mean_text(seconds, 3),
+        "tokens": with_interval(tokens),
+        "seconds": f"{statistics.fmean(seconds):+.3f}",
     }
 
 
@@ -306,10 +310,10 @@ def mcnemar_mid_p(b: int, c: int) -> float:
     return 2 * below + observed
 
 
-def mean_text(values: Sequence[float], digits: int) -> str:
-    """The mean with half the width of its 95 % interval, as text."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:+.{digits}f}"
-    half = Z * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.{digits}f} +- {half:.{digits}f}"
+def with_interval(differences: Sequence[float]) -> str:
+    """The mean of differences with half the width of its 95 % interval, "-" below FEWEST of them."""
+    mean = statistics.fmean(differences)
+    if len(differences) < FEWEST:
+        return f"{mean:+.1f} +- -"
+    half = Z * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{mean:+.1f} +- {half:.1f}"
