@@ -770,6 +770,33 @@ def test_usual_notations(predicted, target, verdict):
     assert same_latex(predicted, target) is verdict
 
 
+@pytest.mark.parametrize(
+    "predicted, target, equal",
+    [
+        ("ABC", "CBA", False),
+        ("GHF", "FGH", False),
+        ("A1", "1A", False),
+        ("3A", "A3", False),
+        ("2AB", "2BA", False),
+        ("x = ABC", "CBA", False),
+        ("AB, CD", "BA, CD", False),
+        ("(A, BC)", "(A, CB)", False),
+        ("A B C", "ABC", True),
+        ("AB, CD", "CD, AB", True),
+        ("AB:CD", "BA:DC", True),
+        ("A", r"\text{A}", True),
+        ("3A", "A+2A", True),
+        ("A \\cdot B", "BA", True),
+        ("ab", "ba", True),
+    ],
+)
+def test_capitals_may_stand_for_their_order(predicted, target, equal):
+    """An order, the name of an angle, a hexadecimal number: no products, unless an operator says so."""
+    for grader in {"plain", default_grader()}:
+        assert same_math(predicted, target, grader) is equal
+        assert same_math(target, predicted, grader) is equal
+
+
 def test_math_verify_is_asked_what_is_not_certain():
     pytest.importorskip("math_verify")
     assert same_math("(0,1)", "0,1", "math-verify")
@@ -1265,6 +1292,13 @@ def test_tests_in_every_form_test_what_they_mean(tmp_path):
         with ThreadPoolExecutor(run_tests.tests_at_once()) as pool:
             verdicts = pool.map(lambda e: passes(e.program(program), e.tests, e.fn_name), examples)
         assert dict(zip(forms, verdicts)) == dict.fromkeys(forms, right), program
+
+
+def test_a_result_that_is_a_list_is_not_its_first_element(tmp_path):
+    """Only a list of one may be the list that APPS wraps around a result."""
+    cell = {"inputs": [[1], [2]], "outputs": [[1, 2], [3]], "fn_name": "f"}
+    (example,) = code_questions(tmp_path, [cell], fn_name="f")
+    assert example.tests == [("1", "[1, 2]"), ("2", "[3]", "3")]
 
 
 def test_programs_in_the_forms_of_apps_and_livecodebench(tmp_path):

@@ -38,7 +38,7 @@ MATH_VERIFY_CHILD = Path(__file__).with_name("math_verify_child.py")
 # Raise this by one whenever a verdict may change: by an edit of answers.py, letter.py or fences.py, of the files
 # beside this one, or of the sandbox. tests/verdicts.tsv holds verdicts, and a test fails if they change while this
 # number does not.
-GRADERS_VERSION = 2
+GRADERS_VERSION = 3
 
 
 def default_grader() -> str:
@@ -51,7 +51,8 @@ def graders_for(kind: str, chosen: tuple[str, ...] | None, may_run: bool) -> tup
 
     chosen   the names given by --grader, or None
     may_run  whether the programs that agents write may be run
-    Raises InputError if a grader is not for this kind or not installed, or if programs would have to be run and may not.
+    Raises InputError if a grader is not for this kind or is not installed, or if programs would have to be run and may
+    not.
     """
     if kind in ("math", "released"):
         by_default = default_grader() if kind == "math" else kind

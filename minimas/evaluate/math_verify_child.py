@@ -15,9 +15,8 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 MEMORY = 4 << 30  # bytes
-CPU_SECONDS = (
-    20  # for one pair, longer than grade.py waits: the end of a step in C whose parent was killed
-)
+# For one pair: longer than grade.py waits. It ends a step in C whose parent was killed.
+CPU_SECONDS = 20
 
 
 def main() -> None:
