@@ -29,6 +29,8 @@ from .formats import (
     suffix_of,
 )
 
+# Our names for columns, which a file may call otherwise. All others have the same name in every file.
+COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
 # The name of a part of a file: train-00000-of-00002.parquet
 PART = re.compile(r"(.*-)(\d+)-of-(\d+)(\D*)")
@@ -59,10 +61,11 @@ class Row:
             return self.at(column)
         if not required and name not in self.columns:
             return None
-        raise InputError(
-            f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
-            f"say which it is, as in {name}=COLUMN"
-        )
+        advice = "give the column that is meant this name"
+        if name in COLUMNS or name in self.columns:
+            advice = f"say which it is, as in {name}=COLUMN"
+        found = ", ".join(self.cells) or "an empty row"
+        raise InputError(f"{self} has no column {column!r}, only {found}: {advice}")
 
     def at(self, column: str) -> Any:
         """The value of a column by its name in the file.
