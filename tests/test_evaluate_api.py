@@ -113,6 +113,24 @@ def test_graders_start_before_the_first_question(system, data, monkeypatch):
         evaluate(system, data, graders="math-verify", progress=False)
 
 
+@pytest.mark.parametrize("name", ["data/out.jsonl", "data/sub/out.jsonl", "data/../data/t.csv"])
+def test_an_output_in_the_folder_that_is_read_is_refused(system, tmp_path, name):
+    """A second run would find two files of rows there."""
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "rows.jsonl").write_text('{"question": "7 +5", "answer": "2"}\n')
+    with pytest.raises(InputError, match="out.* lies in the folder 'data', .*outside of it"):
+        evaluate(system, "data", out=name, progress=False)
+    for _ in range(2):
+        for out in ("data/out", "out.jsonl", "data/sub/deeper/out.jsonl"):
+            evaluate(system, "data", rounds=1, channel="text", out=out, progress=False)
+
+
+def test_a_folder_with_the_name_of_a_benchmark_is_not_read(system, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    evaluate(system, "tiny", limit=1, rounds=1, out="tiny/out.jsonl", progress=False)
+    assert lines(tmp_path / "tiny" / "out.jsonl")[0]["dataset"] == "tiny"
+
+
 # Like the command
 
 

@@ -24,6 +24,7 @@ from ..prompts import TASKS, Question
 from ..runs.lock import Lock, held, share
 from ..runs.outputs import output_path, writable_file
 from ..runs.processes import Processes, join, launched, leave
+from ..runs.rows import has_data_name
 from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Origin, Style, style_named
 from .benchmarks import BENCHMARKS, Example, benchmark_named, load_dataset, settings_for
@@ -349,7 +350,8 @@ def grid(style: Style, options: Mapping[str, Any]) -> list[CompletedSettings]:
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path | None]) -> None:
     """Check {option: file} of what a run writes, beside {option: file} of what it reads. The folder of --out is made.
 
-    InputError if one cannot be written, has a name that runs use themselves, or is one file with another.
+    InputError if one cannot be written, has a name that runs use themselves, is one file with another, or would be
+    taken for rows of a folder that is read.
     """
     taken: dict[Path, str] = {}
     for option, file in [*inputs.items(), *outputs.items()]:
@@ -359,6 +361,7 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
         if other != option:
             raise InputError(f"{option} and {other} are the same file, {file}: give another name")
     for option, file in outputs.items():
+        check_outside(option, file, inputs)
         end = OURS.search(str(file))
         if end:
             raise InputError(
@@ -366,6 +369,21 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
                 "give another name"
             )
         writable_file(option, file, make_folder=option == "--out")
+
+
+def check_outside(option: str, file: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """InputError if an output would be taken for rows of a folder among the inputs, the next time that it is read."""
+    output = local_path(file).resolve()
+    for source, name in inputs.items():
+        is_benchmark = source == "--dataset" and str(name) in BENCHMARKS
+        if not name or is_benchmark:
+            continue
+        folder = local_path(name).resolve()
+        if folder.is_dir() and has_data_name(output, folder):
+            raise InputError(
+                f"{option} {str(file)!r} lies in the folder {str(name)!r}, all of whose files {source} reads as rows: "
+                "give a file outside of it"
+            )
 
 
 def records_path(

@@ -227,7 +227,7 @@ def data_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path} is not there: give a file of rows, {names}")
     found = [*sorted(path.glob("*")), *sorted(path.glob("*/*"))]
-    files = [file for file in found if is_data_in(file, path)]
+    files = [file for file in found if has_data_name(file, path) and file.is_file()]
     if not files:
         raise InputError(
             f"{path} is a folder, and a file of rows is not there: give a file ({names})"
@@ -254,11 +254,14 @@ def are_parts(files: list[Path]) -> bool:
     return len(names) == 1 and is_all
 
 
-def is_data_in(file: Path, folder: Path) -> bool:
-    """Whether a file in a folder looks like one of rows by its name."""
+def has_data_name(file: Path, folder: Path) -> bool:
+    """Whether a file in a folder, or in a folder in that, looks like one of rows by its name."""
+    is_near = folder in file.parents[:2]
+    if not is_near:
+        return False
     is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     has_rows = suffix_of(file) in SUFFIXES and file.name not in NO_ROWS
-    return has_rows and not is_hidden and file.is_file()
+    return has_rows and not is_hidden
 
 
 # The hub
