@@ -13,7 +13,7 @@ import pytest
 import minimas
 from minimas import InputError, Settings
 from minimas.commands import ask
-from minimas.evaluate import Example, Table, answering, evaluate, grade, load_dataset
+from minimas.evaluate import Example, Table, answering, compare, evaluate, grade, load_dataset
 from minimas.evaluate import __main__ as command
 from minimas.evaluate.report import interval
 from minimas.runs.lock import Lock, held
@@ -386,6 +386,33 @@ def test_bad_input(system, data, monkeypatch, tmp_path, options, complaint):
     with pytest.raises(InputError, match=complaint):
         evaluate(given.pop("system"), given.pop("dataset"), **given)
     assert not list(tmp_path.iterdir())
+
+
+WRONG_TYPES = [
+    ({"settings": {"rounds": 1}}, r"settings is {'rounds': 1}, expected a Settings object"),
+    ({"dataset": None}, "the data set is None, expected a list of Examples"),
+    ({"dataset": 5}, "the data set is 5, expected a list of Examples"),
+    ({"out": 5}, "out is 5, expected a file's name"),
+    ({"system": 5}, "the system is 5, expected a System: load it"),
+    ({"dataset": "gsm8k", "file": 5}, "file is 5, expected a file's name"),
+    ({"dataset": "gsm8k", "columns": "question=x"}, "columns is 'question=x', expected a dict"),
+]
+
+
+@pytest.mark.parametrize("measured", [evaluate, compare])
+@pytest.mark.parametrize("options, complaint", WRONG_TYPES, ids=str)
+def test_wrong_types(system, data, monkeypatch, measured, options, complaint):
+    no_agents(monkeypatch)
+    given = {"system": system, "dataset": data} | options
+    with pytest.raises(InputError, match=complaint):
+        measured(given.pop("system"), given.pop("dataset"), **given)
+
+
+def test_wrong_types_of_a_data_set():
+    with pytest.raises(InputError, match="columns is 'question=x', expected a dict"):
+        load_dataset("gsm8k", columns="question=x")
+    with pytest.raises(InputError, match="file is 5, expected a file's name"):
+        load_dataset("gsm8k", file=5)
 
 
 def test_examples_of_two_data_sets_are_refused(system, data):

@@ -31,7 +31,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError, check_known, check_whole, local_path, warn
+from ..common import InputError, check_known, check_type, check_whole, local_path, warn
 from ..prompts import TASKS
 from ..runs.formats import SUFFIXES
 from ..runs.rows import (
@@ -115,6 +115,7 @@ def load_dataset(
     warn     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
     Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
+    check_source(file, columns)
     name = str(name)  # records hold it
     benchmark = benchmark_named(name, task)
     if limit is not None:
@@ -140,6 +141,13 @@ def load_dataset(
             f"{name} has {len(examples)} questions here, {expected} in the benchmark: results do not compare"
         )
     return examples
+
+
+def check_source(file: str | Path | None, columns: Mapping[str, str] | None) -> None:
+    """InputError if what a data set is read from is of another type than load_dataset says."""
+    check_type("file", file, str | Path | None, "a file's name or path")
+    columns_form = "a dict, as {'question': 'problem'}: our name, and that in the file"
+    check_type("columns", columns, Mapping | None, columns_form)
 
 
 def benchmark_named(name: str, task: str | None) -> dict[str, Any]:

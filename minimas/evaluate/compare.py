@@ -33,6 +33,7 @@ from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
 from .measure import (
     Run,
+    check_arguments,
     check_continues,
     check_there,
     chosen,
@@ -82,7 +83,7 @@ def compare(
     allow_code_execution: bool = False,
     limit: int | None = None,
     file: str | Path | None = None,
-    columns: dict[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     task: str | None = None,
     **given: Any,
 ) -> Comparison:
@@ -94,6 +95,7 @@ def compare(
     All else is as in `evaluate`. Verdicts are those of the first grader. Raises InputError as that does, and if nothing
     is left to compare.
     """
+    check_arguments(dataset, settings, out, file, columns)
     check_given(given, settings)
     run, alone = planned_pair(
         system,

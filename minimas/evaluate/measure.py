@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError, check_known, local_path, no_op, warn
+from ..common import InputError, check_known, check_type, local_path, no_op, warn
 from ..prompts import TASKS, Question
 from ..runs.lock import Lock, held, share
 from ..runs.outputs import output_path, writable_file
@@ -27,7 +27,14 @@ from ..runs.processes import Processes, join, launched, leave
 from ..runs.rows import has_data_name
 from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Origin, Style, style_named
-from .benchmarks import BENCHMARKS, Example, benchmark_named, load_dataset, settings_for
+from .benchmarks import (
+    BENCHMARKS,
+    Example,
+    benchmark_named,
+    check_source,
+    load_dataset,
+    settings_for,
+)
 from .grade import graders_for, start_graders
 from .records import (
     POINT,
@@ -109,6 +116,7 @@ def evaluate(
     In each process of torchrun this answers a share of the questions, and returns the whole Table.
     Raises InputError if something given cannot be used, another process writes `out`, or `out` holds another run.
     """
+    check_arguments(dataset, settings, out, file, columns)
     run = planned(
         system,
         dataset,
@@ -159,6 +167,21 @@ def carried_out(
 def lock_of_records(out: Path | None) -> list[Lock]:
     """What holds a file of records; nothing if there is none."""
     return [] if out is None else [Lock("--out", out)]
+
+
+def check_arguments(
+    dataset: object,
+    settings: Settings | None,
+    out: str | Path | None,
+    file: str | Path | None,
+    columns: Mapping[str, str] | None,
+) -> None:
+    """InputError if an argument of `evaluate` or `compare` is of another type than they say."""
+    examples = "a list of Examples from load_dataset, or the name of a benchmark or a file"
+    check_type("the data set", dataset, Iterable | Path, examples)
+    check_type("settings", settings, Settings | None, "a Settings object, as Settings(rounds=2)")
+    check_type("out", out, str | Path | None, "a file's name or path")
+    check_source(file, columns)
 
 
 # The plan of a run
@@ -250,14 +273,13 @@ def planned(
 
 
 def taken_apart(system: "System | Origin") -> tuple["System | None", Origin, Style, str]:
-    """(the System if it is loaded, its Origin, its Style, its task); InputError if it is a name."""
-    if isinstance(system, (str, Path)):
-        raise InputError(
-            f"the system is {str(system)!r}, expected a System: load it with load_mas_system"
-        )
+    """(the System if it is loaded, its Origin, its Style, its task); InputError if it is something else."""
     if isinstance(system, Origin):
         style = style_named(system.style)
         return None, system, style, style.task
+    from ..system import System
+
+    check_type("the system", system, System, "a System: load it with load_mas_system")
     origin = system.origin or Origin(style="")  # put together by hand
     return system, origin, system.style, system.task
 
