@@ -27,20 +27,19 @@ from typing import TYPE_CHECKING, Any
 from ..common import InputError, check_known
 from ..runs.lock import held
 from ..runs.outputs import output_path
-from ..runs.processes import launched
 from ..settings import COMPARED_HEARD, CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
 from .measure import (
+    Job,
     Run,
     check_arguments,
     check_continues,
     check_there,
     chosen,
-    lock_of_records,
+    job_of,
     measure,
     planned,
-    records_path,
     several,
 )
 from .records import POINT, Record
@@ -97,7 +96,7 @@ def compare(
     """
     check_arguments(dataset, settings, out, file, columns)
     check_given(given, settings)
-    run, alone = planned_pair(
+    run, run_alone = planned_pair(
         system,
         dataset,
         chosen(settings, **given),
@@ -109,7 +108,10 @@ def compare(
         columns=columns,
         task=task,
     )
-    table, table_alone = both_carried_out(run, alone, out, file, regrade, progress)
+    job = job_of(run, out, file, regrade, progress)
+    file_alone = None if out is None else alone_file(out)
+    job_alone = job_of(run_alone, file_alone, file, regrade, progress)
+    table, table_alone = both_measured(job, job_alone)
     differences = []
     for own in run.points:
         if own.channel == "latent" and own.hear == "own":
@@ -135,28 +137,15 @@ def planned_pair(
     return run, last_agent_alone(run)
 
 
-def both_carried_out(
-    run: Run,
-    alone: Run,
-    out: str | Path | None,
-    file: str | Path | None,
-    regrade: bool,
-    progress: bool,
-) -> tuple[Table, Table]:
+def both_measured(job: Job, job_alone: Job) -> tuple[Table, Table]:
     """The Tables of a system and of its last agent alone. Both files are held and checked before the first question."""
-    processes = launched()
-    beside = None if out is None else alone_file(out)
-    path = records_path(run, out, file, regrade, processes)
-    path_alone = records_path(alone, beside, file, regrade, processes)
-    locks = lock_of_records(path)
-    locks_alone = lock_of_records(path_alone)
-    with held([*locks, *locks_alone], processes.rank):
-        check_there(path, regrade)
-        check_there(path_alone, regrade)
-        if path_alone is not None and processes.rank == 0:
-            check_continues(alone, path_alone, regrade)
-        table = measure(run, path, locks, regrade, progress, processes)
-        return table, measure(alone, path_alone, locks_alone, regrade, progress, processes)
+    rank = job.processes.rank
+    with held([*job.locks, *job_alone.locks], rank):
+        check_there(job)
+        check_there(job_alone)
+        if rank == 0:
+            check_continues(job_alone)
+        return measure(job), measure(job_alone)
 
 
 def check_given(given: dict[str, Any], settings: Settings | None) -> None:
@@ -225,21 +214,23 @@ def system_alone(system: "System") -> "System":
     return System(STYLES["single"], {"agent": agent}, {}, system.task, origin)
 
 
-def together(table: Table, alone: Table) -> Table:
+def together(table: Table, table_alone: Table) -> Table:
     """Both in one Table."""
-    (row,) = alone.rows
+    (row,) = table_alone.rows
     row = row | {"channel": "alone", "latent_steps": "-", "hear": "-"}
     return Table(
         [*table.rows, row],
-        [*table.records, *alone.records],
-        [*table.intervals, *alone.intervals],
+        [*table.records, *table_alone.records],
+        [*table.intervals, *table_alone.intervals],
     )
 
 
 # Differences
 
 
-def differences_from(own: CompletedSettings, run: Run, table: Table, alone: Table) -> list[Row]:
+def differences_from(
+    own: CompletedSettings, run: Run, table: Table, table_alone: Table
+) -> list[Row]:
     """The rows of differences between own latents at a point and the four other ways."""
     grader = run.graders[0]
     ways: dict[str, Sequence[Record]] = {}
@@ -248,7 +239,7 @@ def differences_from(own: CompletedSettings, run: Run, table: Table, alone: Tabl
         if point.rounds == own.rounds and same_steps and point != own:
             way = "text" if point.channel == "text" else point.hear
             ways[way] = records_at(point, table)
-    ways["alone"] = alone.records
+    ways["alone"] = table_alone.records
     rows = []
     for name, others in ways.items():
         place = {"way": name, "rounds": own.rounds, "latent_steps": own.latent_steps}
