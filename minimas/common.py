@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path, PureWindowsPath
+from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ def check_known(what: str, found: Iterable[object], known: Iterable[str]) -> Non
             raise InputError(
                 f"{what} {name!r:.80} is not known, expected one of {', '.join(known)}"
             )
+
+
+def check_type(name: str, value: object, types: type | UnionType, expected: str) -> None:
+    """InputError unless a value is of one of these types; `expected` says in words which they are."""
+    if not isinstance(value, types):
+        raise InputError(f"{name} is {value!r:.80}, expected {expected}")
 
 
 def check_whole(name: object, value: object, least: int | None) -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
-from .common import InputError, check_known, check_number, check_whole, is_number, warn_once
+from .common import (
+    InputError,
+    check_known,
+    check_number,
+    check_type,
+    check_whole,
+    is_number,
+    warn_once,
+)
 from .sandbox.tools import TOOLS
 from .style_file import LEAST
 from .styles import Style
@@ -214,12 +222,6 @@ def check_settings(settings: CompletedSettings, style: Style) -> None:
     check_known("channel", [settings.channel], CHANNELS)
     check_hear(settings, style)
     check_tools(settings.tools, style)
-
-
-def check_type(name: str, value: object, type_: type, expected: str) -> None:
-    """InputError unless a setting is of this type."""
-    if not isinstance(value, type_):
-        raise InputError(f"{name} is {value!r:.80}, expected {expected}")
 
 
 def check_top_p(value: object) -> None:

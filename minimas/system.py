@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .agent import Agent, Piece, Prompt, check_finite, load_agent
 from .answers import extract
-from .common import InputError, check_known, no_op
+from .common import InputError, check_known, check_type, no_op
 from .devices import devices_by_role, usable_dtype
 from .exclusive import Exclusive
 from .hear import Hearing, before_each, messages_of
@@ -30,7 +30,7 @@ from .load import load_outer_links
 from .prompts import TASKS, Question, Slot, count_options, prompt, wrap
 from .recurse import recurse
 from .result import History, NewText, Result
-from .settings import CompletedSettings, Settings, check_type
+from .settings import CompletedSettings, Settings
 from .styles import Origin, Style, style_named
 from .tokenizer import DATE
 from .turn import Edge, Message, Turn
@@ -142,8 +142,9 @@ class System:
             raise InputError(
                 f"edit is {edit!r:.80}, expected a function of a turn and its questions"
             )
-        if settings is not None:
-            check_type("settings", settings, Settings, "a Settings object")
+        check_type(
+            "settings", settings, Settings | None, "a Settings object, as Settings(rounds=2)"
+        )
         options: dict[str, Any] = dict(
             rounds=rounds,
             latent_steps=latent_steps,

@@ -9,7 +9,7 @@ import minimas
 from minimas.common import InputError
 from minimas.evaluate import __main__ as command
 from minimas.evaluate import compare, evaluate, load_dataset
-from minimas.evaluate.compare import mcnemar_mid_p, paired_interval
+from minimas.evaluate.compare import mcnemar_mid_p, paired_interval, with_interval
 from minimas.evaluate.records import RECORD
 from minimas.runs.lock import Lock, held
 from minimas.settings import Settings
@@ -76,7 +76,9 @@ def test_differences_count_the_questions(found):
     assert row["plain %"] == f"{100 * share:+.1f}"
     text = found.differences[6]
     tokens = [a["tokens"][0] - b["tokens"][0] - b["heard_tokens"] for a, b in zip(own, records[7])]
-    assert text["way"] == "text" and text["tokens"].startswith(f"{sum(tokens) / 12:+.1f} +- ")
+    assert text["way"] == "text" and text["tokens"] == f"{sum(tokens) / 12:+.1f} +- -"
+    seconds = [a["seconds"] - b["seconds"] for a, b in zip(own, records[7])]
+    assert text["seconds"] == f"{sum(seconds) / 12:+.3f}", "no interval: a batch has one time"
     shown = str(found)
     assert shown.startswith(str(found.table)) and "own latents minus" in shown and "mid-p" in shown
 
@@ -95,6 +97,13 @@ def test_the_interval_of_a_paired_difference():
     assert (low, high) == pytest.approx((d - half, d + half))
     assert paired_interval(0, 0, 10)[0] < 0 < paired_interval(0, 0, 10)[1], "as few prove nothing"
     assert paired_interval(2, 0, 2)[1] == 1.0
+
+
+def test_the_interval_of_a_mean_difference():
+    """None of few questions, for which the normal approximation would be too narrow."""
+    assert with_interval([1, 3] * 10) == f"+2.0 +- {1.96 * (20 / 19) ** 0.5 / 20**0.5:.1f}"
+    assert with_interval([1, 3] * 9 + [2]) == "+2.0 +- -"
+    assert with_interval([-4]) == "-4.0 +- -"
 
 
 @pytest.mark.parametrize(

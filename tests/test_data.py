@@ -763,6 +763,47 @@ COPIES = {
         "test_setup_code": "x = 1",
     },
 }
+
+
+@pytest.mark.parametrize(
+    "name, ours, theirs",
+    [
+        ("gpqa", "question", "Question"),
+        ("gpqa", "answer", "Correct Answer"),
+        ("mbppplus", "question", "prompt"),
+        ("mbppplus", "answer", "code"),
+        ("mbppplus", "tests", "test"),
+        ("livecodebench", "question", "question_content"),
+        ("bamboogle", "answer", "Answer"),
+    ],
+)
+def test_the_advice_on_a_column_works(tmp_path, name, ours, theirs):
+    """Whatever the benchmark calls it, the name to give is ours."""
+    whole = load_dataset(name, write(tmp_path / "whole.jsonl", [COPIES[name]]), warn=no_op)
+    row = {("Spalte" if key == theirs else key): cell for key, cell in COPIES[name].items()}
+    file = write(tmp_path / "renamed.jsonl", [row])
+    with pytest.raises(InputError, match=f"no column '{theirs}'.*as in {ours}=COLUMN"):
+        load_dataset(name, file, warn=no_op)
+    (found,) = load_dataset(name, file, columns={ours: "Spalte"}, warn=no_op)
+    assert (found.question, found.gold) == (whole[0].question, whole[0].gold)
+    if name != "livecodebench":  # its tests are read from the file
+        assert found == whole[0]
+
+
+@pytest.mark.parametrize(
+    "name, column",
+    [
+        ("gpqa", "Incorrect Answer 2"),
+        ("mbppplus", "test_list"),
+        ("livecodebench", "starter_code"),
+    ],
+)
+def test_a_column_that_cannot_be_named(tmp_path, name, column):
+    row = {key: cell for key, cell in COPIES[name].items() if key != column}
+    with pytest.raises(InputError, match=f"no column '{column}'.*that is meant this name$"):
+        load_dataset(name, write(tmp_path / "rows.jsonl", [row]), warn=no_op)
+
+
 MISSING = object()
 ODD = [
     None,

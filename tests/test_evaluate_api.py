@@ -13,7 +13,7 @@ import pytest
 import minimas
 from minimas import InputError, Settings
 from minimas.commands import ask
-from minimas.evaluate import Example, Table, answering, evaluate, load_dataset
+from minimas.evaluate import Example, Table, answering, compare, evaluate, grade, load_dataset
 from minimas.evaluate import __main__ as command
 from minimas.evaluate.report import interval
 from minimas.runs.lock import Lock, held
@@ -79,6 +79,56 @@ def test_importing_it_needs_no_torch():
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_runs_once(tmp_path):
+    """What it asks math-verify does not import it again."""
+    pytest.importorskip("math_verify")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('begins')\n"
+        "import minimas\n"
+        "from minimas.evaluate import Example, evaluate\n"
+        "system = minimas.load_mas_system('tiny', device='cpu')\n"
+        "gold = r'\\sum_{k=1}^{2} 1'\n"
+        "data = [Example('1', '7 +5', gold, 'math')]\n"
+        "table = evaluate(system, data, graders='math-verify', progress=False)\n"
+        "print(table.records[0]['right'])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout == "begins\n{'math-verify': [True]}\n", done.stderr
+
+
+def test_graders_start_before_the_first_question(system, data, monkeypatch):
+    """Answers in memory would be lost."""
+    pytest.importorskip("math_verify")
+    no_agents(monkeypatch)
+
+    def broken(_):
+        raise InputError("it cannot be started")
+
+    monkeypatch.setattr(grade.MathVerify, "start", broken)
+    with pytest.raises(InputError, match="it cannot be started"):
+        evaluate(system, data, graders="math-verify", progress=False)
+
+
+@pytest.mark.parametrize("name", ["data/out.jsonl", "data/sub/out.jsonl", "data/../data/t.csv"])
+def test_an_output_in_the_folder_that_is_read_is_refused(system, tmp_path, name):
+    """A second run would find two files of rows there."""
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "rows.jsonl").write_text('{"question": "7 +5", "answer": "2"}\n')
+    with pytest.raises(InputError, match="out.* lies in the folder 'data', .*outside of it"):
+        evaluate(system, "data", out=name, progress=False)
+    for _ in range(2):
+        for out in ("data/out", "out.jsonl", "data/sub/deeper/out.jsonl"):
+            evaluate(system, "data", rounds=1, channel="text", out=out, progress=False)
+
+
+def test_a_folder_with_the_name_of_a_benchmark_is_not_read(system, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    evaluate(system, "tiny", limit=1, rounds=1, out="tiny/out.jsonl", progress=False)
+    assert lines(tmp_path / "tiny" / "out.jsonl")[0]["dataset"] == "tiny"
 
 
 # Like the command
@@ -336,6 +386,33 @@ def test_bad_input(system, data, monkeypatch, tmp_path, options, complaint):
     with pytest.raises(InputError, match=complaint):
         evaluate(given.pop("system"), given.pop("dataset"), **given)
     assert not list(tmp_path.iterdir())
+
+
+WRONG_TYPES = [
+    ({"settings": {"rounds": 1}}, r"settings is {'rounds': 1}, expected a Settings object"),
+    ({"dataset": None}, "the data set is None, expected a list of Examples"),
+    ({"dataset": 5}, "the data set is 5, expected a list of Examples"),
+    ({"out": 5}, "out is 5, expected a file's name"),
+    ({"system": 5}, "the system is 5, expected a System: load it"),
+    ({"dataset": "gsm8k", "file": 5}, "file is 5, expected a file's name"),
+    ({"dataset": "gsm8k", "columns": "question=x"}, "columns is 'question=x', expected a dict"),
+]
+
+
+@pytest.mark.parametrize("measured", [evaluate, compare])
+@pytest.mark.parametrize("options, complaint", WRONG_TYPES, ids=str)
+def test_wrong_types(system, data, monkeypatch, measured, options, complaint):
+    no_agents(monkeypatch)
+    given = {"system": system, "dataset": data} | options
+    with pytest.raises(InputError, match=complaint):
+        measured(given.pop("system"), given.pop("dataset"), **given)
+
+
+def test_wrong_types_of_a_data_set():
+    with pytest.raises(InputError, match="columns is 'question=x', expected a dict"):
+        load_dataset("gsm8k", columns="question=x")
+    with pytest.raises(InputError, match="file is 5, expected a file's name"):
+        load_dataset("gsm8k", file=5)
 
 
 def test_examples_of_two_data_sets_are_refused(system, data):

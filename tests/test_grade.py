@@ -6,7 +6,6 @@ come in. Three conventions are followed: an answer may leave out its unit (perce
 say of what it is the value, as in m + n = 293.
 """
 
-import inspect
 import json
 import os
 import re
@@ -26,11 +25,12 @@ from minimas import InputError
 from minimas.commands.failures import command
 from minimas.common import no_op
 from minimas.evaluate import __main__ as evaluate
-from minimas.evaluate import answering, run_tests, spellings
+from minimas.evaluate import answering, grade, run_tests, spellings
 from minimas.evaluate.benchmarks import load_dataset
 from minimas.evaluate.grade import (
     GRADERS,
     GRADERS_VERSION,
+    MATH_VERIFY_CHILD,
     MathVerify,
     default_grader,
     graders_for,
@@ -770,6 +770,33 @@ def test_usual_notations(predicted, target, verdict):
     assert same_latex(predicted, target) is verdict
 
 
+@pytest.mark.parametrize(
+    "predicted, target, equal",
+    [
+        ("ABC", "CBA", False),
+        ("GHF", "FGH", False),
+        ("A1", "1A", False),
+        ("3A", "A3", False),
+        ("2AB", "2BA", False),
+        ("x = ABC", "CBA", False),
+        ("AB, CD", "BA, CD", False),
+        ("(A, BC)", "(A, CB)", False),
+        ("A B C", "ABC", True),
+        ("AB, CD", "CD, AB", True),
+        ("AB:CD", "BA:DC", True),
+        ("A", r"\text{A}", True),
+        ("3A", "A+2A", True),
+        ("A \\cdot B", "BA", True),
+        ("ab", "ba", True),
+    ],
+)
+def test_capitals_may_stand_for_their_order(predicted, target, equal):
+    """An order, the name of an angle, a hexadecimal number: no products, unless an operator says so."""
+    for grader in {"plain", default_grader()}:
+        assert same_math(predicted, target, grader) is equal
+        assert same_math(target, predicted, grader) is equal
+
+
 def test_math_verify_is_asked_what_is_not_certain():
     pytest.importorskip("math_verify")
     assert same_math("(0,1)", "0,1", "math-verify")
@@ -902,19 +929,17 @@ def test_no_text_holds_plain_up(text):
     assert time.process_time() - started < 3
 
 
-def hang(connection):
-    """An alarm does not interrupt one long step inside C, as this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection.recv(), connection.send(True), connection.recv()
-    9**9**9**9
+READY = """print('{"ready": true}', flush=True)"""
+# An alarm does not interrupt one long step inside C, as this one
+HANGS = ["signal.signal(signal.SIGINT, signal.SIG_IGN)", READY, "input()", "9**9**9**9"]
+ANSWERS_ONCE = [READY, "input()", "print('true', flush=True)"]
 
 
-def answer_once(connection):
-    connection.recv(), connection.send(True), connection.recv(), connection.send(True)
-
-
-def no_module(connection):
-    raise ImportError
+def child_that(folder, lines):
+    """A grader whose child does something else."""
+    program = folder / "child.py"
+    program.write_text("\n".join(["import signal, sys", *lines]))
+    return MathVerify(program)
 
 
 def alive(child):
@@ -923,9 +948,9 @@ def alive(child):
 
 
 @pytest.mark.slow
-def test_math_verify_that_hangs_is_stopped():
+def test_math_verify_that_hangs_is_stopped(tmp_path):
     """The child is killed, and the next question finds another."""
-    grader = MathVerify(hang)
+    grader = child_that(tmp_path, HANGS)
     grader.start()
     child, started = grader.child, time.perf_counter()
     assert (
@@ -933,32 +958,105 @@ def test_math_verify_that_hangs_is_stopped():
         and time.perf_counter() - started < 20
         and not alive(child)
     )
-    grader.serve = answer_once
+    child_that(tmp_path, ANSWERS_ONCE)
     assert grader.ask("1", "1")
-    with pytest.raises(InputError, match="pip install"):
-        MathVerify(no_module).ask("1", "1")
 
 
-@pytest.mark.slow
-def test_math_verify_that_died_is_started_anew():
-    grader = MathVerify(answer_once)
+def test_math_verify_that_died_is_started_anew(tmp_path):
+    grader = child_that(tmp_path, ANSWERS_ONCE)
     assert grader.ask("1", "1")
-    grader.child.join()
     child = grader.child
+    child.wait()
     assert grader.ask("1", "1") and not alive(child)
 
 
-@pytest.mark.slow
-def test_a_question_that_is_interrupted_gets_no_late_verdict(monkeypatch):
-    grader = MathVerify(hang)
+def test_math_verify_that_dies_over_a_question(tmp_path):
+    grader = child_that(tmp_path, [READY, "input()", "print('tr', end='')"])
+    assert not grader.ask("1", "1")
+
+
+def test_a_question_that_is_interrupted_gets_no_late_verdict(monkeypatch, tmp_path):
+    grader = child_that(tmp_path, HANGS)
     grader.start()
     child = grader.child
-    monkeypatch.setattr(
-        grader.connection.__class__, "poll", lambda *_: signal.raise_signal(signal.SIGINT)
-    )
+    monkeypatch.setattr(grade, "readable", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         grader.ask("1", "1")
     assert not alive(child)
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        (
+            "raise ImportError('no antlr')",
+            r"cannot be imported \(no antlr\): pip install 'minimas\[math\]'",
+        ),
+        (
+            "raise RuntimeError('broken')",
+            r"cannot be started \(RuntimeError\('broken'\)\): start it again, or use grader plain",
+        ),
+        ("import os; os._exit(3)", r"cannot be started \(it ended with status 3\)"),
+    ],
+)
+def test_math_verify_that_cannot_start_says_why(module, message, tmp_path, monkeypatch):
+    """Only what is missing can be installed."""
+    (tmp_path / "math_verify.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    grader = MathVerify()
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            grader.start()
+    assert grader.child is None
+
+
+def test_what_math_verify_prints_is_no_verdict(tmp_path, monkeypatch):
+    (tmp_path / "math_verify.py").write_text(
+        "import os\n"
+        "def parse(text, **_):\n"
+        "    print('true', flush=True); os.system('echo true')\n"
+        "    return text\n"
+        "def verify(target, predicted, **_):\n"
+        "    return target == predicted"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    grader = MathVerify()
+    asked = [("1", "1"), ("1", "2"), ("\u0661\ud800", "\u0661\ud800"), ("2", "1")]
+    assert [grader.ask(*pair) for pair in asked] == [True, False, True, False]
+
+
+def test_math_verify_is_found_where_the_program_finds_it(tmp_path, monkeypatch):
+    """A folder that only sys.path names comes last, so that it hides no module that Python needs."""
+    program = (
+        "import json, sys, tokenize\n"
+        "import only_here\n"
+        "print(json.dumps({'ready': True}), flush=True)\n"
+        "for line in sys.stdin: print('true', flush=True)"
+    )
+    (tmp_path / "only_here.py").write_text("")
+    (tmp_path / "tokenize.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = MATH_VERIFY_CHILD.read_text().partition("    sys.path +=")[2].partition("\n")[0]
+    (tmp_path / "child.py").write_text(f"import sys\nsys.path +={paths}\n{program}")
+    assert MathVerify(tmp_path / "child.py").ask("1", "1")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="macOS counts CPU time otherwise")
+def test_a_child_that_hangs_ends_by_itself(tmp_path, monkeypatch):
+    """Its parent may have been killed, which a step in C does not notice."""
+    (tmp_path / "math_verify.py").write_text(
+        "parse = lambda text, **_: text\n"
+        "verify = lambda target, predicted, **_: target == predicted or 9**9**9**9"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    text = MATH_VERIFY_CHILD.read_text()
+    assert "CPU_SECONDS = 20" in text
+    (tmp_path / "child.py").write_text(text.replace("CPU_SECONDS = 20", "CPU_SECONDS = 1"))
+    grader = MathVerify(tmp_path / "child.py")
+    grader.start()
+    child = grader.child
+    assert not grader.ask("1", "2", seconds=60)
+    assert child.returncode == -signal.SIGXCPU
 
 
 def test_math_verify_answers_threads_in_turn():
@@ -977,16 +1075,30 @@ def test_ctrl_c_does_not_change_a_verdict():
     grader.start()
     os.kill(grader.child.pid, signal.SIGINT)
     time.sleep(0.1)
-    assert grader.child.is_alive() and grader.ask(r"\sum_{k=1}^{3} k", "6")
+    assert grader.child.poll() is None and grader.ask(r"\sum_{k=1}^{3} k", "6")
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_ctrl_c_ends_the_child_too(tmp_path):
-    """As a terminal does, the signal goes to all of the command's processes."""
-    (tmp_path / "hanging.py").write_text("import signal\n\n" + inspect.getsource(hang))
+def test_the_memory_of_math_verify_has_a_limit():
+    pytest.importorskip("math_verify")
+    limits = Path(f"/proc/{running().pid}/limits")
+    if not limits.is_file():
+        pytest.skip("reads /proc")
+    assert re.search(rf"Max address space\s+{4 << 30}\s", limits.read_text())
+
+
+def running():
+    """The child that all questions go to."""
+    grade.math_verify.start()
+    return grade.math_verify.child
+
+
+def program_that_asks(tmp_path, lines):
+    """(the process of a program that asks its child something, the child's pid)."""
+    child_that(tmp_path, lines)
     code = (
-        "from minimas.evaluate.grade import MathVerify; from hanging import hang\n"
-        "grader = MathVerify(hang); grader.start(); print(grader.child.pid, flush=True); grader.ask('1', '1', 60)"
+        "from pathlib import Path; from minimas.evaluate.grade import MathVerify\n"
+        "grader = MathVerify(Path('child.py')); grader.start(); print(grader.child.pid, flush=True)\n"
+        "grader.ask('1', '1', 60)"
     )
     command = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -998,9 +1110,44 @@ def test_ctrl_c_ends_the_child_too(tmp_path):
     )
     child = int(command.stdout.readline())
     time.sleep(0.3)
+    return command, child
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_ctrl_c_ends_the_child_too(tmp_path):
+    """As a terminal does, the signal goes to all of the command's processes."""
+    command, child = program_that_asks(tmp_path, HANGS)
     os.killpg(command.pid, signal.SIGINT)
     assert command.wait(10) != 0 and command.stderr.read().count("Traceback") == 1
     assert not Path(f"/proc/{child}").exists()
+
+
+def has_ended(pid):
+    """Whether a process has ended, be it that nobody has asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_the_child_ends_with_a_parent_that_is_killed(tmp_path):
+    waits = [READY, "for line in sys.stdin: pass"]
+    command, child = program_that_asks(tmp_path, waits)
+    command.kill()
+    command.wait()
+    for _ in range(100):
+        if has_ended(child):
+            return
+        time.sleep(0.1)
+    pytest.fail("it still runs")
+
+
+def test_a_grader_that_is_not_installed_is_missed_at_once(monkeypatch):
+    monkeypatch.setattr(grade.util, "find_spec", lambda _: None)
+    assert graders_for("math", None, may_run=False) == ("plain",)
+    with pytest.raises(InputError, match=r"not installed: pip install 'minimas\[math\]'"):
+        graders_for("math", ("plain", "math-verify"), may_run=False)
 
 
 @pytest.mark.parametrize(
@@ -1145,6 +1292,13 @@ def test_tests_in_every_form_test_what_they_mean(tmp_path):
         with ThreadPoolExecutor(run_tests.tests_at_once()) as pool:
             verdicts = pool.map(lambda e: passes(e.program(program), e.tests, e.fn_name), examples)
         assert dict(zip(forms, verdicts)) == dict.fromkeys(forms, right), program
+
+
+def test_a_result_that_is_a_list_is_not_its_first_element(tmp_path):
+    """Only a list of one may be the list that APPS wraps around a result."""
+    cell = {"inputs": [[1], [2]], "outputs": [[1, 2], [3]], "fn_name": "f"}
+    (example,) = code_questions(tmp_path, [cell], fn_name="f")
+    assert example.tests == [("1", "[1, 2]"), ("2", "[3]", "3")]
 
 
 def test_programs_in_the_forms_of_apps_and_livecodebench(tmp_path):

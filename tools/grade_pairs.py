@@ -40,5 +40,5 @@ def main(folder):
         print("{:12} {:6} {:14} {:14} {:7}".format(grader, *counts))
 
 
-if __name__ == "__main__":  # math-verify's child process imports this file
+if __name__ == "__main__":
     main(sys.argv[1])

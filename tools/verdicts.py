@@ -63,5 +63,5 @@ def main() -> None:
     TABLE.write_text("".join(lines), encoding="utf-8")
 
 
-if __name__ == "__main__":  # math-verify's child process imports this file
+if __name__ == "__main__":
     main()

@@ -28,8 +28,9 @@ from ..commands.options import (
 )
 from ..runs.lock import Lock, held
 from ..runs.processes import launched
+from ..runs.rows import COLUMNS
 from ..settings import Settings
-from .benchmarks import BENCHMARKS, COLUMNS
+from .benchmarks import BENCHMARKS
 from .compare import Comparison, alone_file, check_given, compare, planned_pair
 from .grade import GRADERS
 from .measure import check_outputs, chosen, evaluate, planned

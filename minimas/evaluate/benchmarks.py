@@ -31,10 +31,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..common import InputError, check_known, check_whole, local_path, warn
+from ..common import InputError, check_known, check_type, check_whole, local_path, warn
 from ..prompts import TASKS
 from ..runs.formats import SUFFIXES
 from ..runs.rows import (
+    COLUMNS,
     Row,
     downloaded,
     file_rows,
@@ -49,7 +50,6 @@ from .choices import LETTERS, Numbering, read_choice, with_options
 from .run_tests import Test, why_void
 
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
-COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")  # of a local file
 
 # Of an Example, from its row: question, gold, and for code tests, fn_name and head
 Fields = dict[str, Any]
@@ -115,6 +115,7 @@ def load_dataset(
     warn     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
     Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
+    check_source(file, columns)
     name = str(name)  # records hold it
     benchmark = benchmark_named(name, task)
     if limit is not None:
@@ -140,6 +141,13 @@ def load_dataset(
             f"{name} has {len(examples)} questions here, {expected} in the benchmark: results do not compare"
         )
     return examples
+
+
+def check_source(file: str | Path | None, columns: Mapping[str, str] | None) -> None:
+    """InputError if what a data set is read from is of another type than load_dataset says."""
+    check_type("file", file, str | Path | None, "a file's name or path")
+    columns_form = "a dict, as {'question': 'problem'}: our name, and that in the file"
+    check_type("columns", columns, Mapping | None, columns_form)
 
 
 def benchmark_named(name: str, task: str | None) -> dict[str, Any]:
@@ -291,12 +299,12 @@ def read_plain(row: Row) -> Fields:
 
 def read_gpqa(row: Row, seed: int) -> Fields:
     """The order of the options depends on the seed and the question only; for a seed it is the released runner's."""
-    question = row.text("Question").strip()
-    names = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
+    question = row.text("question").strip()
+    names = ["answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
     digest = hashlib.md5(f"{seed}::{question}".encode()).hexdigest()
     random.Random(int(digest[:16], 16)).shuffle(names)
     options = [row.text(name).strip() for name in names]
-    letter = LETTERS[names.index("Correct Answer")]
+    letter = LETTERS[names.index("answer")]
     return {"question": with_options(question, options), "gold": letter if all(options) else ""}
 
 
@@ -347,8 +355,8 @@ def is_head(question: str, fn_name: str) -> bool:
 
 def read_mbppplus(row: Row) -> Fields:
     """The function asked for is the last one of the correct program that the tests call."""
-    question = row.text("prompt").strip()
-    code = row.text("code")
+    question = row.text("question").strip()
+    code = row.text("answer")
     tests = row.value("test_list") or []
     if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
         raise InputError(f"{row}: test_list is {str(tests)[:60]!r}, expected a list of asserts")
@@ -358,7 +366,7 @@ def read_mbppplus(row: Row) -> Fields:
     if question:
         intro = question + "\n\nYour solution should satisfy assertions like:"
         question = "\n".join([intro, *tests[:3]])
-    script = row.text("test")
+    script = row.text("tests")
     return {
         "question": question,
         "gold": code,
@@ -374,7 +382,7 @@ def read_livecodebench(row: Row) -> Fields:
             f"{row}: livecodebench is read from .jsonl files only, not compressed, because its tests are looked "
             "up there: give its files as they are on the hub"
         )
-    question = row.text("question_content").strip()
+    question = row.text("question").strip()
     starter = row.text("starter_code")
     metadata = row.value("metadata", required=False)
     public = row.value("public_test_cases")

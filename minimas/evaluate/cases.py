@@ -46,12 +46,13 @@ def one_script(script: str) -> list[Test]:
 
 
 def cases_of_apps(cell: dict[str, Any], fn_name: str) -> list[Test]:
-    """The cases in an object of inputs and outputs. A result of a function may stand in a list of its own."""
+    """The cases in an object of inputs and outputs. A result of a function may stand in a list of its own, alone."""
     tests: list[Test] = []
     for given, output in zip(cell["inputs"], cell["outputs"], strict=True):
         right = [output]
-        if fn_name and isinstance(given, list) and isinstance(output, list):
-            right += output[:1]
+        is_function = fn_name and isinstance(given, list)
+        if is_function and isinstance(output, list) and len(output) == 1:
+            right += output
         tests.append(case_of(given, right, fn_name))
     return tests
 

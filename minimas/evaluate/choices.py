@@ -339,6 +339,8 @@ def with_options(question: str, options: list[str]) -> str:
         question = "\n".join([question, *listed])
     if not question or "choose the correct option" in question.lower():
         return question
+    # Four letters at least, also for two or three options: the released prompts say A/B/C/D (prompts.json), and
+    # `count_options`, by which answers are read, counts four then.
     count = max(4, len(options)) if options else count_options(question)
     offered = LETTERS[:count]
     return f"{question}\n\nChoose the correct option ({'/'.join(offered)})."

@@ -12,7 +12,9 @@ and c only by the other.
                 rest of each kind, which keeps the interval honest for few questions
     p           of McNemar's test, mid-p: how probable so uneven a split of b + c is if both ways are equally good
                 (Fagerland, Lydersen and Laake 2013)
-    tokens, seconds   mean differences, with 95 % intervals from the deviation of a question's difference
+    tokens      mean difference, with a 95 % interval by the normal approximation, from the deviation of a question's
+                difference; "-" stands for it below FEWEST questions, which are too few for that
+    seconds     mean difference only: the record of a question holds the mean of its batch, which has no deviation
 """
 
 import math
@@ -25,19 +27,19 @@ from typing import TYPE_CHECKING, Any
 from ..common import InputError, check_known
 from ..runs.lock import held
 from ..runs.outputs import output_path
-from ..runs.processes import launched
 from ..settings import COMPARED_HEARD, CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
 from .measure import (
+    Job,
     Run,
+    check_arguments,
     check_continues,
     check_there,
     chosen,
-    lock_of_records,
+    job_of,
     measure,
     planned,
-    records_path,
     several,
 )
 from .records import POINT, Record
@@ -45,6 +47,8 @@ from .report import Interval, Row, Table, Z, as_text, tokens_of
 
 if TYPE_CHECKING:
     from ..system import System
+
+FEWEST = 20  # questions for a normal approximation
 
 
 class Comparison:
@@ -78,7 +82,7 @@ def compare(
     allow_code_execution: bool = False,
     limit: int | None = None,
     file: str | Path | None = None,
-    columns: dict[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     task: str | None = None,
     **given: Any,
 ) -> Comparison:
@@ -90,8 +94,9 @@ def compare(
     All else is as in `evaluate`. Verdicts are those of the first grader. Raises InputError as that does, and if nothing
     is left to compare.
     """
+    check_arguments(dataset, settings, out, file, columns)
     check_given(given, settings)
-    run, alone = planned_pair(
+    run, run_alone = planned_pair(
         system,
         dataset,
         chosen(settings, **given),
@@ -103,7 +108,10 @@ def compare(
         columns=columns,
         task=task,
     )
-    table, table_alone = both_carried_out(run, alone, out, file, regrade, progress)
+    job = job_of(run, out, file, regrade, progress)
+    file_alone = None if out is None else alone_file(out)
+    job_alone = job_of(run_alone, file_alone, file, regrade, progress)
+    table, table_alone = both_measured(job, job_alone)
     differences = []
     for own in run.points:
         if own.channel == "latent" and own.hear == "own":
@@ -129,28 +137,15 @@ def planned_pair(
     return run, last_agent_alone(run)
 
 
-def both_carried_out(
-    run: Run,
-    alone: Run,
-    out: str | Path | None,
-    file: str | Path | None,
-    regrade: bool,
-    progress: bool,
-) -> tuple[Table, Table]:
+def both_measured(job: Job, job_alone: Job) -> tuple[Table, Table]:
     """The Tables of a system and of its last agent alone. Both files are held and checked before the first question."""
-    processes = launched()
-    beside = None if out is None else alone_file(out)
-    path = records_path(run, out, file, regrade, processes)
-    path_alone = records_path(alone, beside, file, regrade, processes)
-    locks = lock_of_records(path)
-    locks_alone = lock_of_records(path_alone)
-    with held([*locks, *locks_alone], processes.rank):
-        check_there(path, regrade)
-        check_there(path_alone, regrade)
-        if path_alone is not None and processes.rank == 0:
-            check_continues(alone, path_alone, regrade)
-        table = measure(run, path, locks, regrade, progress, processes)
-        return table, measure(alone, path_alone, locks_alone, regrade, progress, processes)
+    rank = job.processes.rank
+    with held([*job.locks, *job_alone.locks], rank):
+        check_there(job)
+        check_there(job_alone)
+        if rank == 0:
+            check_continues(job_alone)
+        return measure(job), measure(job_alone)
 
 
 def check_given(given: dict[str, Any], settings: Settings | None) -> None:
@@ -219,21 +214,23 @@ def system_alone(system: "System") -> "System":
     return System(STYLES["single"], {"agent": agent}, {}, system.task, origin)
 
 
-def together(table: Table, alone: Table) -> Table:
+def together(table: Table, table_alone: Table) -> Table:
     """Both in one Table."""
-    (row,) = alone.rows
+    (row,) = table_alone.rows
     row = row | {"channel": "alone", "latent_steps": "-", "hear": "-"}
     return Table(
         [*table.rows, row],
-        [*table.records, *alone.records],
-        [*table.intervals, *alone.intervals],
+        [*table.records, *table_alone.records],
+        [*table.intervals, *table_alone.intervals],
     )
 
 
 # Differences
 
 
-def differences_from(own: CompletedSettings, run: Run, table: Table, alone: Table) -> list[Row]:
+def differences_from(
+    own: CompletedSettings, run: Run, table: Table, table_alone: Table
+) -> list[Row]:
     """The rows of differences between own latents at a point and the four other ways."""
     grader = run.graders[0]
     ways: dict[str, Sequence[Record]] = {}
@@ -242,7 +239,7 @@ def differences_from(own: CompletedSettings, run: Run, table: Table, alone: Tabl
         if point.rounds == own.rounds and same_steps and point != own:
             way = "text" if point.channel == "text" else point.hear
             ways[way] = records_at(point, table)
-    ways["alone"] = alone.records
+    ways["alone"] = table_alone.records
     rows = []
     for name, others in ways.items():
         place = {"way": name, "rounds": own.rounds, "latent_steps": own.latent_steps}
@@ -279,8 +276,8 @@ def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) ->
         f"{grader} %": f"{100 * (b - c) / n:+.1f}",
         "95 %": f"{100 * low:+.1f} to {100 * high:+.1f}",
         "mid-p": f"{mcnemar_mid_p(b, c):.3g}",
-        "tokens": mean_text(tokens, 1),
-        "seconds": mean_text(seconds, 3),
+        "tokens": with_interval(tokens),
+        "seconds": f"{statistics.fmean(seconds):+.3f}",
     }
 
 
@@ -306,10 +303,10 @@ def mcnemar_mid_p(b: int, c: int) -> float:
     return 2 * below + observed
 
 
-def mean_text(values: Sequence[float], digits: int) -> str:
-    """The mean with half the width of its 95 % interval, as text."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:+.{digits}f}"
-    half = Z * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.{digits}f} +- {half:.{digits}f}"
+def with_interval(differences: Sequence[float]) -> str:
+    """The mean of differences with half the width of its 95 % interval, "-" below FEWEST of them."""
+    mean = statistics.fmean(differences)
+    if len(differences) < FEWEST:
+        return f"{mean:+.1f} +- -"
+    half = Z * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{mean:+.1f} +- {half:.1f}"

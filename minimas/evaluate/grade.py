@@ -9,20 +9,21 @@ There are three graders for mathematics:
 All other kinds of questions have one grader each: choice, text and code.
 """
 
-import multiprocessing
-import os
+import atexit
+import json
 import re
-import signal
+import selectors
 import string
+import subprocess
+import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from importlib import metadata, util
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from ..common import InputError, check_known
 from .latex import same_latex
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     from .benchmarks import Example
 
 GRADERS = ("math-verify", "plain", "released")
+MATH_VERIFY_CHILD = Path(__file__).with_name("math_verify_child.py")
 
 # Raise this by one whenever a verdict may change: by an edit of answers.py, letter.py or fences.py, of the files
 # beside this one, or of the sandbox. tests/verdicts.tsv holds verdicts, and a test fails if they change while this
 # number does not.
-GRADERS_VERSION = 2
+GRADERS_VERSION = 3
 
 
 def default_grader() -> str:
@@ -49,12 +51,17 @@ def graders_for(kind: str, chosen: tuple[str, ...] | None, may_run: bool) -> tup
 
     chosen   the names given by --grader, or None
     may_run  whether the programs that agents write may be run
-    Raises InputError if a grader is not for this kind, or if programs would have to be run and may not.
+    Raises InputError if a grader is not for this kind or is not installed, or if programs would have to be run and may
+    not.
     """
     if kind in ("math", "released"):
         by_default = default_grader() if kind == "math" else kind
         graders = chosen or (by_default,)
         check_known("grader", graders, GRADERS)
+        if "math-verify" in graders and util.find_spec("math_verify") is None:
+            raise InputError(
+                "the grader math-verify is not installed: pip install 'minimas[math]', or use grader plain"
+            )
         return graders
     if chosen:
         raise InputError(
@@ -73,6 +80,12 @@ def graders_hash(graders: Sequence[str]) -> str:
     if "math-verify" in graders and util.find_spec("math_verify"):
         versions += f", math-verify {metadata.version('math-verify')}"
     return versions
+
+
+def start_graders(graders: Sequence[str]) -> None:
+    """Start what these graders need, before there are answers to lose; InputError if it cannot be started."""
+    if "math-verify" in graders:
+        math_verify.start()
 
 
 def is_correct(example: "Example", text: str, answer: str | None, grader: str) -> bool:
@@ -94,7 +107,7 @@ def is_correct(example: "Example", text: str, answer: str | None, grader: str) -
 def same_math(predicted: str | None, target: str, grader: str) -> bool:
     """Whether an answer in LaTeX (the content of a box, or None) equals the target, according to one of GRADERS.
 
-    Raises InputError if the grader is math-verify and cannot be imported.
+    Raises InputError if the grader is math-verify and cannot be started.
     """
     if predicted is None or not predicted.strip():
         return False
@@ -108,76 +121,106 @@ def same_math(predicted: str | None, target: str, grader: str) -> bool:
 
 # math-verify runs in a child process because it may hang: its own time limit is an alarm signal, which works in the
 # main thread only, and cannot interrupt a long step in C, such as an integer power or a match of a regular expression.
-
-
-def serve_math_verify(connection: Connection) -> None:
-    """What the child does: for each (predicted, target) that it receives, send whether math-verify calls them equal."""
-    import resource  # not on Windows
-
-    # Ctrl-C is for the parent, which ends the child when it exits
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # it logs what it cannot parse
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    from math_verify import parse, verify
-
-    while True:
-        pair = connection.recv()
-        try:
-            predicted, target = [
-                parse(rf"\boxed{{{text}}}", extraction_mode="first_match", parsing_timeout=3)
-                for text in pair
-            ]
-            verdict = bool(verify(target, predicted, timeout_seconds=3))
-        except BaseException:  # its timeout is no Exception
-            verdict = False
-        connection.send(verdict)
+# The child is no process of multiprocessing: that would run the caller's script again, unless it is guarded by
+# `if __name__ == "__main__"`, and a fork would copy locks that others hold.
 
 
 class MathVerify:
     """The child process: started when it is first asked, and replaced when it hung or died. Threads take turns."""
 
-    def __init__(self, serve: Callable[[Connection], None] = serve_math_verify) -> None:
-        self.serve = serve  # what the child does
-        self.child: SpawnProcess | None = None
-        self.connection: Connection | None = None  # to the child
+    def __init__(self, program: Path = MATH_VERIFY_CHILD) -> None:
+        self.program = program  # what the child runs, which says how to talk to it
+        self.child: subprocess.Popen[bytes] | None = None
         self.lock = threading.Lock()  # held while the child is asked
+
+    def start(self) -> None:
+        """Start the child unless it runs already; InputError if it cannot do its work."""
+        with self.lock:
+            self.running()
 
     def ask(self, predicted: str, target: str, seconds: float = 15) -> bool:
         """The verdict of math-verify; False if it dies or takes more than `seconds`."""
         with self.lock:
-            if self.child is None or not self.child.is_alive():
-                self.start()
-            return self.verdict(predicted, target, seconds)
+            child = self.running()
+            return bool(self.reply(child, [predicted, target], seconds))
 
-    def start(self) -> None:
-        """Start the child; InputError if it cannot do its work."""
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks that others hold
-        self.connection, its_end = context.Pipe()
-        self.child = context.Process(target=self.serve, args=(its_end,), daemon=True)
-        self.child.start()
-        its_end.close()  # so that the connection ends when the child does
-        if not self.verdict("1", "1", None):
-            raise InputError(
-                "the grader math-verify cannot be started: pip install 'minimas[math]', or use grader plain"
-            )
-
-    def verdict(self, predicted: str, target: str, seconds: float | None) -> bool:
-        """The child's verdict; if there is none within `seconds` (None: no limit), the child is killed: False."""
-        assert self.child and self.connection, "start() comes first"
-        verdict = None
+    def running(self) -> subprocess.Popen[bytes]:
+        """The child, which is started if it does not run; InputError as in `start`."""
+        if self.child is not None and self.child.poll() is None:
+            return self.child
+        self.stop()
+        command = [sys.executable, "-P", str(self.program), *map(str, sys.path)]
         try:
-            with suppress(EOFError, OSError):  # it died
-                self.connection.send((predicted, target))
-                if self.connection.poll(seconds):
-                    verdict = self.connection.recv()
+            self.child = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as e:
+            raise cannot_start(str(e)) from e
+        child = self.child
+        first = self.reply(child, None, None) or {}
+        if first.get("ready"):
+            return child
+        self.stop()
+        if "missing" in first:
+            raise InputError(
+                f"the grader math-verify cannot be imported ({first['missing']}): pip install 'minimas[math]', or use "
+                "grader plain"
+            )
+        raise cannot_start(first.get("failed", f"it ended with status {child.returncode}"))
+
+    def reply(
+        self, child: subprocess.Popen[bytes], question: list[str] | None, seconds: float | None
+    ) -> Any:
+        """What the child says to a question, or at its start (None). If it is silent for `seconds`, it is killed: None.
+
+        seconds   None: no limit
+        """
+        assert child.stdin and child.stdout, "both are pipes"
+        found = None
+        try:
+            with suppress(OSError, ValueError):  # it died
+                if question is not None:
+                    child.stdin.write(json.dumps(question).encode() + b"\n")
+                if readable(child.stdout, seconds):
+                    found = json.loads(child.stdout.readline())
         finally:  # after Ctrl-C, too: a late verdict must not answer the next question
-            if verdict is None:
-                self.child.kill()
-                self.child.join()
-        return bool(verdict)
+            if found is None:
+                self.stop()
+        return found
+
+    def stop(self) -> None:
+        """Kill the child, if there is one."""
+        child = self.child
+        if child is None:
+            return
+        assert child.stdin and child.stdout, "both are pipes"
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+        self.child = None
+
+
+def cannot_start(why: str) -> InputError:
+    """The error of a child that does not come up."""
+    return InputError(
+        f"the grader math-verify cannot be started ({why}): start it again, or use grader plain"
+    )
+
+
+def readable(stream: IO[bytes], seconds: float | None) -> bool:
+    """Whether a stream has something to read within `seconds`, be it its end; None waits for ever."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 math_verify = MathVerify()
+atexit.register(math_verify.stop)
 
 
 # The released rule for MATH-500

@@ -266,11 +266,14 @@ def named(meant: Meaning) -> dict[str, Meaning]:
 def same_value(a: Value, b: Value) -> Verdict:
     """Equal numbers, in the same unit or one without; 50% is 0.5, and also 50 if only one side says percent.
 
-    None if they are equal for positive letters only, which roots and logarithms are often meant for.
+    None if they are equal for positive letters only, which roots and logarithms are often meant for. ABC is not CBA,
+    because the order may be the answer; math-verify is not asked, which would multiply the letters.
     """
     one, two = sorted((a.unit, b.unit))
     is_degree = one == "degree" and two.startswith(one)  # 20 degrees are 20 degrees C
     if one and one != two and not is_degree:
+        return False
+    if a.in_order and b.in_order and a.in_order != b.in_order:
         return False
     if equal(a.numbers, b.numbers) or is_rounded(a, b) or is_rounded(b, a):
         return True

@@ -28,6 +28,9 @@ class Value:
     numbers: list[Number]
     unit: str = ""
     half_step: Fraction | None = None  # by so much a number that a computer printed may be off
+    in_order: str = (
+        ""  # its text, if that may be no product: an order, a name or a hexadecimal number
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ NAME = re.compile(
     | \( \s*[a-zA-Z](?:_\{?\w\}?)? (?:\s*[,;]\s*[a-zA-Z](?:_\{?\w\}?)?)+ \s*\)""",
     re.VERBOSE,
 )
+# ABC, GH 1, 3A: capitals, or capitals and digits, without an operator
+IN_ORDER = re.compile(r"(?=.*[A-Z])[A-Z\d](?:\s*[A-Z\d])+", re.ASCII)
 COMPARED = ("<=", ">=", "<", ">", "=", "≠", "≈")
 BRACKETED = re.compile(r"([(\[])(.*[,;].*)([)\]])", re.DOTALL)
 MATRIX = re.compile(r"\(?\s*\\begin\{([pb]matrix)\}(.*)\\end\{\1\}\s*\)?", re.DOTALL)
@@ -257,7 +262,12 @@ def quantity(text: str) -> Value | Words:
         is_sum = re.search(r"(?<!^)[+-]", number) is not None
         if is_plain_unit(name) and not (is_sum and name in SYMBOLS):  # 5 + 3 m
             return Value(values_at_points(number), unit_of(name))
-    return Value(values_at_points(text), half_step=half_step(text))
+    return Value(values_at_points(text), half_step=half_step(text), in_order=in_order(text))
+
+
+def in_order(text: str) -> str:
+    """A text without blanks, if it is one of capitals that may stand for their order; "" of any other."""
+    return re.sub(r"\s", "", text) if IN_ORDER.fullmatch(text) else ""
 
 
 def half_step(text: str) -> Fraction | None:

@@ -19,15 +19,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common import InputError, check_known, local_path, no_op, warn
+from ..common import InputError, check_known, check_type, local_path, no_op, warn
 from ..prompts import TASKS, Question
 from ..runs.lock import Lock, held, share
 from ..runs.outputs import output_path, writable_file
 from ..runs.processes import Processes, join, launched, leave
+from ..runs.rows import has_data_name
 from ..settings import CompletedSettings, Settings, check_neighbours
 from ..styles import Origin, Style, style_named
-from .benchmarks import BENCHMARKS, Example, benchmark_named, load_dataset, settings_for
-from .grade import graders_for
+from .benchmarks import (
+    BENCHMARKS,
+    Example,
+    benchmark_named,
+    check_source,
+    load_dataset,
+    settings_for,
+)
+from .grade import graders_for, start_graders
 from .records import (
     POINT,
     Key,
@@ -37,9 +45,9 @@ from .records import (
     gather,
     graded,
     line_of,
+    make_header,
     read_lines,
     record_key,
-    settings_line,
 )
 from .report import Table, make_table
 from .run_tests import check_tests
@@ -108,6 +116,7 @@ def evaluate(
     In each process of torchrun this answers a share of the questions, and returns the whole Table.
     Raises InputError if something given cannot be used, another process writes `out`, or `out` holds another run.
     """
+    check_arguments(dataset, settings, out, file, columns)
     run = planned(
         system,
         dataset,
@@ -136,28 +145,25 @@ def evaluate(
         columns=columns,
         task=task,
     )
-    return carried_out(run, out, file, regrade, progress)
+    job = job_of(run, out, file, regrade, progress)
+    with held(job.locks, job.processes.rank):
+        check_there(job)
+        return measure(job)
 
 
-def carried_out(
-    run: "Run",
+def check_arguments(
+    dataset: object,
+    settings: Settings | None,
     out: str | Path | None,
     file: str | Path | None,
-    regrade: bool,
-    progress: bool,
-) -> Table:
-    """The Table of a Run; the other arguments are those of evaluate."""
-    processes = launched()
-    path = records_path(run, out, file, regrade, processes)
-    locks = lock_of_records(path)
-    with held(locks, processes.rank):
-        check_there(path, regrade)
-        return measure(run, path, locks, regrade, progress, processes)
-
-
-def lock_of_records(out: Path | None) -> list[Lock]:
-    """What holds a file of records; nothing if there is none."""
-    return [] if out is None else [Lock("--out", out)]
+    columns: Mapping[str, str] | None,
+) -> None:
+    """InputError if an argument of `evaluate` or `compare` is of another type than they say."""
+    examples = "a list of Examples from load_dataset, or the name of a benchmark or a file"
+    check_type("the data set", dataset, Iterable | Path, examples)
+    check_type("settings", settings, Settings | None, "a Settings object, as Settings(rounds=2)")
+    check_type("out", out, str | Path | None, "a file's name or path")
+    check_source(file, columns)
 
 
 # The plan of a run
@@ -193,6 +199,26 @@ class Run:
     data: Data
     points: list[CompletedSettings]
     graders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a Run is carried out.
+
+    run        what is measured
+    out        the file of records, None to keep them in memory
+    locks      what holds that file in the first process
+    regrade    grade the texts in it again, and ask no agent
+    progress   show a bar on stderr
+    processes  how many there are, and which one this is
+    """
+
+    run: Run
+    out: Path | None
+    locks: list[Lock]
+    regrade: bool
+    progress: bool
+    processes: Processes
 
 
 def chosen(settings: Settings | None = None, **given: Any) -> dict[str, Any]:
@@ -249,14 +275,13 @@ def planned(
 
 
 def taken_apart(system: "System | Origin") -> tuple["System | None", Origin, Style, str]:
-    """(the System if it is loaded, its Origin, its Style, its task); InputError if it is a name."""
-    if isinstance(system, (str, Path)):
-        raise InputError(
-            f"the system is {str(system)!r}, expected a System: load it with load_mas_system"
-        )
+    """(the System if it is loaded, its Origin, its Style, its task); InputError if it is something else."""
     if isinstance(system, Origin):
         style = style_named(system.style)
         return None, system, style, style.task
+    from ..system import System
+
+    check_type("the system", system, System, "a System: load it with load_mas_system")
     origin = system.origin or Origin(style="")  # put together by hand
     return system, origin, system.style, system.task
 
@@ -349,7 +374,8 @@ def grid(style: Style, options: Mapping[str, Any]) -> list[CompletedSettings]:
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path | None]) -> None:
     """Check {option: file} of what a run writes, beside {option: file} of what it reads. The folder of --out is made.
 
-    InputError if one cannot be written, has a name that runs use themselves, or is one file with another.
+    InputError if one cannot be written, has a name that runs use themselves, is one file with another, or would be
+    taken for rows of a folder that is read.
     """
     taken: dict[Path, str] = {}
     for option, file in [*inputs.items(), *outputs.items()]:
@@ -359,6 +385,7 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
         if other != option:
             raise InputError(f"{option} and {other} are the same file, {file}: give another name")
     for option, file in outputs.items():
+        check_outside(option, file, inputs)
         end = OURS.search(str(file))
         if end:
             raise InputError(
@@ -368,45 +395,66 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, str | Path |
         writable_file(option, file, make_folder=option == "--out")
 
 
-def records_path(
+def check_outside(option: str, file: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """InputError if an output would be taken for rows of a folder among the inputs, the next time that it is read."""
+    output = local_path(file).resolve()
+    for source, name in inputs.items():
+        is_benchmark = source == "--dataset" and str(name) in BENCHMARKS
+        if not name or is_benchmark:
+            continue
+        folder = local_path(name).resolve()
+        if folder.is_dir() and has_data_name(output, folder):
+            raise InputError(
+                f"{option} {str(file)!r} lies in the folder {str(name)!r}, all of whose files {source} reads as rows: "
+                "give a file outside of it"
+            )
+
+
+def job_of(
     run: Run,
     out: str | Path | None,
     file: str | Path | None,
     regrade: bool,
-    processes: Processes,
-) -> Path | None:
-    """The path of the file of records, None if there is to be none.
+    progress: bool,
+) -> Job:
+    """The Job of a Run; the other arguments are those of `evaluate`.
 
-    InputError if it cannot be written, or if there has to be one.
+    InputError if `out` cannot be written, or if it is None and the run needs a file.
     """
-    if out is not None:
-        path = output_path(out)
-        check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
-        return path
+    processes = launched()
+    if out is None:
+        check_needs_no_file(regrade, processes)
+        return Job(run, None, [], regrade, progress, processes)
+    path = output_path(out)
+    check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
+    return Job(run, path, [Lock("--out", path)], regrade, progress, processes)
+
+
+def check_needs_no_file(regrade: bool, processes: Processes) -> None:
+    """InputError if a run needs a file of records."""
     if regrade:
         raise InputError("regrade grades the records in a file: name it with out")
     if processes.world > 1:
         raise InputError(
             f"{processes.world} processes bring their records together in a file: name one with out"
         )
-    return None
 
 
-def check_there(path: Path | None, regrade: bool) -> None:
+def check_there(job: Job) -> None:
     """InputError if a file is to be graded again that does not exist."""
-    if regrade and path is not None and not path.exists():
+    if job.regrade and job.out is not None and not job.out.exists():
         raise InputError(
-            f"{path} is not there: --regrade grades the texts in it again, so give the file of a run"
+            f"{job.out} is not there: --regrade grades the texts in it again, so give the file of a run"
         )
 
 
-def check_continues(run: Run, out: Path, regrade: bool) -> None:
+def check_continues(job: Job) -> None:
     """InputError if a file that is there holds the records of another Run. The questions are read for that."""
-    if not out.exists():
+    if job.out is None or not job.out.exists():
         return
-    examples = run.data.load(no_op)
-    settings = settings_of(run, examples, questions_of(run, examples), regrade)
-    contents(out, [], settings, regrade)
+    examples = job.run.data.load(no_op)
+    header = header_of(job, examples, questions_of(job.run, examples))
+    contents(job.out, [], header, job.regrade)
 
 
 def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | None]) -> None:
@@ -427,46 +475,40 @@ def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | No
 # The run
 
 
-def measure(
-    run: Run,
-    out: Path | None,
-    locks: Sequence[Lock],
-    regrade: bool,
-    progress: bool,
-    processes: Processes,
-) -> Table:
-    """Answer all questions at all points of the grid that have no record yet -> the Table.
-
-    out      the file of records, which `locks` hold in the first process; None keeps them in memory
-    regrade  grade the records again instead
-    """
-    rank = processes.rank
-    device, wait = joined(run, locks, processes)
+def measure(job: Job) -> Table:
+    """Answer all questions at all points of the grid that have no record yet, or grade texts again -> the Table."""
+    run = job.run
+    rank = job.processes.rank
+    device, wait = joined(job)
     examples = run.data.load(warn if rank == 0 else no_op)
     questions = questions_of(run, examples)
     if rank == 0 and run.data.task == "code":
-        check_tests(examples, progress)
-    answers = partial(answers_of, run, examples, questions, device, processes, progress)
-    if out is None:
+        check_tests(examples, job.progress)
+    answers = partial(answers_of, job, examples, questions, device)
+    if job.out is None:
         records = by_key(answers())
     else:
-        settings = settings_of(run, examples, questions, regrade)
-        again = partial(graded_again, examples, run.graders) if regrade else None
-        file = out.resolve()  # what a link leads to is written, and the link stays
-        records = records_in_file(file, settings, answers, again, progress, rank, wait)
-    leave(processes)
-    return table_of(run, records, len(examples), out, regrade)
+        file = job.out.resolve()  # what a link leads to is written, and the link stays
+        header = header_of(job, examples, questions)
+        if not job.regrade:
+            complete(file, header, answers, rank, wait)
+        elif rank == 0:
+            gather(file, header, partial(graded_again, examples, run.graders), job.progress)
+        wait()  # until the file is whole
+        records = by_key(read_lines(file)[1:])
+    leave(job.processes)
+    return table_of(job, records, len(examples))
 
 
-def joined(run: Run, locks: Sequence[Lock], processes: Processes) -> tuple[str | None, Wait]:
+def joined(job: Job) -> tuple[str | None, Wait]:
     """(the device of this process, a function that returns when all processes of the run have called it).
 
     They share the locks from then on.
     """
-    device = run.origin.device if run.system is None else "cpu"
-    device, wait = join(processes, device, "gloo", WAIT)  # gloo: it is only used to wait
-    if processes.world > 1:
-        share(locks, processes.rank, wait)
+    device = job.run.origin.device if job.run.system is None else "cpu"
+    device, wait = join(job.processes, device, "gloo", WAIT)  # gloo: it is only used to wait
+    if job.processes.world > 1:
+        share(job.locks, job.processes.rank, wait)
     return device, wait
 
 
@@ -480,88 +522,65 @@ def questions_of(run: Run, examples: Sequence[Example]) -> list[Question]:
     return questions
 
 
-def settings_of(
-    run: Run, examples: Sequence[Example], questions: Sequence[Question], regrade: bool
-) -> Record:
+def header_of(job: Job, examples: Sequence[Example], questions: Sequence[Question]) -> Record:
     """The first line of the file of a Run. To grade texts again no device is needed, and their dtype stands there."""
-    origin = replace(run.origin, device="cpu") if regrade else run.origin
-    return settings_line(
+    run = job.run
+    origin = replace(run.origin, device="cpu") if job.regrade else run.origin
+    return make_header(
         origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
     )
 
 
 def answers_of(
-    run: Run,
+    job: Job,
     examples: Sequence[Example],
     questions: Sequence[Question],
     device: str | None,
-    processes: Processes,
-    progress: bool,
     finished: Collection[Key] = (),
 ) -> Iterator[Record]:
     """The records of this process's share of the questions, but those whose keys are in `finished`.
 
-    A System is loaded only if one is missing.
+    Graders are started and a System is loaded only if one is missing.
     """
     from . import answering
 
-    batches = answering.share_of(run.points, len(examples), processes)
+    run = job.run
+    batches = answering.share_of(run.points, len(examples), job.processes)
     if not any(answering.missing_in(batch, finished) for batch in batches):
         return iter(())
+    start_graders(run.graders)
     system = run.system
     if system is None:
         origin = replace(run.origin, device=device)
         system = answering.load(origin, run.style, run.points, run.data.task)
-    shown = progress and processes.rank == 0
+    shown = job.progress and job.processes.rank == 0
     return answering.answer_batches(
         system, batches, examples, questions, run.graders, finished, shown
     )
 
 
-def records_in_file(
-    file: Path,
-    settings: Record,
-    answers: Callable[[Collection[Key]], Iterator[Record]],
-    again: Callable[[Record], Record] | None,
-    progress: bool,
-    rank: int,
-    wait: Wait,
-) -> dict[Key, Record]:
-    """{key: record} of the file of a run, in which records are added, or graded again.
-
-    again   a function that grades a record again; None: `answers` gives those that are missing
-    All else is as in `complete`.
-    """
-    if again is None:
-        complete(file, settings, answers, rank, wait)
-    elif rank == 0:
-        gather(file, settings, again, progress)
-    wait()  # until the file is whole
-    return by_key(read_lines(file)[1:])
-
-
 def complete(
     file: Path,
-    settings: Record,
+    header: Record,
     answers: Callable[[Collection[Key]], Iterator[Record]],
     rank: int,
     wait: Wait,
 ) -> None:
     """Add the records that are missing to the file of a run. All its processes call this, each with its own answers.
 
-    settings   the first line of the file
+    header     the first line of the file
     answers    answers(finished) -> this process's records, but those whose keys are in `finished`
     wait       returns when all processes have called it
     """
     if rank == 0:
-        gather(file, settings)
+        gather(file, header)
     wait()  # until the file is whole
     finished = by_key(read_lines(file)[1:])
     wait()  # until every process has read it, so that the first may write to it
     append(own_file(file, rank), answers(finished.keys()))
     wait()  # until all processes have written theirs
     if rank == 0:
-        gather(file, settings)
+        gather(file, header)
 
 
 def own_file(file: Path, rank: int) -> Path:
@@ -582,10 +601,9 @@ def graded_again(examples: Sequence[Example], graders: Sequence[str], record: Re
     return graded(record, examples[record["index"]], graders)
 
 
-def table_of(
-    run: Run, records: Mapping[Key, Record], n: int, out: Path | None, regrade: bool
-) -> Table:
+def table_of(job: Job, records: Mapping[Key, Record], n: int) -> Table:
     """The Table of a finished run of n questions; InputError if records are missing."""
+    run = job.run
     by_point = []
     missing = 0
     for point in run.points:
@@ -596,9 +614,9 @@ def table_of(
     if not missing:
         return make_table(by_point, run.points, run.graders)
     found_out = f"{missing} of {n * len(run.points)} questions are not answered yet"
-    if regrade:
+    if job.regrade:
         raise InputError(f"{found_out}: run without --regrade first")
     raise InputError(
-        f"{found_out}, though this run answered all: something else has changed {out} or deleted files beside it, or "
-        "processes on several machines do not share its folder. Start the same command again to answer them"
+        f"{found_out}, though this run answered all: something else has changed {job.out} or deleted files beside it, "
+        "or processes on several machines do not share its folder. Start the same command again to answer them"
     )

@@ -1,4 +1,5 @@
-"""Files of records: lines of JSON, first the settings of the run, then one line per question and point of the grid.
+"""Files of records: lines of JSON, first the header, which says what the run depends on, then one line per question and
+point of the grid.
 
 A file is appended to while its run goes on; `gather` puts it in order and merges what other processes wrote.
 """
@@ -34,7 +35,7 @@ ANSWERED = {"index", "question", "gold", "right", "tokens", "heard_tokens", "sec
 RECORD = {*POINT, *ANSWERED} - {"hear"}  # what is read of a record; older ones have no `hear`
 
 
-def settings_line(
+def make_header(
     origin: Origin,
     style: Style,
     dataset: str,
@@ -151,7 +152,7 @@ def line_of(record: Record) -> str:
 def read_lines(file: Path, beginning: bytes = b'{"minimas"') -> list[Record]:
     """The lines of a file of records, as dicts, without a last one that was cut off when its writer was killed.
 
-    beginning   how its first line begins: with settings, in a part with a record
+    beginning   how its first line begins: a header, in a part a record
     Raises InputError if the file holds something else.
     """
     lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
@@ -167,12 +168,13 @@ def read_lines(file: Path, beginning: bytes = b'{"minimas"') -> list[Record]:
 
 def gather(
     file: Path,
-    settings: Record,
+    header: Record,
     regrade: Callable[[Record], Record] | None = None,
     progress: bool = True,
 ) -> dict[Key, Record]:
     """Merge a run's records and the parts of other processes into one file, in order; returns {key: record}.
 
+    header     its first line
     regrade    a function that grades a record again. Then the file may have been graded otherwise.
     progress   show a bar while records are graded again
     Raises InputError if the file holds another run.
@@ -181,15 +183,15 @@ def gather(
     if not file.exists():  # it was deleted, so its parts are void
         delete(parts)
         parts = []
-    before, lines = contents(file, parts, settings, regrade=regrade is not None)
+    before, lines = contents(file, parts, header, regrade=regrade is not None)
     lines = [line | {"hear": line.get("hear", "own")} for line in lines]
     if regrade:
         wrote = {name: before[name] for name in ("minimas", "dtype") if name in before}
-        settings = settings | wrote  # of the texts
+        header = header | wrote  # of the texts
         bar = tqdm(lines, "grading", unit="record", disable=not progress)
         lines = [regrade(line) for line in bar]
     records = by_key(lines)
-    whole = [settings, *(records[key] for key in sorted(records))]
+    whole = [header, *(records[key] for key in sorted(records))]
     text = "".join(line_of(line) for line in whole)
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
     delete(parts)
@@ -197,21 +199,21 @@ def gather(
 
 
 def contents(
-    file: Path, parts: Iterable[Path], settings: Record, regrade: bool
+    file: Path, parts: Iterable[Path], header: Record, regrade: bool
 ) -> tuple[Record, list[Record]]:
-    """(the first line, the records) of a run's file and its parts; of one that is not there its settings alone.
+    """(the first line, the records) of a run's file and its parts; of one that is not there its header alone.
 
     regrade   its texts are to be graded again
-    Raises InputError if the file holds another run than that of `settings`, or lines that are no records.
+    Raises InputError if the file holds another run than that of `header`, or lines that are no records.
     """
-    before, *lines = read_lines(file) or [settings]
+    before, *lines = read_lines(file) or [header]
     for part in parts:
         lines += read_lines(part, b'{"index"')
     # To be graded again, texts may be of any dtype. Older files do not say it, if it was not chosen.
     any_dtype = regrade or before.get("dtype") is None
-    compared = before | {"dtype": settings["dtype"]} if any_dtype else before
+    compared = before | {"dtype": header["dtype"]} if any_dtype else before
     if lines:  # else that run found out that it could not begin
-        check_unchanged(file, compared, settings, "--out", regrade=regrade)
+        check_unchanged(file, compared, header, "--out", regrade=regrade)
     read = RECORD | {"texts"} if regrade else RECORD
     if foreign := [line for line in lines if not read <= line.keys()]:
         missing = ", ".join(sorted(read - foreign[0].keys()))
@@ -234,5 +236,6 @@ def by_key(records: Iterable[Record]) -> dict[Key, Record]:
 
 
 def delete(files: Iterable[Path]) -> None:
+    """Remove files."""
     for file in files:
         file.unlink()

@@ -29,6 +29,8 @@ from .formats import (
     suffix_of,
 )
 
+# Our names for columns, which a file may call otherwise. All others have the same name in every file.
+COLUMNS = ("question", "answer", "options", "id", "tests", "fn_name")
 EXPORT = "refs/convert/parquet"  # the revision under which the hub keeps its Parquet export of every data set
 # The name of a part of a file: train-00000-of-00002.parquet
 PART = re.compile(r"(.*-)(\d+)-of-(\d+)(\D*)")
@@ -59,10 +61,11 @@ class Row:
             return self.at(column)
         if not required and name not in self.columns:
             return None
-        raise InputError(
-            f"{self} has no column {column!r}, only {', '.join(self.cells) or 'an empty row'}: "
-            f"say which it is, as in {name}=COLUMN"
-        )
+        advice = "give the column that is meant this name"
+        if name in COLUMNS or name in self.columns:
+            advice = f"say which it is, as in {name}=COLUMN"
+        found = ", ".join(self.cells) or "an empty row"
+        raise InputError(f"{self} has no column {column!r}, only {found}: {advice}")
 
     def at(self, column: str) -> Any:
         """The value of a column by its name in the file.
@@ -224,7 +227,7 @@ def data_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path} is not there: give a file of rows, {names}")
     found = [*sorted(path.glob("*")), *sorted(path.glob("*/*"))]
-    files = [file for file in found if is_data_in(file, path)]
+    files = [file for file in found if has_data_name(file, path) and file.is_file()]
     if not files:
         raise InputError(
             f"{path} is a folder, and a file of rows is not there: give a file ({names})"
@@ -251,11 +254,14 @@ def are_parts(files: list[Path]) -> bool:
     return len(names) == 1 and is_all
 
 
-def is_data_in(file: Path, folder: Path) -> bool:
-    """Whether a file in a folder looks like one of rows by its name."""
+def has_data_name(file: Path, folder: Path) -> bool:
+    """Whether a file in a folder, or in a folder in that, looks like one of rows by its name."""
+    is_near = folder in file.parents[:2]
+    if not is_near:
+        return False
     is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     has_rows = suffix_of(file) in SUFFIXES and file.name not in NO_ROWS
-    return has_rows and not is_hidden and file.is_file()
+    return has_rows and not is_hidden
 
 
 # The hub

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any, get_args
 
-from ..common import InputError, check_whole, is_number
-from ..settings import CompletedSettings, Settings, as_python, check_type, setting, setting_of
+from ..common import InputError, check_type, check_whole, is_number
+from ..settings import CompletedSettings, Settings, as_python, setting, setting_of
 from ..styles import Style
 
 TRAININGS = ("inner", "outer", "system")
