@@ -309,7 +309,7 @@ CASES = [
     (dict(examples=[]), "examples has no row with a question and a text"),
     (dict(examples=None), "examples is None, expected a list of rows"),
     (dict(examples=["7 +5"]), "examples row 1 is '7 .5', expected a dict with question, answer"),
-    (dict(examples=[{"question": "7 +5"}]), "examples row 1 has no column plan for planner"),
+    (dict(examples=[{"question": "7 +5"}]), "examples row 1 has no column planner or plan for"),
     (dict(examples="nothing.json"), "nothing.json"),
     (dict(callback=None), "callback is None, expected a function of one dict: leave it out"),
     (

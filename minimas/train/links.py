@@ -131,8 +131,9 @@ def train_inner(
 ) -> InnerLink:
     """Train the inner link of one agent of a System, and return it.
 
-    examples  TrainExamples, as load_examples makes them; rows, which are dicts with a question and an answer, or with
-              a text for each role, under the names of the data sets; or the name of a data set, as for --data
+    examples  TrainExamples, as load_examples makes them; rows, which are dicts with a question and a text for each role
+              under its name; or the name of a data set, as for --data. In a style with prompts of its own, `answer`
+              stands in for a text that has no column (docs/training.md, "Data")
     settings  TrainSettings; None takes the defaults
     out       a folder to write: the agent's files, the link, and the state that a training resumes from; the same as
               the command writes. None writes nothing.
