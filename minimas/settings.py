@@ -259,8 +259,12 @@ def check_hear(settings: CompletedSettings, style: Style) -> None:
 
 
 def check_neighbours(n: int, settings: Settings) -> None:
-    """InputError if agents are to hear another question, and there are not two."""
+    """InputError if agents are to hear another question, and there are not two.
+
+    n   how many questions there are, with those of the same text counted once
+    """
     if n == 1 and hears_others(settings):
         raise InputError(
-            "hear is other, and there is only one question: ask at least two, so that each hears another one"
+            "hear is other, and there is only one question, not counting repeats: ask at least two that differ, so "
+            "that each hears another one"
         )

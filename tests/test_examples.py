@@ -151,6 +151,39 @@ def test_an_empty_text_of_a_role_is_not_the_answer(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("style", [*RELEASED_ROWS, "tiny"])
+def test_a_column_named_as_a_role(style):
+    """In every style, also where `answer` stands beside it; of outer links the last role learns `answer`."""
+    style = STYLES[style]
+    question = "7 +5"  # which tiny can read, too
+    row = {"question": question} | {role: f"text of {role}" for role in style.order}
+    (example,) = load_examples([row], style)
+    assert example.texts == {role: (f"text of {role}",) for role in style.order}
+    (example,) = load_examples([row | {"answer": "A"}], style)
+    assert example.texts == {role: (f"text of {role}",) for role in style.order}
+    last = style.order[-1]
+    (example,) = load_examples([row | {"answer": "A"}], style, [last], answer_first=True)
+    assert example.texts == {last: ("A",)}
+
+
+def test_a_released_column_or_that_of_the_role():
+    """The role's own is read first and alone, but for the experts of a mixture, whose names are ordinary words."""
+    told = []
+    both = {"question": "1+1?", "planner": "own", "plan": "released"}
+    (example,) = load_examples([both], "sequential_light", ["planner"])
+    assert example.texts == {"planner": ("own",)}
+    both["planner"] = " "
+    with pytest.raises(minimas.InputError, match="has no row with a question and a text"):
+        load_examples([both], "sequential_light", ["planner"], warn=told.append)
+    both = {"question": "1+1?", "code": "own", "hie_code_expert": "released"}
+    (example,) = load_examples([both], "mixture", ["code"])
+    assert example.texts == {"code": ("released",)}
+    both["hie_code_expert"] = None
+    with pytest.raises(minimas.InputError, match="has no row with a question and a text"):
+        load_examples([both], "mixture", ["code"], warn=told.append)
+    assert len(told) == 2
+
+
 @pytest.mark.parametrize("columns", ["planner=x", ["planner"], {"planner": 3}])
 def test_names_of_columns_are_a_dict(columns):
     with pytest.raises(minimas.InputError, match="columns is .*, expected {our name: the column"):
@@ -176,8 +209,9 @@ def test_columns_can_be_named(tmp_path):
         (
             {"question": "?", "x": 1},
             {},
-            "no column distill_expert or refined_plan or "
-            "expert_plan for expert, only question, x: name its column with --columns expert=COLUMN",
+            "no column expert or distill_expert or refined_plan or expert_plan for expert, only question, x: "
+            "give expert a text of its own in such a column, or name its column with --columns expert=COLUMN, in "
+            r"Python with load_examples\(rows, style, columns={'expert': 'COLUMN'}\)",
         ),
         ({"q": "?", "refined_plan": "p"}, {}, "no column 'question', only q, refined_plan"),
         (

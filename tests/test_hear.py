@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import minimas
+from minimas.commands import ask as ask_module
 from minimas.common import InputError
 from minimas.evaluate import evaluate, load_dataset
 from minimas.hear import before_each, noise, shuffled
@@ -226,11 +227,10 @@ def test_a_style_in_which_nobody_hears_anybody():
 
 
 def ask(monkeypatch, capsys, *args):
-    from minimas.commands import ask as module
     from minimas.commands.failures import command
 
     monkeypatch.setattr(sys, "argv", ["recurse", "--device", "cpu", *args])
-    command(module.main)
+    command(ask_module.main)
     return capsys.readouterr().out
 
 
@@ -242,6 +242,14 @@ def test_ask(system, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         ask(monkeypatch, capsys, "--hear", "other", *prompts[:2])
     assert end.value.code == 2 and "only one question" in capsys.readouterr().err
+
+
+def test_prompts_of_one_text_are_refused_before_a_system_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(ask_module, "load_mas_system", lambda *_, **__: pytest.fail("it loads"))
+    with pytest.raises(SystemExit) as end:
+        ask(monkeypatch, capsys, "--hear", "other", "--prompt", ASKED[0], "--prompt", ASKED[0])
+    message = "only one question, not counting repeats: ask at least two that differ"
+    assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_trace_marks_what_was_replaced(system):

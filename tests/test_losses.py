@@ -89,7 +89,9 @@ def test_teacher_forcing_lines_up(folders):
         assert (h[b, -len(reply) - 1 :] - states).abs().max() < 1e-5
 
 
-def test_a_reply_is_cut_to_the_longest(folders):
+def test_a_reply_is_cut_to_the_longest(folders, monkeypatch):
+    told = []
+    monkeypatch.setattr(losses, "warn_once", told.append)
     system = load(folders)
     prompt = len(
         system.agents["critic"].tokens(
@@ -98,8 +100,12 @@ def test_a_reply_is_cut_to_the_longest(folders):
     )
     _, ids = losses.forced_turns(system, "critic", TURNS[:1], longest=prompt + 5)
     assert ids.tolist() == [system.agents["critic"].tokenizer.encode(TURNS[0].reply)[:5]]
-    _, ids = losses.forced_turns(system, "critic", TURNS[:1], longest=1)
+    _, ids = losses.forced_turns(system, "critic", TURNS[:1], longest=prompt + 1)
+    assert ids.shape == (1, 1) and not told
+    _, ids = losses.forced_turns(system, "critic", TURNS[:1], longest=prompt)
     assert ids.shape == (1, 1), "at least one token is kept"
+    (message,) = told
+    assert message.startswith(f"--max-length is {prompt}, and a prompt leaves no position of it")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -309,9 +310,9 @@ CASES = [
     (dict(examples=[]), "examples has no row with a question and a text"),
     (dict(examples=None), "examples is None, expected a list of rows"),
     (dict(examples=["7 +5"]), "examples row 1 is '7 .5', expected a dict with question, answer"),
-    (dict(examples=[{"question": "7 +5"}]), "examples row 1 has no column plan for planner"),
+    (dict(examples=[{"question": "7 +5"}]), "examples row 1 has no column planner or plan for"),
     (dict(examples="nothing.json"), "nothing.json"),
-    (dict(callback=None), "callback is None, expected a function of one dict: leave it out"),
+    (dict(callback=3), "callback is 3, expected a function of one dict: leave it out"),
     (
         dict(examples=[TrainExample("7 +5", {"solver": ("2",)})]),
         "example 1 has the question '7 .5', expected a Question: give style.question",
@@ -342,6 +343,72 @@ def test_bad_input(given, complaint, system, examples):
     with pytest.raises(InputError, match=complaint):
         train_outer(system, given.pop("examples"), given.pop("settings"), **given)
     assert system.outer_links == before
+
+
+def test_what_is_no_system(examples):
+    with pytest.raises(InputError, match="system is 'tiny', expected a System: load one with"):
+        train_inner("tiny", "planner", examples)
+    with pytest.raises(InputError, match="system is None, expected a System: load one with"):
+        train_outer(None, examples)
+
+
+def test_none_is_no_callback(system, examples, tmp_path):
+    one_step = replace(FEW, steps=1)
+    train_outer(system, examples, one_step, progress=False, callback=None)
+    inner = TrainSettings(steps=1, batch_size=4)
+    train_inner(system, "planner", examples, inner, progress=False, callback=None)
+    none = TrainSettings(ridge_rows=4)
+    made = train_system(
+        "tiny", examples, none, out=tmp_path / "made", progress=False, callback=None
+    )
+    assert list(made.outer_links) == EDGES
+    with pytest.raises(InputError, match="callback is 'x', expected a function of one dict"):
+        train_system("tiny", examples, none, out=tmp_path / "other", callback="x")
+
+
+def test_rows_of_one_s_own_in_a_released_style(system, examples):
+    """Columns with the roles' names give the links that the same texts give under the released names."""
+    notes = {"planner": "a+5=2.", "critic": "b*3=6.", "solver": "b*3\\boxed{6}"}
+    asked = {"question": "7 +5 *3"}
+    released = {
+        "plan": notes["planner"],
+        "refined_plan": notes["critic"],
+        "answer": notes["solver"],
+    }
+    settings = TrainSettings(steps=0)
+    own = train_outer(system, [asked | notes], settings, progress=False)
+    expected = train_outer(system, [asked | released], settings, progress=False)
+    for edge, link in own.items():
+        assert_same(dict(link.state_dict()), dict(expected[edge].state_dict()))
+    answered = [asked | {"answer": notes["solver"]}]
+    with pytest.raises(InputError, match=r"load_examples\(rows, style, columns={'planner': 'COL"):
+        train_outer(system, answered, settings, progress=False)
+
+
+def test_a_callback_ends_a_training_that_goes_on(system, examples, tmp_path):
+    """As the docs say: the state of the step is saved, and the training resumes to the same weights."""
+
+    def stop(metrics):
+        if metrics["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    uncut = train_outer(system, examples, FEW, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train_outer(system, examples, FEW, out=tmp_path, progress=False, callback=stop)
+    assert torch.load(tmp_path / "training.pt")["step"] == 2
+    steps = []
+    note = lambda metrics: steps.append(metrics["step"])
+    resumed = train_outer(
+        system, examples, FEW, out=tmp_path, resume=True, progress=False, callback=note
+    )
+    assert steps == [3]
+    for edge, link in resumed.items():
+        assert_same(dict(link.state_dict()), dict(uncut[edge].state_dict()))
+    longer = replace(FEW, steps=5)
+    with pytest.raises(InputError, match="steps: 3 there, 5 now"):
+        train_outer(system, examples, longer, out=tmp_path, resume=True, progress=False)
+    again = minimas.load_mas_system("tiny", checkpoints={"links": tmp_path}, device="cpu")
+    train_outer(again, examples, replace(FEW, init="checkpoint"), progress=False)
 
 
 def test_an_objective_that_fails(system, examples):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..common import InputError, check_known, check_whole, local_path, read_json, warn
 from ..prompts import TASKS, Question
@@ -19,18 +19,10 @@ from ..runs.rows import Row, file_rows, is_file_name, numbered, parquet_rows, te
 from ..styles import Style, style_named
 from ..tiny.task import lessons
 
-# section of prompts.json -> role -> columns
+# Section of prompts.json -> role -> the columns that its text can be in, in the order in which they are looked for.
+# A role's own name is the first, but for the experts of a mixture: a released set, none of which was seen, may have a
+# column `math`, `code` or `science` for something else.
 TEXT_COLUMNS = read_json(Path(__file__).with_name("columns.json"))
-
-
-class TextColumns(NamedTuple):
-    """The columns that the text of a role can be in, of which the first is taken that a row has.
-
-    or_next   take the next one where it is empty: released data have one of several columns filled
-    """
-
-    names: tuple[str, ...]
-    or_next: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,9 @@ def load_examples(
     data          a file, a folder, a hub id or `tiny`, as for --data; or the rows themselves, as dicts
     style         a Style, its name or its file
     roles         whose texts are wanted; None wants all, as a ridge regression and teacher's latents need them
-    columns       {role, question, fn_name, type or task_family: the name of its column in the data}
+    columns       {role, question, fn_name, type or task_family: the name of its column in the data}. A role that it
+                  does not name has its text in the column of its own name, or in one of columns.json; in a style with
+                  prompts of its own also in `answer`
     task          math, choice or code, for rows whose task_family is none of these; None takes the style's
     limit         the number of rows to read
     answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
@@ -113,7 +107,7 @@ def load_examples(
     if not examples:
         raise InputError(
             f"{name} has no row with a question and a text for {', '.join(roles)}: "
-            "give other data, or name its columns with --columns"
+            "give other data, or name its columns with --columns, in Python with columns={our name: COLUMN}"
         )
     return examples
 
@@ -137,26 +131,24 @@ def checked_columns(columns: object) -> dict[str, str]:
 
 def candidate_columns(
     style: Style, roles: Sequence[str], columns: dict[str, str], answer_first: bool
-) -> dict[str, TextColumns]:
-    """{role: the columns that its text can be in}."""
+) -> dict[str, list[str]]:
+    """{role: the columns that its text can be in, in the order in which they are looked for}."""
     released = TEXT_COLUMNS.get(style.paradigm, {})
-    candidates: dict[str, TextColumns] = {}
+    candidates: dict[str, list[str]] = {}
     for role in roles:
         if role in columns:
-            candidates[role] = TextColumns((columns[role],))
-        elif role in released:
-            candidates[role] = TextColumns(tuple(released[role]), or_next=True)
+            candidates[role] = [columns[role]]
         else:
-            candidates[role] = TextColumns((role, "answer"))
+            candidates[role] = released.get(role, [role, "answer"])
     last = style.order[-1]
     if answer_first and last in candidates and last not in columns:
-        others = [name for name in candidates[last].names if name != "answer"]
-        candidates[last] = TextColumns(("answer", *others), candidates[last].or_next)
+        others = [name for name in candidates[last] if name != "answer"]
+        candidates[last] = ["answer", *others]
     return candidates
 
 
 def example_of(
-    row: Row, style: Style, candidates: dict[str, TextColumns], task: str
+    row: Row, style: Style, candidates: dict[str, list[str]], task: str
 ) -> TrainExample | None:
     """The TrainExample of a row; None if its question or a text is empty."""
     texts = {role: texts_of(row, role, among) for role, among in candidates.items()}
@@ -201,21 +193,34 @@ def checked_rows(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
         yield dict(row)
 
 
-def texts_of(row: Row, role: str, candidates: TextColumns) -> tuple[str, ...]:
+def texts_of(row: Row, role: str, candidates: list[str]) -> tuple[str, ...]:
     """The texts of `role` in a row, one per round; () if they are empty. InputError if there is no column for them."""
-    there = [name for name in candidates.names if name in row.cells]
-    if not there:
-        raise InputError(
-            f"{row} has no column {' or '.join(candidates.names)} for {role}, only "
-            f"{', '.join(row.cells) or 'an empty row'}: name its column with --columns {role}=COLUMN"
-        )
-    for name in there if candidates.or_next else there[:1]:
+    for name in columns_to_read(row, role, candidates):
         cell = row.at(name)
         cells = cell if isinstance(cell, list) else [cell]
         texts = tuple(text_of(one, f"{row}: column {name!r}").strip() for one in cells)
         if texts and all(texts):
             return texts
     return ()
+
+
+def columns_to_read(row: Row, role: str, candidates: list[str]) -> list[str]:
+    """The columns of a row that are read for the text of `role`, one after another until one is not empty.
+
+    Released data have one of several columns filled. A column of the role's own name is read alone, and only if no
+    candidate before it is there.
+    """
+    there = [name for name in candidates if name in row.cells]
+    if not there:
+        raise InputError(
+            f"{row} has no column {' or '.join(candidates)} for {role}, only "
+            f"{', '.join(row.cells) or 'an empty row'}: give {role} a text of its own in such a column, or "
+            f"name its column with --columns {role}=COLUMN, in Python with load_examples(rows, style, "
+            f"columns={{{role!r}: 'COLUMN'}})"
+        )
+    if there[0] == role:
+        return [role]
+    return [name for name in there if name != role]
 
 
 def fn_name_of(row: Row) -> str | None:

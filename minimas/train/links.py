@@ -127,12 +127,13 @@ def train_inner(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
-    callback: Callback = no_op,
+    callback: Callback | None = None,
 ) -> InnerLink:
     """Train the inner link of one agent of a System, and return it.
 
-    examples  TrainExamples, as load_examples makes them; rows, which are dicts with a question and an answer, or with
-              a text for each role, under the names of the data sets; or the name of a data set, as for --data
+    examples  TrainExamples, as load_examples makes them; rows, which are dicts with a question and a text for each role
+              under its name; or the name of a data set, as for --data. In a style with prompts of its own, `answer`
+              stands in for a text that has no column (docs/training.md, "Data")
     settings  TrainSettings; None takes the defaults
     out       a folder to write: the agent's files, the link, and the state that a training resumes from; the same as
               the command writes. None writes nothing.
@@ -149,6 +150,7 @@ def train_inner(
     Raises InputError on what cannot be used, and if a loss is not finite. After any error the system has the links and
     weights of before.
     """
+    check_system(system)
     check_role(role, system.style)
     training = new_training(
         "inner", role, system, examples, settings, out, resume, progress, callback
@@ -166,7 +168,7 @@ def train_outer(
     resume: bool = False,
     objective: Objective | None = None,
     progress: bool = True,
-    callback: Callback = no_op,
+    callback: Callback | None = None,
 ) -> dict[Edge, OuterLink]:
     """Train all outer links of a System together, and return them by edge: {(source, target): OuterLink}.
 
@@ -175,6 +177,7 @@ def train_outer(
 
     All else is as in train_inner: the system has the new links from the start of the training.
     """
+    check_system(system)
     check_objective(objective, chosen_settings(settings))
     training = new_training(
         "outer", None, system, examples, settings, out, resume, progress, callback
@@ -196,10 +199,10 @@ def new_training(
     out: str | Path | None,
     resume: bool,
     progress: bool,
-    callback: Callback,
+    callback: Callback | None,
 ) -> Training:
     """A Training of what a caller gave; InputError if it cannot be used."""
-    check_callback(callback)
+    chosen = chosen_callback(callback)
     completed = chosen_settings(settings).completed(what, system.style)
     check_trainable(system)
     if out is None and resume:
@@ -219,7 +222,7 @@ def new_training(
         out=folder,
         resume=resume,
         progress=progress,
-        callback=callback,
+        callback=chosen,
     )
 
 
@@ -243,6 +246,14 @@ def output_held(training: Training) -> Iterator[None]:
 
 
 # What is checked
+
+
+def check_system(system: System) -> None:
+    """InputError unless it is a System."""
+    if not isinstance(system, System):
+        raise InputError(
+            f"system is {system!r:.80}, expected a System: load one with minimas.load_mas_system(style)"
+        )
 
 
 def check_trainable(system: System) -> None:
@@ -322,12 +333,15 @@ def are_examples(rows: str | Path | list[Any]) -> TypeGuard[list[TrainExample]]:
     return all(isinstance(row, TrainExample) for row in rows)
 
 
-def check_callback(callback: Callback) -> None:
-    """InputError if a callback is no function."""
+def chosen_callback(callback: Callback | None) -> Callback:
+    """The callback that a caller gave, or one that does nothing for None; InputError if it is no function."""
+    if callback is None:
+        return no_op
     if not callable(callback):
         raise InputError(
             f"callback is {callback!r:.80}, expected a function of one dict: leave it out if nothing is to be called"
         )
+    return callback
 
 
 def check_example(example: TrainExample, number: int, roles: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..agent import Agent, Prompt
-from ..common import InputError, upcast
+from ..common import InputError, upcast, warn_once
 from ..recurse import recurse
 from ..settings import CompletedSettings
 from ..system import System
@@ -68,15 +68,21 @@ def teacher_forced(
 
     h[:, i] is the state that predicts reply token i; the last one follows the reply. The token that ends a reply is one
     of its N. Shorter replies stand at the right, with IGNORED on their left. A reply is cut where it and its prompt
-    exceed `longest` positions, but keeps at least one token; prompts are never cut.
+    exceed `longest` positions, but keeps at least one token, with a warning if no position is left for it; prompts are
+    never cut.
     """
     ending = reply_ending(agent.tokenizer)
     rows: list[Prompt] = []  # prompt and reply, with no text left to be tokenized again
     ids = []
     for prompt, reply in zip(prompts, replies, strict=True):
         pieces = agent.tokens(prompt)
-        room = max(1, longest - sum(len(piece) for piece in pieces))
-        tokens = agent.tokenizer.encode(reply + ending)[:room]
+        room = longest - sum(len(piece) for piece in pieces)
+        if room < 1:
+            warn_once(
+                f"--max-length is {longest}, and a prompt leaves no position of it for its text, of which only the "
+                "first token is learned: give more"
+            )
+        tokens = agent.tokenizer.encode(reply + ending)[: max(1, room)]
         ids.append(torch.tensor(tokens, device=agent.device))
         rows.append([*pieces, ids[-1]])
     N = max(len(own) for own in ids)

@@ -33,7 +33,7 @@ class TrainSettings:
     lr                highest learning rate
     warm_up           steps in which the learning rate rises, before it follows a cosine down to 0
     clip              largest norm of a step's gradient
-    max_length        positions of a prompt with its text; texts are cut to fit, prompts never
+    max_length        positions of a prompt with its text; texts are cut to fit, down to one token; prompts never
     keep_activations  no activation checkpointing: faster, but takes more memory
     seed              of new links, and of the order of the rows
     date              the date that chat templates tell their agents

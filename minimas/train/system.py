@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..agent import load_agent
-from ..common import InputError, check_known, no_op
+from ..common import InputError, check_known
 from ..devices import Devices, devices_by_role, usable_dtype
 from ..load import load_outer_links
 from ..prompts import TASKS
@@ -26,8 +26,8 @@ from .links import (
     Callback,
     Examples,
     Training,
-    check_callback,
     check_objective,
+    chosen_callback,
     examples_of,
     gradients,
     kept_rows,
@@ -58,7 +58,7 @@ def train_system(
     limit: int | None = None,
     objective: Objective | None = None,
     progress: bool = True,
-    callback: Callback = no_op,
+    callback: Callback | None = None,
 ) -> System:
     """Make all links of a style, the inner ones first, and return the System that has them.
 
@@ -77,7 +77,7 @@ def train_system(
     Raises InputError on what cannot be used.
     """
     rank, _ = rank_and_world()
-    check_callback(callback)
+    chosen = chosen_callback(callback)
     known_style = style if isinstance(style, Style) else style_named(style)
     task = task or known_style.task
     check_known("task", [task], TASKS)
@@ -90,7 +90,7 @@ def train_system(
     check_apart(folder, sources)
     parts = parts_of(folder, known_style)
     made = {role: parts[role] for role in known_style.order}
-    shared: dict[str, Any] = dict(resume=resume, progress=progress, callback=callback, known={})
+    shared: dict[str, Any] = dict(resume=resume, progress=progress, callback=chosen, known={})
     options: dict[str, Any] = dict(device=device, dtype=dtype, quantize=quantize)
 
     def examples_for(
