@@ -8,7 +8,7 @@ import pytest
 import minimas
 from minimas.common import InputError
 from minimas.evaluate import __main__ as command
-from minimas.evaluate import compare, evaluate, load_dataset
+from minimas.evaluate import compare, evaluate, load_dataset, paired
 from minimas.evaluate.compare import mcnemar_mid_p, paired_interval, with_interval
 from minimas.evaluate.records import RECORD
 from minimas.runs.lock import Lock, held
@@ -99,11 +99,20 @@ def test_the_interval_of_a_paired_difference():
     assert paired_interval(2, 0, 2)[1] == 1.0
 
 
+def test_two_ways_of_answering_the_same_questions():
+    ours = [True] * 80 + [True] * 12 + [False] * 4 + [False] * 2
+    others = [True] * 80 + [False] * 12 + [True] * 4 + [False] * 2
+    assert paired(ours, others) == (12, 4, 8 / 98, paired_interval(12, 4, 98), mcnemar_mid_p(12, 4))
+    for one, other in (([], []), ([True], [True, False])):
+        with pytest.raises(InputError, match="expected one of each for each question"):
+            paired(one, other)
+
+
 def test_the_interval_of_a_mean_difference():
     """None of few questions, for which the normal approximation would be too narrow."""
-    assert with_interval([1, 3] * 10) == f"+2.0 +- {1.96 * (20 / 19) ** 0.5 / 20**0.5:.1f}"
-    assert with_interval([1, 3] * 9 + [2]) == "+2.0 +- -"
-    assert with_interval([-4]) == "-4.0 +- -"
+    assert with_interval([1, 3] * 10, 1) == f"+2.0 +- {1.96 * (20 / 19) ** 0.5 / 20**0.5:.1f}"
+    assert with_interval([1, 3] * 9 + [2], 1) == "+2.0 +- -"
+    assert with_interval([-4], 1) == "-4.0 +- -"
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,64 @@ def test_questions_of_ones_own(system):
     assert found.rows[0]["questions"] == len(own) == len(found.records)
 
 
+def test_rows_of_ones_own(system):
+    """They are read as those of a file are."""
+    rows = [{"question": chain.question, "sum": chain.answer} for chain in questions("test", 1)]
+    examples = load_dataset(iter(rows), columns={"answer": "sum"}, limit=5)
+    assert [(one.question, one.gold) for one in examples] == [
+        (row["question"], str(row["sum"])) for row in rows[:5]
+    ]
+    found = evaluate(system, examples, rounds=3, progress=False)
+    assert found.rows[0]["questions"] == 5
+    (choice,) = load_dataset(
+        [{"question": "Which?", "options": ["a", "b"], "answer": "B"}], task="choice"
+    )
+    assert choice.gold == "B" and choice.task == "choice"
+
+
+@pytest.mark.parametrize(
+    "rows, options, complaint",
+    [
+        ([5], {}, "rows row 1 is 5, expected a dict with question and answer"),
+        (
+            {"question": "7 +5"},
+            {},
+            "the data set is .*, expected the name of a benchmark or a file",
+        ),
+        (5, {}, "the data set is 5, expected the name"),
+        ([{"question": "7 +5"}], {}, "rows row 1 has no column 'answer'"),
+        ([{"question": "", "answer": ""}], {}, "rows holds no question with an answer"),
+        ([], {"file": "rows.jsonl"}, "rows are given beside file rows.jsonl"),
+        ([], {"task": "history"}, "task 'history' is not known"),
+    ],
+    ids=str,
+)
+def test_rows_that_cannot_be_read(rows, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        load_dataset(rows, **options)
+
+
+def test_a_grader_that_is_not_known(data):
+    for name in ("Plain", "foo", ["plain"]):
+        with pytest.raises(InputError, match="grader .* is not known, expected one of math-verify"):
+            grade.is_correct(data[0], "", "5", name)
+
+
+def test_a_system_with_a_hook_has_no_file(system, data, tmp_path):
+    """A file of the system as it was would be taken for its records."""
+    out = tmp_path / "r.jsonl"
+    for module in (
+        system.agents["critic"].model.layers[1].self_attn,
+        system.agents["critic"].inner_link,
+        system.outer_links["solver", "planner"],
+    ):
+        hook = module.register_forward_hook(lambda *_: None)
+        with pytest.raises(InputError, match="a module of this System has a hook"):
+            evaluate(system, data, rounds=1, out=out)
+        hook.remove()
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     "options, complaint",
     [
@@ -363,6 +421,12 @@ def test_questions_of_ones_own(system):
         ({"dataset": "nothing"}, "data set 'nothing' for task 'math' is not known"),
         ({"dataset": []}, "the data set holds no Examples"),
         ({"dataset": ["7 +5"]}, "the data set holds no Examples"),
+        ({"dataset": [{"question": "7 +5"}]}, "load_dataset, which takes rows as dicts"),
+        (
+            {"dataset": [Example("a", "7 +5", 2, "math")]},
+            "Example 'a' are '7 \\+5' and 2, expected",
+        ),
+        ({"dataset": [Example("a", "7 +5", "2", "math")] * 2, "hear": "other"}, "hear is other"),
         ({"dataset": [Example("1", "q", "a", "history")]}, "task 'history' is not known"),
         ({"dataset": "mbppplus"}, "loaded for task math, and these .* load it with task='code'"),
         ({"limit": 3}, "limit, file, columns and task are for a data set that is named"),

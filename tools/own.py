@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import minimas
 from minimas.agent import Agent, load_agent
-from minimas.evaluate.compare import mean_text, system_alone
+from minimas.evaluate.compare import system_alone, with_interval
 from minimas.evaluate.report import interval
 from minimas.result import Result
 from minimas.settings import CompletedSettings, Settings
@@ -319,7 +319,7 @@ def helps(args: argparse.Namespace) -> None:
         print(f"{value:6} {statistics.fmean(means[value]):.4f}")
     for value in ("other", "none"):
         pairs = zip(means[value], means["own"], strict=True)
-        print(f"{value} - own: {mean_text([one - own for one, own in pairs], 4)}")
+        print(f"{value} - own: {with_interval([one - own for one, own in pairs], 4)}")
 
 
 def solved(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ None of what is imported here needs torch before it is used.
 """
 
 from .benchmarks import BENCHMARKS, Example, load_dataset
-from .compare import Comparison, compare
+from .compare import Comparison, Paired, compare, paired
 from .measure import evaluate
 from .report import Table
 
@@ -15,8 +15,10 @@ __all__ = [
     "BENCHMARKS",
     "Comparison",
     "Example",
+    "Paired",
     "Table",
     "compare",
     "evaluate",
     "load_dataset",
+    "paired",
 ]

@@ -37,6 +37,7 @@ from ..runs.formats import SUFFIXES
 from ..runs.rows import (
     COLUMNS,
     Row,
+    checked_rows,
     downloaded,
     file_rows,
     is_file_name,
@@ -50,6 +51,7 @@ from .choices import LETTERS, Numbering, read_choice, with_options
 from .run_tests import Test, why_void
 
 BENCHMARKS = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
+ROWS = "rows"  # what messages call a data set that was given as rows
 
 # Of an Example, from its row: question, gold, and for code tests, fn_name and head
 Fields = dict[str, Any]
@@ -97,7 +99,7 @@ class Example:
 
 
 def load_dataset(
-    name: str | Path,
+    name: str | Path | Iterable[Mapping[str, Any]],
     file: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     task: str | None = None,
@@ -105,25 +107,36 @@ def load_dataset(
     seed: int = 42,
     warn: Callable[[str], object] = warn,
 ) -> list[Example]:
-    """The Examples of a benchmark (a name in BENCHMARKS) or of a local file, in their order.
+    """The Examples of a benchmark (a name in BENCHMARKS), of a local file, or of rows that are dicts, in their order.
 
     file     a local copy of the benchmark, instead of the hub; medqa has no other source
     columns  {one of COLUMNS: its name in the file}; options, id and fn_name need not be there
-    task     of a local file: math (None, too), choice or code; a benchmark has its own
+    task     of a local file or of rows: math (None, too), choice or code; a benchmark has its own
     limit    read the first `limit` rows only
     seed     of the order of GPQA's options
     warn     is called with a warning if rows are left out, or if the benchmark is not of the paper's size
     Raises InputError if a name is not known, a column or a file is missing or damaged, or the hub cannot be reached.
     """
     check_source(file, columns)
-    name = str(name)  # records hold it
-    benchmark = benchmark_named(name, task)
     if limit is not None:
         check_whole("limit", limit, 1)
-    if file and name not in BENCHMARKS:
-        raise InputError(f"data set {name} is a file already, beside file {file}: give one of them")
     check_known("column", columns or (), COLUMNS)
-    all_rows = partial(rows_of, name, benchmark, file, dict(columns or {}))
+    columns = dict(columns or {})
+    all_rows: Callable[[], Iterator[Row]]
+    if isinstance(name, (str, Path)):
+        name = str(name)  # records hold it
+        benchmark = benchmark_named(name, task)
+        if file and name not in BENCHMARKS:
+            raise InputError(
+                f"data set {name} is a file already, beside file {file}: give one of them"
+            )
+        all_rows = partial(rows_of, name, benchmark, file, columns)
+    else:
+        rows = rows_given(name, file)
+        name = ""  # Examples that are in no data set
+        check_known("task", [task or "math"], TASKS)
+        benchmark = {"task": task or "math"}
+        all_rows = partial(numbered, rows, ROWS, columns)
     read = reader_of(name, benchmark["task"], seed, all_rows)
     examples, left_out = examples_of(islice(all_rows(), limit), name, benchmark["task"], read)
     if left_out:
@@ -133,7 +146,7 @@ def load_dataset(
         )
     if not examples:
         raise InputError(
-            f"{file or name} holds no question with an answer: give another file, or other columns"
+            f"{file or name or ROWS} holds no question with an answer: give another file, other rows or other columns"
         )
     expected = benchmark.get("questions", len(examples))
     if limit is None and len(examples) != expected:
@@ -148,6 +161,17 @@ def check_source(file: str | Path | None, columns: Mapping[str, str] | None) -> 
     check_type("file", file, str | Path | None, "a file's name or path")
     columns_form = "a dict, as {'question': 'problem'}: our name, and that in the file"
     check_type("columns", columns, Mapping | None, columns_form)
+
+
+def rows_given(rows: object, file: str | Path | None) -> list[dict[str, Any]]:
+    """The rows that were given in place of a name; InputError if they are none, or a file is given, too."""
+    if not isinstance(rows, Iterable) or isinstance(rows, Mapping):
+        raise InputError(
+            f"the data set is {rows!r:.80}, expected the name of a benchmark or a file, or a list of dicts"
+        )
+    if file:
+        raise InputError(f"rows are given beside file {file}: give one of them")
+    return list(checked_rows(rows, ROWS, "a dict with question and answer"))
 
 
 def benchmark_named(name: str, task: str | None) -> dict[str, Any]:

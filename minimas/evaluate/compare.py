@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common import InputError, check_known
 from ..runs.lock import held
@@ -255,30 +255,61 @@ def records_at(point: CompletedSettings, table: Table) -> list[Record]:
 
 def difference(ours: Sequence[Record], others: Sequence[Record], grader: str) -> Row:
     """The columns of a row of differences, from the records of the same questions in two ways."""
-    b = 0
-    c = 0
+    verdicts = paired(
+        [record["right"][grader][0] for record in ours],
+        [record["right"][grader][0] for record in others],
+    )
     tokens = []
     seconds = []
     for our, other in zip(ours, others, strict=True):
-        our_right = our["right"][grader][0]
-        other_right = other["right"][grader][0]
+        tokens.append(tokens_of(our) - tokens_of(other))
+        seconds.append(our["seconds"] - other["seconds"])
+    low, high = verdicts.interval
+    return {
+        "only own": verdicts.only_ours,
+        "only it": verdicts.only_others,
+        f"{grader} %": f"{100 * verdicts.difference:+.1f}",
+        "95 %": f"{100 * low:+.1f} to {100 * high:+.1f}",
+        "mid-p": f"{verdicts.mid_p:.3g}",
+        "tokens": with_interval(tokens, 1),
+        "seconds": f"{statistics.fmean(seconds):+.3f}",
+    }
+
+
+class Paired(NamedTuple):
+    """What `paired` found.
+
+    only_ours, only_others   how many questions are right in one way only
+    difference   of the fractions of questions that are right, ours minus others
+    interval     of it, 95 %
+    mid_p        of McNemar's test
+    """
+
+    only_ours: int
+    only_others: int
+    difference: float
+    interval: Interval
+    mid_p: float
+
+
+def paired(ours: Sequence[bool], others: Sequence[bool]) -> Paired:
+    """Two ways of answering the same questions, from their verdicts, question by question in the same order.
+
+    InputError unless there is one verdict of each way for each question.
+    """
+    n = len(ours)
+    if n == 0 or len(others) != n:
+        raise InputError(
+            f"there are {n} verdicts of ours and {len(others)} of others, expected one of each for each question"
+        )
+    b = 0
+    c = 0
+    for our_right, other_right in zip(ours, others, strict=True):
         if our_right and not other_right:
             b += 1
         if other_right and not our_right:
             c += 1
-        tokens.append(tokens_of(our) - tokens_of(other))
-        seconds.append(our["seconds"] - other["seconds"])
-    n = len(ours)
-    low, high = paired_interval(b, c, n)
-    return {
-        "only own": b,
-        "only it": c,
-        f"{grader} %": f"{100 * (b - c) / n:+.1f}",
-        "95 %": f"{100 * low:+.1f} to {100 * high:+.1f}",
-        "mid-p": f"{mcnemar_mid_p(b, c):.3g}",
-        "tokens": with_interval(tokens),
-        "seconds": f"{statistics.fmean(seconds):+.3f}",
-    }
+    return Paired(b, c, (b - c) / n, paired_interval(b, c, n), mcnemar_mid_p(b, c))
 
 
 def paired_interval(b: int, c: int, n: int) -> Interval:
@@ -303,10 +334,10 @@ def mcnemar_mid_p(b: int, c: int) -> float:
     return 2 * below + observed
 
 
-def with_interval(differences: Sequence[float]) -> str:
+def with_interval(differences: Sequence[float], digits: int) -> str:
     """The mean of differences with half the width of its 95 % interval, "-" below FEWEST of them."""
     mean = statistics.fmean(differences)
     if len(differences) < FEWEST:
-        return f"{mean:+.1f} +- -"
+        return f"{mean:+.{digits}f} +- -"
     half = Z * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{mean:+.1f} +- {half:.1f}"
+    return f"{mean:+.{digits}f} +- {half:.{digits}f}"

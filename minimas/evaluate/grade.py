@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .benchmarks import Example
 
 GRADERS = ("math-verify", "plain", "released")
+KINDS = ("choice", "text", "code")  # of questions that are no mathematics; each has its own grader
 MATH_VERIFY_CHILD = Path(__file__).with_name("math_verify_child.py")
 
 # Raise this by one whenever a verdict may change: by an edit of answers.py, letter.py or fences.py, of the files
@@ -89,7 +90,12 @@ def start_graders(graders: Sequence[str]) -> None:
 
 
 def is_correct(example: "Example", text: str, answer: str | None, grader: str) -> bool:
-    """Whether a text with this answer (None: without one) solves an Example, according to a grader."""
+    """Whether a text with this answer (None: without one) solves an Example, according to a grader.
+
+    grader   of mathematics one of GRADERS; for other Examples the name of their kind, which is one of KINDS
+    InputError if the grader is not known, or cannot be started.
+    """
+    check_known("grader", [grader], (*GRADERS, *KINDS))
     if grader in GRADERS:
         judged = released_answer(text) if grader == "released" else answer
         return same_math(judged, example.gold, grader)

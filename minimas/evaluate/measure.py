@@ -108,8 +108,8 @@ def evaluate(
     allow_code_execution   run the programs that agents write, in guarded processes
 
     out        a file of records: it is written while the run goes on, and a run with the same settings continues it.
-               A System whose links were trained since is refused; other changes are not noticed: give each its own
-               file. Without `out`, records are kept in memory only.
+               A System whose links were trained since, or that has a hook, is refused; other changes are not noticed:
+               give each its own file. Without `out`, records are kept in memory only.
     regrade    grade the texts in `out` again, and ask no agent
     progress   show a bar on stderr
 
@@ -330,8 +330,15 @@ def data_of(examples: list[Example]) -> Data:
     """The data set of Examples; InputError unless all are of the same."""
     if not examples or not all(isinstance(example, Example) for example in examples):
         raise InputError(
-            "the data set holds no Examples: expected a list from load_dataset, or a benchmark's name"
+            "the data set holds no Examples: expected a list from load_dataset, which takes rows as dicts, too, or a "
+            "benchmark's name"
         )
+    for example in examples:
+        if not isinstance(example.question, str) or not isinstance(example.gold, str):
+            raise InputError(
+                f"the question and the answer of Example {example.id!r:.80} are {example.question!r:.80} and "
+                f"{example.gold!r:.80}, expected texts"
+            )
     kinds = list(dict.fromkeys((example.dataset, example.task) for example in examples))
     if len(kinds) > 1:
         named = " and ".join(f"{name or 'no data set'} ({task})" for name, task in kinds)
@@ -469,7 +476,26 @@ def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | No
             "the links of this System were trained after it was loaded, so that its records could not say which they "
             "are: leave out `out`, or train with `out` and load the System from there"
         )
+    if run.system is not None and has_hooks(run.system):
+        raise InputError(
+            "a module of this System has a hook, so that its records could not say what they depend on: leave out "
+            "`out`, or remove the hook"
+        )
     check_outputs({"--out": out}, inputs)
+
+
+def has_hooks(system: "System") -> bool:
+    """Whether torch calls a hook in the forward of a module of a System."""
+    from ..fast.hooks import has_hook_inside
+
+    if any(has_hook_inside(link) for link in system.outer_links.values()):
+        return True
+    for agent in system.agents.values():
+        if has_hook_inside(agent.model):
+            return True
+        if agent.inner_link is not None and has_hook_inside(agent.inner_link):
+            return True
+    return False
 
 
 # The run
@@ -518,7 +544,7 @@ def questions_of(run: Run, examples: Sequence[Example]) -> list[Question]:
     fn_names = [example.fn_name for example in examples]
     questions = run.style.questions(texts, fn_names, run.data.name)
     for point in run.points:
-        check_neighbours(len(questions), point)
+        check_neighbours(len({question.text for question in questions}), point)
     return questions
 
 

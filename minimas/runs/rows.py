@@ -10,7 +10,7 @@ import os
 import re
 import tokenize
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -94,6 +94,14 @@ class Row:
         if isinstance(cell, (list, dict)):
             return cell
         return self.text(name, required)
+
+
+def checked_rows(rows: Iterable[Any], source: str, expected: str) -> Iterator[dict[str, Any]]:
+    """Rows as dicts; InputError names one that is something else, and says in words what is expected."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{source} row {number} is {row!r:.80}, expected {expected}")
+        yield dict(row)
 
 
 def numbered(rows: Iterable[dict], source: str, columns: dict[str, str]) -> Iterator[Row]:

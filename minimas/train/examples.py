@@ -15,7 +15,7 @@ from typing import Any
 from ..common import InputError, check_known, check_whole, local_path, read_json, warn
 from ..prompts import TASKS, Question
 from ..runs.formats import SUFFIXES
-from ..runs.rows import Row, file_rows, is_file_name, numbered, parquet_rows, text_of
+from ..runs.rows import Row, checked_rows, file_rows, is_file_name, numbered, parquet_rows, text_of
 from ..styles import Style, style_named
 from ..tiny.task import lessons
 
@@ -168,7 +168,8 @@ def example_rows(
     those of dicts.
     """
     if not isinstance(data, (str, Path)):
-        return numbered(checked_rows(data), "examples", columns)
+        expected = "a dict with question, answer and texts of roles, or a list of TrainExamples from load_examples"
+        return numbered(checked_rows(data, "examples", expected), "examples", columns)
     data = str(data)
     if data == "tiny":
         return numbered(lessons(), data, columns)
@@ -180,17 +181,6 @@ def example_rows(
         f"{data} is no data to train on: expected a file ({', '.join(SUFFIXES)}) or a folder with one, "
         "a hub id such as RecursiveMAS/Sequential-Math, or tiny"
     )
-
-
-def checked_rows(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Rows as dicts; InputError names one that is something else."""
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, Mapping):
-            raise InputError(
-                f"examples row {number} is {row!r:.80}, expected a dict with question, answer and texts of roles, or "
-                "a list of TrainExamples from load_examples"
-            )
-        yield dict(row)
 
 
 def texts_of(row: Row, role: str, candidates: list[str]) -> tuple[str, ...]:
