@@ -68,20 +68,21 @@ class Hearing:
         for edge, value in self.along.items():
             if edge[0] != turn.role:
                 continue  # before turn.sent is read, which makes it: until then turn.states may be changed
-            turn.replaced[edge] = value
+            message: Message | None
             if value == "none":
-                turn.mute(edge)
+                message = None
             elif value == "other":
-                turn.sent[edge] = select(self.others[turn.round, edge], turn.rows)
+                message = select(self.others[turn.round, edge], turn.rows)
             else:
                 change = noise if value == "noise" else shuffled
                 key = (self.seed, "hear", turn.round, *edge)
-                turn.sent[edge] = changed(turn.sent[edge], questions, key, change)
+                message = changed(turn.sent[edge], questions, key, change)
+            turn.replace(edge, message, value)
 
 
 def before_each(questions: Sequence[Question], settings: Settings) -> list[Question] | None:
     """For each question of a data set the one before it, as in `indices_before`; None if nobody hears it."""
-    check_neighbours(len(questions), settings)
+    check_neighbours(questions, settings)
     if not hears_others(settings):
         return None
     return [questions[i] for i in indices_before(questions)]
@@ -90,24 +91,17 @@ def before_each(questions: Sequence[Question], settings: Settings) -> list[Quest
 def indices_before(questions: Sequence[Question]) -> list[int]:
     """For each question the index of the nearest one before it that has another text; the last one is before the first.
 
-    InputError if all have the same text.
+    They must not all have the same text.
     """
-    n = len(questions)
-    before: list[int | None] = [None] * n
-    other = None
-    for _ in range(2):  # the first time round it is not known what is before the first questions
-        for i in range(n):
-            one_before = (i - 1) % n
-            if questions[one_before].text != questions[i].text:
-                other = one_before
-            before[i] = other
-    found = [i for i in before if i is not None]
-    if len(found) < n:
-        raise InputError(
-            f"hear is other, and all {n} questions are the same text: give at least two that differ, so that each "
-            "hears another one"
-        )
-    return found
+    texts = [question.text for question in questions]
+    assert len(set(texts)) != 1, "check_neighbours and split_held_out refuse these"
+    before = []
+    for i, text in enumerate(texts):
+        other = i - 1  # -1 is the last one
+        while texts[other] == text:
+            other -= 1
+        before.append(other % len(texts))
+    return before
 
 
 def messages_of(

@@ -3,8 +3,8 @@
 Four defaults are the style's own. `completed` fills them in and checks all values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from numbers import Real
 from typing import Any
 
 from .common import (
@@ -16,6 +16,7 @@ from .common import (
     is_number,
     warn_once,
 )
+from .prompts import Question
 from .sandbox.tools import TOOLS
 from .style_file import LEAST
 from .styles import Style
@@ -200,8 +201,7 @@ def hears_others(settings: Settings) -> bool:
 
 def as_python(value: Any) -> Any:
     """A number or a bool of numpy as one of Python, which a file of JSON takes; all else as it is."""
-    is_bool = type(value).__name__ in ("bool", "bool_")  # bool_ before numpy 2
-    if (is_bool or isinstance(value, Real)) and hasattr(value, "item"):
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
     return value
 
@@ -258,12 +258,10 @@ def check_hear(settings: CompletedSettings, style: Style) -> None:
         )
 
 
-def check_neighbours(n: int, settings: Settings) -> None:
-    """InputError if agents are to hear another question, and there are not two.
-
-    n   how many questions there are, with those of the same text counted once
-    """
-    if n == 1 and hears_others(settings):
+def check_neighbours(questions: Sequence[Question], settings: Settings) -> None:
+    """InputError if each question is to hear another one, and all have the same text."""
+    different = {question.text for question in questions}
+    if len(different) == 1 and hears_others(settings):
         raise InputError(
             "hear is other, and there is only one question, not counting repeats: ask at least two that differ, so "
             "that each hears another one"

@@ -164,9 +164,10 @@ class System:
         given = {name: value for name, value in options.items() if value is not None}
         settings = replace(settings or Settings(), **given).completed(self.style)
         asked = self.style.questions(questions, fn_names, dataset)
-        if fn_names is not None and self.task != "code":
+        named = [name for name in fn_names or () if name]
+        if named and self.task != "code":
             raise InputError(
-                f"fn_names is given, but the task is {self.task}, which asks for no function: "
+                f"fn_names has {named[0]!r:.80}, but the task is {self.task}, which asks for no function: "
                 "leave it out, or load the system with task='code'"
             )
         return list(self.stream(asked, settings, keep_latents, keep_states, progress, edit))

@@ -39,7 +39,6 @@ class Turn:
     states   H (B, m, D), the hidden states that it thinks; None on the text channel and where it answers
     decoded  for each question, the number of tokens that the agent decoded to send; 0 for latents
     answers  whether the agent writes the answer after these prompts; it sends nothing then
-    replaced {edge: what is heard there in place of what was sent}, if it is not its own (hear.py)
     stopped  indices into `rows`: the questions that are answered in this round
     dropped  indices into `rows`: the questions that leave the batch after this turn, without an answer
     """
@@ -70,12 +69,12 @@ class Turn:
         self.rows = list(rows)
         self.prompts = prompts
         self.states = states
-        self.decoded = decoded or [0] * len(rows)
+        self.decoded = tuple(decoded or [0] * len(rows))
         self.answers = answers
-        self.replaced: dict[Edge, str] = {}
         self.stopped: set[int] = set()
         self.dropped: set[int] = set()
         self._rows_taken = tuple(rows)
+        self._replaced: dict[Edge, str] = {}
         self._send = send
         self._sent = sent
         self._silence = silence or {}
@@ -120,8 +119,28 @@ class Turn:
         self._sent = messages
         self._states_sent = snapshot(self.states)
 
+    @property
+    def replaced(self) -> dict[Edge, str]:
+        """What is heard in place of what was sent, by edge (hear.py)."""
+        return dict(self._replaced)
+
+    def replace(self, edge: Edge, message: Message | None, value: str) -> None:
+        """Put a message, or nothing, in place of the one that was sent along an edge.
+
+        It is what hear.py makes for a `value`, and no edit.
+        """
+        self._replaced[edge] = value
+        if message is None:
+            self.mute(edge)
+            return
+        self.sent[edge] = message
+        self._messages_made[edge] = snapshot(message)
+
     def mute(self, *edges: Edge) -> None:
-        """Send nothing along these edges, or none at all: along all. InputError if nothing is sent there anyway."""
+        """Send nothing along these edges; without arguments, along any.
+
+        InputError if an edge is named along which nothing is sent.
+        """
         for edge in edges or list(self.sent):
             if edge not in list(self.sent):  # a list may hold what cannot be a key
                 there = ", ".join(map(repr, self.sent)) or "none"
@@ -172,6 +191,8 @@ class Turn:
         """InputError if a change of this turn cannot take effect."""
         if self.rows != list(self._rows_taken):
             self.refuse("turn.rows were changed: call stop or drop")
+        if not self.stopped | self.dropped <= set(range(len(self.rows))):
+            self.refuse("turn.stopped or turn.dropped were changed: call stop or drop")
         if snapshot(self.prompts) != self._prompts_read:
             if not self.answers:
                 self.refuse(
@@ -247,7 +268,8 @@ class Turn:
 
     def check_numbers(self, name: str, parts: Any) -> None:
         """InputError if latents that an edit has put there are not finite. Else their reader would be blamed."""
-        for own in parts:
+        tensors = [parts] if isinstance(parts, torch.Tensor) else parts
+        for own in tensors:
             if isinstance(own, torch.Tensor) and not own.isfinite().all():
                 self.refuse(
                     f"{name} holds numbers that are not finite, which an edit has put there"
@@ -293,15 +315,23 @@ def shown(value: Any) -> str:
     return f"{value!r:.60}"
 
 
+class Mark:
+    """An object and the state that it is in. It is kept here, so that no other can take its place in memory."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+        self.state = state_of(value) if isinstance(value, torch.Tensor) else None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same object in the same state: comparing arrays themselves gives no truth value."""
+        return isinstance(other, Mark) and self.value is other.value and self.state == other.state
+
+
 def snapshot(value: Any) -> Any:
     """What tells whether a value was replaced or changed in place: tensors by identity and number of changes."""
-    if torch.is_tensor(value):
-        return state_of(value)
     if isinstance(value, (list, tuple)):
         return [snapshot(one) for one in value]
-    if isinstance(value, str):
-        return value
-    return id(value)  # comparing other objects, such as arrays, may give no truth value
+    return value if isinstance(value, str) else Mark(value)
 
 
 def marks_of(messages: dict[Edge, Message] | None) -> dict[Edge, Any]:

@@ -536,6 +536,14 @@ def too_few(turn):
     turn.sent[EDGE] = turn.sent[EDGE][:0]
 
 
+def swapped(turn):
+    """The states of before are let go of first, so that those that follow could have their place in memory."""
+    assert turn.sent
+    shape = turn.states.shape
+    turn.states = None
+    turn.states = torch.zeros(shape)
+
+
 def sends(message):
     def change(turn):
         turn.sent[EDGE] = message(turn) if callable(message) else message
@@ -615,6 +623,8 @@ def thinks(states):
         (lambda turn: setattr(turn, "role", "critic"), "turn.role cannot be set"),
         (lambda turn: setattr(turn, "answers", True), "turn.answers cannot be set"),
         (lambda turn: turn.rows.pop(), "turn.rows were changed: call stop or drop"),
+        (lambda turn: turn.stopped.add(9), "turn.stopped or turn.dropped were changed"),
+        (swapped, "states were changed, but turn.sent was made of them"),
     ],
 )
 def test_a_change_that_cannot_take_effect_is_refused(tiny, change, complaint):
@@ -635,12 +645,13 @@ def test_without_an_edge_all_are_muted(tiny):
 
 
 def test_what_run_cannot_use_is_refused(tiny):
-    assert tiny.run([CHAIN], edit=None)[0].text == tiny.run([CHAIN])[0].text
+    for given in {"edit": None}, {"fn_names": [None]}, {"fn_names": [""]}:
+        assert tiny.run([CHAIN], **given)[0].text == tiny.run([CHAIN])[0].text
     for given, complaint in (
         ({"edit": 3}, "edit is 3, expected a function of a turn"),
         ({"settings": {"rounds": 1}}, "settings is .*, expected a Settings object"),
         ({"tools": 3}, "tools is 3, expected a list of names"),
-        ({"fn_names": ["f"]}, "fn_names is given, but the task is math"),
+        ({"fn_names": ["f"]}, "fn_names has 'f', but the task is math"),
     ):
         with pytest.raises(InputError, match=complaint):
             tiny.run([CHAIN], **given)

@@ -44,11 +44,13 @@ def test_states_that_are_not_finite(system, value):
         system.run(["1 + 1"], **OPTIONS)
 
 
-def test_a_damaged_link_is_found_by_the_agent_that_hears_it(system):
+@pytest.mark.parametrize("hear", ["own", "noise", "shuffled"])
+def test_a_damaged_link_is_found_by_the_agent_that_hears_it(system, hear):
+    """Also if what is heard was made of it: no edit is blamed, as there is none."""
     link = system.outer_links["planner", "critic"]
     spoil(next(p for name, p in link.named_parameters() if name.endswith("bias")))
     with pytest.raises(InputError, match="the states of critic in round 1"):
-        system.run(["1 + 1"], **OPTIONS)
+        system.run(["1 + 1"], hear=hear, **OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def main() -> None:
     typed = [] if on_terminal else read_questions(args.prompt)
     fn_name = args.fn_name or ""
     questions = style.questions(typed, [fn_name] * len(typed))
-    different = {question.text for question in questions}
-    check_neighbours(len(different) or 1, settings)  # on a terminal they come one by one
+    asked_at_once = questions or [Question("")]  # on a terminal they come one by one
+    check_neighbours(asked_at_once, settings)
     outputs = [] if args.trace is None else [Lock("--trace", args.trace)]
     with held(outputs):
         at_once = min(len(questions) or 1, settings.batch_size)

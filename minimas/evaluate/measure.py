@@ -544,7 +544,7 @@ def questions_of(run: Run, examples: Sequence[Example]) -> list[Question]:
     fn_names = [example.fn_name for example in examples]
     questions = run.style.questions(texts, fn_names, run.data.name)
     for point in run.points:
-        check_neighbours(len({question.text for question in questions}), point)
+        check_neighbours(questions, point)
     return questions
 
 

@@ -68,15 +68,13 @@ def states_of(given: States | Result) -> States:
     A Result whose states were kept may have none: agents sent texts, or one agent was asked once.
     """
     states = getattr(given, "states", given)
-    timings = getattr(given, "timings", {})  # of a Result, kept together with states
     if not isinstance(states, dict):
         raise InputError(
             f"states is a {type(states).__name__}, expected a Result or the dict of its states: give result.states"
         )
-    if not states and not timings:
-        raise InputError(
-            "there are no states: ask with keep_states=True, and give the Result or its result.states"
-        )
+    were_kept = bool(getattr(given, "timings", states))  # of a Result, kept together with states
+    if not were_kept:
+        raise InputError("there are no states: ask with keep_states=True, on the latent channel")
     return states
 
 
