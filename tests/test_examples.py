@@ -166,6 +166,36 @@ def test_a_column_named_as_a_role(style):
     assert example.texts == {last: ("A",)}
 
 
+def test_an_empty_answer_leaves_the_column_of_the_role():
+    """Outer links read `answer` first, and then what the last role has of its own."""
+    style = replace(
+        STYLES["sequential_light"],
+        order=("thinker", "writer"),
+        edges={("thinker", "writer"): "outer"},
+        prompts={"thinker": "{question}", "writer": "{question}"},
+    )
+    row = {"question": "1+1?", "thinker": "T", "writer": "W", "answer": ""}
+    (example,) = load_examples([row], style, answer_first=True)
+    assert example.texts == {"thinker": ("T",), "writer": ("W",)}
+    (example,) = load_examples([row | {"answer": "A"}], style, answer_first=True)
+    assert example.texts["writer"] == ("A",)
+    with pytest.raises(minimas.InputError, match="has no row with a question and a text"):
+        load_examples([row | {"writer": ""}], style, answer_first=True, warn=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "style, role, filled",
+    [("distillation", "learner", "distill_learner"), ("mixture", "summarizer", "summary")],
+)
+def test_the_column_of_the_role_is_the_last_that_is_read(style, role, filled):
+    """Where it is empty, no released column stands in for it; also where outer links read `answer` first."""
+    row = {"question": "1+1?", "answer": "", role: "own", filled: "released"}
+    (example,) = load_examples([row], style, [role], answer_first=True)
+    assert example.texts == {role: ("own",)}
+    with pytest.raises(minimas.InputError, match="has no row with a question and a text"):
+        load_examples([row | {role: ""}], style, [role], answer_first=True, warn=lambda _: None)
+
+
 def test_a_released_column_or_that_of_the_role():
     """The role's own is read first and alone, but for the experts of a mixture, whose names are ordinary words."""
     told = []

@@ -158,11 +158,22 @@ def test_a_file_is_read_by_what_it_holds(tmp_path, read, name, content):
     assert read(write(tmp_path, name, content)) == PAIRS
 
 
-@pytest.mark.parametrize("cell", ["z", 3, None])
+@pytest.mark.parametrize("cell", ["z", 3, None, [1, 2], ["a"], []])
 def test_one_row_with_a_column_data(tmp_path, read, cell):
     file = write(tmp_path, "a.json", json.dumps(ROWS[0] | {"data": cell}))
     assert read(file) == PAIRS[:1]
     assert read(write(tmp_path, "b.json", json.dumps({"data": ROWS[0]}))) == PAIRS[:1]
+
+
+def test_rows_under_data_may_have_other_keys_beside_them(tmp_path, read):
+    for data in (ROWS, ROWS[0]):
+        file = write(tmp_path, "a.json", json.dumps({"version": 1, "data": data}))
+        assert read(file) == PAIRS[: len(data) if data is ROWS else 1]
+
+
+def test_a_list_alone_under_data_holds_rows(tmp_path, read):
+    with pytest.raises(InputError, match="row 1 holds '1', expected an object"):
+        read(write(tmp_path, "a.json", '{"data": [1, 2]}'))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

@@ -15,8 +15,8 @@ from minimas.commands.failures import command
 from minimas.common import InputError
 from minimas.evaluate import __main__ as evaluate
 from minimas.evaluate import run_tests
+from minimas.runs import dependencies, processes
 from minimas.runs import lock as locks
-from minimas.runs import processes
 from minimas.runs.dependencies import bytes_compared, fingerprint
 from minimas.runs.lock import Lock, held, share
 from minimas.runs.processes import Processes, join, launched
@@ -368,6 +368,31 @@ def test_little_of_a_large_file_is_read(tmp_path):
         data.truncate(5 * 10**9)  # it takes no room: it has no blocks on the disk
     read = list(bytes_compared(tmp_path / "model.safetensors"))
     assert sum(map(len, read)) == 1 << 24
+
+
+def test_a_folder_that_roles_share_is_read_once(tmp_path, monkeypatch):
+    """It counts for each of them: another assignment of folders to roles has another fingerprint."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    a = tmp_path / "a"
+    b = tmp_path / "b"
+    also_a = tmp_path / "also_a"
+    also_a.symlink_to(a)
+    read = []
+
+    def noted(file):
+        read.append(file)
+        return bytes_compared(file)
+
+    monkeypatch.setattr(dependencies, "bytes_compared", noted)
+    shared = fingerprint([a, str(a), also_a, b])
+    assert read.count(a / "model.safetensors") == read.count(b / "model.safetensors") == 1
+    assert len(read) == 2
+    others = [[a, b], [a, b, b, b], [b, a, a, a], [a, a, a], ["hub/id", a, a, a, b]]
+    assert len({shared, *map(fingerprint, others)}) == 1 + len(others)
+    (tmp_path / "empty").mkdir()
+    assert fingerprint([]) == fingerprint([tmp_path / "empty"]) == ""
 
 
 # Processes

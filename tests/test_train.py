@@ -292,9 +292,31 @@ def test_what_is_not_finite_reaches_no_weight(loss, found):
         )
     assert torch.equal(link.weight, before) and saved == [2]
     with pytest.raises(
-        minimas.InputError, match=f"at step 1 {found}. What was learned before it is lost"
+        minimas.InputError,
+        match=f"at step 1 {found}. What was learned before it is lost, .* Train again with a lower lr. If it was",
     ):
         loop.fit(lambda step, part: loss(link.weight), [loop.adamw(link, 1.0)], 1, "test")
+
+
+@pytest.mark.parametrize(
+    "held, why",
+    [
+        (b"?", "[A-Z]\\w+"),
+        ([1], "it holds a list"),
+        ({"settings": {}, "step": 1, "links": {}, "random": 0}, "it has no 'steppers'"),
+        ({"settings": {}, "steppers": [], "step": 1, "random": 0}, "it has no 'links'"),
+    ],
+)
+def test_a_file_that_is_no_state_says_why(tmp_path, held, why):
+    folder = loop.TrainingFolder(tmp_path, None, {"steps": 1}, {}, torch.nn.Linear(1, 1), print, 1)
+    if isinstance(held, bytes):
+        folder.state_file.write_bytes(held)
+    else:
+        torch.save(held, folder.state_file)
+    with pytest.raises(
+        minimas.InputError, match=rf"damaged or not the state of a training \({why}\): delete it"
+    ):
+        folder.saved_state()
 
 
 @pytest.mark.slow

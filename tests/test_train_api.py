@@ -679,6 +679,20 @@ def test_a_change_in_the_middle_of_a_weight_is_seen():
     assert links.hash_of_weights([linear]) != before
 
 
+@pytest.mark.parametrize("shape", [(4096, 4096), (1 << 20, 4)])
+def test_a_change_of_one_column_of_a_large_weight_is_seen(shape):
+    weights = torch.nn.ParameterDict({"w": torch.zeros(shape)})
+    hashes = {links.hash_of_weights([weights])}
+    columns = (0, 1, 2, shape[1] // 2 + 1, shape[1] - 1)
+    for column in set(columns):
+        with torch.no_grad():
+            weights["w"][:, column] = 1
+        hashes.add(links.hash_of_weights([weights]))
+        with torch.no_grad():
+            weights["w"][:, column] = 0
+    assert len(hashes) == 1 + len(set(columns))
+
+
 def test_one_process_of_several_shows_bars(system, examples, monkeypatch):
     training = links.Training("outer", None, system, None, examples)
     assert training.progress

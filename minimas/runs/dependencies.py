@@ -13,9 +13,8 @@ from ..styles import Style
 GRADING = ("graders", "graders_hash", "answers_hash")  # what verdicts depend on, and texts do not
 LOADED = (".pt", ".safetensors", ".json", ".jinja")  # files that agents and links are loaded from
 WHOLE = 1 << 26  # bytes of the largest file that is compared whole
-# Of a larger file: so many blocks of so many bytes
-BLOCKS = 1 << 12
-BLOCK = 1 << 12
+BLOCK = 1 << 12  # bytes of each block of a larger one that are compared
+BLOCKS = 1 << 12  # blocks of what is too large to be compared whole
 
 
 def depends_on(
@@ -51,23 +50,35 @@ def fingerprint(sources: Iterable[str | Path], written: Collection[Path] = ()) -
     """A hash of hub ids, and of the files that would be loaded from sources that are folders; "" if there are none.
 
     It takes the names, sizes and bytes of files, of a large one those of `bytes_compared`. It leaves out the files
-    `written`. A folder within another one is not looked into: it may hold what a command writes.
+    `written`. A folder within another one is not looked into: it may hold what a command writes. A folder that is given
+    several times, as that of several roles, counts each time and is read once.
     """
-    given = list(sources)
-    hub_ids = [str(source) for source in given if not local_path(source).is_dir()]
-    paths = [local_path(source).resolve() for source in given]
     left_out = {file.resolve() for file in written}
-    is_empty = not hub_ids
-    seen = hashlib.sha256(" ".join(hub_ids).encode())
-    for folder in filter(Path.is_dir, paths):
-        for file in files_loaded_from(folder):
-            if file in left_out:
-                continue
-            is_empty = False
-            seen.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
-            for data in bytes_compared(file):
-                seen.update(data)
-    return "" if is_empty else seen.hexdigest()[:16]
+    hub_ids = []
+    folders = []
+    for source in sources:
+        folder = local_path(source).resolve()
+        if folder.is_dir():
+            folders.append(folder)
+        else:
+            hub_ids.append(str(source))
+    hashes = {folder: hash_of_files(folder, left_out) for folder in set(folders)}
+    if not hub_ids and not any(hashes.values()):
+        return ""
+    return digest([hub_ids, [hashes[folder] for folder in folders]])
+
+
+def hash_of_files(folder: Path, left_out: Collection[Path]) -> str:
+    """A hash of the files that would be loaded from a folder, but for those left out; "" if there are none."""
+    files = [file for file in files_loaded_from(folder) if file not in left_out]
+    if not files:
+        return ""
+    seen = hashlib.sha256()
+    for file in files:
+        seen.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+        for data in bytes_compared(file):
+            seen.update(data)
+    return seen.hexdigest()
 
 
 def files_loaded_from(folder: Path) -> list[Path]:
@@ -82,10 +93,9 @@ def files_loaded_from(folder: Path) -> list[Path]:
 
 
 def bytes_compared(file: Path) -> Iterator[bytes]:
-    """All bytes of a file up to 64 MiB. Of a larger one 4,096 blocks of 4 KiB, from its beginning to its end.
+    """All bytes of a file up to 64 MiB; of a larger one 4,096 blocks of 4 KiB, as `starts_of_blocks` spreads them.
 
-    The blocks are evenly spaced, so that a change of size/4096 bytes in a row is always seen: 1.2 MB of 5 GB. A shorter
-    one may lie between two blocks.
+    So a change of 1.2 MB in a row is always seen in 5 GB.
     """
     size = file.stat().st_size
     with open(file, "rb") as data:
@@ -93,9 +103,17 @@ def bytes_compared(file: Path) -> Iterator[bytes]:
             while block := data.read(1 << 20):
                 yield block
             return
-        for i in range(BLOCKS):
-            data.seek(i * (size - BLOCK) // (BLOCKS - 1))
+        for start in starts_of_blocks(size, BLOCK):
+            data.seek(start)
             yield data.read(BLOCK)
+
+
+def starts_of_blocks(size: int, block: int) -> list[int]:
+    """Where 4,096 blocks of the length `block` begin, spread evenly from the beginning of `size` items to their end.
+
+    A change of size/4096 items in a row always meets one of them. A shorter one may lie between two.
+    """
+    return [i * (size - block) // (BLOCKS - 1) for i in range(BLOCKS)]
 
 
 def check_unchanged(

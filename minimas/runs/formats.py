@@ -124,9 +124,8 @@ def kind_of_text(file: Path, suffix: str) -> str:
     if not begins_as_json:
         if suffix in TABLES:
             return "table"
-        if suffix in (*LINES, ".json") and is_value(
-            first
-        ):  # its reader will say that it is no object
+        # The reader of what is JSON will say that it is no object
+        if suffix in (*LINES, ".json") and is_value(first):
             return "lines" if suffix in LINES else "json"
         raise InputError(
             f"{file} begins with {shown(first)}, which is neither JSON nor named as a table: "
@@ -199,9 +198,7 @@ def json_records(file: Path) -> Iterator[Record]:
             f"{file} is not readable JSON: a second value follows the first; "
             "put all rows into one list, or each on a line of its own"
         ) from e
-    rows = value
-    if isinstance(value, dict) and isinstance(value.get("data"), (list, dict)):
-        rows = value["data"]
+    rows = value["data"] if has_rows(value) else value
     if not isinstance(rows, list):
         rows = [rows]
     for number, cells in enumerate(rows, 1):
@@ -212,6 +209,19 @@ def json_records(file: Path) -> Iterator[Record]:
         yield Record(cells, number)
     if repeated:  # beside the rows
         raise twice(file, repeated[0])
+
+
+def has_rows(value: Any) -> bool:
+    """Whether a JSON value is an object with rows under "data", rather than one row with a column of that name.
+
+    An object there is a row. A list there holds rows if there is nothing beside it, or if it has an object in it.
+    """
+    if not isinstance(value, dict):
+        return False
+    data = value.get("data")
+    if isinstance(data, list):
+        return len(value) == 1 or any(isinstance(item, dict) for item in data)
+    return isinstance(data, dict)
 
 
 def objects_in(value: Any) -> Iterator[dict]:

@@ -77,8 +77,8 @@ def load_examples(
                   prompts of its own also in `answer`
     task          math, choice or code, for rows whose task_family is none of these; None takes the style's
     limit         the number of rows to read
-    answer_first  take the last role's text from the column `answer` if the row has one: outer links learn the answer,
-                  while the inner link of that role learns from all that it writes
+    answer_first  take the last role's text from the column `answer` if that is there and not empty: outer links learn
+                  the answer, while the inner link of that role learns from all that it writes
     warn          called with a warning if rows are left out because their question or a text is empty
     Raises InputError if the data is missing or damaged, lacks a column, or has a question that the style cannot read.
     """
@@ -195,10 +195,11 @@ def texts_of(row: Row, role: str, candidates: list[str]) -> tuple[str, ...]:
 
 
 def columns_to_read(row: Row, role: str, candidates: list[str]) -> list[str]:
-    """The columns of a row that are read for the text of `role`, one after another until one is not empty.
+    """The columns of a row that are read for the text of `role`: the first one that is not empty holds it.
 
-    Released data have one of several columns filled. A column of the role's own name is read alone, and only if no
-    candidate before it is there.
+    Released data have one of several columns filled. A column of the role's own name ends the list, so that none stands
+    in for it where it is empty. But the experts of a mixture, whose released names come before their own, do not read
+    their own where there is a released one. `answer`, which outer links read first, is not meant by that.
     """
     there = [name for name in candidates if name in row.cells]
     if not there:
@@ -208,9 +209,11 @@ def columns_to_read(row: Row, role: str, candidates: list[str]) -> list[str]:
             f"name its column with --columns {role}=COLUMN, in Python with load_examples(rows, style, "
             f"columns={{{role!r}: 'COLUMN'}})"
         )
-    if there[0] == role:
-        return [role]
-    return [name for name in there if name != role]
+    if role not in there:
+        return there
+    before = there[: there.index(role)]
+    has_released = any(name != "answer" for name in before)
+    return before if has_released else [*before, role]
 
 
 def fn_name_of(row: Row) -> str | None:

@@ -4,7 +4,6 @@ links = train_outer(system, examples, TrainSettings(steps=200))
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from ..link import FusedInnerLink, FusedOuterLink, InnerLink, OuterLink
 from ..load import links_task
 from ..prompts import Question
 from ..quantize import named_weights
-from ..runs.dependencies import depends_on, digest
+from ..runs.dependencies import BLOCKS, depends_on, digest, starts_of_blocks
 from ..runs.lock import held
 from ..runs.outputs import output_path
 from ..runs.processes import rank_and_world, wait_for_all
@@ -61,8 +60,8 @@ from .settings import (
 # Settings that may change on --resume
 NO_EFFECT_ON_WEIGHTS = ("save_every", "keep_activations")
 
-# The most numbers of one weight that are compared on resume
-COMPARED = 1 << 20
+COMPARED = 1 << 20  # numbers of the largest weight that is compared whole on resume
+COMPARED_BLOCK = COMPARED // BLOCKS  # numbers of each block of a larger one that are compared
 
 # The folder, in that of outer links, of those with the lowest own loss of rows held out
 BEST = "best"
@@ -183,8 +182,8 @@ def train_outer(
         "outer", None, system, examples, settings, out, resume, progress, callback
     )
     check_best(training)
-    learned, rows_held_out = split_held_out(training.examples, training.settings.held_out)
-    training.examples = learned
+    rows_to_learn, rows_held_out = split_held_out(training.examples, training.settings.held_out)
+    training.examples = rows_to_learn
     training.rows_held_out = rows_held_out
     with output_held(training), system.lock, gradients():
         return learn_outer_links(training, objective)
@@ -207,11 +206,11 @@ def new_training(
     check_trainable(system)
     if out is None and resume:
         raise InputError("resume is given, but no folder to resume from: give out, too")
-    folder = None if out is None else output_path(out)
-    if folder is not None:
-        check_out(folder)
+    out_path = None if out is None else output_path(out)
+    if out_path is not None:
+        check_out(out_path)
         if what == "outer":
-            check_apart(folder, sources_of(system))
+            check_apart(out_path, sources_of(system))
     known_examples = examples_of(what, role, completed, system.style, system.task, examples)
     return Training(
         what,
@@ -219,7 +218,7 @@ def new_training(
         system,
         completed,
         known_examples,
-        out=folder,
+        out=out_path,
         resume=resume,
         progress=progress,
         callback=chosen,
@@ -403,8 +402,8 @@ def split_held_out(
             f"--held-out is {n}, and there are {len(examples)} rows: leave some to learn from"
         )
     rows_held_out = examples[cut:]
-    learned = without(examples[:cut], rows_held_out)
-    if not learned:
+    rows_to_learn = without(examples[:cut], rows_held_out)
+    if not rows_to_learn:
         raise InputError(
             f"--held-out is {n}, and the {cut} other rows ask the questions of these, so that none is left to learn "
             "from: give rows with other questions"
@@ -415,11 +414,12 @@ def split_held_out(
             "more, or give the rows in another order"
         )
     rank, _ = rank_and_world()
-    if len(learned) < cut and rank == 0:
+    dropped = cut - len(rows_to_learn)
+    if dropped and rank == 0:
         warn(
-            f"{cut - len(learned)} of {cut} rows are not learned from because their question is among the {n} held out"
+            f"{dropped} of {cut} rows are not learned from because their question is among the {n} held out"
         )
-    return learned, rows_held_out
+    return rows_to_learn, rows_held_out
 
 
 # The links
@@ -481,7 +481,7 @@ def learn_outer_links(
     style = system.style
     settings = training.settings
     out = training.out
-    learned = training.examples
+    rows_to_learn = training.examples
     rows_held_out = training.rows_held_out
     with seeded(settings.seed), links_kept_on_error(system):
         links = start_outer_links(training)
@@ -498,7 +498,7 @@ def learn_outer_links(
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             save = partial(save_outer_links, out, style, training.task, links)
-            used = learned if objective else with_texts_used(training, learned)
+            used = rows_to_learn if objective else with_texts_used(training, rows_to_learn)
             depends = dependencies(training, system.agents, used, name_of(objective))
             if rows_held_out:
                 depends["held_out_hash"] = digest(with_texts_used(training, rows_held_out))
@@ -517,7 +517,7 @@ def learn_outer_links(
                 settings.max_length,
                 keep_best,
             )
-        learn(training, loss, learned, folder, held_out)
+        learn(training, loss, rows_to_learn, folder, held_out)
     return links
 
 
@@ -737,16 +737,27 @@ def dependencies(
 
 
 def hash_of_weights(modules: Sequence[nn.Module | None]) -> str:
-    """A hash of the weights of modules: their names, shapes and numbers; of a large one evenly spaced numbers."""
+    """A hash of the weights of modules: their names, shapes and numbers, of a large one those of `numbers_compared`."""
     seen = hashlib.sha256()
     for module in modules:
         for name, tensor in named_weights(module) if module is not None else ():
-            flat = tensor.detach().flatten()
-            step = max(1, math.ceil(len(flat) / COMPARED))
-            numbers = flat[::step].cpu().contiguous()
+            numbers = numbers_compared(tensor.detach().flatten()).cpu().contiguous()
             seen.update(f"{name} {tuple(tensor.shape)} ".encode())
             seen.update(numbers.view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()[:16]
+
+
+def numbers_compared(flat: torch.Tensor) -> torch.Tensor:
+    """All numbers of a weight (N,) up to 2^20; of a larger one 4,096 blocks of 256, as `starts_of_blocks` spreads them.
+
+    Blocks, because single numbers at a regular distance can all lie in a few columns: of a weight of 4096 x 4096 in
+    every sixteenth one.
+    """
+    if len(flat) <= COMPARED:
+        return flat
+    starts = torch.tensor(starts_of_blocks(len(flat), COMPARED_BLOCK), device=flat.device)
+    places = starts[:, None] + torch.arange(COMPARED_BLOCK, device=flat.device)  # (4096, 256)
+    return flat[places.flatten()]
 
 
 def name_of(objective: Objective | None) -> str | None:

@@ -54,6 +54,8 @@ def batch_of(rows: Sequence, seed: int, number: int, size: int) -> list:
 
 # The folder
 
+IN_STATE = ("settings", "step", "links", "random", "steppers")  # what a training resumes from
+
 
 def read_metrics(file: Path) -> dict[int, dict]:
     """{step: its line} of a file of metrics, in the order of the steps.
@@ -126,16 +128,22 @@ class TrainingFolder:
         """The last state that was saved; InputError if it is damaged, or that of a training under other settings."""
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            before = state["settings"]
-            if "steppers" not in state:
-                raise KeyError("steppers")
         except Exception as e:  # a damaged file can raise anything
-            raise InputError(
-                f"{self.state_file} is damaged or not the state of a training ({type(e).__name__}): "
-                "delete it to begin this training anew with --resume, or give another --out"
-            ) from e
-        check_unchanged(self.state_file, before, self.dependencies, "--out")
+            raise self.damaged(type(e).__name__) from e
+        if not isinstance(state, dict):
+            raise self.damaged(f"it holds a {type(state).__name__}")
+        missing = [name for name in IN_STATE if name not in state]
+        if missing:
+            raise self.damaged(f"it has no {missing[0]!r}")
+        check_unchanged(self.state_file, state["settings"], self.dependencies, "--out")
         return state
+
+    def damaged(self, why: str) -> InputError:
+        """The error for a file that is not the state of a training."""
+        return InputError(
+            f"{self.state_file} is damaged or not the state of a training ({why}): "
+            "delete it to begin this training anew with --resume, or give another --out"
+        )
 
     def resume(self, with_state: Sequence[Any]) -> int:
         """Put links, what has a state, and metrics back to the last state -> its step; 0 if none was saved."""
@@ -253,14 +261,13 @@ def fit(
     warm_up   steps in which the learning rate rises, before it follows a cosine down to 0
     name      label of the progress bar
     folder    it loads an earlier state, records each step and saves states. Without one nothing is saved.
-    progress  show a bar on stderr, in the first process of several
+    progress  show a bar on stderr
     callback  called after each step with its step, loss, lr and gradient_norm
     held_out  measures rows that are left out, before the first step too; what it finds is part of a step's metrics
     Raises InputError if a loss or a gradient is not finite, before it reaches the weights; `folder` saves the state.
     Ctrl-C, SIGTERM and SIGHUP end it after the step, whose state `folder` saves: KeyboardInterrupt or Terminated.
     """
     rank, _ = rank_and_world()
-    progress = progress and rank == 0
     schedules = scheduled(optimizers, steps, warm_up)
     steppers: list[Any] = [*optimizers, *schedules]
     with_state = [*steppers, held_out] if held_out else steppers
@@ -344,8 +351,8 @@ def check_finite_step(step: int, loss: float, norm: float, folder: TrainingFolde
             "--out, at step 1 with --dtype float32"
         )
     raise InputError(
-        f"{found}. What was learned before it is lost, since there is no folder to keep it: train again with a lower "
-        "lr, at step 1 with agents in float32; with `out` the links of the last step are kept"
+        f"{found}. What was learned before it is lost, since there is no folder to keep it. Train again with a lower "
+        "lr. If it was step 1, load the agents in float32. With `out` the links of the last step are kept"
     )
 
 

@@ -65,15 +65,16 @@ def train_system(
     style        its name, its file, or a Style
     examples     the name of a data set, as for --data; rows; or TrainExamples, see train_inner
     settings     TrainSettings: without steps and inner_steps all links are ridge regressions
-    out          the folder to write: one for each agent, and `links`; load_mas_system(style, checkpoints=out) loads it
+    out          the folder to write, with one for each agent, and `links`
     resume       go on where a training in that folder was broken off
     checkpoints, device, dtype, quantize, task   of the agents, as in load_mas_system; they may be base models
     columns, limit   of the data, as in load_examples
     objective    of the outer links, see train_outer
     callback     called after each step of each training, see train_inner
 
-    The System is as load_mas_system(style, checkpoints=out) loads it. So its records can be written to a file, but
-    not if the style is a Style object.
+    The System is as load_mas_system(style, checkpoints=out) loads it. For a style of one agent it is as
+    checkpoints={role: out/role, "links": out/links} loads it, because one folder stands for that agent itself.
+    So its records can be written to a file, but not if the style is a Style object.
     Raises InputError on what cannot be used.
     """
     rank, _ = rank_and_world()
@@ -84,11 +85,11 @@ def train_system(
     inner_settings, outer_settings = settings_of_parts(chosen_settings(settings), known_style)
     check_objective(objective, outer_settings)
     rows = kept_rows(examples)
-    folder = output_path(out)
-    check_out(folder)
+    out_path = output_path(out)
+    check_out(out_path)
     sources = known_style.sources(checkpoints, known_style.order)
-    check_apart(folder, sources)
-    parts = parts_of(folder, known_style)
+    check_apart(out_path, sources)
+    parts = parts_of(out_path, known_style)
     made = {role: parts[role] for role in known_style.order}
     shared: dict[str, Any] = dict(resume=resume, progress=progress, callback=chosen, known={})
     options: dict[str, Any] = dict(device=device, dtype=dtype, quantize=quantize)
@@ -110,12 +111,12 @@ def train_system(
             Training("inner", role, system, inner_settings, own, out=made[role], **shared)
         )
 
-    with held(locks_of("system", folder, known_style), rank), gradients():
+    with held(locks_of("system", out_path, known_style), rank), gradients():
         if rank == 0:
             name = task_of_links(known_style, task)
-            check_new_or_resumed("system", folder, known_style, name, resume)
+            check_new_or_resumed("system", out_path, known_style, name, resume)
         outer_rows = examples_for("outer", None, outer_settings)
-        learned, rows_held_out = split_held_out(outer_rows, outer_settings.held_out)
+        rows_to_learn, rows_held_out = split_held_out(outer_rows, outer_settings.held_out)
         for role in known_style.order:
             learn_inner(role, rows_held_out)
         system = load_to_train(known_style, made, task, **options)
@@ -124,7 +125,7 @@ def train_system(
             None,
             system,
             outer_settings,
-            learned,
+            rows_to_learn,
             rows_held_out,
             out=parts["links"],
             **shared,
@@ -135,7 +136,7 @@ def train_system(
     if not isinstance(style, Style):  # it has no name to load it by
         several = len(known_style.order) > 1  # of one agent, a folder stands for that agent
         system.origin = Origin(
-            style, folder if several else parts, device, dtype, quantize=quantize
+            style, out_path if several else parts, device, dtype, quantize=quantize
         )
         system.trained = False  # since the links of that folder were loaded
     return system
