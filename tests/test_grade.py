@@ -777,10 +777,14 @@ def test_usual_notations(predicted, target, verdict):
         ("GHF", "FGH", False),
         ("A1", "1A", False),
         ("3A", "A3", False),
-        ("2AB", "2BA", False),
+        ("AB2", "2AB", False),
+        ("A2B", "2AB", False),
+        ("1AB", "BA1", False),
+        ("2AB", "2AC", False),
+        ("AB", "AC", False),
         ("x = ABC", "CBA", False),
-        ("AB, CD", "BA, CD", False),
-        ("(A, BC)", "(A, CB)", False),
+        ("ABC, DEF", "CBA, DEF", False),
+        ("(A, BCD)", "(A, DCB)", False),
         ("A B C", "ABC", True),
         ("AB, CD", "CD, AB", True),
         ("AB:CD", "BA:DC", True),
@@ -797,8 +801,29 @@ def test_capitals_may_stand_for_their_order(predicted, target, equal):
         assert same_math(target, predicted, grader) is equal
 
 
+@pytest.mark.parametrize(
+    "predicted, target",
+    [
+        ("AB", "BA"),
+        ("PV", "VP"),
+        ("2AB", "2BA"),
+        ("2PV", "2 V P"),
+        ("10ABC", "10CBA"),
+        ("x = AB", "BA"),
+        ("AB, CD", "BA, CD"),
+        ("(A, BC)", "(A, CB)"),
+    ],
+)
+def test_two_capitals_may_be_a_product(predicted, target):
+    """Or a segment; so may be capitals after a number."""
+    assert same_latex(predicted, target) is same_latex(target, predicted) is None
+    assert not same_math(predicted, target, "plain")
+
+
 def test_math_verify_is_asked_what_is_not_certain():
     pytest.importorskip("math_verify")
+    assert same_math("2AB", "2BA", "math-verify")
+    assert same_math("AB", "BA", "math-verify")
     assert same_math("(0,1)", "0,1", "math-verify")
     assert same_math("a=5, b=6", "(5,6)", "math-verify")
     assert same_math(r"\{5\}", "5", "math-verify")
