@@ -113,6 +113,32 @@ def test_graders_start_before_the_first_question(system, data, monkeypatch):
         evaluate(system, data, graders="math-verify", progress=False)
 
 
+def test_graders_come_up_while_a_system_is_loaded(data, monkeypatch):
+    """It may take as long as they do."""
+    pytest.importorskip("math_verify")
+    own = grade.MathVerify()
+    monkeypatch.setattr(grade, "math_verify", own)
+    seen = []
+    load = answering.load
+
+    def loading(*args):
+        seen.append(own.child is not None and own.child.poll() is None and not own.is_ready)
+        return load(*args)
+
+    monkeypatch.setattr(answering, "load", loading)
+    answer = System.answer
+
+    def answering_by(*args, **named):
+        seen.append(own.is_ready)
+        return answer(*args, **named)
+
+    monkeypatch.setattr(System, "answer", answering_by)
+    options = {"rounds": 1, "channel": "text", "graders": "math-verify", "progress": False}
+    evaluate(Origin("tiny", device="cpu"), data[:1], **options)
+    own.stop()
+    assert seen == [True, True]
+
+
 @pytest.mark.parametrize("name", ["data/out.jsonl", "data/sub/out.jsonl", "data/../data/t.csv"])
 def test_an_output_in_the_folder_that_is_read_is_refused(system, tmp_path, name):
     """A second run would find two files of rows there."""

@@ -35,7 +35,7 @@ from .benchmarks import (
     load_dataset,
     settings_for,
 )
-from .grade import graders_for, start_graders
+from .grade import graders_for, launch_graders, start_graders
 from .records import (
     POINT,
     Key,
@@ -574,11 +574,12 @@ def answers_of(
     batches = answering.share_of(run.points, len(examples), job.processes)
     if not any(answering.missing_in(batch, finished) for batch in batches):
         return iter(())
-    start_graders(run.graders)
+    launch_graders(run.graders)
     system = run.system
     if system is None:
         origin = replace(run.origin, device=device)
         system = answering.load(origin, run.style, run.points, run.data.task)
+    start_graders(run.graders)  # which came up meanwhile
     shown = job.progress and job.processes.rank == 0
     return answering.answer_batches(
         system, batches, examples, questions, run.graders, finished, shown
