@@ -433,6 +433,17 @@ def test_a_system_with_a_hook_has_no_file(system, data, tmp_path):
     assert not out.exists()
 
 
+def test_texts_are_graded_again_beside_a_hook(system, data, tmp_path):
+    """No agent is asked."""
+    options = {"rounds": 1, "channel": "text", "out": tmp_path / "r.jsonl", "progress": False}
+    table = evaluate(system, data, **options)
+    hook = system.agents["critic"].model.register_forward_hook(lambda *_: None)
+    try:
+        assert evaluate(system, data, regrade=True, **options).records == table.records
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize(
     "options, complaint",
     [

@@ -433,6 +433,8 @@ def measurement_of(
         check_needs_no_file(regrade, processes)
         return Measurement(run, None, [], regrade, progress, processes)
     path = output_path(out)
+    if not regrade:
+        check_no_hooks(run)
     check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
     return Measurement(run, path, [Lock("--out", path)], regrade, progress, processes)
 
@@ -476,12 +478,16 @@ def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | No
             "the links of this System were trained after it was loaded, so that its records could not say which they "
             "are: leave out `out`, or train with `out` and load the System from there"
         )
+    check_outputs({"--out": out}, inputs)
+
+
+def check_no_hooks(run: Run) -> None:
+    """InputError if a System that is about to be asked has a hook, which its records could not tell of."""
     if run.system is not None and has_hooks(run.system):
         raise InputError(
             "a module of this System has a hook, so that its records could not say what they depend on: leave out "
             "`out`, or remove the hook"
         )
-    check_outputs({"--out": out}, inputs)
 
 
 def has_hooks(system: "System") -> bool:
