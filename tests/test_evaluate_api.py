@@ -496,7 +496,7 @@ WRONG_TYPES = [
     ({"out": 5}, "out is 5, expected a file's name"),
     ({"system": 5}, "the system is 5, expected a System: load it"),
     ({"dataset": "gsm8k", "file": 5}, "file is 5, expected a file's name"),
-    ({"dataset": "gsm8k", "columns": "question=x"}, "columns is 'question=x', expected a dict"),
+    ({"dataset": "gsm8k", "columns": "question=x"}, "columns is 'question=x', expected {our name"),
 ]
 
 
@@ -510,8 +510,9 @@ def test_wrong_types(system, data, monkeypatch, measured, options, complaint):
 
 
 def test_wrong_types_of_a_data_set():
-    with pytest.raises(InputError, match="columns is 'question=x', expected a dict"):
-        load_dataset("gsm8k", columns="question=x")
+    for columns in ("question=x", {"question": 5}, ["question"]):
+        with pytest.raises(InputError, match="columns is .*, expected {our name: the column in"):
+            load_dataset("gsm8k", columns=columns)
     with pytest.raises(InputError, match="file is 5, expected a file's name"):
         load_dataset("gsm8k", file=5)
 
