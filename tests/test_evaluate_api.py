@@ -113,6 +113,32 @@ def test_graders_start_before_the_first_question(system, data, monkeypatch):
         evaluate(system, data, graders="math-verify", progress=False)
 
 
+def test_graders_come_up_while_a_system_is_loaded(data, monkeypatch):
+    """It may take as long as they do."""
+    pytest.importorskip("math_verify")
+    own = grade.MathVerify()
+    monkeypatch.setattr(grade, "math_verify", own)
+    seen = []
+    load = answering.load
+
+    def loading(*args):
+        seen.append(own.child is not None and own.child.poll() is None and not own.is_ready)
+        return load(*args)
+
+    monkeypatch.setattr(answering, "load", loading)
+    answer = System.answer
+
+    def answering_by(*args, **named):
+        seen.append(own.is_ready)
+        return answer(*args, **named)
+
+    monkeypatch.setattr(System, "answer", answering_by)
+    options = {"rounds": 1, "channel": "text", "graders": "math-verify", "progress": False}
+    evaluate(Origin("tiny", device="cpu"), data[:1], **options)
+    own.stop()
+    assert seen == [True, True]
+
+
 @pytest.mark.parametrize("name", ["data/out.jsonl", "data/sub/out.jsonl", "data/../data/t.csv"])
 def test_an_output_in_the_folder_that_is_read_is_refused(system, tmp_path, name):
     """A second run would find two files of rows there."""
@@ -407,6 +433,17 @@ def test_a_system_with_a_hook_has_no_file(system, data, tmp_path):
     assert not out.exists()
 
 
+def test_texts_are_graded_again_beside_a_hook(system, data, tmp_path):
+    """No agent is asked."""
+    options = {"rounds": 1, "channel": "text", "out": tmp_path / "r.jsonl", "progress": False}
+    table = evaluate(system, data, **options)
+    hook = system.agents["critic"].model.register_forward_hook(lambda *_: None)
+    try:
+        assert evaluate(system, data, regrade=True, **options).records == table.records
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize(
     "options, complaint",
     [
@@ -459,7 +496,7 @@ WRONG_TYPES = [
     ({"out": 5}, "out is 5, expected a file's name"),
     ({"system": 5}, "the system is 5, expected a System: load it"),
     ({"dataset": "gsm8k", "file": 5}, "file is 5, expected a file's name"),
-    ({"dataset": "gsm8k", "columns": "question=x"}, "columns is 'question=x', expected a dict"),
+    ({"dataset": "gsm8k", "columns": "question=x"}, "columns is 'question=x', expected {our name"),
 ]
 
 
@@ -473,8 +510,9 @@ def test_wrong_types(system, data, monkeypatch, measured, options, complaint):
 
 
 def test_wrong_types_of_a_data_set():
-    with pytest.raises(InputError, match="columns is 'question=x', expected a dict"):
-        load_dataset("gsm8k", columns="question=x")
+    for columns in ("question=x", {"question": 5}, ["question"]):
+        with pytest.raises(InputError, match="columns is .*, expected {our name: the column in"):
+            load_dataset("gsm8k", columns=columns)
     with pytest.raises(InputError, match="file is 5, expected a file's name"):
         load_dataset("gsm8k", file=5)
 

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -777,10 +778,14 @@ def test_usual_notations(predicted, target, verdict):
         ("GHF", "FGH", False),
         ("A1", "1A", False),
         ("3A", "A3", False),
-        ("2AB", "2BA", False),
+        ("AB2", "2AB", False),
+        ("A2B", "2AB", False),
+        ("1AB", "BA1", False),
+        ("2AB", "2AC", False),
+        ("AB", "AC", False),
         ("x = ABC", "CBA", False),
-        ("AB, CD", "BA, CD", False),
-        ("(A, BC)", "(A, CB)", False),
+        ("ABC, DEF", "CBA, DEF", False),
+        ("(A, BCD)", "(A, DCB)", False),
         ("A B C", "ABC", True),
         ("AB, CD", "CD, AB", True),
         ("AB:CD", "BA:DC", True),
@@ -797,8 +802,29 @@ def test_capitals_may_stand_for_their_order(predicted, target, equal):
         assert same_math(target, predicted, grader) is equal
 
 
+@pytest.mark.parametrize(
+    "predicted, target",
+    [
+        ("AB", "BA"),
+        ("PV", "VP"),
+        ("2AB", "2BA"),
+        ("2PV", "2 V P"),
+        ("10ABC", "10CBA"),
+        ("x = AB", "BA"),
+        ("AB, CD", "BA, CD"),
+        ("(A, BC)", "(A, CB)"),
+    ],
+)
+def test_two_capitals_may_be_a_product(predicted, target):
+    """Or a segment; so may be capitals after a number."""
+    assert same_latex(predicted, target) is same_latex(target, predicted) is None
+    assert not same_math(predicted, target, "plain")
+
+
 def test_math_verify_is_asked_what_is_not_certain():
     pytest.importorskip("math_verify")
+    assert same_math("2AB", "2BA", "math-verify")
+    assert same_math("AB", "BA", "math-verify")
     assert same_math("(0,1)", "0,1", "math-verify")
     assert same_math("a=5, b=6", "(5,6)", "math-verify")
     assert same_math(r"\{5\}", "5", "math-verify")
@@ -975,14 +1001,67 @@ def test_math_verify_that_dies_over_a_question(tmp_path):
     assert not grader.ask("1", "1")
 
 
-def test_a_question_that_is_interrupted_gets_no_late_verdict(monkeypatch, tmp_path):
-    grader = child_that(tmp_path, HANGS)
-    grader.start()
+@pytest.mark.parametrize("lines", [HANGS, ["input()"]], ids=["question", "start"])
+def test_a_question_that_is_interrupted_gets_no_late_verdict(tmp_path, lines):
+    """Nor is a child kept that was interrupted before it was ready."""
+    grader = child_that(tmp_path, lines)
+    grader.launch()
     child = grader.child
-    monkeypatch.setattr(grade, "readable", lambda *_: signal.raise_signal(signal.SIGINT))
+    here = threading.main_thread().ident
+    threading.Timer(0.5, signal.pthread_kill, [here, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         grader.ask("1", "1")
+    assert not alive(child) and grader.child is None
+
+
+def test_a_child_is_asked_where_a_pipe_has_no_select(monkeypatch, tmp_path):
+    """As under Windows."""
+
+    def broken(*_, **__):
+        raise OSError("not a socket")
+
+    for name in ("selectors.DefaultSelector", "selectors.SelectSelector", "select.select"):
+        monkeypatch.setattr(name, broken)
+    assert child_that(tmp_path, ANSWERS_ONCE).ask("1", "1")
+
+
+@pytest.mark.parametrize("last", ["sys.stdin.read()", "print('tr', end='', flush=True)"])
+def test_a_silent_child_is_stopped(tmp_path, last):
+    """Also one that says part of a verdict; the next question finds another."""
+    pause = "import time; time.sleep(60)"
+    grader = child_that(tmp_path, [READY, "input()", last, pause])
+    grader.start()
+    child, started = grader.child, time.perf_counter()
+    assert not grader.ask("1", "1", seconds=0.2) and time.perf_counter() - started < 20
     assert not alive(child)
+    child_that(tmp_path, ANSWERS_ONCE)
+    assert grader.ask("1", "1")
+
+
+def test_a_child_that_is_stopped_as_its_verdict_comes(monkeypatch, tmp_path):
+    """The verdict counts, and the next question does not go to what has been killed."""
+
+    class LateTimer(threading.Timer):
+        def cancel(self):
+            self.function()
+            super().cancel()
+
+    monkeypatch.setattr(grade.threading, "Timer", LateTimer)
+    verdicts = "for line in sys.stdin: print('true', flush=True)"
+    grader = child_that(tmp_path, [READY, verdicts])
+    for _ in range(2):
+        assert grader.ask("1", "1") and grader.child is None
+
+
+def test_a_child_that_died_before_it_was_ready_is_not_started_twice(tmp_path):
+    said = """print('{"failed": "it is broken"}', flush=True)"""
+    count = "open('started', 'a').write('.')"
+    grader = child_that(tmp_path, [f"import os; os.chdir({str(tmp_path)!r})", count, said])
+    grader.launch()
+    grader.child.wait()
+    with pytest.raises(InputError, match="cannot be started .it is broken."):
+        grader.start()
+    assert (tmp_path / "started").read_text() == "."
 
 
 @pytest.mark.parametrize(

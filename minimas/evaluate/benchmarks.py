@@ -37,6 +37,7 @@ from ..runs.formats import SUFFIXES
 from ..runs.rows import (
     COLUMNS,
     Row,
+    check_columns,
     checked_rows,
     downloaded,
     file_rows,
@@ -159,8 +160,7 @@ def load_dataset(
 def check_source(file: str | Path | None, columns: Mapping[str, str] | None) -> None:
     """InputError if what a data set is read from is of another type than load_dataset says."""
     check_type("file", file, str | Path | None, "a file's name or path")
-    columns_form = "a dict, as {'question': 'problem'}: our name, and that in the file"
-    check_type("columns", columns, Mapping | None, columns_form)
+    check_columns(columns)
 
 
 def rows_given(rows: object, file: str | Path | None) -> list[dict[str, Any]]:

@@ -31,14 +31,14 @@ from ..settings import COMPARED_HEARD, CompletedSettings, Settings
 from ..styles import STYLES, Origin, Style
 from .benchmarks import Example
 from .measure import (
-    Job,
+    Measurement,
     Run,
     check_arguments,
     check_continues,
     check_there,
     chosen,
-    job_of,
     measure,
+    measurement_of,
     planned,
     several,
 )
@@ -108,10 +108,10 @@ def compare(
         columns=columns,
         task=task,
     )
-    job = job_of(run, out, file, regrade, progress)
+    measurement = measurement_of(run, out, file, regrade, progress)
     file_alone = None if out is None else alone_file(out)
-    job_alone = job_of(run_alone, file_alone, file, regrade, progress)
-    table, table_alone = both_measured(job, job_alone)
+    alone = measurement_of(run_alone, file_alone, file, regrade, progress)
+    table, table_alone = both_measured(measurement, alone)
     differences = []
     for own in run.points:
         if own.channel == "latent" and own.hear == "own":
@@ -137,15 +137,15 @@ def planned_pair(
     return run, last_agent_alone(run)
 
 
-def both_measured(job: Job, job_alone: Job) -> tuple[Table, Table]:
+def both_measured(measurement: Measurement, alone: Measurement) -> tuple[Table, Table]:
     """The Tables of a system and of its last agent alone. Both files are held and checked before the first question."""
-    rank = job.processes.rank
-    with held([*job.locks, *job_alone.locks], rank):
-        check_there(job)
-        check_there(job_alone)
+    rank = measurement.processes.rank
+    with held([*measurement.locks, *alone.locks], rank):
+        check_there(measurement)
+        check_there(alone)
         if rank == 0:
-            check_continues(job_alone)
-        return measure(job), measure(job_alone)
+            check_continues(alone)
+        return measure(measurement), measure(alone)
 
 
 def check_given(given: dict[str, Any], settings: Settings | None) -> None:

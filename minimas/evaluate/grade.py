@@ -12,7 +12,6 @@ All other kinds of questions have one grader each: choice, text and code.
 import atexit
 import json
 import re
-import selectors
 import string
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from contextlib import suppress
 from decimal import Decimal
 from importlib import metadata, util
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from ..common import InputError, check_known
 from .latex import same_latex
@@ -83,6 +82,12 @@ def graders_hash(graders: Sequence[str]) -> str:
     return versions
 
 
+def launch_graders(graders: Sequence[str]) -> None:
+    """Let what these graders need come up while the caller does something else; InputError if it cannot be run."""
+    if "math-verify" in graders:
+        math_verify.launch()
+
+
 def start_graders(graders: Sequence[str]) -> None:
     """Start what these graders need, before there are answers to lose; InputError if it cannot be started."""
     if "math-verify" in graders:
@@ -137,24 +142,31 @@ class MathVerify:
     def __init__(self, program: Path = MATH_VERIFY_CHILD) -> None:
         self.program = program  # what the child runs, which says how to talk to it
         self.child: subprocess.Popen[bytes] | None = None
+        self.is_ready = False  # whether the child has said that it can do its work
         self.lock = threading.Lock()  # held while the child is asked
 
-    def start(self) -> None:
-        """Start the child unless it runs already; InputError if it cannot do its work."""
+    def launch(self) -> None:
+        """Let the child come up unless it runs already, and wait for nothing; InputError if it cannot be run."""
         with self.lock:
-            self.running()
+            self.launched()
+
+    def start(self) -> None:
+        """Start the child unless it runs already, and wait until it is ready; InputError if it cannot do its work."""
+        with self.lock:
+            self.ready()
 
     def ask(self, predicted: str, target: str, seconds: float = 15) -> bool:
         """The verdict of math-verify; False if it dies or takes more than `seconds`."""
         with self.lock:
-            child = self.running()
-            return bool(self.reply(child, [predicted, target], seconds))
+            return self.verdict(self.ready(), [predicted, target], seconds)
 
-    def running(self) -> subprocess.Popen[bytes]:
-        """The child, which is started if it does not run; InputError as in `start`."""
-        if self.child is not None and self.child.poll() is None:
+    def launched(self) -> subprocess.Popen[bytes]:
+        """The child, be it ready or about to be; InputError as in `launch`."""
+        has_died = self.is_ready and self.child is not None and self.child.poll() is not None
+        if has_died:
+            self.stop()
+        if self.child is not None:
             return self.child
-        self.stop()
         command = [sys.executable, "-P", str(self.program), *map(str, sys.path)]
         try:
             self.child = subprocess.Popen(
@@ -166,37 +178,55 @@ class MathVerify:
             )
         except OSError as e:
             raise cannot_start(str(e)) from e
-        child = self.child
-        first = self.reply(child, None, None) or {}
-        if first.get("ready"):
+        return self.child
+
+    def ready(self) -> subprocess.Popen[bytes]:
+        """The child, which has said that it is ready; InputError as in `start`."""
+        child = self.launched()
+        if self.is_ready:
             return child
-        self.stop()
-        if "missing" in first:
+        said: dict[str, Any] = {}
+        try:
+            said = first_line(child)
+            self.is_ready = "ready" in said
+        finally:
+            if not self.is_ready:
+                self.stop()
+        if "missing" in said:
             raise InputError(
-                f"the grader math-verify cannot be imported ({first['missing']}): pip install 'minimas[math]', or use "
+                f"the grader math-verify cannot be imported ({said['missing']}): pip install 'minimas[math]', or use "
                 "grader plain"
             )
-        raise cannot_start(first.get("failed", f"it ended with status {child.returncode}"))
+        if not self.is_ready:
+            raise cannot_start(said.get("failed", f"it ended with status {child.returncode}"))
+        return child
 
-    def reply(
-        self, child: subprocess.Popen[bytes], question: list[str] | None, seconds: float | None
-    ) -> Any:
-        """What the child says to a question, or at its start (None). If it is silent for `seconds`, it is killed: None.
-
-        seconds   None: no limit
-        """
+    def verdict(self, child: subprocess.Popen[bytes], pair: list[str], seconds: float) -> bool:
+        """What a child that is ready says of [predicted, target]; False if it dies, or is killed after `seconds`."""
         assert child.stdin and child.stdout, "both are pipes"
-        found = None
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            child.kill()
+
+        timer = threading.Timer(seconds, end)  # a pipe under Windows cannot be read with a limit
+        timer.daemon = True
+        said = b""
         try:
-            with suppress(OSError, ValueError):  # it died
-                if question is not None:
-                    child.stdin.write(json.dumps(question).encode() + b"\n")
-                if readable(child.stdout, seconds):
-                    found = json.loads(child.stdout.readline())
-        finally:  # after Ctrl-C, too: a late verdict must not answer the next question
-            if found is None:
+            timer.start()
+            with suppress(OSError):  # it died
+                child.stdin.write(json.dumps(pair).encode() + b"\n")
+                said = child.stdout.readline()
+        finally:
+            timer.cancel()
+            if timer.is_alive():
+                timer.join()  # until it is known whether it killed the child
+            is_whole = said.endswith(b"\n")
+            # after Ctrl-C, too: a late verdict must not answer the next question
+            if is_late.is_set() or not is_whole:
                 self.stop()
-        return found
+        return said.strip() == b"true"
 
     def stop(self) -> None:
         """Kill the child, if there is one."""
@@ -209,6 +239,7 @@ class MathVerify:
         child.stdin.close()
         child.stdout.close()
         self.child = None
+        self.is_ready = False
 
 
 def cannot_start(why: str) -> InputError:
@@ -218,11 +249,13 @@ def cannot_start(why: str) -> InputError:
     )
 
 
-def readable(stream: IO[bytes], seconds: float | None) -> bool:
-    """Whether a stream has something to read within `seconds`, be it its end; None waits for ever."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        return bool(selector.select(seconds))
+def first_line(child: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What a child says at its start: {"ready": true} or why it cannot do its work; {} if it dies over it."""
+    assert child.stdout, "it is a pipe"
+    try:
+        return json.loads(child.stdout.readline())
+    except (OSError, ValueError):  # no line, or part of one
+        return {}
 
 
 math_verify = MathVerify()

@@ -13,6 +13,7 @@ from itertools import product, starmap
 from .expression import Number, equal, values_at_points
 from .meanings import (
     NAME,
+    OFTEN_PRODUCT,
     Many,
     Meaning,
     Ordered,
@@ -267,22 +268,28 @@ def same_value(a: Value, b: Value) -> Verdict:
     """Equal numbers, in the same unit or one without; 50% is 0.5, and also 50 if only one side says percent.
 
     None if they are equal for positive letters only, which roots and logarithms are often meant for. ABC is not CBA,
-    because the order may be the answer; math-verify is not asked, which would multiply the letters.
+    because the order may be the answer; math-verify is not asked, which would multiply the letters. None of AB and BA.
     """
     one, two = sorted((a.unit, b.unit))
     is_degree = one == "degree" and two.startswith(one)  # 20 degrees are 20 degrees C
     if one and one != two and not is_degree:
         return False
-    if a.in_order and b.in_order and a.in_order != b.in_order:
+    in_other_order = "" not in (a.in_order, b.in_order) and a.in_order != b.in_order
+    if in_other_order and not (is_often_product(a) and is_often_product(b)):
         return False
     if equal(a.numbers, b.numbers) or is_rounded(a, b) or is_rounded(b, a):
-        return True
+        return None if in_other_order else True
     if a.unit == "%" and b.unit == "":
         return equal(a.numbers, [100 * x for x in b.numbers])
     if b.unit == "%" and a.unit == "":
         return equal(b.numbers, [100 * x for x in a.numbers])
     is_equal_if_positive = equal(a.numbers[:1], b.numbers[:1])  # at the first point
     return None if is_equal_if_positive else False
+
+
+def is_often_product(a: Value) -> bool:
+    """Whether capitals in a row may well be a product or a segment: AB, 2AB."""
+    return OFTEN_PRODUCT.fullmatch(a.in_order) is not None
 
 
 def is_rounded(a: Value, b: Value) -> bool:

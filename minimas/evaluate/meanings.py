@@ -28,9 +28,8 @@ class Value:
     numbers: list[Number]
     unit: str = ""
     half_step: Fraction | None = None  # by so much a number that a computer printed may be off
-    in_order: str = (
-        ""  # its text, if that may be no product: an order, a name or a hexadecimal number
-    )
+    # its text without blanks, if that may be no product: an order, a name or a hexadecimal number
+    in_order: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,8 @@ NAME = re.compile(
 )
 # ABC, GH 1, 3A: capitals, or capitals and digits, without an operator
 IN_ORDER = re.compile(r"(?=.*[A-Z])[A-Z\d](?:\s*[A-Z\d])+", re.ASCII)
+# AB, 2AB: those of them that are as likely a product or a segment, whose order is of no account
+OFTEN_PRODUCT = re.compile(r"[A-Z]{2}|\d+[A-Z]{2,}", re.ASCII)
 COMPARED = ("<=", ">=", "<", ">", "=", "≠", "≈")
 BRACKETED = re.compile(r"([(\[])(.*[,;].*)([)\]])", re.DOTALL)
 MATRIX = re.compile(r"\(?\s*\\begin\{([pb]matrix)\}(.*)\\end\{\1\}\s*\)?", re.DOTALL)

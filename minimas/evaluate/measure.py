@@ -35,7 +35,7 @@ from .benchmarks import (
     load_dataset,
     settings_for,
 )
-from .grade import graders_for, start_graders
+from .grade import graders_for, launch_graders, start_graders
 from .records import (
     POINT,
     Key,
@@ -145,10 +145,10 @@ def evaluate(
         columns=columns,
         task=task,
     )
-    job = job_of(run, out, file, regrade, progress)
-    with held(job.locks, job.processes.rank):
-        check_there(job)
-        return measure(job)
+    measurement = measurement_of(run, out, file, regrade, progress)
+    with held(measurement.locks, measurement.processes.rank):
+        check_there(measurement)
+        return measure(measurement)
 
 
 def check_arguments(
@@ -202,7 +202,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     """How a Run is carried out.
 
     run        what is measured
@@ -417,24 +417,26 @@ def check_outside(option: str, file: str | Path, inputs: Mapping[str, str | Path
             )
 
 
-def job_of(
+def measurement_of(
     run: Run,
     out: str | Path | None,
     file: str | Path | None,
     regrade: bool,
     progress: bool,
-) -> Job:
-    """The Job of a Run; the other arguments are those of `evaluate`.
+) -> Measurement:
+    """The Measurement of a Run; the other arguments are those of `evaluate`.
 
     InputError if `out` cannot be written, or if it is None and the run needs a file.
     """
     processes = launched()
     if out is None:
         check_needs_no_file(regrade, processes)
-        return Job(run, None, [], regrade, progress, processes)
+        return Measurement(run, None, [], regrade, progress, processes)
     path = output_path(out)
+    if not regrade:
+        check_no_hooks(run)
     check_records_file(run, path, {"--dataset": run.data.name, "--file": file})
-    return Job(run, path, [Lock("--out", path)], regrade, progress, processes)
+    return Measurement(run, path, [Lock("--out", path)], regrade, progress, processes)
 
 
 def check_needs_no_file(regrade: bool, processes: Processes) -> None:
@@ -447,21 +449,21 @@ def check_needs_no_file(regrade: bool, processes: Processes) -> None:
         )
 
 
-def check_there(job: Job) -> None:
+def check_there(measurement: Measurement) -> None:
     """InputError if a file is to be graded again that does not exist."""
-    if job.regrade and job.out is not None and not job.out.exists():
+    if measurement.regrade and measurement.out is not None and not measurement.out.exists():
         raise InputError(
-            f"{job.out} is not there: --regrade grades the texts in it again, so give the file of a run"
+            f"{measurement.out} is not there: --regrade grades the texts in it again, so give the file of a run"
         )
 
 
-def check_continues(job: Job) -> None:
+def check_continues(measurement: Measurement) -> None:
     """InputError if a file that is there holds the records of another Run. The questions are read for that."""
-    if job.out is None or not job.out.exists():
+    if measurement.out is None or not measurement.out.exists():
         return
-    examples = job.run.data.load(no_op)
-    header = header_of(job, examples, questions_of(job.run, examples))
-    contents(job.out, [], header, job.regrade)
+    examples = measurement.run.data.load(no_op)
+    header = header_of(measurement, examples, questions_of(measurement.run, examples))
+    contents(measurement.out, [], header, measurement.regrade)
 
 
 def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | None]) -> None:
@@ -476,12 +478,16 @@ def check_records_file(run: Run, out: Path, inputs: Mapping[str, str | Path | No
             "the links of this System were trained after it was loaded, so that its records could not say which they "
             "are: leave out `out`, or train with `out` and load the System from there"
         )
+    check_outputs({"--out": out}, inputs)
+
+
+def check_no_hooks(run: Run) -> None:
+    """InputError if a System that is about to be asked has a hook, which its records could not tell of."""
     if run.system is not None and has_hooks(run.system):
         raise InputError(
             "a module of this System has a hook, so that its records could not say what they depend on: leave out "
             "`out`, or remove the hook"
         )
-    check_outputs({"--out": out}, inputs)
 
 
 def has_hooks(system: "System") -> bool:
@@ -501,40 +507,42 @@ def has_hooks(system: "System") -> bool:
 # The run
 
 
-def measure(job: Job) -> Table:
+def measure(measurement: Measurement) -> Table:
     """Answer all questions at all points of the grid that have no record yet, or grade texts again -> the Table."""
-    run = job.run
-    rank = job.processes.rank
-    device, wait = joined(job)
+    run = measurement.run
+    rank = measurement.processes.rank
+    device, wait = joined(measurement)
     examples = run.data.load(warn if rank == 0 else no_op)
     questions = questions_of(run, examples)
     if rank == 0 and run.data.task == "code":
-        check_tests(examples, job.progress)
-    answers = partial(answers_of, job, examples, questions, device)
-    if job.out is None:
+        check_tests(examples, measurement.progress)
+    answers = partial(answers_of, measurement, examples, questions, device)
+    if measurement.out is None:
         records = by_key(answers())
     else:
-        file = job.out.resolve()  # what a link leads to is written, and the link stays
-        header = header_of(job, examples, questions)
-        if not job.regrade:
+        file = measurement.out.resolve()  # what a link leads to is written, and the link stays
+        header = header_of(measurement, examples, questions)
+        if not measurement.regrade:
             complete(file, header, answers, rank, wait)
         elif rank == 0:
-            gather(file, header, partial(graded_again, examples, run.graders), job.progress)
+            gather(file, header, partial(graded_again, examples, run.graders), measurement.progress)
         wait()  # until the file is whole
         records = by_key(read_lines(file)[1:])
-    leave(job.processes)
-    return table_of(job, records, len(examples))
+    leave(measurement.processes)
+    return table_of(measurement, records, len(examples))
 
 
-def joined(job: Job) -> tuple[str | None, Wait]:
+def joined(measurement: Measurement) -> tuple[str | None, Wait]:
     """(the device of this process, a function that returns when all processes of the run have called it).
 
     They share the locks from then on.
     """
-    device = job.run.origin.device if job.run.system is None else "cpu"
-    device, wait = join(job.processes, device, "gloo", WAIT)  # gloo: it is only used to wait
-    if job.processes.world > 1:
-        share(job.locks, job.processes.rank, wait)
+    device = measurement.run.origin.device if measurement.run.system is None else "cpu"
+    device, wait = join(
+        measurement.processes, device, "gloo", WAIT
+    )  # gloo: it is only used to wait
+    if measurement.processes.world > 1:
+        share(measurement.locks, measurement.processes.rank, wait)
     return device, wait
 
 
@@ -548,17 +556,19 @@ def questions_of(run: Run, examples: Sequence[Example]) -> list[Question]:
     return questions
 
 
-def header_of(job: Job, examples: Sequence[Example], questions: Sequence[Question]) -> Record:
+def header_of(
+    measurement: Measurement, examples: Sequence[Example], questions: Sequence[Question]
+) -> Record:
     """The first line of the file of a Run. To grade texts again no device is needed, and their dtype stands there."""
-    run = job.run
-    origin = replace(run.origin, device="cpu") if job.regrade else run.origin
+    run = measurement.run
+    origin = replace(run.origin, device="cpu") if measurement.regrade else run.origin
     return make_header(
         origin, run.style, run.data.name, run.points[0], run.graders, examples, questions
     )
 
 
 def answers_of(
-    job: Job,
+    measurement: Measurement,
     examples: Sequence[Example],
     questions: Sequence[Question],
     device: str | None,
@@ -570,16 +580,17 @@ def answers_of(
     """
     from . import answering
 
-    run = job.run
-    batches = answering.share_of(run.points, len(examples), job.processes)
+    run = measurement.run
+    batches = answering.share_of(run.points, len(examples), measurement.processes)
     if not any(answering.missing_in(batch, finished) for batch in batches):
         return iter(())
-    start_graders(run.graders)
+    launch_graders(run.graders)
     system = run.system
     if system is None:
         origin = replace(run.origin, device=device)
         system = answering.load(origin, run.style, run.points, run.data.task)
-    shown = job.progress and job.processes.rank == 0
+    start_graders(run.graders)  # which came up meanwhile
+    shown = measurement.progress and measurement.processes.rank == 0
     return answering.answer_batches(
         system, batches, examples, questions, run.graders, finished, shown
     )
@@ -627,9 +638,9 @@ def graded_again(examples: Sequence[Example], graders: Sequence[str], record: Re
     return graded(record, examples[record["index"]], graders)
 
 
-def table_of(job: Job, records: Mapping[Key, Record], n: int) -> Table:
+def table_of(measurement: Measurement, records: Mapping[Key, Record], n: int) -> Table:
     """The Table of a finished run of n questions; InputError if records are missing."""
-    run = job.run
+    run = measurement.run
     by_point = []
     missing = 0
     for point in run.points:
@@ -640,9 +651,10 @@ def table_of(job: Job, records: Mapping[Key, Record], n: int) -> Table:
     if not missing:
         return make_table(by_point, run.points, run.graders)
     found_out = f"{missing} of {n * len(run.points)} questions are not answered yet"
-    if job.regrade:
+    if measurement.regrade:
         raise InputError(f"{found_out}: run without --regrade first")
     raise InputError(
-        f"{found_out}, though this run answered all: something else has changed {job.out} or deleted files beside it, "
-        "or processes on several machines do not share its folder. Start the same command again to answer them"
+        f"{found_out}, though this run answered all: something else has changed {measurement.out} or deleted files "
+        "beside it, or processes on several machines do not share its folder. Start the same command again to answer "
+        "them"
     )

@@ -96,6 +96,18 @@ class Row:
         return self.text(name, required)
 
 
+def check_columns(columns: object) -> None:
+    """InputError unless what a caller gave as `columns` is None or a dict of texts."""
+    if columns is None:
+        return
+    if isinstance(columns, Mapping) and all(isinstance(name, str) for name in columns.values()):
+        return
+    raise InputError(
+        f"columns is {columns!r:.80}, expected {{our name: the column in the data}}, such as "
+        "{'question': 'problem'}"
+    )
+
+
 def checked_rows(rows: Iterable[Any], source: str, expected: str) -> Iterator[dict[str, Any]]:
     """Rows as dicts; InputError names one that is something else, and says in words what is expected."""
     for number, row in enumerate(rows, 1):

@@ -15,7 +15,16 @@ from typing import Any
 from ..common import InputError, check_known, check_whole, local_path, read_json, warn
 from ..prompts import TASKS, Question
 from ..runs.formats import SUFFIXES
-from ..runs.rows import Row, checked_rows, file_rows, is_file_name, numbered, parquet_rows, text_of
+from ..runs.rows import (
+    Row,
+    check_columns,
+    checked_rows,
+    file_rows,
+    is_file_name,
+    numbered,
+    parquet_rows,
+    text_of,
+)
 from ..styles import Style, style_named
 from ..tiny.task import lessons
 
@@ -87,7 +96,8 @@ def load_examples(
         style = style_named(style)
     roles = style.order if roles is None else roles
     name = str(data) if isinstance(data, (str, Path)) else "examples"
-    columns = checked_columns(columns)
+    check_columns(columns)
+    columns = dict(columns or {})
     check_known("role", roles, style.order)
     check_known("column", columns, ("question", "fn_name", "type", "task_family", *style.order))
     candidates = candidate_columns(style, roles, columns, answer_first)
@@ -116,17 +126,6 @@ def check_limit(limit: int | None) -> None:
     """InputError unless the number of rows to read is None or above 0."""
     if limit is not None:
         check_whole("--limit", limit, 1)
-
-
-def checked_columns(columns: object) -> dict[str, str]:
-    """What a caller gave as the names of columns, {} for None; InputError unless it is a dict of texts."""
-    given = {} if columns is None else columns
-    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given.values()):
-        return dict(given)
-    raise InputError(
-        f"columns is {columns!r:.80}, expected {{our name: the column in the data}}, such as "
-        "{'question': 'problem'}"
-    )
 
 
 def candidate_columns(
