@@ -538,9 +538,8 @@ def joined(measurement: Measurement) -> tuple[str | None, Wait]:
     They share the locks from then on.
     """
     device = measurement.run.origin.device if measurement.run.system is None else "cpu"
-    device, wait = join(
-        measurement.processes, device, "gloo", WAIT
-    )  # gloo: it is only used to wait
+    backend = "gloo"  # since it is only used to wait
+    device, wait = join(measurement.processes, device, backend, WAIT)
     if measurement.processes.world > 1:
         share(measurement.locks, measurement.processes.rank, wait)
     return device, wait
