@@ -137,7 +137,7 @@ class Turn:
         self._messages_made[edge] = snapshot(message)
 
     def mute(self, *edges: Edge) -> None:
-        """Send nothing along these edges; without arguments, along any.
+        """Send nothing along these edges, or along any edge if none is named.
 
         InputError if an edge is named along which nothing is sent.
         """

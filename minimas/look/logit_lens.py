@@ -72,8 +72,8 @@ def states_of(given: States | Result) -> States:
         raise InputError(
             f"states is a {type(states).__name__}, expected a Result or the dict of its states: give result.states"
         )
-    were_kept = bool(getattr(given, "timings", states))  # of a Result, kept together with states
-    if not were_kept:
+    timings = getattr(given, "timings", {})  # a Result keeps them together with states
+    if not states and not timings:
         raise InputError("there are no states: ask with keep_states=True, on the latent channel")
     return states
 
